@@ -1,0 +1,1 @@
+"""The policy that writes genotypes, and the strategies that train it."""

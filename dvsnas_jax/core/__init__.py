@@ -1,0 +1,1 @@
+"""Types, configuration, device mesh and run folder: what every other layer stands on."""

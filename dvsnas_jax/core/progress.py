@@ -1,0 +1,128 @@
+"""Progress with rate and remaining time: a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TextIO
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Bar:
+    """Counts steps and shows them. Iterate over it, or call `update`; use it in `with` or call `close`."""
+
+    def __init__(
+        self,
+        iterable: Iterable[Any] | None,
+        *,
+        total: int | None,
+        label: str,
+        initial: int,
+        stream: TextIO,
+        clock: Callable[[], float],
+    ) -> None:
+        self._iterable = iterable
+        self._total = total
+        self._label = label
+        self._initial = initial
+        self._count = initial
+        self._stream = stream
+        self._clock = clock
+        self._start = self._last = clock()
+        self._shown = -1
+        self._note = ""
+        self._tqdm: Any = None
+        if stream.isatty():
+            import tqdm
+
+            self._tqdm = tqdm.tqdm(
+                total=total, desc=label, initial=initial, file=stream, dynamic_ncols=True, leave=True, mininterval=0.2
+            )
+
+    def note(self, text: str) -> None:
+        """Sets what is shown beside the rate, for example `loss 0.123`."""
+        self._note = text
+        if self._tqdm is not None:
+            self._tqdm.set_postfix_str(text, refresh=False)
+
+    def update(self, num: int = 1) -> None:
+        """Counts `num` steps."""
+        self._count += num
+        if self._tqdm is not None:
+            self._tqdm.update(num)
+        elif self._clock() - self._last >= _SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def close(self) -> None:
+        """Shows the final state once."""
+        if self._tqdm is not None:
+            self._tqdm.close()
+            self._tqdm = None
+        elif self._count != self._shown:
+            self._line()
+        self._shown = self._count
+
+    def _line(self) -> None:
+        """Writes one line of a log."""
+        self._last = self._clock()
+        self._shown = self._count
+        seconds = max(self._last - self._start, 1e-9)
+        rate = (self._count - self._initial) / seconds
+        parts = [f"{rate:.3g}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s each"]
+        if self._total is None:
+            count = f"{self._count}"
+        else:
+            count = f"{self._count}/{self._total}"
+            if rate and self._count < self._total:
+                parts.append(f"{duration((self._total - self._count) / rate)} left")
+            elif self._count >= self._total:
+                parts.append(f"took {duration(seconds)}")
+        parts += [self._note] if self._note else []
+        print(f"{time.strftime('%H:%M:%S')} {self._label} {count}, {', '.join(parts)}", file=self._stream, flush=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._iterable is None:
+            raise TypeError("this bar has no iterable: call update()")
+        with self:
+            for item in self._iterable:
+                yield item
+                self.update()
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def bar(
+    steps: Iterable[Any] | int | None,
+    label: str,
+    *,
+    initial: int = 0,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Bar:
+    """Makes a progress bar.
+
+    Args:
+      steps: what to iterate over; or a number of steps, or None where it is not known, to call `update` oneself.
+      label: what is counted.
+      initial: steps done before, by an earlier start of the run; they do not count for the rate.
+      stream: where to; None: stderr.
+      clock: seconds, for tests.
+    """
+    iterable = None if steps is None or isinstance(steps, int) else steps
+    total = steps if isinstance(steps, int) else None
+    if isinstance(steps, Sized):
+        total = initial + len(steps)
+    return Bar(iterable, total=total, label=label, initial=initial, stream=stream or sys.stderr, clock=clock)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

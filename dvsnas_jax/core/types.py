@@ -1,0 +1,139 @@
+"""The values that cross a border between packages, each field with its shape.
+
+Letters: B clips, T frames (oldest first, the last one is the target), H W pixels, h w feature
+grid, C channels, K classes, L layers, N genotypes, S tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+Params = Any
+
+IGNORE = 255
+"""The label of a pixel that counts in no loss and no metric."""
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Clip:
+    """A batch of short clips.
+
+    Attributes:
+      frames: u8 [B, T, H, W, 3], RGB.
+      labels: u8 [B, T, H, W], train ids, 255 = ignore; a frame without labels is all 255.
+    """
+
+    frames: Array
+    labels: Array
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Sequence:
+    """One long video for evaluation frame by frame (host arrays).
+
+    Attributes:
+      name: of the sequence.
+      frames: u8 [T, H, W, 3].
+      labels: u8 [T, H, W], 255 = ignore.
+      flow: f32 [T, H, W, 2] or None: for each pixel of frame t, the displacement (x, y) in pixels
+        to where the same surface point was in frame t - 1 (zeros at t = 0); nan where it was not visible.
+      clean: u8 [T, H, W, 3] or None: the frames before degradation, where they exist.
+    """
+
+    name: str
+    frames: np.ndarray
+    labels: np.ndarray
+    flow: np.ndarray | None = None
+    clean: np.ndarray | None = None
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Features:
+    """What the static network knows of one frame.
+
+    Attributes:
+      maps: name -> [B, h, w, C_name]: `decoder`, `stage1` .. `stage4`, `image` (the normalised
+        frame averaged to the grid). All at one grid after `static_net.to_grid`.
+      logits: [B, h, w, K], at stride 4.
+    """
+
+    maps: Mapping[str, Array]
+    logits: Array
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class FeatureStore:
+    """The static network's features of many clips, computed once and kept.
+
+    Attributes:
+      features: maps and logits [M, T, h, w, C], bfloat16, all at one grid.
+      labels: u8 [M, T, H, W], 255 = ignore.
+    """
+
+    features: Features
+    labels: Array
+
+    @property
+    def num_clips(self) -> int:
+        return self.labels.shape[0]
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class CellState:
+    """What a cell carries from frame to frame.
+
+    Attributes:
+      state: [B, h, w, C], the cell's own output at t - 1.
+      decoder: [B, h, w, C_decoder], the static network's decoder map at t - 1.
+      logits: [B, h, w, K], the cell's logits at t - 1.
+      image: [B, h, w, 3], the normalised frame at t - 1, averaged to the grid.
+      is_first: bool [B], nothing was seen yet: `prev_*` are the current frame's own values.
+    """
+
+    state: Array
+    decoder: Array
+    logits: Array
+    image: Array
+    is_first: Array
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Samples:
+    """Genotypes drawn by a policy.
+
+    Attributes:
+      genotypes: i32 [N, L, 5].
+      log_prob: f32 [N], of the whole genotype.
+      entropy: f32 [N], summed over the tokens, nats.
+    """
+
+    genotypes: Array
+    log_prob: Array
+    entropy: Array
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class ClassTable:
+    """Names and colours of the K train ids.
+
+    Attributes:
+      names: K names.
+      colors: u8 [K, 3], RGB.
+    """
+
+    names: tuple[str, ...]
+    colors: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+
+StepFn = Callable[..., tuple[CellState, jax.Array]]
+"""`step(params, ..., state, features) -> (state, logits [B, h, w, K])`, one frame."""

@@ -1,0 +1,258 @@
+"""The run folder: configuration, environment, JSONL logs, TensorBoard events and checkpoints."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from dvsnas_jax.core import checkpoint, errors
+from dvsnas_jax.core import config as config_lib
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_LOGGER = logging.getLogger(__name__)
+
+
+class Workdir:
+    """All that one run keeps on disk. Nothing is written before `claim` or the first write.
+
+    Attributes:
+      path: of the folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path)
+        self._repaired: set[str] = set()
+        self._writers: dict[str, Any] = {}
+
+    def claim(self, config: ml_collections.ConfigDict, *, ignore: Sequence[str] = ()) -> None:
+        """Makes the folder this configuration's, or checks that it is.
+
+        Writes `config.json` and `environment.json` at the first start; a later start in another environment is added
+        to the latter under `resumed_with`.
+
+        Args:
+          config: of the run.
+          ignore: dotted keys or sections that may differ, for example `("evaluate",)`.
+
+        Raises:
+          UserError: the folder belongs to a run with another configuration, or cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            current = self._current_config(config, ignore)
+            if current is None:
+                self.write_json("environment.json", environment())
+                self.write_json("config.json", config_lib.to_json_dict(config))
+                return
+            self._note_environment()
+        except OSError as error:
+            raise errors.UserError(
+                f"--workdir: cannot write the folder {self.path}: {error.strerror or error}; choose another --workdir"
+            ) from None
+
+    def _current_config(self, config: ml_collections.ConfigDict, ignore: Sequence[str]) -> dict[str, Any] | None:
+        """The folder's configuration, None where it has none."""
+        if not (self.path / "config.json").exists():
+            return None
+        current = self.read_json("config.json")
+        keys = [
+            key
+            for key in config_lib.differences(current, config)
+            if not any(key == name or key.startswith(f"{name}.") for name in ignore)
+        ]
+        if keys:
+            shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+            raise errors.UserError(
+                f"--workdir: {self.path} holds a run of another config, these keys differ: {shown}; "
+                "use another --workdir or the same config"
+            )
+        return current
+
+    def _note_environment(self) -> None:
+        """Adds the environment of a resumed run where it is another than before."""
+        now = environment()
+        known = self.read_json("environment.json") if (self.path / "environment.json").exists() else {}
+        others = known.get("resumed_with", [])
+        first = {key: value for key, value in known.items() if key != "resumed_with"}
+        if not first:
+            self.write_json("environment.json", now)
+        elif now != (others or [first])[-1]:
+            self.write_json("environment.json", {**first, "resumed_with": [*others, now]})
+
+    def append(self, file: str, record: Mapping[str, Any]) -> None:
+        """Appends one line to a JSONL file. What is appended survives the death of the process."""
+        if file not in self._repaired:
+            self._repair(file)
+        line = json.dumps(record, default=_plain) + "\n"
+        with (self.path / file).open("ab", buffering=0) as out:
+            out.write(line.encode())
+
+    def read(self, file: str) -> list[dict[str, Any]]:
+        """Reads a JSONL file; a torn last line is cut off on disk; [] where there is no file.
+
+        Raises:
+          UserError: a line that is not the last one is no JSON.
+        """
+        self._repair(file)
+        path = self.path / file
+        if not path.exists():
+            return []
+        records = []
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            record = _parse(line)
+            if record is None:
+                raise errors.UserError(
+                    f"{path}, line {number}: not a JSON object; delete the line or use another --workdir"
+                )
+            records.append(record)
+        return records
+
+    def _repair(self, file: str) -> None:
+        """Cuts off a last line that a crash left incomplete."""
+        self._repaired.add(file)
+        path = self.path / file
+        if not path.exists():
+            return
+        data = path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        start = data.rfind(b"\n", 0, max(end - 1, 0)) + 1
+        if end and _parse(data[start : end - 1]) is None:
+            end = start
+        if end < len(data):
+            os.truncate(path, end)
+
+    def truncate(self, file: str, keep_fn: Callable[[dict[str, Any]], bool]) -> None:
+        """Rewrites a JSONL file, in one atomic step, with the records for which `keep_fn` is true.
+
+        At resume it drops what was written after the checkpoint, as the run will write it again.
+        """
+        records = self.read(file)
+        kept = [record for record in records if keep_fn(record)]
+        if len(kept) < len(records):
+            text = "".join(json.dumps(record, default=_plain) + "\n" for record in kept)
+            self._replace(file, text)
+
+    def write_json(self, file: str, value: Any) -> None:
+        """Writes a JSON file in one atomic step."""
+        self._replace(file, json.dumps(value, indent=1, default=_plain) + "\n")
+
+    def read_json(self, file: str) -> Any:
+        """Reads a JSON file.
+
+        Raises:
+          UserError: there is none, or it is no JSON.
+        """
+        path = self.path / file
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            raise errors.UserError(f"--workdir: {path} does not exist; is {self.path} the folder of a run?") from None
+        except json.JSONDecodeError as error:
+            raise errors.UserError(f"{path}: not JSON: {error}") from None
+
+    def _replace(self, file: str, text: str) -> None:
+        """Puts a file in place of another, never half of it."""
+        path = self.path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+    def scalars(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
+        """Logs numbers to `metrics.jsonl` and, where tensorboardX is installed, to TensorBoard.
+
+        Args:
+          stage: part of the run, for example "pretrain".
+          step: of that stage.
+          values: name -> number.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        self.append("metrics.jsonl", {"stage": stage, "step": int(step), **numbers})
+        writer = self._writer(stage, int(step))
+        if writer is not None:
+            for name, number in numbers.items():
+                writer.add_scalar(name, number, int(step))
+            writer.flush()
+
+    def _writer(self, stage: str, step: int) -> Any:
+        """The stage's event writer; what an interrupted run wrote from `step` on is hidden by TensorBoard."""
+        if stage not in self._writers:
+            try:
+                import tensorboardX
+
+                folder = str(self.path / "tensorboard" / stage)
+                self._writers[stage] = tensorboardX.SummaryWriter(folder, purge_step=step, flush_secs=10)
+            except ImportError:
+                _LOGGER.warning("tensorboardX is not installed: no TensorBoard events, numbers are in metrics.jsonl")
+                self._writers[stage] = None
+        return self._writers[stage]
+
+    def checkpointer(self, stage: str, keep: int = 2) -> checkpoint.Checkpointer:
+        """Checkpoints of one stage under `checkpoints/<stage>`, the last `keep` of them."""
+        return checkpoint.Checkpointer(self.path / "checkpoints" / stage, keep)
+
+    def close(self) -> None:
+        """Closes the TensorBoard writers."""
+        for writer in self._writers.values():
+            if writer is not None:
+                writer.close()
+        self._writers.clear()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and, in a git checkout, the commit of the program."""
+    import jax
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "backend": jax.default_backend(),
+        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+        "num_processes": jax.process_count(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that the program runs from, with `+` where files are changed."""
+    folder = pathlib.Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        texts = [
+            subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return texts[0] + ("+" if texts[1] else "")
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """One JSONL line, None where it is no JSON object."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _plain(value: Any) -> Any:
+    """NumPy and JAX values as JSON knows them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON")

@@ -1,0 +1,1 @@
+"""Video clips: procedural streets, CamVid, tf.data pipelines."""

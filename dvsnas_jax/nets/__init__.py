@@ -1,0 +1,1 @@
+"""Static (per-frame) segmentation networks and their backend-tuned layers."""

@@ -1,0 +1,134 @@
+"""The static network: segments every frame by itself, and gives its inner maps to the dynamic cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.nets import layers, mobilenet, refinenet
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""Of ImageNet, RGB in 0..1."""
+
+STAGES = {"stage1": "layer3", "stage2": "layer4", "stage3": "layer6", "stage4": "layer8"}
+"""Names of the encoder maps outside of this package, at strides 4, 8, 16 and 32."""
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class StaticNet(nn.Module):
+    """MobileNetV2 with the light-weight RefineNet decoder; any input size.
+
+    Attributes:
+      num_classes: K.
+      width: multiplier of the encoder's channels.
+      decoder_channels: of the decoder.
+      dtype: of the computation; parameters are float32.
+    """
+
+    num_classes: int
+    width: float = 1.0
+    decoder_channels: int = 256
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> types.Features:
+        """Segments frames.
+
+        Args:
+          images: f32 [B, H, W, 3], as `normalise` gives them.
+          train: normalise by the batch and update the running statistics (`mutable=["batch_stats"]`).
+
+        Returns:
+          Maps `stage1` .. `stage4` at strides 4, 8, 16, 32 and `decoder` at stride 4, logits [B, h, w, K] at
+          stride 4, all in `dtype`.
+        """
+        maps = mobilenet.MobileNetV2(self.width, self.dtype, name="encoder")(images, train)
+        decoder = refinenet.RefineNet(self.decoder_channels, self.dtype, name="decoder")(maps)
+        logits = refinenet.Classifier(self.num_classes, self.dtype, name="classifier")(decoder)
+        stages = {name: maps[layer] for name, layer in STAGES.items()}
+        return types.Features(maps={**stages, "decoder": decoder}, logits=logits)
+
+
+def make(config: ml_collections.ConfigDict, num_classes: int) -> StaticNet:
+    """Builds the network that a config describes.
+
+    Args:
+      config: the section `net`: width, decoder_channels, dtype.
+      num_classes: K.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+    if config.width <= 0:
+        raise errors.UserError(f"net.width: must be above 0, got {config.width}")
+    if config.decoder_channels < 1:
+        raise errors.UserError(f"net.decoder_channels: must be at least 1, got {config.decoder_channels}")
+    if config.dtype not in _DTYPES:
+        raise errors.UserError(f"net.dtype: unknown type {config.dtype!r}, allowed are {', '.join(_DTYPES)}")
+    return StaticNet(
+        num_classes=num_classes,
+        width=float(config.width),
+        decoder_channels=config.decoder_channels,
+        dtype=_DTYPES[config.dtype],
+    )
+
+
+def init(net: StaticNet, rng: jax.Array) -> types.Params:
+    """Draws the variables `{"params", "batch_stats"}`; they do not depend on the size of the images."""
+    return jax.jit(lambda rng: net.init(rng, jnp.zeros((1, 32, 32, 3)), train=False))(rng)
+
+
+def feature_channels(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, int]:
+    """Channels of every map of `to_grid`, and of `logits`.
+
+    Args:
+      config: the section `net`.
+      num_classes: K.
+    """
+    encoder = mobilenet.stage_channels(config.width)
+    stages = {name: encoder[layer] for name, layer in STAGES.items()}
+    return {**stages, "decoder": config.decoder_channels, "logits": num_classes, "image": 3}
+
+
+def normalise(frames: types.Array) -> jax.Array:
+    """u8 [..., 3] RGB -> f32 [..., 3], as ImageNet networks expect it."""
+    scale = 1 / (255 * np.asarray(STD, np.float32))
+    return jnp.asarray(frames).astype(jnp.float32) * scale - np.asarray(MEAN, np.float32) / np.asarray(STD, np.float32)
+
+
+def to_grid(features: types.Features, images: jax.Array) -> types.Features:
+    """Brings all maps to the decoder's grid and adds `image`.
+
+    Args:
+      features: of the network.
+      images: f32 [B, H, W, 3], its input.
+
+    Returns:
+      Maps [B, h, w, C_name] (encoder maps bilinearly, half-pixel centres); the logits are unchanged.
+    """
+    size = features.maps["decoder"].shape[1:3]
+    maps = {name: layers.resize_bilinear(x, size) for name, x in features.maps.items()}
+    image = layers.average_to_grid(images, size).astype(features.logits.dtype)
+    return types.Features(maps={**maps, "image": image}, logits=features.logits)
+
+
+def predict(logits: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """The most probable class of every pixel.
+
+    Args:
+      logits: [B, h, w, K].
+      size: height and width of the labels; logits are interpolated to it without aligned corners.
+
+    Returns:
+      u8 [B, *size], train ids.
+    """
+    full = layers.resize_bilinear(logits.astype(jnp.float32), (size[0], size[1]))
+    return jnp.argmax(full, axis=-1).astype(jnp.uint8)

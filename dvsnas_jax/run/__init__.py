@@ -1,0 +1,1 @@
+"""Training, evaluation, drawing and reporting of one given network."""

@@ -1,0 +1,113 @@
+"""The frozen static network's features of many clips, computed once and kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import progress, types
+from dvsnas_jax.data import pipeline
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import ports
+
+BATCH_FRAMES = 16
+
+
+def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
+    """The cell space that a config describes."""
+    return genotype_lib.Space(
+        inputs=tuple(config.space.inputs),
+        num_layers=config.space.num_layers,
+        operations=tuple(config.space.operations) or genotype_lib.OPERATIONS,
+        aggregations=tuple(config.space.aggregations) or genotype_lib.AGGREGATIONS,
+    )
+
+
+def settings_of(config: ml_collections.ConfigDict) -> ports.CellSettings:
+    """The sizes of the cell that a config describes."""
+    num_classes = pipeline.class_table(config.data).num_classes
+    return ports.CellSettings(
+        channels=config.space.channels,
+        feature_channels=static_net.feature_channels(config.net, num_classes),
+        max_offset=config.space.max_offset,
+    )
+
+
+def needed_maps(space: genotype_lib.Space) -> tuple[str, ...]:
+    """Names of the feature maps that a cell of this space may read or keep."""
+    return tuple(sorted({"decoder", "image", *(name for name in space.inputs if name.startswith("stage"))}))
+
+
+def make_forward(
+    config: ml_collections.ConfigDict, names: tuple[str, ...]
+) -> Callable[[Any, jax.Array], types.Features]:
+    """`(variables, frames u8 [B, H, W, 3]) -> Features` at the grid, only the named maps, float32."""
+    net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
+
+    def forward(variables: Any, frames: jax.Array) -> types.Features:
+        images = static_net.normalise(frames)
+        features = static_net.to_grid(net.apply(variables, images, train=False), images)
+        maps = {name: features.maps[name].astype(jnp.float32) for name in names}
+        return types.Features(maps=maps, logits=features.logits.astype(jnp.float32))
+
+    return forward
+
+
+def build(
+    config: ml_collections.ConfigDict, variables: Any, clip: types.Clip, names: tuple[str, ...]
+) -> types.FeatureStore:
+    """Features of every frame of every clip.
+
+    Args:
+      config: of the run.
+      variables: of the static network.
+      clip: frames u8 [M, T, H, W, 3] and labels, host arrays.
+      names: the maps to keep.
+
+    Returns:
+      The store, bfloat16 maps on the default device.
+    """
+    forward = make_forward(config, names)
+
+    @jax.jit
+    def compute(variables: Any, frames: jax.Array) -> types.Features:
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), forward(variables, frames))
+
+    num_clips, num_frames = clip.labels.shape[:2]
+    frames = np.asarray(clip.frames).reshape(-1, *clip.frames.shape[2:])
+    parts = []
+    with progress.bar(len(frames), "features") as bar:
+        for start in range(0, len(frames), BATCH_FRAMES):
+            rows = np.minimum(np.arange(start, start + BATCH_FRAMES), len(frames) - 1)
+            part = jax.device_get(compute(variables, frames[rows]))
+            count = min(BATCH_FRAMES, len(frames) - start)
+            parts.append(jax.tree.map(lambda x, count=count: x[:count], part))
+            bar.update(count)
+    merged = jax.tree.map(lambda *xs: np.concatenate(xs).reshape(num_clips, num_frames, *xs[0].shape[1:]), *parts)
+    return jax.device_put(types.FeatureStore(features=merged, labels=np.asarray(clip.labels)))
+
+
+def train_store(
+    config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...]
+) -> types.FeatureStore:
+    """The store of the meta-training clips: each as it is, or `cache_clips` augmented draws of them."""
+    if not config.search.cache_clips:
+        return build(config, variables, select(config, clips), names)
+    batches = pipeline.train_batches(
+        config.data, batch_size=1, num_frames=config.data.num_frames, seed=config.seed + 1, indices=clips
+    )
+    drawn = [next(batches) for _ in range(config.search.cache_clips)]
+    merged = jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
+    return build(config, variables, merged, names)
+
+
+def select(config: ml_collections.ConfigDict, clips: np.ndarray) -> types.Clip:
+    """Some clips of the train split, not augmented."""
+    whole = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames)
+    return types.Clip(frames=whole.frames[clips], labels=whole.labels[clips])

@@ -1,0 +1,78 @@
+"""Optimizers, schedules and the loss that every training in this package shares."""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dvsnas_jax.core import types
+from dvsnas_jax.nets import layers
+
+
+def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Linear warm-up, then cosine or polynomial (power 0.9) decay to 0 over `config.steps`."""
+    warmup = min(config.warmup_steps, max(config.steps - 1, 0))
+    rest = max(config.steps - warmup, 1)
+    if config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(config.learning_rate, rest)
+    else:
+        decay = optax.polynomial_schedule(config.learning_rate, 0.0, power=0.9, transition_steps=rest)
+    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1)), decay], [warmup])
+
+
+def make(config: ml_collections.ConfigDict, *, is_constant: bool = False) -> optax.GradientTransformation:
+    """AdamW with a gradient norm limit; decay on kernels only (rank 2 and more).
+
+    Args:
+      config: a section with learning_rate, weight_decay, clip_norm and, unless `is_constant`,
+        steps, warmup_steps, schedule.
+      is_constant: a constant learning rate, for training without a fixed end.
+    """
+    rate = config.learning_rate if is_constant else schedule(config)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            rate, weight_decay=config.weight_decay, mask=functools.partial(jax.tree.map, lambda x: x.ndim >= 2)
+        ),
+    )
+
+
+def polyak(decay: float, average: types.Params, params: types.Params, step: jax.Array) -> types.Params:
+    """Moving average of weights; its decay grows from 0 so that early weights are forgotten."""
+    decay = jnp.minimum(decay, step / (step + 10.0))
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Softmax cross-entropy over the labelled pixels.
+
+    Args:
+      logits: [..., h, w, K] at the grid of the network.
+      labels: u8 [..., H', W'], 255 = ignore; where the size differs, logits are resized to it.
+
+    Returns:
+      Mean over the labelled pixels (0 where there is none) and their number, f32.
+    """
+    size = labels.shape[-2:]
+    flat = logits.reshape(-1, *logits.shape[-3:]).astype(jnp.float32)
+    chex.assert_axis_dimension(flat, 0, functools.reduce(operator.mul, labels.shape[:-2], 1))
+    if flat.shape[1:3] != size:
+        flat = layers.resize_bilinear(flat, size)
+    is_valid = (labels != types.IGNORE).reshape(flat.shape[:3])
+    targets = jnp.where(is_valid, labels.reshape(flat.shape[:3]), 0).astype(jnp.int32)
+    # A one-hot product instead of a gather: its gradient is not a scatter, which CPUs run serially.
+    one_hot = jax.nn.one_hot(targets, flat.shape[-1], dtype=jnp.float32)
+    losses = jax.nn.logsumexp(flat, axis=-1) - (flat * one_hot).sum(axis=-1)
+    count = is_valid.sum().astype(jnp.float32)
+    return jnp.where(is_valid, losses, 0.0).sum() / jnp.maximum(count, 1.0), count
+
+
+def subsample_labels(labels: jax.Array, stride: int) -> jax.Array:
+    """Every stride-th label of each axis, from the middle of its cell: u8 [..., H / stride, W / stride]."""
+    return labels[..., stride // 2 :: stride, stride // 2 :: stride]

@@ -1,0 +1,187 @@
+"""Training of the static network on single frames; the best weights on held-out clips are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from dvsnas_jax.core import signals, types, workdir
+from dvsnas_jax.data import pipeline
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import fit, metrics, optim
+
+STAGE = "pretrain"
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class PretrainState:
+    """What the training of a static network changes.
+
+    Attributes:
+      variables: params and batch statistics.
+      average: moving average of `variables`.
+      best: the `average` with the best held-out mIoU so far.
+      best_miou: f32 [], its mIoU; -1 before the first validation.
+      opt_state: of the optimizer.
+      step: i32 [].
+    """
+
+    variables: Any
+    average: Any
+    best: Any
+    best_miou: types.Array
+    opt_state: optax.OptState
+    step: types.Array
+
+
+def split_clips(config: ml_collections.ConfigDict, num_clips: int) -> tuple[np.ndarray, np.ndarray]:
+    """Meta-training and meta-validation clips of the train split: indices, disjoint, from the seed."""
+    order = np.random.default_rng((config.seed, 1)).permutation(num_clips)
+    num_val = min(max(int(round(num_clips * config.search.meta_val_fraction)), 1), num_clips - 1)
+    return np.sort(order[num_val:]), np.sort(order[:num_val])
+
+
+def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag) -> Any:
+    """Trains the static network, or restores it where it is trained already.
+
+    Returns:
+      Its variables (params and batch statistics).
+    """
+    section = config.pretrain
+    num_classes = pipeline.class_table(config.data).num_classes
+    net = static_net.make(config.net, num_classes)
+    optimizer = optim.make(section)
+    state = init(net, optimizer, config)
+    num_frames = 1 if config.data.history == "stills" else config.data.num_frames
+    num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
+    meta_train, meta_val = split_clips(config, num_clips)
+
+    def batches(start: int) -> Iterator[types.Clip]:
+        return pipeline.train_batches(
+            config.data,
+            batch_size=max(section.batch_size // num_frames, 1),
+            num_frames=num_frames,
+            seed=config.seed,
+            start_step=start,
+            indices=meta_train,
+        )
+
+    validate = make_validate(net, config, meta_val, num_classes)
+
+    def after(done: int, state: PretrainState) -> PretrainState:
+        if done % section.eval_every and done != section.steps:
+            return state
+        miou = validate(state.average)
+        folder.scalars(f"{STAGE}_val", done, {"miou": miou})
+        if miou <= float(state.best_miou):
+            return state
+        best = jax.tree.map(jnp.copy, state.average)  # a copy: the step donates the state
+        return state.replace(best=best, best_miou=jnp.float32(miou))
+
+    state = fit.fit(
+        state,
+        stage=STAGE,
+        num_steps=section.steps,
+        step_fn=make_step(net, optimizer, section.polyak),
+        batches_fn=batches,
+        folder=folder,
+        stop=stop,
+        checkpoint_every=section.checkpoint_every,
+        after_fn=after,
+    )
+    return state.best
+
+
+def restore(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any | None:
+    """Variables of the trained static network of a run folder, None where there are none."""
+    checkpoints = folder.checkpointer(STAGE)
+    if (checkpoints.latest_step() or 0) < config.pretrain.steps:
+        return None
+    net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
+    return checkpoints.restore(init(net, optim.make(config.pretrain), config)).best
+
+
+def init(
+    net: static_net.StaticNet, optimizer: optax.GradientTransformation, config: ml_collections.ConfigDict
+) -> PretrainState:
+    """The state before the first step."""
+    images = jnp.zeros((1, config.data.height, config.data.width, 3))
+    variables = jax.jit(lambda rng: net.init(rng, images, train=False))(jax.random.key(config.seed))
+
+    def copy() -> Any:  # separate buffers, because the state is donated
+        return jax.tree.map(jnp.copy, variables)
+
+    return PretrainState(
+        variables=variables,
+        average=copy(),
+        best=copy(),
+        best_miou=jnp.float32(-1.0),
+        opt_state=optimizer.init(variables["params"]),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def make_step(
+    net: static_net.StaticNet, optimizer: optax.GradientTransformation, decay: float
+) -> Callable[[PretrainState, types.Clip], tuple[PretrainState, dict[str, jax.Array]]]:
+    """The jitted training step on the frames of a batch of clips; the state is donated."""
+
+    def loss_fn(params: Any, batch_stats: Any, clip: types.Clip) -> tuple[jax.Array, Any]:
+        frames = clip.frames.reshape(-1, *clip.frames.shape[2:])
+        labels = clip.labels.reshape(-1, *clip.labels.shape[2:])
+        features, updated = net.apply(
+            {"params": params, "batch_stats": batch_stats},
+            static_net.normalise(frames),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return optim.cross_entropy(features.logits, labels)[0], updated["batch_stats"]
+
+    def step(state: PretrainState, clip: types.Clip) -> tuple[PretrainState, dict[str, jax.Array]]:
+        variables = state.variables
+        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, batch_stats), grads = gradient_fn(variables["params"], variables["batch_stats"], clip)
+        updates, opt_state = optimizer.update(grads, state.opt_state, variables["params"])
+        params = optax.apply_updates(variables["params"], updates)
+        variables = {"params": params, "batch_stats": batch_stats}
+        state = state.replace(
+            variables=variables,
+            average=optim.polyak(decay, state.average, variables, state.step),
+            opt_state=opt_state,
+            step=state.step + 1,
+        )
+        return state, {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_validate(
+    net: static_net.StaticNet, config: ml_collections.ConfigDict, clips: np.ndarray, num_classes: int
+) -> Callable[[Any], float]:
+    """`variables -> mIoU` on the target frames of some training clips."""
+    held_out = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames)
+    frames, labels = held_out.frames[clips, -1], held_out.labels[clips, -1]
+    size = min(config.pretrain.batch_size, len(clips))
+
+    @jax.jit
+    def count(variables: Any, frames: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = net.apply(variables, static_net.normalise(frames), train=False).logits
+        return metrics.confusion(labels, static_net.predict(logits, labels.shape[1:]), num_classes)
+
+    def validate(variables: Any) -> float:
+        total = np.zeros((num_classes, num_classes), np.int64)
+        for start in range(0, len(clips), size):
+            rows = np.arange(start, start + size)
+            batch = np.minimum(rows, len(clips) - 1)
+            masked = np.where((rows < len(clips))[:, None, None], labels[batch], types.IGNORE).astype(np.uint8)
+            total += np.asarray(count(variables, frames[batch], masked))
+        return float(metrics.scores(total)["miou"])
+
+    return validate

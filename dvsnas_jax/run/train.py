@@ -1,0 +1,223 @@
+"""Training of one cell, a static graph, from scratch on the frozen static network's features."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from dvsnas_jax.core import errors, signals, types, workdir
+from dvsnas_jax.run import features as features_lib
+from dvsnas_jax.run import fit, optim, pretrain
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import genotype as genotype_lib
+
+CELL_STAGE = "cell"
+BEST = "best_genotype.json"
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class CellTrainState:
+    """What the training of a cell changes.
+
+    Attributes:
+      params: of the cell.
+      average: moving average of `params`.
+      opt_state: of the optimizer.
+      step: i32 [].
+    """
+
+    params: types.Params
+    average: types.Params
+    opt_state: optax.OptState
+    step: types.Array
+
+
+def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_path: str | None) -> dict[str, Any]:
+    """The command `train`: the static network, then, if a genotype is given, its cell.
+
+    Returns:
+      What was made: `{"stages": [...], "genotype": path or None}`.
+
+    Raises:
+      UserError: the genotype's file is missing, broken or outside of the config's space.
+    """
+    space, genotype = read_genotype(genotype_path, config) if genotype_path else (None, None)
+    folder.claim(config)
+    with signals.stop_on_signal() as stop:
+        variables = pretrain.run(config, folder, stop)
+        if space is None:
+            return {"stages": [pretrain.STAGE], "genotype": None}
+        num_clips = features_lib.pipeline.num_clips(config.data, "train", config.data.num_frames)
+        clips, _ = pretrain.split_clips(config, num_clips)
+        store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space))
+        params = train_cell(config, space, genotype, store, folder=folder, stop=stop, stage="retrain")
+        save_winner(folder, space, genotype, params, {})
+    return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
+
+
+def read_genotype(
+    path: str | pathlib.Path, config: ml_collections.ConfigDict
+) -> tuple[genotype_lib.Space, np.ndarray]:
+    """Reads a genotype file in its own space (its inputs and layers).
+
+    Raises:
+      UserError: the file is missing or broken.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise errors.UserError(f"genotype {path}: no such file, give a JSON file as `search` writes it")
+    return genotype_lib.from_json(path.read_text(errors="replace"), where=str(path))
+
+
+def train_cell(
+    config: ml_collections.ConfigDict,
+    space: genotype_lib.Space,
+    genotype: np.ndarray,
+    store: types.FeatureStore,
+    *,
+    folder: workdir.Workdir,
+    stop: signals.StopFlag,
+    stage: str,
+) -> types.Params:
+    """Trains one cell from scratch through time.
+
+    Args:
+      config: of the run; section `train`.
+      space: what the genotype refers to.
+      genotype: i32 [L, 5].
+      store: the features of the training clips.
+      folder: the run folder.
+      stop: a signal asks to save and stop.
+      stage: names the checkpoints and the log lines.
+
+    Returns:
+      The averaged weights with running statistics in every normalisation.
+    """
+    section = config.train
+    cell = cell_lib.make(space, genotype, features_lib.settings_of(config))
+    optimizer = optim.make(section)
+    state = init(cell, optimizer, config.seed)
+    step_fn = make_step(cell, optimizer, section)
+
+    def batches(start: int) -> Iterator[np.ndarray]:
+        step = start
+        while True:
+            yield draw_clips((config.seed, 2, step), store.num_clips, (section.batch_size,))
+            step += 1
+
+    state = fit.fit(
+        state,
+        stage=stage,
+        num_steps=section.steps,
+        step_fn=lambda state, clips: step_fn(state, store, clips),
+        batches_fn=batches,
+        folder=folder,
+        stop=stop,
+        checkpoint_every=section.checkpoint_every,
+    )
+    drawn = [next(batch) for batch in [batches(section.steps)] for _ in range(section.norm_batches)]
+    return calibrate(cell, state.average, store, drawn)
+
+
+def init(cell: cell_lib.Cell, optimizer: optax.GradientTransformation, seed: int) -> CellTrainState:
+    """The state before the first step."""
+    params = cell.init(jax.random.key(seed))
+    return CellTrainState(
+        params=params,
+        average=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def draw_clips(key: tuple[int, ...], num_clips: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Indices of clips, i32, a pure function of the key."""
+    return np.random.default_rng(key).integers(0, num_clips, shape, dtype=np.int32)
+
+
+def make_step(
+    cell: cell_lib.Cell, optimizer: optax.GradientTransformation, section: ml_collections.ConfigDict
+) -> Callable[..., tuple[CellTrainState, dict[str, jax.Array]]]:
+    """The jitted step `(state, store, clips i32 [B]) -> (state, metrics)`; the state is donated."""
+
+    def loss_fn(params: types.Params, features: types.Features, labels: jax.Array) -> jax.Array:
+        logits = cell.unroll(params, features)
+        targets = optim.subsample_labels(jnp.moveaxis(labels, 1, 0), section.label_stride)
+        return optim.cross_entropy(logits, targets)[0]
+
+    def step(
+        state: CellTrainState, store: types.FeatureStore, clips: jax.Array
+    ) -> tuple[CellTrainState, dict[str, jax.Array]]:
+        features = jax.tree.map(lambda x: x[clips].astype(jnp.float32), store.features)
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, features, store.labels[clips])
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = optim.polyak(section.polyak, state.average, params, state.step)
+        new = CellTrainState(params=params, average=average, opt_state=opt_state, step=state.step + 1)
+        return new, {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def calibrate(
+    cell: cell_lib.Cell, params: types.Params, store: types.FeatureStore, batches: list[np.ndarray]
+) -> types.Params:
+    """Running statistics: the mean of the batch moments of the final weights over some batches."""
+
+    @jax.jit
+    def moments(params: types.Params, store: types.FeatureStore, clips: jax.Array) -> Any:
+        features = jax.tree.map(lambda x: x[clips].astype(jnp.float32), store.features)
+        return cell.moments(params, features)
+
+    drawn = [jax.device_get(moments(params, store, clips)) for clips in batches]
+    mean = jax.tree.map(lambda *xs: jnp.asarray(np.mean(xs, axis=0)), *drawn)
+    return cell_lib.freeze_norm(params, mean)
+
+
+def save_winner(
+    folder: workdir.Workdir,
+    space: genotype_lib.Space,
+    genotype: np.ndarray,
+    params: types.Params,
+    scores: dict[str, Any],
+) -> None:
+    """Writes the cell's weights and, after them, `best_genotype.json`."""
+    folder.checkpointer(CELL_STAGE, keep=1).save(0, params)
+    folder.write_json(BEST, {**genotype_lib.to_dict(space, genotype), "scores": scores})
+
+
+def load_winner(
+    config: ml_collections.ConfigDict, folder: workdir.Workdir
+) -> tuple[cell_lib.Cell, types.Params, genotype_lib.Space, np.ndarray]:
+    """Reads what `save_winner` wrote.
+
+    Raises:
+      UserError: the run folder holds no trained cell.
+    """
+    path = folder.path / BEST
+    if not path.is_file():
+        raise errors.UserError(f"{folder.path}: holds no trained cell, run `dvsnas search` or `dvsnas train` first")
+    space, genotype = genotype_lib.from_dict(json.loads(path.read_text()), where=str(path))
+    cell = cell_lib.make(space, genotype, features_lib.settings_of(config))
+    params = cell.init(jax.random.key(0))
+    template = cell_lib.freeze_norm(params, _zero_moments(params))
+    return cell, folder.checkpointer(CELL_STAGE, keep=1).restore(template), space, genotype
+
+
+def _zero_moments(params: types.Params) -> dict[tuple[str, ...], tuple[jax.Array, jax.Array]]:
+    """A moment for every normalisation of a cell, in the shape of its scale."""
+    moments = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        keys = tuple(entry.key for entry in path)
+        if keys[-1] == "scale":
+            moments[keys[:-1]] = (jnp.zeros_like(leaf), jnp.zeros_like(leaf))
+    return moments

@@ -1,0 +1,1 @@
+"""Shared-weight training, rewards, the search loop and the derivation of a cell."""

@@ -1,0 +1,67 @@
+"""From the log of a search to one trained cell: re-score, retrain the best, choose, write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dvsnas_jax.space import genotype as genotype_lib
+
+
+def candidates(
+    space: genotype_lib.Space,
+    records: Sequence[dict[str, Any]],
+    probable: np.ndarray,
+    *,
+    num_rewarded: int,
+) -> np.ndarray:
+    """The most rewarded distinct genotypes of the log, then the policy's most probable ones.
+
+    Args:
+      space: the cell space.
+      records: log lines of the search, in order.
+      probable: i32 [n, L, 5], most probable genotypes of the final policy.
+      num_rewarded: how many to take from the log.
+
+    Returns:
+      i32 [N, L, 5], distinct.
+    """
+    scored = [record for record in records if record.get("reward") is not None]
+    scored.sort(key=lambda record: (-record["reward"], record["step"], record["index"]))
+    chosen: dict[str, np.ndarray] = {}
+    for record in scored:
+        if len(chosen) >= num_rewarded:
+            break
+        chosen.setdefault(record["hash"], np.asarray(record["genotype"], np.int32))
+    for genotype in probable:
+        chosen.setdefault(genotype_lib.digest(space, genotype), np.asarray(genotype, np.int32))
+    return np.stack([genotype_lib.validate(space, genotype) for genotype in chosen.values()])
+
+
+def choose(
+    genotypes: np.ndarray,
+    rescored: Sequence[dict[str, Any]],
+    *,
+    num_retrain: int,
+    retrain: Callable[[np.ndarray], tuple[Any, dict[str, Any]]],
+) -> tuple[np.ndarray, Any, dict[str, Any]]:
+    """Retrains the best few from scratch and takes the best of them.
+
+    Args:
+      genotypes: i32 [N, L, 5].
+      rescored: one record each, rewards on the whole meta-validation split with shared weights.
+      num_retrain: how many to retrain.
+      retrain: `genotype -> (params, record with its stand-alone reward)`.
+
+    Returns:
+      Genotype, parameters and record of the winner; the record keeps the shared reward beside it.
+    """
+    order = sorted(range(len(genotypes)), key=lambda i: (-(rescored[i]["reward"] or 0.0), i))
+    trained = []
+    for index in order[:num_retrain]:
+        params, record = retrain(genotypes[index])
+        trained.append((record["reward"] or 0.0, index, params, {**record, "shared_reward": rescored[index]["reward"]}))
+    _, index, params, record = max(trained, key=lambda row: (row[0], -row[1]))
+    return genotypes[index], params, record

@@ -1,0 +1,255 @@
+"""The command `search`, from top to bottom: static network, features, search, derive, evaluate, report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.controller import strategies
+from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.core import signals, types, workdir
+from dvsnas_jax.run import evaluate, features, fit, pretrain, report, train
+from dvsnas_jax.search import derive, loop, reward, steps
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import supernet as supernet_lib
+
+
+class Parts(NamedTuple):
+    """What a search is assembled from.
+
+    Attributes:
+      config: of the run.
+      space: the cell space.
+      mesh: the devices.
+      steps: jitted steps on the shared weights.
+      strategy: what proposes genotypes.
+      train_store: features of the meta-training clips.
+      val_store: features of the meta-validation clips.
+    """
+
+    config: ml_collections.ConfigDict
+    space: genotype_lib.Space
+    mesh: jax.sharding.Mesh
+    steps: steps.Steps
+    strategy: strategies.Strategy
+    train_store: types.FeatureStore
+    val_store: types.FeatureStore
+
+
+def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str, Any]:
+    """Searches a cell and proves it; everything is kept in the run folder and resumed from it.
+
+    Returns:
+      The content of `evaluation.json`.
+
+    Raises:
+      UserError: the config, the data or the run folder is not usable.
+      Stopped: a signal arrived; the state was saved.
+    """
+    space = features.space_of(config)
+    strategy = strategies.make(config.search.strategy, space, config.controller)
+    num_clips = features.pipeline.num_clips(config.data, "train", config.data.num_frames)
+    folder.claim(config)
+    with signals.stop_on_signal() as stop:
+        variables = pretrain.run(config, folder, stop)
+        parts = assemble(config, space, strategy, variables, num_clips)
+        state = run_search(parts, folder, stop)
+        find_winner(parts, state, folder, stop)
+    result = evaluate.run(config, folder)
+    report.write(folder.path)
+    return result
+
+
+def assemble(
+    config: ml_collections.ConfigDict,
+    space: genotype_lib.Space,
+    strategy: strategies.Strategy,
+    variables: Any,
+    num_clips: int,
+) -> Parts:
+    """Computes the features and jits the steps."""
+    mesh = mesh_lib.make()
+    supernet = supernet_lib.make(space, features.settings_of(config))
+    names = features.needed_maps(space)
+    meta_train, meta_val = pretrain.split_clips(config, num_clips)
+    return Parts(
+        config=config,
+        space=space,
+        mesh=mesh,
+        steps=steps.make(supernet, config.search, mesh),
+        strategy=strategy,
+        train_store=mesh_lib.replicate(mesh, features.train_store(config, variables, meta_train, names)),
+        val_store=mesh_lib.replicate(
+            mesh, features.build(config, variables, features.select(config, meta_val), names)
+        ),
+    )
+
+
+def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) -> loop.LoopState:
+    """Warm-up on uniform genotypes, the search itself, and the random line on its final weights."""
+    config, section = parts.config, parts.config.search
+    rng = jax.random.key(config.seed)
+    shared = warm_up(parts, parts.steps.init(jax.random.fold_in(rng, 1)), folder, stop)
+    state = loop.LoopState(strategy=parts.strategy.init(jax.random.fold_in(rng, 2)), shared=shared)
+    sample_rng, train_rng, update_rng = (jax.random.fold_in(rng, use) for use in (3, 4, 5))
+    num_shared = section.shared_steps * section.shared_genotypes
+
+    def sample(strategy_state: Any, step: int) -> types.Samples:
+        return parts.strategy.sample(strategy_state, jax.random.fold_in(sample_rng, step), section.genotypes_per_step)
+
+    def train_fn(shared: Any, strategy_state: Any, step: int) -> tuple[Any, dict[str, float]]:
+        drawn = parts.strategy.sample(strategy_state, jax.random.fold_in(train_rng, step), num_shared)
+        batches = training_batches(parts, np.asarray(drawn.genotypes), (config.seed, 4, step))
+        logged = []
+        for genotypes, clips in batches:
+            shared, metrics = parts.steps.train_shared(shared, genotypes, parts.train_store, clips)
+            logged.append(metrics)
+        values = jax.device_get(logged)
+        return shared, {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+
+    def update(strategy_state: Any, samples: Any, rewards: Any, valid: Any, step: int) -> tuple[Any, dict[str, Any]]:
+        return parts.strategy.update(strategy_state, samples, rewards, valid, jax.random.fold_in(update_rng, step))
+
+    state = loop.search(
+        state,
+        num_steps=section.steps,
+        sample=sample,
+        train=train_fn,
+        evaluate=lambda shared, genotypes: score(parts, shared.params, genotypes, section.reward_clips),
+        update=update,
+        describe=lambda genotype: describe(parts.space, genotype),
+        folder=folder,
+        stop=stop,
+        checkpoint_every=section.checkpoint_every,
+        source=section.strategy,
+    )
+    score_random(parts, state, folder)
+    return state
+
+
+def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, stop: signals.StopFlag) -> Any:
+    """Trains the shared weights on uniformly drawn genotypes before any reward is taken."""
+    config, section = parts.config, parts.config.search
+
+    def batches(start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        step = start
+        while True:
+            key = (config.seed, 3, step)
+            genotypes = genotype_lib.random(parts.space, np.random.default_rng(key), section.shared_genotypes)
+            yield genotypes, train.draw_clips((*key, 1), parts.train_store.num_clips, _batch_shape(section))
+            step += 1
+
+    return fit.fit(
+        shared,
+        stage="warmup",
+        num_steps=section.warmup_steps,
+        step_fn=lambda state, batch: parts.steps.train_shared(state, batch[0], parts.train_store, batch[1]),
+        batches_fn=batches,
+        folder=folder,
+        stop=stop,
+        checkpoint_every=max(section.warmup_steps // 2, 1),
+    )
+
+
+def training_batches(
+    parts: Parts, genotypes: np.ndarray, key: tuple[int, ...]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Groups of genotypes [G, L, 5], each with the clips [G, B] of its step."""
+    section = parts.config.search
+    groups = genotypes.reshape(section.shared_steps, section.shared_genotypes, *genotypes.shape[1:])
+    clips = train.draw_clips(key, parts.train_store.num_clips, (section.shared_steps, *_batch_shape(section)))
+    return list(zip(groups, clips, strict=True))
+
+
+def _batch_shape(section: ml_collections.ConfigDict) -> tuple[int, int]:
+    return section.shared_genotypes, section.batch_size
+
+
+def describe(space: genotype_lib.Space, genotype: np.ndarray) -> dict[str, Any]:
+    """The fields of a log line that name a genotype."""
+    return {"genotype": np.asarray(genotype).tolist(), "hash": genotype_lib.digest(space, genotype)}
+
+
+def score(parts: Parts, params: types.Params, genotypes: np.ndarray, num_clips: int) -> list[dict[str, Any]]:
+    """Rewards of genotypes with shared weights on the first `num_clips` meta-validation clips."""
+    size = parts.config.search.genotypes_per_step
+    clips = evaluation_batches(min(num_clips, parts.val_store.num_clips), parts.config.search.batch_size)
+    records: list[dict[str, Any]] = []
+    for start in range(0, len(genotypes), size):
+        # Padded to one shape: one trace for the rewards, the random line and the re-scoring.
+        rows = np.minimum(np.arange(start, start + size), len(genotypes) - 1)
+        found = jax.device_get(parts.steps.evaluate_shared(params, genotypes[rows], parts.val_store, clips))
+        count = min(size, len(genotypes) - start)
+        records += reward.compute(
+            found.counts[:count],
+            found.flicker[:count],
+            found.is_finite[:count],
+            stability=parts.config.search.stability,
+        )
+    return records
+
+
+def evaluation_batches(num_clips: int, batch_size: int) -> np.ndarray:
+    """Clips 0 .. num_clips - 1 in batches, i32 [R, B], padded with -1."""
+    num_batches = -(-num_clips // batch_size)
+    padded = np.full(num_batches * batch_size, -1, np.int32)
+    padded[:num_clips] = np.arange(num_clips)
+    return padded.reshape(num_batches, batch_size)
+
+
+def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -> None:
+    """The random line: uniformly drawn genotypes scored on the same final shared weights."""
+    section = parts.config.search
+    folder.truncate(loop.LOG, lambda record: record["step"] < section.steps)
+    if not section.num_random:
+        return
+    rng = np.random.default_rng((parts.config.seed, 5))
+    genotypes = genotype_lib.random(parts.space, rng, section.num_random)
+    records = score(parts, state.shared.params, genotypes, section.reward_clips)
+    loop.log(
+        folder,
+        lambda genotype: describe(parts.space, genotype),
+        genotypes,
+        records,
+        step=section.steps,
+        source="random",
+    )
+
+
+def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, stop: signals.StopFlag) -> None:
+    """Derives the winner and writes its weights and its genotype, unless that is done already."""
+    if (folder.path / train.BEST).is_file():
+        return
+    config, section = parts.config, parts.config.derive
+    log = [record for record in folder.read(loop.LOG) if record["step"] < config.search.steps]
+    probable_rng = jax.random.fold_in(jax.random.key(config.seed), 6)
+    probable = np.asarray(parts.strategy.probable(state.strategy, probable_rng, section.num_probable))
+    genotypes = derive.candidates(parts.space, log, probable, num_rewarded=section.num_rewarded)
+    rescored = score(parts, state.shared.params, genotypes, parts.val_store.num_clips)
+
+    def retrain(genotype: np.ndarray) -> tuple[Any, dict[str, Any]]:
+        stage = f"retrain_{genotype_lib.digest(parts.space, genotype)}"
+        params = train.train_cell(
+            config, parts.space, genotype, parts.train_store, folder=folder, stop=stop, stage=stage
+        )
+        return params, score_cell(parts, genotype, params)
+
+    genotype, params, record = derive.choose(
+        genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain
+    )
+    train.save_winner(folder, parts.space, genotype, params, record)
+
+
+def score_cell(parts: Parts, genotype: np.ndarray, params: types.Params) -> dict[str, Any]:
+    """Reward of a retrained cell on the whole meta-validation split, with running statistics."""
+    cell = cell_lib.make(parts.space, genotype, features.settings_of(parts.config))
+    clips = evaluation_batches(parts.val_store.num_clips, parts.config.search.batch_size)
+    found = jax.device_get(steps.make_evaluate_cell(cell)(params, parts.val_store, clips))
+    return reward.compute(
+        found.counts, found.flicker, found.is_finite, stability=parts.config.search.stability
+    )[0]

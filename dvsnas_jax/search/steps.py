@@ -1,0 +1,208 @@
+"""The jitted steps on the shared weights: training and scoring. Pure functions, one trace each.
+
+On a mesh each slice of the `arch` axis runs other genotypes (`jax.shard_map`: a device executes only
+its own branches); the gradients of all are averaged by one all-reduce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.core import types
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import metrics, optim
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import supernet as supernet_lib
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class SharedState:
+    """What `train_shared` changes.
+
+    Attributes:
+      params: of the supernet.
+      opt_state: of its optimizer.
+      step: i32 [], optimizer steps taken.
+    """
+
+    params: types.Params
+    opt_state: optax.OptState
+    step: types.Array
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class SharedScores:
+    """What `evaluate_shared` counts on the target frames.
+
+    Attributes:
+      counts: i32 [N, K, K], rows = truth.
+      flicker: i32 [N, 2], changed and all pixels whose truth did not change since the frame before.
+      is_finite: bool [N], all logits of the candidate were finite.
+    """
+
+    counts: types.Array
+    flicker: types.Array
+    is_finite: types.Array
+
+
+class Steps(NamedTuple):
+    """The steps of one search.
+
+    Attributes:
+      init: `rng -> SharedState`.
+      train_shared: `(state, genotypes i32 [G, L, 5], store, clips i32 [G, B]) -> (state, metrics)`;
+        the state is donated. G is a multiple of the mesh's `arch` slices, B of its `data` slices.
+      evaluate_shared: `(params, genotypes i32 [N, L, 5], store, clips i32 [R, B]) -> SharedScores`;
+        clip -1 = padding. N is a multiple of the `arch` slices, B of the `data` slices.
+    """
+
+    init: Callable[[jax.Array], SharedState]
+    train_shared: Callable[..., tuple[SharedState, dict[str, jax.Array]]]
+    evaluate_shared: Callable[..., SharedScores]
+
+
+def make(
+    supernet: supernet_lib.Supernet, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+) -> Steps:
+    """Builds the steps.
+
+    Args:
+      supernet: the cell with a traced genotype.
+      config: the `search` section.
+      mesh: of `core.mesh`.
+    """
+    optimizer = optim.make(config, is_constant=True)
+    gradient_fn = _make_gradient(supernet, config.label_stride)
+    sharded_gradient = mesh_lib.map_shards(
+        gradient_fn,
+        mesh,
+        in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, mesh_lib.REPLICATED, mesh_lib.BY_ARCH_AND_DATA),
+        out_specs=mesh_lib.REPLICATED,
+    )
+    sharded_scores = mesh_lib.map_shards(
+        _make_scores(supernet),
+        mesh,
+        in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, mesh_lib.REPLICATED, mesh_lib.BATCHES_BY_DATA),
+        out_specs=mesh_lib.BY_ARCH,
+    )
+
+    def init(rng: jax.Array) -> SharedState:
+        params = supernet.init(rng)
+        state = SharedState(params=params, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32))
+        return mesh_lib.replicate(mesh, state)
+
+    def train_shared(
+        state: SharedState, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
+    ) -> tuple[SharedState, dict[str, jax.Array]]:
+        chex.assert_rank([genotypes, clips], [3, 2])
+        gradient, step_metrics = sharded_gradient(state.params, genotypes, store, clips)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        step_metrics["gradient_norm"] = optax.global_norm(gradient)
+        params = optax.apply_updates(state.params, updates)
+        return SharedState(params=params, opt_state=opt_state, step=state.step + 1), step_metrics
+
+    return Steps(init, jax.jit(train_shared, donate_argnums=0), jax.jit(sharded_scores))
+
+
+def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, jax.Array]:
+    """Features (float32) and labels of some clips, i32 [B]."""
+    features = jax.tree.map(lambda x: x[clips].astype(jnp.float32), store.features)
+    return features, store.labels[clips]
+
+
+def _make_gradient(
+    supernet: supernet_lib.Supernet, label_stride: int
+) -> Callable[..., tuple[types.Params, dict[str, jax.Array]]]:
+    """Mean gradient over the genotypes of every device, each on its own clips."""
+
+    def loss_fn(
+        params: types.Params, genotype: jax.Array, features: types.Features, labels: jax.Array
+    ) -> jax.Array:
+        logits = supernet.unroll(params, genotype, features)
+        targets = optim.subsample_labels(jnp.moveaxis(labels, 1, 0), label_stride)
+        return optim.cross_entropy(logits, targets)[0]
+
+    def gradient(
+        params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
+    ) -> tuple[types.Params, dict[str, jax.Array]]:
+        def one(
+            total: types.Params, xs: tuple[jax.Array, jax.Array]
+        ) -> tuple[types.Params, tuple[jax.Array, jax.Array]]:
+            genotype, batch = xs
+            features, labels = take(store, batch)
+            loss, grads = jax.value_and_grad(loss_fn)(params, genotype, features, labels)
+            # A candidate that diverges must not poison the weights that all share.
+            is_finite = jnp.isfinite(optax.global_norm(grads))
+            total = jax.tree.map(lambda t, g: t + jnp.where(is_finite, g, 0.0), total, grads)
+            return total, (jnp.where(is_finite, loss, 0.0), is_finite.astype(jnp.float32))
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        total, (losses, finite) = jax.lax.scan(one, zeros, (genotypes, clips))
+        local = (jax.tree.map(lambda t: t / clips.shape[0], total), losses.mean(), finite.mean())
+        grads, loss, share_finite = mesh_lib.mean_over_mesh(local)
+        return grads, {"loss": loss / jnp.maximum(share_finite, 1e-6), "share_finite": share_finite}
+
+    return gradient
+
+
+def _batch_scores(
+    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array
+) -> SharedScores:
+    """Counts of one candidate on the target frame of some clips (-1 = padding), at the labels' size."""
+    features, labels = take(store, jnp.maximum(clips, 0))
+    labels = jnp.where((clips >= 0)[:, None, None, None], labels[:, -2:], types.IGNORE)
+    logits = unroll_fn(features)[-2:]
+    flat = static_net.predict(logits.reshape(-1, *logits.shape[2:]), labels.shape[-2:])
+    predictions = flat.reshape(*logits.shape[:2], *labels.shape[-2:])
+    before, target = labels[:, 0], labels[:, -1]
+    is_constant = (before == target) & (target != types.IGNORE)
+    changed = is_constant & (predictions[0] != predictions[-1])
+    return SharedScores(
+        counts=metrics.confusion(target, predictions[-1], logits.shape[-1]),
+        flicker=jnp.stack([changed.sum(), is_constant.sum()]).astype(jnp.int32),
+        is_finite=jnp.isfinite(logits).all(),
+    )
+
+
+def _sum_batches(
+    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array
+) -> SharedScores:
+    """Counts of one candidate over batches of clips, i32 [R, B]."""
+    parts = jax.lax.map(lambda batch: _batch_scores(unroll_fn, store, batch), clips)
+    return SharedScores(
+        counts=parts.counts.sum(axis=0), flicker=parts.flicker.sum(axis=0), is_finite=parts.is_finite.all()
+    )
+
+
+def make_evaluate_cell(cell: cell_lib.Cell) -> Callable[..., SharedScores]:
+    """`(params, store, clips i32 [R, B]) -> SharedScores` of one static cell, N = 1."""
+
+    def evaluate_cell(params: types.Params, store: types.FeatureStore, clips: jax.Array) -> SharedScores:
+        scores = _sum_batches(lambda features: cell.unroll(params, features), store, clips)
+        return jax.tree.map(lambda x: x[None], scores)
+
+    return jax.jit(evaluate_cell)
+
+
+def _make_scores(supernet: supernet_lib.Supernet) -> Callable[..., SharedScores]:
+    """Counts of every genotype on every clip of every device."""
+
+    def scores(
+        params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
+    ) -> SharedScores:
+        def one(genotype: jax.Array) -> SharedScores:
+            return _sum_batches(lambda features: supernet.unroll(params, genotype, features), store, clips)
+
+        local = jax.lax.map(one, genotypes)
+        total = mesh_lib.sum_over_data((local.counts, local.flicker, (~local.is_finite).astype(jnp.int32)))
+        return SharedScores(counts=total[0], flicker=total[1], is_finite=total[2] == 0)
+
+    return scores

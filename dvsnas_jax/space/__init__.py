@@ -1,0 +1,1 @@
+"""The dynamic cell: vocabulary, operations, supernet, static cell."""

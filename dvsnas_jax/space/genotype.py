@@ -1,0 +1,252 @@
+"""The vocabulary of the cell space and the genotype: a value, not a network.
+
+A genotype is `int32 [L, 5]`: input a, input b, operation a, operation b, aggregation. Layer l may
+take any of the cell's inputs (indices 0 .. num_inputs - 1) or any earlier layer (num_inputs + l').
+The outputs that no later layer uses ("loose ends") are averaged into the cell's output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dvsnas_jax.core import errors
+
+VERSION = 1
+FIELDS = ("in_a", "in_b", "op_a", "op_b", "agg")
+
+OPERATIONS = (
+    "none",
+    "skip",
+    "conv_1x1",
+    "conv_3x3",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "conv_3x3_dil3",
+    "conv_3x3_dil12",
+    "sep_conv_3x3_dil3",
+    "sep_conv_5x5_dil6",
+    "max_pool_3x3",
+    "global_average_pool",
+)
+AGGREGATIONS = ("sum", "concat", "gate", "warp", "max")
+REFINE_INPUTS = (
+    "prev_state",
+    "prev_decoder",
+    "prev_logits",
+    "decoder",
+    "logits",
+    "stage1",
+    "stage2",
+    "stage3",
+    "stage4",
+    "image_diff",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """The cell space of one search: everything a genotype's integers refer to.
+
+    Attributes:
+      inputs: names of the cell's inputs, in index order.
+      num_layers: L.
+      operations: names, in index order; `AGGREGATIONS` likewise.
+      aggregations: names, in index order.
+    """
+
+    inputs: tuple[str, ...]
+    num_layers: int
+    operations: tuple[str, ...] = OPERATIONS
+    aggregations: tuple[str, ...] = AGGREGATIONS
+
+    def __post_init__(self) -> None:
+        for field, names, known in (
+            ("inputs", self.inputs, REFINE_INPUTS),
+            ("operations", self.operations, OPERATIONS),
+            ("aggregations", self.aggregations, AGGREGATIONS),
+        ):
+            if not names or len(set(names)) != len(names):
+                raise errors.UserError(f"space.{field}: needs distinct names, at least one, got {list(names)}")
+            for name in names:
+                if name not in known:
+                    raise errors.UserError(f"space.{field}: unknown name {name!r}{_nearest(name, known)}")
+        if self.num_layers < 1:
+            raise errors.UserError(f"space.num_layers: must be at least 1, got {self.num_layers}")
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_nodes(self) -> int:
+        return self.num_inputs + self.num_layers
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_layers * len(FIELDS)
+
+    def limits(self) -> np.ndarray:
+        """Exclusive upper bound of every token, i32 [L, 5]."""
+        nodes = self.num_inputs + np.arange(self.num_layers)
+        rows = [nodes, nodes, *(np.full_like(nodes, len(t)) for t in (self.operations, self.operations, self.aggregations))]
+        return np.stack(rows, axis=1).astype(np.int32)
+
+    def size(self) -> int:
+        """Number of genotypes (not of distinct functions)."""
+        return int(np.prod(self.limits().astype(object)))
+
+
+def validate(space: Space, genotype: Any) -> np.ndarray:
+    """Checks a genotype.
+
+    Args:
+      space: what its integers refer to.
+      genotype: integers [L, 5].
+
+    Returns:
+      i32 [L, 5].
+
+    Raises:
+      UserError: (a ValueError) naming the layer, the field and what is allowed.
+    """
+    tokens = np.asarray(genotype)
+    expected = (space.num_layers, len(FIELDS))
+    if tokens.shape != expected or not np.issubdtype(tokens.dtype, np.integer):
+        raise errors.UserError(f"genotype: needs integers of shape {expected}, got {tokens.dtype} {tokens.shape}")
+    limits = space.limits()
+    for layer, field in np.argwhere((tokens < 0) | (tokens >= limits)):
+        raise errors.UserError(
+            f"genotype: layer {layer}, field {FIELDS[field]}: {tokens[layer, field]} is not in 0..{limits[layer, field] - 1}"
+        )
+    return tokens.astype(np.int32)
+
+
+def random(space: Space, rng: np.random.Generator, num: int) -> np.ndarray:
+    """Draws genotypes uniformly, i32 [num, L, 5]."""
+    return rng.integers(0, space.limits(), size=(num, space.num_layers, len(FIELDS)), dtype=np.int32)
+
+
+def loose_ends(space: Space, genotype: np.ndarray) -> tuple[int, ...]:
+    """Layers whose output no later layer takes (never empty)."""
+    used = {int(node) - space.num_inputs for node in np.asarray(genotype)[:, :2].ravel()}
+    return tuple(layer for layer in range(space.num_layers) if layer not in used)
+
+
+def node_name(space: Space, node: int) -> str:
+    """Name of an input, or `layerN`."""
+    return space.inputs[node] if node < space.num_inputs else f"layer{node - space.num_inputs}"
+
+
+def to_dict(space: Space, genotype: Any) -> dict[str, Any]:
+    """The genotype by name, ready for JSON."""
+    layers = [
+        {
+            "in": [node_name(space, row[0]), node_name(space, row[1])],
+            "ops": [space.operations[row[2]], space.operations[row[3]]],
+            "agg": space.aggregations[row[4]],
+        }
+        for row in validate(space, genotype).tolist()
+    ]
+    return {"version": VERSION, "inputs": list(space.inputs), "layers": layers}
+
+
+def to_json(space: Space, genotype: Any) -> str:
+    """The genotype by name, as JSON that survives a longer vocabulary."""
+    return json.dumps(to_dict(space, genotype), indent=1)
+
+
+def from_json(text: str, space: Space | None = None, *, where: str = "genotype") -> tuple[Space, np.ndarray]:
+    """Reads a genotype.
+
+    Args:
+      text: JSON, as `to_json` writes it.
+      space: the space to express it in; None: the file's own inputs and layers, full vocabulary.
+      where: what to call the text in an error, for example its file.
+
+    Returns:
+      The space and the genotype, i32 [L, 5].
+
+    Raises:
+      UserError: (a ValueError) naming the layer, the field and what is allowed.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise errors.UserError(f"{where}: not JSON: {error}") from None
+    return from_dict(data, space, where=where)
+
+
+def from_dict(data: Any, space: Space | None = None, *, where: str = "genotype") -> tuple[Space, np.ndarray]:
+    """As `from_json`, from the decoded value."""
+    if not isinstance(data, dict) or not isinstance(data.get("layers"), list) or not data["layers"]:
+        raise errors.UserError(f'{where}: needs an object with "version", "inputs" and a list "layers" with one entry or more')
+    if data.get("version") != VERSION:
+        raise errors.UserError(f"{where}: version {data.get('version')!r} is not supported, this program reads version {VERSION}")
+    inputs = data.get("inputs")
+    if not isinstance(inputs, list) or not all(isinstance(name, str) for name in inputs):
+        raise errors.UserError(f'{where}: "inputs" must be a list of names out of {list(REFINE_INPUTS)}')
+    if space is None:
+        try:
+            space = Space(inputs=tuple(inputs), num_layers=len(data["layers"]))
+        except errors.UserError as error:
+            raise errors.UserError(f"{where}: {error}") from None
+    if len(data["layers"]) != space.num_layers:
+        raise errors.UserError(f"{where}: {len(data['layers'])} layers, the space has {space.num_layers}")
+    rows = [_parse_layer(space, layer, index, where) for index, layer in enumerate(data["layers"])]
+    return space, validate(space, np.asarray(rows, np.int32))
+
+
+def _parse_layer(space: Space, layer: Any, index: int, where: str) -> list[int]:
+    """One JSON layer as five tokens."""
+    if not isinstance(layer, dict):
+        raise errors.UserError(f'{where}: layer {index}: needs an object with "in", "ops" and "agg", got {layer!r}')
+    nodes = [node_name(space, node) for node in range(space.num_nodes)]
+    allowed = nodes[: space.num_inputs + index]
+    tokens = []
+    for field, count, names in (("in", 2, allowed), ("ops", 2, space.operations), ("agg", 1, space.aggregations)):
+        values = layer.get(field)
+        values = [values] if count == 1 else values
+        if not isinstance(values, list) or len(values) != count:
+            raise errors.UserError(f"{where}: layer {index}, field {field}: needs {count} name(s), got {values!r}")
+        for value in values:
+            if field == "in" and value in nodes and value not in allowed:
+                raise errors.UserError(
+                    f"{where}: layer {index}, field in: forward reference to {value!r}, allowed are {', '.join(allowed)}"
+                )
+            if value not in names:
+                raise errors.UserError(
+                    f"{where}: layer {index}, field {field}: unknown name {value!r}{_nearest(value, names)}"
+                )
+            tokens.append(list(names).index(value))
+    return tokens
+
+
+def digest(space: Space, genotype: Any) -> str:
+    """A short name of the genotype, equal for equal JSON."""
+    text = json.dumps(to_dict(space, genotype), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def edges(space: Space, genotype: Any) -> list[tuple[str, str, str]]:
+    """The genotype as a graph: (source node, target layer, operation), loose ends to `output`."""
+    rows = validate(space, genotype).tolist()
+    graph = [
+        (node_name(space, row[slot]), f"layer{layer}", space.operations[row[2 + slot]])
+        for layer, row in enumerate(rows)
+        for slot in (0, 1)
+    ]
+    return graph + [(f"layer{layer}", "output", "mean") for layer in loose_ends(space, np.asarray(rows))]
+
+
+def _nearest(name: Any, known: Sequence[str]) -> str:
+    """A hint for a misspelt name."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ","
+    return f"{hint} allowed are {', '.join(known)}"

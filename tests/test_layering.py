@@ -1,0 +1,151 @@
+"""The layout of the package: arrows of imports, lazy TensorFlow, sizes of files and functions, modules not names."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = "dvsnas_jax"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+ALLOWED = {
+    "core": {"core"},
+    "data": {"data", "core"},
+    "nets": {"nets", "core"},
+    "space": {"space", "nets", "core"},
+    "controller": {"controller", "space", "core"},
+    "run": {"run", "data", "space", "nets", "core"},
+    "search": {"search", "run", "controller", "data", "space", "nets", "core"},
+    "cli": {"cli", "search", "run", "controller", "data", "space", "nets", "core"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+FORBIDDEN_MODULES = {"controller": {"space.operations"}}
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_POSITIONAL = 400, 60, 6
+
+# One test case a file, so that a failure names it.
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def _imports(tree: ast.Module, *, is_lazy_too: bool = True) -> list[str]:
+    """Full names of the modules that a file imports."""
+    found = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            found.extend(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            if is_lazy_too or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                visit(child)
+
+    visit(tree)
+    return found
+
+
+def _layer(path: pathlib.Path) -> str:
+    relative = path.relative_to(ROOT / PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def forbidden_imports(layer: str, tree: ast.Module) -> list[str]:
+    """Imports that point the wrong way."""
+    bad = []
+    for name in _imports(tree):
+        parts = name.split(".")
+        if parts[0] != PACKAGE or len(parts) < 2:
+            continue
+        module = ".".join(parts[1:])
+        is_forbidden = any(module.startswith(other) for other in FORBIDDEN_MODULES.get(layer, ()))
+        if parts[1] not in ALLOWED[layer] or is_forbidden:
+            bad.append(name)
+    return bad
+
+
+@each_file
+def test_imports_go_down_only(path):
+    assert forbidden_imports(_layer(path), ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "layer, line",
+    [
+        ("run", "from dvsnas_jax.search import loop"),
+        ("run", "import dvsnas_jax.controller.ppo"),
+        ("controller", "from dvsnas_jax.nets import layers"),
+        ("controller", "from dvsnas_jax.data import pipeline"),
+        ("controller", "from dvsnas_jax.space import operations"),
+        ("nets", "from dvsnas_jax.space import genotype"),
+        ("core", "def f():\n  from dvsnas_jax.nets import layers"),
+        ("data", "from dvsnas_jax import nets"),
+        ("space", "from dvsnas_jax.run import metrics"),
+    ],
+)
+def test_the_check_sees_a_wrong_arrow(layer, line):
+    assert len(forbidden_imports(layer, ast.parse(line))) == 1
+
+
+@each_file
+def test_tensorflow_is_imported_lazily_and_in_data_only(path):
+    tree = ast.parse(path.read_text())
+    names = ("tensorflow", "tensorflow_datasets")
+    assert not [name for name in _imports(tree, is_lazy_too=False) if name.split(".")[0] in names], "not lazy"
+    if _layer(path) != "data":
+        assert not [name for name in _imports(tree) if name.split(".")[0] in names], "outside data"
+
+
+@each_file
+def test_own_modules_are_imported_as_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names)
+            if (node.module or "").split(".")[0] == PACKAGE:
+                folder = ROOT.joinpath(*node.module.split("."))
+                for alias in node.names:
+                    is_module = (folder / f"{alias.name}.py").exists() or (folder / alias.name / "__init__.py").exists()
+                    assert is_module, f"line {node.lineno}: {alias.name} is a name, import its module"
+
+
+@each_file
+def test_files_and_functions_stay_small(path):
+    text = path.read_text()
+    assert len(text.splitlines()) < MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines < MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
+            count = len(node.args.posonlyargs) + len(node.args.args)
+            count -= bool(node.args.args and node.args.args[0].arg in ("self", "cls"))
+            assert count <= MAX_POSITIONAL, f"{node.name} takes {count} positional arguments"
+
+
+@each_file
+def test_public_functions_are_annotated_and_documented(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "no docstring of the module"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name}: no docstring"
+            assert node.returns is not None, f"{node.name}: no annotation of the result"
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            bare = [argument.arg for argument in arguments if argument.annotation is None]
+            assert not bare, f"{node.name}: no annotation of {bare}"
+
+
+def test_importing_every_module_needs_no_tensorflow():
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in FILES
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    code = (
+        "import importlib, sys\n"
+        "sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"  # an import of these raises
+        f"for name in {names!r}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

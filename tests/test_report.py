@@ -1,0 +1,299 @@
+"""The report of a generated run folder: figures, numbers, and what is missing or broken."""
+
+import html
+import html.parser
+import json
+import pathlib
+import re
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from dvsnas_jax.core import errors
+from dvsnas_jax.run import figures, report
+from dvsnas_jax.space import draw
+from dvsnas_jax.space import genotype as genotypes
+
+INPUTS = ("prev_state", "prev_decoder", "decoder", "logits", "stage1", "image_diff")
+SPACE = genotypes.Space(inputs=INPUTS, num_layers=4)
+CLASSES = ["sky", "building", "road", "pavement", "tree", "car", "pole <thin> & \"tall\""]
+COLORS = np.array(
+    [(128, 128, 128), (128, 0, 0), (128, 64, 128), (60, 40, 222), (128, 128, 0), (64, 0, 128), (192, 192, 128)],
+    np.uint8,
+)
+NUM_STEPS = 40
+
+
+def _score(miou, flicker, **more):
+    iou = {name: max(0.0, miou + 0.06 * (3 - index)) for index, name in enumerate(CLASSES)}
+    return {
+        "miou": miou,
+        "fwiou": miou + 0.2,
+        "accuracy": miou + 0.3,
+        "class_accuracy": miou + 0.1,
+        "iou": iou,
+        "vc": {"8": miou + 0.25, "16": None},
+        "flicker": flicker,
+        "flow_consistency": None,
+        **more,
+    }
+
+
+def _candidates(rng):
+    records = []
+    for step in range(NUM_STEPS + 1):
+        is_line = step == NUM_STEPS
+        for index, tokens in enumerate(genotypes.random(SPACE, rng, 20 if is_line else 4)):
+            reward = 0.45 + 0.1 * rng.standard_normal() * 0.3 + (0.05 if is_line else 0.2 * step / NUM_STEPS)
+            record = {"step": step, "index": index, "source": "random" if is_line else "ppo", "status": "ok"}
+            record |= {"genotype": tokens.tolist(), "hash": genotypes.digest(SPACE, tokens), "reward": reward}
+            records.append(record | {"miou": reward, "fwiou": reward, "accuracy": reward})
+    records[7] |= {"reward": None, "status": "diverged"}
+    return records
+
+
+def _scene(rng, num=5, height=48, width=64):
+    rows, columns = np.mgrid[:height, :width]
+    labels = np.stack([np.where(rows < 14, 0, np.where(columns < 16 + t, 1, 2)) for t in range(num)]).astype(np.uint8)
+    for t in range(num):
+        labels[t, 24:36, 30 + 3 * t : 44 + 3 * t] = 5
+    frames = np.clip(COLORS[labels] + rng.normal(0, 25, (num, height, width, 1)), 0, 255).astype(np.uint8)
+    noise = rng.random((num, height // 4, width // 4)).repeat(4, 1).repeat(4, 2)
+    static = np.where(noise < 0.12, 4, labels).astype(np.uint8)
+    cell = np.where(noise < 0.03, 4, labels).astype(np.uint8)
+    labels[:, :2] = 255
+    return {"frames": frames, "labels": labels, "static": static, "cell": cell, "colors": COLORS}
+
+
+def _fill(path: pathlib.Path) -> list[dict]:
+    """A realistic run folder; returns its candidates."""
+    rng = np.random.default_rng(0)
+    records = _candidates(rng)
+    losses = {step: 2 * np.exp(-step / 60) + 0.05 * rng.random() for step in range(1, 200, 5)}
+    metrics = [{"stage": "pretrain", "step": step, "loss": loss} for step, loss in losses.items()]
+    metrics += [{"stage": "pretrain_val", "step": s, "miou": 0.2 + s / 1000} for s in (50, 100, 150, 200)]
+    metrics += [{"stage": "search", "step": s, "loss": 0.7, "entropy": 40 - 0.1 * s} for s in range(1, NUM_STEPS)]
+    config = {"seed": 0, "space": {"inputs": list(INPUTS), "num_layers": 4, "operations": [], "aggregations": []}}
+    config |= {"data": {"name": "synthetic", "dir": "<b>&"}, "search": {"steps": NUM_STEPS}}
+    evaluation = {"split": "val", "classes": CLASSES, "num_frames": 288, "commonest_class": _score(0.05, 0.0)}
+    evaluation |= {"static": _score(0.4321, 0.0500, ms_per_frame=12.34), "static_clean": _score(0.5555, 0.0210)}
+    evaluation |= {"cell": _score(0.4765, 0.0350, ms_per_frame=15.0)}
+    best = max((r for r in records if r["source"] == "ppo" and r["reward"]), key=lambda r: r["reward"])
+    files = {"config.json": config, "evaluation.json": evaluation}
+    files["best_genotype.json"] = genotypes.to_dict(SPACE, best["genotype"]) | {"scores": {"reward": best["reward"]}}
+    files["environment.json"] = {"versions": {"jax": "0.10.2"}, "devices": ["cpu:0 cpu"], "git_commit": "abc<123>"}
+    for name, value in files.items():
+        (path / name).write_text(json.dumps(value))
+    for name, lines in (("genotypes.jsonl", records), ("metrics.jsonl", metrics)):
+        (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "figures").mkdir()
+    np.savez_compressed(path / "figures" / "strip.npz", **_scene(rng))
+    return records
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder after one report, the paths it returned, its page and its candidates."""
+    path = tmp_path_factory.mktemp("run_<1>")
+    records = _fill(path)
+    with (path / "genotypes.jsonl").open("a") as out:
+        out.write('{"step": 40, "index": 20, "source": "ran')
+    written = report.write(path)
+    return path, written, (path / "report.html").read_text(), records
+
+
+def test_figures_are_written_and_not_blank(run):
+    path, written, _, _ = run
+    names = ["strip.png", "cell.svg", "cell.png", "reward.png", "operations.png", "classes.png", "training.png"]
+    assert written == [*(str(path / "figures" / name) for name in names), str(path / "report.html")]
+    for file in written:
+        if file.endswith(".png"):
+            image = matplotlib.image.imread(file)[..., :3]
+            assert min(image.shape[:2]) > 200, file
+            assert image.std() > 0.03, file
+
+
+def test_page_is_self_contained(run):
+    _, _, page, _ = run
+    sources = re.findall(r"<img[^>]*src=\"([^\"]*)\"", page)
+    assert len(sources) == page.count("<img") == 6
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
+    assert "://" not in page and "<script" not in page and "<link" not in page and "url(" not in page
+    assert 'name="viewport"' in page and "prefers-color-scheme:dark" in page
+
+
+def test_page_closes_every_tag(run):
+    _, _, page, _ = run
+    stack = []
+
+    class Parser(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "img"):
+                stack.append(tag)
+
+        def handle_endtag(self, tag):
+            assert stack.pop() == tag, self.getpos()
+
+    Parser().feed(page)
+    assert stack == []
+
+
+def _table(page):
+    """The result table: metric -> texts of its cells."""
+    body = page[page.index("<tbody>") : page.index("</tbody>")]
+    rows = re.findall(r"<tr>(.*?)</tr>", body)
+    return {re.search(r"<th scope=row>(.*?)</th>", row)[1]: re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows}
+
+
+def test_table_has_the_numbers(run):
+    _, _, page, _ = run
+    table = _table(page)
+    # static, cell, change, static_clean, commonest_class
+    assert table["mIoU, %"] == ["43.2", "47.6", "+4.4 ✓", "55.5", "5.0"]
+    assert table["VC8, %"] == ["68.2", "72.6", "+4.4 ✓", "80.5", "30.0"]
+    assert table["flicker, %"] == ["5.00", "3.50", "−1.50 ✓", "2.10", "0.00"]
+    assert table["ms per frame"] == ["12.3", "15.0", "+2.7 ✗", "–", "–"]
+    assert "VC16, %" not in table and "consistency along true flow, %" not in table
+    assert "<b>47.6 %</b>" in page and "<b>4.4 points above</b>" in page and "<b>0.70 times</b>" in page
+
+
+def test_search_is_told_in_numbers(run):
+    _, _, page, records = run
+    line = [r["reward"] for r in records if r["source"] == "random"]
+    late = [r["reward"] for r in records if r["source"] == "ppo" and r["step"] >= 0.75 * (NUM_STEPS - 1)]
+    assert f"159 candidates were scored; mean reward in the last quarter: {np.mean(late):.3f}." in page
+    assert f"20 uniformly drawn genotypes, scored on the same final shared weights: {np.mean(line):.3f} ±" in page
+    assert "1 without a valid score" in page
+
+
+def test_cell_is_told_in_text(run):
+    path, _, page, _ = run
+    space, tokens = genotypes.from_json((path / "best_genotype.json").read_text())
+    assert html.escape(draw.text(space, tokens)) in page
+    assert genotypes.digest(space, tokens) in (path / "figures" / "cell.svg").read_text()
+
+
+def test_text_is_escaped(run):
+    path, _, page, _ = run
+    assert html.escape(path.resolve().name) in page and path.name not in page
+    assert "abc&lt;123&gt;" in page and "abc<123>" not in page
+    assert "&lt;b&gt;&amp;" in page
+    assert "<th scope=row>versions.jax</th><td>0.10.2</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("file", "heading"),
+    [
+        ("evaluation.json", "<h2>Result</h2>"),
+        ("figures/strip.npz", "<h2>What it looks like</h2>"),
+        ("best_genotype.json", "<h2>The cell</h2>"),
+        ("genotypes.jsonl", "<h2>The search</h2>"),
+        ("metrics.jsonl", "<h2>Training</h2>"),
+        ("config.json", "<h2>Configuration</h2>"),
+        ("environment.json", "<h2>Provenance</h2>"),
+    ],
+)
+def test_only_the_part_of_a_file_is_there(run, tmp_path, file, heading):
+    """A folder with one file only has that file's part and no other."""
+    path, _, page, _ = run
+    headings = [f"<h2>{text}</h2>" for text in re.findall("<h2>(.*?)</h2>", page)]
+    assert heading in headings
+    (tmp_path / "figures").mkdir()
+    (tmp_path / file).write_bytes((path / file).read_bytes())
+    report.write(tmp_path)
+    alone = (tmp_path / "report.html").read_text()
+    also = ["<h2>Class by class</h2>"] if file == "evaluation.json" else []
+    assert [text for text in headings if text in alone] == [heading, *also]
+
+
+def test_a_worse_cell_is_reported_as_worse(tmp_path):
+    evaluation = {"split": "val", "classes": CLASSES, "num_frames": 9, "static_clean": None, "commonest_class": None}
+    evaluation |= {"static": _score(0.5, 0.02), "cell": _score(0.48, 0.03)}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<b>2.0 points below</b>" in page and "<b>1.50 times</b>" in page
+    assert _table(page)["mIoU, %"] == ["50.0", "48.0", "−2.0 ✗"]
+
+
+def test_running_mean_over_steps():
+    steps, means = figures.running_mean([0, 0, 1, 3], [1.0, 3.0, 5.0, 7.0], 2)
+    np.testing.assert_array_equal(steps, [0, 1, 3])
+    np.testing.assert_allclose(means, [2.0, 3.0, 6.0])
+
+
+def test_running_mean_equals_a_plain_loop():
+    rng = np.random.default_rng(3)
+    steps, values = rng.integers(0, 30, 80), rng.normal(size=80)
+    known, means = figures.running_mean(steps, values, 7)
+    for index, step in enumerate(known):
+        kept = np.isin(steps, known[max(0, index - 6) : index + 1])
+        np.testing.assert_allclose(means[index], values[kept].mean(), err_msg=str(step))
+
+
+def test_shares_of_operations(tmp_path):
+    """First quarter all none/sum, last quarter half skip, half conv."""
+    names = {"operations": ("none", "skip", "conv_1x1"), "aggregations": ("sum", "gate")}
+    rows = [[0, 0, 0, 0, 0]] * 3 + [[0, 0, 1, 2, 1]]
+    records = [{"step": 3 - s, "genotype": [rows[3 - s]] * 2, "reward": 1.0} for s in range(4)]
+    shares = figures.operations(records, names, tmp_path / "o.png")
+    assert shares["operations"] == {"none": [1, 1, 1, 0], "skip": [0, 0, 0, 0.5], "conv_1x1": [0, 0, 0, 0.5]}
+    assert shares["aggregations"] == {"sum": [1, 1, 1, 0], "gate": [0, 0, 0, 1]}
+
+
+def test_a_random_search_is_not_its_own_line():
+    records = [{"source": "random", "step": step, "reward": 0.1 * step} for step in range(5)]
+    records += [{"source": "random", "step": 1, "reward": value} for value in (None, float("nan"))]
+    records += [{"source": "random", "step": 1, "reward": 0.0, "status": "diverged"}]
+    searched, drawn = figures.split_sources(records, 3)
+    assert [record["step"] for record in searched] == [0, 1, 2]
+    assert [record["step"] for record in drawn] == [3, 4]
+    assert [len(part) for part in figures.split_sources(records)] == [0, 5]
+
+
+def test_a_step_logged_twice_counts_as_logged_last():
+    lines = [{"stage": "a", "step": step, "loss": loss} for step, loss in ((1, 5.0), (2, 6.0), (2, 4.0))]
+    lines += [{"stage": "a", "step": 3, "loss": float("nan")}, {"stage": "b", "step": 1, "loss": 1.0}]
+    found = figures.curves(lines)
+    assert list(found) == [("a", "loss")]
+    np.testing.assert_array_equal(found["a", "loss"], ([1, 2], [5.0, 4.0]))
+
+
+def test_strip_shows_the_colours_of_the_labels(tmp_path):
+    """The share of a class colour in the picture grows with the share of the class in the maps."""
+    scene = _scene(np.random.default_rng(0), num=2)
+    figures.strip(scene, CLASSES, tmp_path / "s.png")
+    image = (matplotlib.image.imread(tmp_path / "s.png")[..., :3] * 255).round().astype(int)
+    areas = [(image == COLORS[index]).all(-1).mean() for index in range(7)]
+    shares = [np.mean([scene[key] == index for key in ("labels", "static", "cell")]) for index in range(7)]
+    present = [index for index in range(7) if shares[index] > 0.05]
+    assert present == [0, 1, 2, 4, 5]
+    found, wanted = (np.array(values)[present] / np.sum(values) for values in (areas, shares))
+    np.testing.assert_allclose(found, wanted, atol=0.03)
+    assert areas[3] == areas[6] == 0
+
+
+@pytest.mark.parametrize("make_fn", [lambda path: path / "missing", lambda path: path])
+def test_a_folder_that_is_no_run(tmp_path, make_fn):
+    with pytest.raises(errors.UserError, match="is not the folder of a run"):
+        report.write(make_fn(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("evaluation.json", "{"), ("config.json", "[]"), ("figures/strip.npz", "x")]
+)
+def test_a_broken_file_is_named(tmp_path, file, text):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / file).write_text(text)
+    with pytest.raises(errors.UserError, match=file.split("/")[-1]) as caught:
+        report.write(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_report_changes_nothing_else(run):
+    path, _, _, _ = run
+    lines = (path / "genotypes.jsonl").read_text()
+    report.write(path)
+    assert (path / "genotypes.jsonl").read_text() == lines
+    assert not lines.endswith("\n")

@@ -1,0 +1,290 @@
+"""The cell with a traced genotype and the cell with a static one mean the same."""
+
+import functools
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import operations, ports
+from dvsnas_jax.space import supernet as supernet_lib
+
+INPUTS = ("prev_state", "prev_decoder", "prev_logits", "decoder", "logits", "stage1", "image_diff")
+SPACE = genotype_lib.Space(inputs=INPUTS, num_layers=3)
+CHANNELS = {"decoder": 6, "logits": 4, "stage1": 5, "image": 3}
+SETTINGS = ports.CellSettings(channels=8, feature_channels=CHANNELS)
+
+
+def make_features(seed: int, batch: int = 2, num_frames: int = 3, size: tuple[int, int] = (6, 8)) -> types.Features:
+    rng = np.random.default_rng(seed)
+    maps = {
+        name: jnp.asarray(rng.normal(size=(batch, num_frames, *size, count)), jnp.float32)
+        for name, count in CHANNELS.items()
+    }
+    logits = maps.pop("logits")
+    return types.Features(maps=maps, logits=logits)
+
+
+def randomised(params: types.Params, seed: int) -> types.Params:
+    """Every weight away from its special start (the head and the warp start at zero)."""
+    leaves, tree = jax.tree.flatten(params)
+    rngs = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(
+        tree, [x + 0.2 * jax.random.normal(rng, x.shape) for x, rng in zip(leaves, rngs, strict=True)]
+    )
+
+
+@functools.cache
+def supernet_and_params() -> tuple[supernet_lib.Supernet, types.Params]:
+    supernet = supernet_lib.make(SPACE, SETTINGS)
+    return supernet, randomised(supernet.init(jax.random.key(0)), 1)
+
+
+def loss_and_logits(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weights = jnp.cos(jnp.arange(logits.size).reshape(logits.shape))
+    return (weights * jnp.tanh(logits)).mean(), logits
+
+
+def check_equal(genotypes: np.ndarray, *, tolerance: float = 1e-4) -> None:
+    """Forward and gradient of both cells on every genotype; one trace of the supernet in all."""
+    supernet, params = supernet_and_params()
+    features = make_features(2)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def traced(params: types.Params, genotype: jax.Array):
+        return jax.value_and_grad(
+            lambda p: loss_and_logits(supernet.unroll(p, genotype, features)), has_aux=True
+        )(params)
+
+    for genotype in genotypes:
+        cell = cell_lib.make(SPACE, genotype, SETTINGS)
+        cut = cell_lib.gather_params(SPACE, genotype, params)
+        static = jax.value_and_grad(lambda p, cell=cell: loss_and_logits(cell.unroll(p, features)), has_aux=True)
+        (_, expected), expected_grads = jax.jit(static)(cut)
+        (_, logits), grads = traced(params, genotype)
+        np.testing.assert_allclose(logits, expected, atol=tolerance, rtol=0)
+        cut_grads = cell_lib.gather_params(SPACE, genotype, grads)
+        assert jax.tree.structure(cut_grads) == jax.tree.structure(expected_grads)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance, rtol=0), cut_grads, expected_grads)
+
+
+def test_supernet_equals_cell() -> None:
+    check_equal(genotype_lib.random(SPACE, np.random.default_rng(0), 6))
+
+
+@pytest.mark.slow
+def test_supernet_equals_cell_for_50_genotypes() -> None:
+    check_equal(genotype_lib.random(SPACE, np.random.default_rng(1), 50))
+
+
+def test_gradients_outside_the_genotype_are_zero() -> None:
+    supernet, params = supernet_and_params()
+    features = make_features(3)
+    genotype = genotype_lib.random(SPACE, np.random.default_rng(2), 1)[0]
+    grads = jax.jit(jax.grad(lambda p: loss_and_logits(supernet.unroll(p, genotype, features))[0]))(params)
+    cut = cell_lib.gather_params(SPACE, genotype, grads)
+    total, kept = (sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(tree["layers"])) for tree in (grads, cut))
+    assert kept == pytest.approx(total, rel=1e-5)
+    assert kept > 0
+
+
+def test_untrained_cell_is_the_static_network() -> None:
+    supernet = supernet_lib.make(SPACE, SETTINGS)
+    features = make_features(4)
+    genotype = genotype_lib.random(SPACE, np.random.default_rng(3), 1)[0]
+    logits = jax.jit(supernet.unroll)(supernet.init(jax.random.key(0)), genotype, features)
+    np.testing.assert_allclose(jnp.moveaxis(logits, 0, 1), features.logits, atol=1e-6)
+
+
+def _calibrated_cell(seed: int) -> tuple[cell_lib.Cell, types.Params]:
+    _, params = supernet_and_params()
+    genotype = genotype_lib.random(SPACE, np.random.default_rng(seed), 1)[0]
+    genotype[0, :2] = 0, 3  # reads its own state
+    genotype[0, 2:] = 1, 3, 2
+    cell = cell_lib.make(SPACE, genotype, SETTINGS)
+    cut = cell_lib.gather_params(SPACE, genotype, params)
+    return cell, cell_lib.freeze_norm(cut, cell.moments(cut, make_features(5)))
+
+
+def test_scan_over_time_equals_frame_by_frame() -> None:
+    cell, params = _calibrated_cell(4)
+    features = make_features(6, num_frames=5)
+    scanned = jax.jit(cell.unroll)(params, features)
+    frames = [jax.tree.map(lambda x, t=t: x[:, t], features) for t in range(5)]
+    state, step = cell.initial_state(frames[0]), jax.jit(cell.step)
+    for t, frame in enumerate(frames):
+        state, logits = step(params, state, frame)
+        np.testing.assert_allclose(logits, scanned[t], atol=1e-5)
+
+
+def test_calibrated_cell_does_not_mix_the_clips_of_a_batch() -> None:
+    cell, params = _calibrated_cell(5)
+    features = make_features(7, batch=2)
+    both = jax.jit(cell.unroll)(params, features)
+    alone = jax.jit(cell.unroll)(params, jax.tree.map(lambda x: x[:1], features))
+    np.testing.assert_allclose(both[:, :1], alone, atol=1e-5)
+
+
+def test_moments_cover_every_normalisation_and_make_batch_and_running_agree_on_one_frame() -> None:
+    _, params = supernet_and_params()
+    genotype = genotype_lib.random(SPACE, np.random.default_rng(6), 1)[0]
+    cell = cell_lib.make(SPACE, genotype, SETTINGS)
+    cut = cell_lib.gather_params(SPACE, genotype, params)
+    one_frame = make_features(8, num_frames=1)
+    frozen = cell_lib.freeze_norm(cut, cell.moments(cut, one_frame))
+    scales = [path for path, _ in jax.tree_util.tree_leaves_with_path(cut) if path[-1].key == "scale"]
+    means = [path for path, _ in jax.tree_util.tree_leaves_with_path(frozen) if path[-1].key == "mean"]
+    assert len(means) == len(scales) > 0
+    np.testing.assert_allclose(cell.unroll(cut, one_frame), cell.unroll(frozen, one_frame), atol=1e-5)
+
+
+def test_first_frame_is_its_own_history() -> None:
+    """A still video: at the first frame `prev_logits` is `logits`, and afterwards it is the cell's answer."""
+    features = jax.tree.map(lambda x: x[:, 0], make_features(9))
+    params = ports.init(jax.random.key(0), SETTINGS, INPUTS)
+    scope = operations.NormScope()
+    state = ports.initial_state(SETTINGS, features)
+    same = {**params, "inputs": {**params["inputs"], "prev_logits": params["inputs"]["logits"]}}
+    maps = ports.cell_inputs(same, state, features, INPUTS, scope)
+    np.testing.assert_allclose(maps["prev_logits"], maps["logits"], atol=1e-6)
+    raw = maps["image_diff"]
+    np.testing.assert_allclose(raw, jnp.broadcast_to(raw[:1, :1, :1], raw.shape), atol=1e-6)
+    later = state.replace(is_first=jnp.zeros((2,), bool), logits=features.logits[:, ::-1])
+    moved = ports.cell_inputs(same, later, features, INPUTS, scope)
+    np.testing.assert_allclose(moved["prev_logits"], maps["logits"][:, ::-1], atol=1e-5)
+
+
+PARAMETER_COUNTS = {
+    "none": 0,
+    "skip": 0,
+    "conv_1x1": 64 + 16,
+    "conv_3x3": 9 * 64 + 16,
+    "sep_conv_3x3": 72 + 64 + 16,
+    "sep_conv_5x5": 200 + 64 + 16,
+    "conv_3x3_dil3": 9 * 64 + 16,
+    "conv_3x3_dil12": 9 * 64 + 16,
+    "sep_conv_3x3_dil3": 72 + 64 + 16,
+    "sep_conv_5x5_dil6": 200 + 64 + 16,
+    "max_pool_3x3": 0,
+    "global_average_pool": 64 + 8,
+    "sum": 16,
+    "concat": 128 + 16,
+    "gate": 128 + 16,
+    "warp": 9 * 16 * 2 + 2,
+    "max": 0,
+}
+
+
+@pytest.mark.parametrize("name", [*operations.OPERATIONS, *operations.AGGREGATIONS])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_laws_of_every_operation(name: str, dtype: jnp.dtype) -> None:
+    """Shape and dtype are kept, gradients are finite, the parameter count is known."""
+    table = operations.OPERATIONS if name in operations.OPERATIONS else operations.AGGREGATIONS
+    params = table[name].init(jax.random.key(0), 8)
+    assert sum(x.size for x in jax.tree.leaves(params)) == PARAMETER_COUNTS[name]
+    num_maps = 1 if table is operations.OPERATIONS else 2
+    maps = [jax.random.normal(jax.random.key(i), (2, 7, 9, 8)).astype(dtype) for i in range(num_maps)]
+
+    def apply(params: types.Params, *maps: jax.Array) -> jax.Array:
+        return table[name].apply(params, *maps, operations.NormScope())
+
+    output = jax.jit(apply)(randomised(params, 1), *maps)
+    assert output.shape == maps[0].shape and output.dtype == dtype
+    grads = jax.jit(jax.grad(lambda p, *m: (apply(p, *m).astype(jnp.float32) ** 2).sum(), argnums=(0, 1)))(
+        randomised(params, 1), *maps
+    )
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(grads))
+
+
+def test_known_values_of_the_simple_members() -> None:
+    a, b = (jax.random.normal(jax.random.key(i), (1, 4, 4, 8)) for i in range(2))
+    scope = operations.NormScope()
+    table, aggregations = operations.OPERATIONS, operations.AGGREGATIONS
+    np.testing.assert_array_equal(table["none"].apply({}, a, scope), np.zeros_like(a))
+    np.testing.assert_array_equal(table["skip"].apply({}, a, scope), a)
+    np.testing.assert_allclose(table["max_pool_3x3"].apply({}, a, scope)[0, 0, 0], a[0, :2, :2].max(axis=(0, 1)))
+    np.testing.assert_array_equal(aggregations["max"].apply({}, a, b, scope), np.maximum(a, b))
+    weights = aggregations["sum"].init(jax.random.key(0), 8)
+    np.testing.assert_allclose(aggregations["sum"].apply(weights, a, b, scope), 0.5 * (a + b), rtol=1e-6)
+    warp = aggregations["warp"].init(jax.random.key(0), 8)
+    np.testing.assert_allclose(aggregations["warp"].apply(warp, a, b, scope), a + b, rtol=1e-5)
+    shifted = {**warp, "bias": jnp.array([np.arctanh(0.25), 0.0], jnp.float32)}  # 0.25 * max_offset = one cell in x
+    np.testing.assert_allclose(
+        aggregations["warp"].apply(shifted, a, jnp.zeros_like(b), scope)[:, :, :-1], a[:, :, 1:], atol=1e-5
+    )
+    gate = aggregations["gate"].init(jax.random.key(0), 8)
+    for bias, expected in ((50.0, a), (-50.0, b)):
+        saturated = {**gate, "norm": {**gate["norm"], "bias": jnp.full((8,), bias)}}
+        np.testing.assert_allclose(aggregations["gate"].apply(saturated, a, b, scope), expected, atol=1e-5)
+
+
+def test_loose_ends() -> None:
+    genotype = np.array([[0, 1, 1, 1, 0], [2, 2, 1, 1, 0], [7, 0, 1, 1, 0]], np.int32)
+    assert genotype_lib.loose_ends(SPACE, genotype) == (1, 2)
+    np.testing.assert_allclose(supernet_lib.loose_end_weights(SPACE, jnp.asarray(genotype)), [0, 0.5, 0.5])
+
+
+def test_json_round_trip_and_digest() -> None:
+    for genotype in genotype_lib.random(SPACE, np.random.default_rng(0), 50):
+        space, back = genotype_lib.from_json(genotype_lib.to_json(SPACE, genotype))
+        assert space == SPACE
+        np.testing.assert_array_equal(back, genotype)
+        assert genotype_lib.digest(SPACE, back) == genotype_lib.digest(SPACE, genotype)
+
+
+def test_json_survives_a_longer_vocabulary() -> None:
+    genotype = genotype_lib.random(SPACE, np.random.default_rng(1), 1)[0]
+    longer = genotype_lib.Space(
+        inputs=INPUTS[::-1], num_layers=3, operations=genotype_lib.OPERATIONS[::-1], aggregations=("max", "sum", "warp", "gate", "concat")
+    )
+    _, moved = genotype_lib.from_json(genotype_lib.to_json(SPACE, genotype), longer)
+    assert genotype_lib.edges(longer, moved) == genotype_lib.edges(SPACE, genotype)
+
+
+def _broken(**changes):
+    data = genotype_lib.to_dict(SPACE, np.array([[0, 1, 1, 1, 0]] * 3, np.int32))
+    layer = changes.pop("layer", None)
+    if layer is not None:
+        data["layers"][1] = {**data["layers"][1], **layer}
+    return json.dumps({**data, **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "not JSON"),
+        ("[]", "needs an object"),
+        (_broken(layers=[]), "layers"),
+        (_broken(version=2), "version 2"),
+        (_broken(inputs=["prev_stat"]), "did you mean 'prev_state'"),
+        (_broken(layer={"ops": ["sep_conv_3x4", "skip"]}), "layer 1, field ops: unknown name 'sep_conv_3x4', did you mean"),
+        (_broken(layer={"ops": ["skip"]}), "layer 1, field ops: needs 2"),
+        (_broken(layer={"in": ["layer2", "decoder"]}), "layer 1, field in: forward reference to 'layer2'"),
+        (_broken(layer={"in": ["layer1", "decoder"]}), "forward reference"),
+        (_broken(layer={"agg": "mul"}), "layer 1, field agg: unknown name 'mul'"),
+        (_broken(layer={"agg": None}), "layer 1, field agg"),
+        (_broken(layers=["x", 2, 3]), "layer 0: needs an object"),
+    ],
+)
+def test_broken_genotypes_are_named(text: str, expected: str) -> None:
+    with pytest.raises(errors.UserError) as caught:
+        genotype_lib.from_json(text, where="file.json")
+    message = str(caught.value)
+    assert message.startswith("file.json") and expected in message and "\n" not in message
+
+
+def test_integer_genotypes_are_checked() -> None:
+    good = np.zeros((3, 5), np.int32)
+    with pytest.raises(errors.UserError, match="layer 1, field in_b: 8 is not in 0..7"):
+        bad = good.copy()
+        bad[1, 1] = 8
+        genotype_lib.validate(SPACE, bad)
+    with pytest.raises(errors.UserError, match="shape"):
+        genotype_lib.validate(SPACE, good[:2])
