@@ -33,9 +33,14 @@ def num_arch(mesh: jax.sharding.Mesh) -> int:
     return mesh.shape[ARCH]
 
 
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of what every device holds a copy of."""
+    return NamedSharding(mesh, REPLICATED)
+
+
 def replicate(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     """Puts a copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+    return jax.device_put(tree, replicated(mesh))
 
 
 def map_shards(fn: Callable[..., Any], mesh: jax.sharding.Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """Clip-consistent augmentation, and histories made from stills, as one affine map per frame.
 
-`plan` turns uniform numbers into maps with NumPy; the tf.data loader calls it with TensorFlow's
-NumPy, so both loaders share one definition. Coordinates have pixel centres at +0.5.
+`plan` turns uniform numbers into maps with NumPy; the tf.data loader calls it with TensorFlow in
+NumPy's place, so both loaders share one definition. Coordinates have pixel centres at +0.5.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GRAY = (0.299, 0.587, 0.114)
 _STILL_STEP = (0.035, 0.02, 0.008, 0.012)
 """Stills: largest motion per frame: zoom, shift in x (image widths), shift in y (image heights), rotation (radians)."""
 _STILL_GAIN, _STILL_NOISE = 0.4, 15.0
-"""Stills: change of exposure and standard deviation (grey levels) of the noise of a history frame, per unit of jitter."""
+"""Stills: change of exposure, and deviation of the noise (grey levels), of a history frame per unit of jitter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,16 @@ class Rules:
 
 def plain(height: int, width: int, *, jitter: float = 0.0, is_still: bool = False) -> Rules:
     """The rules that change nothing (besides the making of a history from stills)."""
-    return Rules(height=height, width=width, crop_height=height, crop_width=width, scale=(1.0, 1.0), jitter=jitter,
-                 flip=False, is_still=is_still)
+    return Rules(
+        height=height,
+        width=width,
+        crop_height=height,
+        crop_width=width,
+        scale=(1.0, 1.0),
+        jitter=jitter,
+        flip=False,
+        is_still=is_still,
+    )
 
 
 def num_uniforms(num_frames: int) -> int:
@@ -85,7 +93,9 @@ def _still_motions(rules: Rules, uniforms: Any, num_frames: int, xp: Any) -> lis
         for i in range(4):
             total[i] = total[i] + _STILL_STEP[i] * (0.75 * base[i] + 0.25 * (2 * uniforms[first + i] - 1))
         motions.append(tuple(total))
-    motions = [(xp.exp(zoom + 0.0), dx * rules.width, dy * rules.height, angle + 0.0) for zoom, dx, dy, angle in motions]
+    motions = [
+        (xp.exp(zoom + 0.0), dx * rules.width, dy * rules.height, angle + 0.0) for zoom, dx, dy, angle in motions
+    ]
     return motions[::-1]
 
 
@@ -96,7 +106,7 @@ def plan(rules: Rules, uniforms: Any, num_frames: int, *, xp: Any = np) -> tuple
       rules: what to do.
       uniforms: f32 [num_uniforms(T)] in 0..1.
       num_frames: T.
-      xp: the array module: numpy, or tensorflow.experimental.numpy.
+      xp: the array module: numpy or tensorflow.
 
     Returns:
       affine f32 [T, 6]: (a, b, c, d, e, f), the result at (x, y) shows the stored frame at (ax + by + c, dx + ey + f);
@@ -104,8 +114,8 @@ def plan(rules: Rules, uniforms: Any, num_frames: int, *, xp: Any = np) -> tuple
     """
     low, high = rules.scale
     scale = low + uniforms[0] * (high - low)
-    off_y = xp.round(uniforms[1] * (scale * rules.height - rules.crop_height))
-    off_x = xp.round(uniforms[2] * (scale * rules.width - rules.crop_width))
+    off_y = xp.floor(uniforms[1] * (scale * rules.height - rules.crop_height) + 0.5)
+    off_x = xp.floor(uniforms[2] * (scale * rules.width - rules.crop_width) + 0.5)
     mirrored = xp.floor(uniforms[3] + 0.5) if rules.flip else 0.0 * uniforms[3]
     # x' = (sign * x + off_x + mirrored * crop_width) / scale
     sign = 1.0 - 2.0 * mirrored
@@ -119,20 +129,38 @@ def plan(rules: Rules, uniforms: Any, num_frames: int, *, xp: Any = np) -> tuple
     for t, (zoom, dx, dy, angle) in enumerate(motions):
         cos, sin = zoom * xp.cos(angle + zero), zoom * xp.sin(angle + zero)
         x0, y0 = base[1] - middle_x, base[3] - middle_y
-        affine.append(xp.stack([cos * base[0], -sin * base[2], cos * x0 - sin * y0 + middle_x + dx,
-                                sin * base[0], cos * base[2], sin * x0 + cos * y0 + middle_y + dy]))
+        affine.append(
+            xp.stack(
+                [
+                    cos * base[0],
+                    -sin * base[2],
+                    cos * x0 - sin * y0 + middle_x + dx,
+                    sin * base[0],
+                    cos * base[2],
+                    sin * x0 + cos * y0 + middle_y + dy,
+                ]
+            )
+        )
         gain = bright
         if rules.is_still and t < num_frames - 1:
             gain = bright * (1.0 + _STILL_GAIN * rules.jitter * (2 * uniforms[NUM_SHARED + NUM_PER_FRAME * t + 4] - 1))
         mix = gain * contrast
         rest, offset = mix * (1.0 - saturation), 128.0 * (1.0 - contrast)
-        color.append(xp.stack([value for i in range(3) for value in (
-            *(rest * _GRAY[j] + (mix * saturation if i == j else 0.0) for j in range(3)), offset)]))
+        color.append(
+            xp.stack(
+                [
+                    value
+                    for i in range(3)
+                    for value in (*(rest * _GRAY[j] + (mix * saturation if i == j else 0.0) for j in range(3)), offset)
+                ]
+            )
+        )
     return xp.stack(affine), xp.stack(color)
 
 
-def apply(rules: Rules, frames: np.ndarray, labels: np.ndarray, rng: np.random.Generator,
-          uniforms: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def apply(
+    rules: Rules, frames: np.ndarray, labels: np.ndarray, rng: np.random.Generator, uniforms: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Augments one clip.
 
     Args:
@@ -160,11 +188,14 @@ def apply(rules: Rules, frames: np.ndarray, labels: np.ndarray, rng: np.random.G
             continue
         if rules.is_still:
             image = Image.fromarray(frames[t])
-            out_frames[t] = image.transform(size, Image.Transform.AFFINE, tuple(affine[t]), Image.Resampling.BILINEAR)
+            image = image.transform(size, Image.Transform.AFFINE, tuple(affine[t]), Image.Resampling.BILINEAR)
+            out_frames[t] = np.asarray(image)
         else:
             _resample(frames[t], affine[t], out_frames[t])
-        out_labels[t] = Image.fromarray(labels[t]).transform(
-            size, Image.Transform.AFFINE, tuple(affine[t]), Image.Resampling.NEAREST, fillcolor=types.IGNORE)
+        warped = Image.fromarray(labels[t]).transform(
+            size, Image.Transform.AFFINE, tuple(affine[t]), Image.Resampling.NEAREST, fillcolor=types.IGNORE
+        )
+        out_labels[t] = np.asarray(warped)
     if rules.jitter:
         for part in range(0, num_frames, 1 if rules.is_still else num_frames):
             group = out_frames[part : part + 1] if rules.is_still else out_frames
@@ -182,8 +213,10 @@ def _resample(frame: np.ndarray, affine: np.ndarray, out: np.ndarray) -> None:
     Smaller scales average (as `Image.resize` does); otherwise it is bilinear interpolation.
     """
     spans = []
-    for slope, shift, size, result in ((affine[0], affine[2], frame.shape[1], out.shape[1]),
-                                       (affine[4], affine[5], frame.shape[0], out.shape[0])):
+    for slope, shift, size, result in (
+        (affine[0], affine[2], frame.shape[1], out.shape[1]),
+        (affine[4], affine[5], frame.shape[0], out.shape[0]),
+    ):
         ends = sorted(((0 - shift) / slope, (size - shift) / slope))
         first, last = max(math.ceil(ends[0] - 1e-6), 0), min(math.floor(ends[1] + 1e-6), result)
         if first >= last:
@@ -192,11 +225,14 @@ def _resample(frame: np.ndarray, affine: np.ndarray, out: np.ndarray) -> None:
         spans.append((first, last, max(low, 0.0), min(high, float(size)), slope < 0))
     (x0, x1, left, right, is_mirrored), (y0, y1, top, bottom, _) = spans
     image = Image.fromarray(frame).resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-    out[y0:y1, x0:x1] = np.asarray(image)[:, ::-1] if is_mirrored else np.asarray(image)
+    if is_mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    out[y0:y1, x0:x1] = np.asarray(image)
 
 
-def still_clip(frame: np.ndarray, labels: np.ndarray, num_frames: int, rules: Rules,
-               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def still_clip(
+    frame: np.ndarray, labels: np.ndarray, num_frames: int, rules: Rules, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """A clip whose last frame is the still itself and whose history is made by camera motions.
 
     Args:

@@ -15,8 +15,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from dvsnas_jax.core import errors
-from dvsnas_jax.core import types
+from dvsnas_jax.core import errors, types
 from dvsnas_jax.data import classes
 
 LAYOUT = "expected {train,val,test}/<sequence>_<number>.png and {train,val,test}annot/<same name>.png"
@@ -74,8 +73,9 @@ def index(folder: str, split: str) -> tuple[Frame, ...]:
 
 def _gaps(frames: tuple[Frame, ...]) -> str:
     """The distances between consecutive frames that exist, commonest first, as text."""
-    counts = collections.Counter(b.number - a.number for a, b in zip(frames[:-1], frames[1:], strict=True)
-                                 if a.sequence == b.sequence)
+    counts = collections.Counter(
+        b.number - a.number for a, b in zip(frames[:-1], frames[1:], strict=True) if a.sequence == b.sequence
+    )
     return ", ".join(f"{gap} ({count} times)" for gap, count in counts.most_common(5)) or "none"
 
 
@@ -95,7 +95,9 @@ def clips(frames: tuple[Frame, ...], num_frames: int, gap: int, tolerance: int) 
       UserError: not one clip exists; says which gaps there are.
     """
     place = {(frame.sequence, frame.number): i for i, frame in enumerate(frames)}
-    offsets = sorted(range(max(gap - tolerance, 1), gap + tolerance + 1), key=lambda offset: (abs(offset - gap), offset))
+    offsets = sorted(
+        range(max(gap - tolerance, 1), gap + tolerance + 1), key=lambda offset: (abs(offset - gap), offset)
+    )
     found = []
     for target in range(len(frames)):
         chain = [target]
@@ -109,8 +111,10 @@ def clips(frames: tuple[Frame, ...], num_frames: int, gap: int, tolerance: int) 
             found.append(chain[::-1])
     if not found:
         raise errors.UserError(
-            f"{frames[0].image.parent}: no {num_frames} frames {gap} +- {tolerance} apart in any sequence; gaps that exist: "
-            f"{_gaps(frames)}; change data.num_frames, data.frame_gap or data.frame_gap_tolerance, or set data.history to 'stills'")
+            f"{frames[0].image.parent}: no {num_frames} frames {gap} +- {tolerance} apart in any sequence; "
+            f"gaps that exist: {_gaps(frames)}; change data.num_frames, data.frame_gap or data.frame_gap_tolerance, "
+            "or set data.history to 'stills'"
+        )
     return np.array(found, np.int32)
 
 
@@ -128,8 +132,10 @@ def runs(frames: tuple[Frame, ...], gap: int) -> list[list[int]]:
         else:
             found.append([i])
     if len(frames) > 1 and all(len(run) == 1 for run in found):
-        raise errors.UserError(f"{frames[0].image.parent}: no two frames are {gap} apart; gaps that exist: {_gaps(frames)}; "
-                               "change data.eval_gap")
+        raise errors.UserError(
+            f"{frames[0].image.parent}: no two frames are {gap} apart; gaps that exist: {_gaps(frames)}; "
+            "change data.eval_gap"
+        )
     return found
 
 
@@ -138,22 +144,31 @@ def nearest(size: int, out: int) -> np.ndarray:
     return ((2 * np.arange(out, dtype=np.int64) + 1) * size // (2 * out)).astype(np.int32)
 
 
+def _unreadable(path: pathlib.Path, error: Exception) -> errors.UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return errors.UserError(f"{path}: not a readable PNG ({reason}); replace the file")
+
+
 def _open(path: pathlib.Path, mode: str | None) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if mode is None and image.mode not in ("L", "P", "I", "I;16"):
-                raise errors.UserError(f"{path}: a label image has one channel of ids, this one is {image.mode}; convert it")
+                raise errors.UserError(
+                    f"{path}: a label image has one channel of ids, this one is {image.mode}; convert it"
+                )
             return np.asarray(image if mode is None else image.convert(mode))
     except errors.UserError:
         raise
     except Exception as error:
-        raise errors.UserError(f"{path}: not a readable PNG ({str(error).splitlines()[0]}); replace the file") from error
+        raise _unreadable(path, error) from error
 
 
 def _check_ids(labels: np.ndarray, path: pathlib.Path) -> None:
     highest = int(labels.max(initial=0))
     if highest > classes.VOID:
-        raise errors.UserError(f"{path}: label id {highest} is out of range; ids are 0..{classes.VOID - 1} and {classes.VOID} = void")
+        raise errors.UserError(
+            f"{path}: label id {highest} is out of range; ids are 0..{classes.VOID - 1} and {classes.VOID} = void"
+        )
 
 
 def load(frame: Frame, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +193,7 @@ def load(frame: Frame, height: int, width: int) -> tuple[np.ndarray, np.ndarray]
     except errors.UserError:
         raise
     except Exception as error:
-        raise errors.UserError(f"{frame.image}: not a readable PNG ({str(error).splitlines()[0]}); replace the file") from error
+        raise _unreadable(frame.image, error) from error
     _check_ids(labels, frame.label)
     small = labels[nearest(labels.shape[0], height)[:, None], nearest(labels.shape[1], width)[None, :]].astype(np.uint8)
     return resized, np.where(small == classes.VOID, np.uint8(types.IGNORE), small)
@@ -186,8 +201,10 @@ def load(frame: Frame, height: int, width: int) -> tuple[np.ndarray, np.ndarray]
 
 def _check_size(size: tuple[int, int], labels: np.ndarray, frame: Frame) -> None:
     if size != labels.shape[::-1]:
-        raise errors.UserError(f"{frame.label}: {labels.shape[1]}x{labels.shape[0]} pixels, but its frame {frame.image.name} has "
-                               f"{size[0]}x{size[1]}; make them equal")
+        raise errors.UserError(
+            f"{frame.label}: {labels.shape[1]}x{labels.shape[0]} pixels, but its frame {frame.image.name} has "
+            f"{size[0]}x{size[1]}; make them equal"
+        )
 
 
 @functools.lru_cache(maxsize=16)
@@ -208,7 +225,9 @@ def check(folder: str, split: str) -> None:
         except errors.UserError:
             raise
         except Exception as error:
-            raise errors.UserError(f"{frame.image}: not a readable PNG ({str(error).splitlines()[0]}); replace the file") from error
+            raise _unreadable(frame.image, error) from error
         if mode != "L":
-            raise errors.UserError(f"{frame.label}: label images of mode {mode} need data.loader 'numpy'; set it, or convert to 8-bit grey")
+            raise errors.UserError(
+                f"{frame.label}: label images of mode {mode} need data.loader 'numpy'; set it, or convert to 8-bit grey"
+            )
         _check_ids(labels, frame.label)

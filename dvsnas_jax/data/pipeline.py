@@ -11,11 +11,8 @@ from collections.abc import Iterator, Sequence
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import errors
-from dvsnas_jax.core import types
-from dvsnas_jax.data import augment
-from dvsnas_jax.data import classes
-from dvsnas_jax.data import store
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.data import augment, classes, store
 
 LOADERS = ("auto", "tf", "numpy")
 _STREAM_ORDER, _STREAM_AUGMENT, _STREAM_STILL = 101, 102, 103
@@ -52,8 +49,12 @@ def load_clips(data: ml_collections.ConfigDict, *, split: str, num_frames: int) 
     if not store.is_still(data) or num_frames == 1:
         return types.Clip(frames=frames, labels=labels)
     rules = augment.plain(int(data.height), int(data.width), jitter=float(data.jitter), is_still=True)
-    made = [augment.still_clip(frames[i, 0], labels[i, 0], num_frames, rules,
-                               np.random.default_rng((_seed(data.seed), _STREAM_STILL, i))) for i in range(len(frames))]
+    made = [
+        augment.still_clip(
+            frames[i, 0], labels[i, 0], num_frames, rules, np.random.default_rng((_seed(data.seed), _STREAM_STILL, i))
+        )
+        for i in range(len(frames))
+    ]
     return types.Clip(frames=np.stack([clip[0] for clip in made]), labels=np.stack([clip[1] for clip in made]))
 
 
@@ -78,8 +79,15 @@ def _rules(data: ml_collections.ConfigDict) -> augment.Rules:
     if not 0 < low <= high:
         raise errors.UserError(f"data.scale: ({low}, {high}) is no range of scales; use 0 < smallest <= largest")
     return augment.Rules(
-        height=int(data.height), width=int(data.width), crop_height=int(data.crop_height), crop_width=int(data.crop_width),
-        scale=(low, high), jitter=float(data.jitter), flip=bool(data.flip), is_still=store.is_still(data))
+        height=int(data.height),
+        width=int(data.width),
+        crop_height=int(data.crop_height),
+        crop_width=int(data.crop_width),
+        scale=(low, high),
+        jitter=float(data.jitter),
+        flip=bool(data.flip),
+        is_still=store.is_still(data),
+    )
 
 
 def _order(seed: int, num: int, counter: int, spare: int, cache: dict[int, np.ndarray]) -> tuple[int, int]:
@@ -103,8 +111,15 @@ def _examples(places: np.ndarray, spare: int, seed: int, first: int) -> Iterator
         counter += 1
 
 
-def _numpy_batches(stored: store.Store, examples: Iterator[tuple[int, np.ndarray]], rules: augment.Rules, *,
-                   batch_size: int, num_frames: int, seed: int) -> Iterator[types.Clip]:
+def _numpy_batches(
+    stored: store.Store,
+    examples: Iterator[tuple[int, np.ndarray]],
+    rules: augment.Rules,
+    *,
+    batch_size: int,
+    num_frames: int,
+    seed: int,
+) -> Iterator[types.Clip]:
     shape = (batch_size, num_frames, rules.crop_height, rules.crop_width)
     while True:
         frames, labels = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
@@ -117,8 +132,16 @@ def _numpy_batches(stored: store.Store, examples: Iterator[tuple[int, np.ndarray
         yield types.Clip(frames=frames, labels=labels)
 
 
-def train_batches(data: ml_collections.ConfigDict, *, batch_size: int, num_frames: int, seed: int, start_step: int = 0,
-                  indices: Sequence[int] | np.ndarray | None = None, split: str = "train") -> Iterator[types.Clip]:
+def train_batches(
+    data: ml_collections.ConfigDict,
+    *,
+    batch_size: int,
+    num_frames: int,
+    seed: int,
+    start_step: int = 0,
+    indices: Sequence[int] | np.ndarray | None = None,
+    split: str = "train",
+) -> Iterator[types.Clip]:
     """Endless batches of augmented clips, shuffled in every epoch.
 
     Batch i is a function of (seed, i) alone: an iterator made with start_step=i begins with it.
@@ -145,7 +168,9 @@ def train_batches(data: ml_collections.ConfigDict, *, batch_size: int, num_frame
     if indices is not None:
         chosen = np.asarray(indices, np.int64).reshape(-1)
         if not len(chosen) or chosen.min() < 0 or chosen.max() >= len(places):
-            raise errors.UserError(f"train_batches: clip numbers must be in 0..{len(places) - 1} and at least one; got {len(chosen)} of them")
+            raise errors.UserError(
+                f"train_batches: clip numbers must be in 0..{len(places) - 1} and at least one; got {len(chosen)}"
+            )
         places = places[chosen]
     examples = _examples(places, index.spare, _seed(seed), start_step * batch_size)
     sizes = {"batch_size": batch_size, "num_frames": num_frames, "seed": _seed(seed)}

@@ -32,7 +32,9 @@ def _ball(y: np.ndarray, x: np.ndarray, center: tuple[float, float], radius: tup
     return ((y - center[0]) / radius[0]) ** 2 + ((x - center[1]) / radius[1]) ** 2 < 1.0
 
 
-def _bar(y: np.ndarray, x: np.ndarray, ends: tuple[float, float, float, float], thick: float, aspect: float) -> np.ndarray:
+def _bar(
+    y: np.ndarray, x: np.ndarray, ends: tuple[float, float, float, float], thick: float, aspect: float
+) -> np.ndarray:
     """Mask of a thick line from (y0, x0) to (y1, x1); `aspect` is width over height of the sprite."""
     y0, x0, y1, x1 = ends
     ux, uy = (x1 - x0) * aspect, y1 - y0
@@ -46,8 +48,12 @@ def _car_side(is_van: bool) -> np.ndarray:
     y, x = _grid(32, 88)
     sprite = np.zeros(y.shape, np.uint8)
     if is_van:
-        cabin = _box(y, x, (0.02, 0.02, 0.6, 0.8)) | ((x >= 0.8) & (x < 0.8 + (y - 0.02) * 0.36) & (y < 0.6) & (y > 0.02))
-        glass = _box(y, x, (0.12, 0.6, 0.4, 0.78)) | ((x >= 0.8) & (x < 0.78 + (y - 0.02) * 0.34) & (y > 0.12) & (y < 0.4))
+        cabin = _box(y, x, (0.02, 0.02, 0.6, 0.8)) | (
+            (x >= 0.8) & (x < 0.8 + (y - 0.02) * 0.36) & (y < 0.6) & (y > 0.02)
+        )
+        glass = _box(y, x, (0.12, 0.6, 0.4, 0.78)) | (
+            (x >= 0.8) & (x < 0.78 + (y - 0.02) * 0.34) & (y > 0.12) & (y < 0.4)
+        )
     else:
         slope = (y - 0.03) / 0.42
         cabin = (y >= 0.03) & (y < 0.45) & (x > 0.22 - slope * 0.12) & (x < 0.62 + slope * 0.16)
@@ -123,8 +129,15 @@ def _cyclist_side() -> np.ndarray:
         wheel = _ball(y, x, (0.79, center), (0.2, 0.2))
         sprite[wheel] = 5
         sprite[_ball(y, x, (0.79, center), (0.14, 0.14))] = 8
-    for ends in ((0.79, 0.22, 0.55, 0.38), (0.55, 0.38, 0.55, 0.68), (0.55, 0.68, 0.79, 0.78), (0.79, 0.48, 0.55, 0.68),
-                 (0.55, 0.38, 0.79, 0.48), (0.55, 0.68, 0.45, 0.7), (0.79, 0.22, 0.79, 0.48)):
+    for ends in (
+        (0.79, 0.22, 0.55, 0.38),
+        (0.55, 0.38, 0.55, 0.68),
+        (0.55, 0.68, 0.79, 0.78),
+        (0.79, 0.48, 0.55, 0.68),
+        (0.55, 0.38, 0.79, 0.48),
+        (0.55, 0.68, 0.45, 0.7),
+        (0.79, 0.22, 0.79, 0.48),
+    ):
         sprite[_bar(y, x, ends, 0.022, 1.0)] = 7
     sprite[_bar(y, x, (0.5, 0.38, 0.66, 0.54), 0.055, 1.0) | _bar(y, x, (0.66, 0.54, 0.86, 0.48), 0.04, 1.0)] = 3
     sprite[_bar(y, x, (0.48, 0.38, 0.25, 0.54), 0.09, 1.0)] = 2
@@ -187,7 +200,9 @@ def _fences() -> dict[str, np.ndarray]:
     bars[(x * 3) % 1.0 < 0.07] = 2
     panel = np.where(((y * 5) % 1.0 < 0.2) | ((x * 8 + np.floor(y * 5) % 2 * 0.5) % 1.0 < 0.09), 2, 1)
     panel[y < 0.1] = 3
-    return {name: s.astype(np.uint8) for name, s in (("fence_planks", planks), ("fence_bars", bars), ("fence_panel", panel))}
+    return {
+        name: s.astype(np.uint8) for name, s in (("fence_planks", planks), ("fence_bars", bars), ("fence_panel", panel))
+    }
 
 
 def _poles() -> dict[str, np.ndarray]:
@@ -209,6 +224,8 @@ def table() -> dict[str, np.ndarray]:
         sprites[f"{kind}_flank"] = _car_side(is_van)[:, ::-1]
         sprites[f"{kind}_rear"] = _car_end(False, is_van)
         sprites[f"{kind}_front"] = _car_end(True, is_van)
+        end = _car_end(False, is_van)
+        sprites[f"{kind}_core"] = np.where(end == 2, 2, np.where(end > 0, 6, 0)).astype(np.uint8)
     for phase in range(NUM_PHASES):
         sprites[f"person_{phase}"] = _person(phase)
     sprites["cyclist_end"] = _cyclist_end()

@@ -9,10 +9,8 @@ import os
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import errors
-from dvsnas_jax.core import types
-from dvsnas_jax.data import folders
-from dvsnas_jax.data import synthetic
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.data import folders, synthetic
 
 NAMES = ("synthetic", "camvid")
 HISTORIES = ("frames", "stills")
@@ -92,7 +90,9 @@ def index(data: ml_collections.ConfigDict, split: str, num_frames: int) -> ClipI
         key = "data.num_frames" if split == "train" else "data.val_frames"
         raise errors.UserError(f"synthetic {split}: clips have {length} frames, {wanted} are asked for; raise {key}")
     if num_clips < 1:
-        raise errors.UserError(f"synthetic {split}: no clips; raise data.num_{'train' if split == 'train' else 'val'}_clips")
+        raise errors.UserError(
+            f"synthetic {split}: no clips; raise data.num_{'train' if split == 'train' else 'val'}_clips"
+        )
     if split == "train":
         starts = np.arange(num_clips)[:, None] * length + (length - wanted)
         return ClipIndex((starts + np.arange(wanted)).astype(np.int32), spare=length - wanted)
@@ -107,8 +107,16 @@ def _synthetic(seed: int, split: str, counts: tuple[int, int], size: tuple[int, 
     frames = np.empty((num_clips, length, *size, 3), np.uint8)
     labels = np.empty((num_clips, length, *size), np.uint8)
     for i in range(num_clips):
-        video = synthetic.clip(seed=seed, split=split, index=i, num_frames=length, height=size[0], width=size[1],
-                               degrade=degrade, with_flow=False)
+        video = synthetic.clip(
+            seed=seed,
+            split=split,
+            index=i,
+            num_frames=length,
+            height=size[0],
+            width=size[1],
+            degrade=degrade,
+            with_flow=False,
+        )
         frames[i], labels[i] = video.frames, video.labels
     return Store(frames.reshape(-1, *size, 3), labels.reshape(-1, *size))
 
@@ -136,10 +144,15 @@ def load(data: ml_collections.ConfigDict, split: str) -> Store:
 
 
 @functools.lru_cache(maxsize=4)
-def _synthetic_sequences(seed: int, split: str, counts: tuple[int, int], size: tuple[int, int],
-                         degrade: float) -> tuple[types.Sequence, ...]:
-    return tuple(synthetic.clip(seed=seed, split=split, index=i, num_frames=counts[1], height=size[0], width=size[1],
-                                degrade=degrade) for i in range(counts[0]))
+def _synthetic_sequences(
+    seed: int, split: str, counts: tuple[int, int], size: tuple[int, int], degrade: float
+) -> tuple[types.Sequence, ...]:
+    return tuple(
+        synthetic.clip(
+            seed=seed, split=split, index=i, num_frames=counts[1], height=size[0], width=size[1], degrade=degrade
+        )
+        for i in range(counts[0])
+    )
 
 
 def sequences(data: ml_collections.ConfigDict, split: str) -> list[types.Sequence]:
@@ -154,4 +167,7 @@ def sequences(data: ml_collections.ConfigDict, split: str) -> list[types.Sequenc
     else:
         runs = folders.runs(found, int(data.eval_gap))
     stored = load(data, split)
-    return [types.Sequence(name=found[run[0]].image.stem, frames=stored.frames[run], labels=stored.labels[run]) for run in runs]
+    return [
+        types.Sequence(name=found[run[0]].image.stem, frames=stored.frames[run], labels=stored.labels[run])
+        for run in runs
+    ]

@@ -9,11 +9,9 @@ import functools
 
 import numpy as np
 
-from dvsnas_jax.core import errors
-from dvsnas_jax.core import types
+from dvsnas_jax.core import errors, types
 from dvsnas_jax.data import degrade as degrade_lib
-from dvsnas_jax.data import raster
-from dvsnas_jax.data import street
+from dvsnas_jax.data import projection, raster, street
 
 SPLITS = ("train", "val", "test")
 
@@ -24,23 +22,35 @@ def _world(key: tuple[int, ...]) -> street.World:
 
 
 def _lens(color: np.ndarray) -> np.ndarray:
-    """Slight blur of an f32 [H, W, 3] image (weights 1 4 1 in x and y), as u8."""
+    """Slight blur of an f32 [3, H, W] image (weights 1 4 1 in x and y), as u8 [H, W, 3]."""
     image = np.clip(color, 0, 255)
-    wide = image * np.float32(4)
-    wide[1:-1] += image[:-2] + image[2:]
-    wide[0] += image[0] + image[1]
-    wide[-1] += image[-1] + image[-2]
-    total = wide * np.float32(4 / 36)
-    wide *= np.float32(1 / 36)
-    total[:, 1:-1] += wide[:, :-2]
-    total[:, 1:-1] += wide[:, 2:]
-    total[:, 0] += wide[:, 0] + wide[:, 1]
-    total[:, -1] += wide[:, -1] + wide[:, -2]
-    return (total + np.float32(0.5)).astype(np.uint8)
+    tall = image * np.float32(4)
+    tall[:, 1:-1] += image[:, :-2]
+    tall[:, 1:-1] += image[:, 2:]
+    tall[:, 0] += image[:, 0] + image[:, min(1, image.shape[1] - 1)]
+    tall[:, -1] += image[:, -1] + image[:, max(image.shape[1] - 2, 0)]
+    tall *= np.float32(1 / 36)
+    total = tall * np.float32(4)
+    total[:, :, 1:-1] += tall[:, :, :-2]
+    total[:, :, 1:-1] += tall[:, :, 2:]
+    total[:, :, 0] += tall[:, :, 0] + tall[:, :, min(1, image.shape[2] - 1)]
+    total[:, :, -1] += tall[:, :, -1] + tall[:, :, max(image.shape[2] - 2, 0)]
+    total += np.float32(0.5)
+    return total.astype(np.uint8).transpose(1, 2, 0)
 
 
-def clip(*, seed: int, split: str, index: int, num_frames: int, height: int, width: int, degrade: float = 1.0,
-         start: int = 0, with_flow: bool = True) -> types.Sequence:
+def clip(
+    *,
+    seed: int,
+    split: str,
+    index: int,
+    num_frames: int,
+    height: int,
+    width: int,
+    degrade: float = 1.0,
+    start: int = 0,
+    with_flow: bool = True,
+) -> types.Sequence:
     """Renders frames `start` .. `start + num_frames - 1` of a clip.
 
     Args:
@@ -63,7 +73,9 @@ def clip(*, seed: int, split: str, index: int, num_frames: int, height: int, wid
     if split not in SPLITS:
         raise errors.UserError(f"data split: unknown name '{split}'; use one of {', '.join(SPLITS)}")
     if min(seed, index, start) < 0 or min(num_frames, height, width) < 1:
-        raise errors.UserError("synthetic clip: seed, index and start must be >= 0, the sizes >= 1; correct the data section")
+        raise errors.UserError(
+            "synthetic clip: seed, index and start must be >= 0, the sizes >= 1; correct the data section"
+        )
     key = (int(seed), SPLITS.index(split), int(index))
     world = _world(key)
     shape = (num_frames, height, width)
@@ -77,6 +89,6 @@ def clip(*, seed: int, split: str, index: int, num_frames: int, height: int, wid
         labels[i] = world.label.take(drawing.entry)
         frames[i] = degrade_lib.apply(clean[i], key=key, frame=start + i, is_rainy=world.is_rainy, strength=degrade)
         if flow is not None and before is not None:
-            flow[i] = raster.flow(drawing, before, world)
+            flow[i] = projection.flow(drawing, before, world)
         before = drawing
     return types.Sequence(name=f"{split}{index:05d}", frames=frames, labels=labels, flow=flow, clean=clean)

@@ -56,11 +56,19 @@ def conv(
     """
     kh, kw, cin, cout = kernel.shape
     kernel = kernel.astype(x.dtype)
+    product_fn = _product if _is_cpu(backend) else jnp.matmul
     if kh == kw == 1:
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+        return product_fn(x[:, ::stride, ::stride], kernel[0, 0])
+    if _is_cpu(backend) and cout <= cin // 2:  # fewer channels to move after the product than before
+        parts = product_fn(x, kernel.reshape(kh * kw, cin, cout).swapaxes(0, 1).reshape(cin, kh * kw * cout))
+        padded = jnp.pad(parts, ((0, 0), *_padding((kh, kw), dilation), (0, 0)))
+        shape = (*x.shape[:3], cout)
+        taps = [padded[..., tap * cout : (tap + 1) * cout] for tap in range(kh * kw)]
+        shifts = [_tap(part, shape, (kh, kw), tap, stride, dilation) for tap, part in enumerate(taps)]
+        return functools.reduce(jnp.add, shifts)
     if _is_cpu(backend):
         columns = jnp.concatenate(_shifts(x, (kh, kw), stride, dilation), axis=-1)
-        return columns @ kernel.reshape(kh * kw * cin, cout)
+        return product_fn(columns, kernel.reshape(kh * kw * cin, cout))
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -101,22 +109,45 @@ def depthwise_conv(
     )
 
 
+@jax.custom_vjp
+def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """x [..., Cin] @ matrix [Cin, Cout]. The gradient is written out: autodiff's has a transposed copy of the
+    gradient map, and XLA's CPU backend fuses whatever computed the map into that copy a second time (2-4x slower)."""
+    return x @ matrix
+
+
+def _product_forward(x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ matrix, (x, matrix)
+
+
+def _product_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, matrix = residuals
+    rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    grad_x = lax.dot_general(grad_rows, matrix, (((1,), (1,)), ((), ())))
+    return grad_x.reshape(x.shape), lax.dot_general(rows, grad_rows, (((0,), (0,)), ((), ())))
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
 def _padding(size: tuple[int, int], dilation: int) -> list[tuple[int, int]]:
     return [(dilation * (k // 2),) * 2 for k in size]
 
 
 def _shifts(x: jax.Array, size: tuple[int, int], stride: int, dilation: int) -> list[jax.Array]:
     """What each tap of a kernel sees, row by row: kh * kw maps [B, ceil(h / stride), ceil(w / stride), C]."""
-    batch, height, width, channels = x.shape
     padded = jnp.pad(x, ((0, 0), *_padding(size, dilation), (0, 0)))
-    span = (-(-height // stride) - 1) * stride + 1, (-(-width // stride) - 1) * stride + 1
-    starts = [(row * dilation, col * dilation) for row in range(size[0]) for col in range(size[1])]
-    return [
-        lax.slice(
-            padded, (0, top, left, 0), (batch, top + span[0], left + span[1], channels), (1, stride, stride, 1)
-        )
-        for top, left in starts
-    ]
+    return [_tap(padded, x.shape, size, tap, stride, dilation) for tap in range(size[0] * size[1])]
+
+
+def _tap(
+    padded: jax.Array, shape: tuple[int, ...], size: tuple[int, int], tap: int, stride: int, dilation: int
+) -> jax.Array:
+    """What one tap sees of a padded map that had this shape."""
+    batch, height, width, channels = shape
+    top, left = tap // size[1] * dilation, tap % size[1] * dilation
+    bottom, right = top + (-(-height // stride) - 1) * stride + 1, left + (-(-width // stride) - 1) * stride + 1
+    return lax.slice(padded, (0, top, left, 0), (batch, bottom, right, channels), (1, stride, stride, 1))
 
 
 def _weighted_sum(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -143,14 +174,29 @@ def _depthwise_backward(
     stride: int, dilation: int, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    shifts = _shifts(x, kernel.shape[:2], stride, dilation)
-    grad_kernel = jnp.stack([jnp.sum((shift * grad).astype(jnp.float32), axis=(0, 1, 2)) for shift in shifts])
+    grad_kernel = _depthwise_kernel_grad(x, grad, kernel.shape[:2], stride, dilation)
     if stride > 1:  # zeros between the pixels, so that the rest is a convolution of stride 1
         rest = [size - (out - 1) * stride - 1 for size, out in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
         config = ((0, 0, 0), (0, rest[0], stride - 1), (0, rest[1], stride - 1), (0, 0, 0))
         grad = lax.pad(grad, jnp.zeros((), grad.dtype), config)
     grad_x = _weighted_sum(grad, kernel[::-1, ::-1], 1, dilation)
     return grad_x, grad_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _depthwise_kernel_grad(
+    x: jax.Array, grad: jax.Array, size: tuple[int, int], stride: int, dilation: int
+) -> jax.Array:
+    """f32 [kh * kw, C]. A loop over the taps: written side by side, XLA computes x (often a normalisation and an
+    activation) once more for each tap (2-3x slower, and longer to compile)."""
+    padded = jnp.pad(x, ((0, 0), *_padding(size, dilation), (0, 0)))
+    span = tuple((out - 1) * stride + 1 for out in grad.shape[1:3])
+
+    def tap_fn(tap: jax.Array) -> jax.Array:
+        corner = (0, tap // size[1] * dilation, tap % size[1] * dilation, 0)
+        shift = lax.dynamic_slice(padded, corner, (x.shape[0], *span, x.shape[3]))[:, ::stride, ::stride]
+        return jnp.sum((shift * grad).astype(jnp.float32), axis=(0, 1, 2))
+
+    return lax.map(tap_fn, jnp.arange(size[0] * size[1]))
 
 
 _depthwise_shifted.defvjp(_depthwise_forward, _depthwise_backward)

@@ -19,6 +19,9 @@ LEVELS = (
     (1, (3,)),
 )
 POOL_STAGES = 4
+KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""Uniform in +-1/sqrt(fan-in). The decoder has no normalisation: He's larger kernels would drive its sums past the 6
+of ReLU6, where gradients end."""
 POOL_WINDOW = 5
 
 
@@ -36,7 +39,7 @@ class Pointwise(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, Cin] -> [B, h, w, features]."""
-        kernel = self.param("kernel", layers.he_normal, (1, 1, x.shape[-1], self.features))
+        kernel = self.param("kernel", KERNEL_INIT, (1, 1, x.shape[-1], self.features))
         return layers.conv(x.astype(self.dtype), kernel)
 
 
@@ -99,6 +102,6 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, C] -> logits [B, h, w, K]."""
-        kernel = self.param("kernel", layers.he_normal, (3, 3, x.shape[-1], self.num_classes))
+        kernel = self.param("kernel", KERNEL_INIT, (3, 3, x.shape[-1], self.num_classes))
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
         return layers.conv(x.astype(self.dtype), kernel) + bias.astype(self.dtype)

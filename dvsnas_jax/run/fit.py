@@ -51,7 +51,7 @@ def fit(
         state = checkpoints.restore(state)
     if start >= num_steps:
         return state
-    folder.truncate("metrics.jsonl", lambda record: record["stage"] != stage or record["step"] <= start)
+    folder.truncate("metrics.jsonl", lambda line: not line["stage"].startswith(stage) or line["step"] <= start)
     batches = batches_fn(start)
     with progress.bar(num_steps, stage, initial=start) as bar:
         for done in range(start + 1, num_steps + 1):

@@ -112,8 +112,7 @@ def init(
     net: static_net.StaticNet, optimizer: optax.GradientTransformation, config: ml_collections.ConfigDict
 ) -> PretrainState:
     """The state before the first step."""
-    images = jnp.zeros((1, config.data.height, config.data.width, 3))
-    variables = jax.jit(lambda rng: net.init(rng, images, train=False))(jax.random.key(config.seed))
+    variables = static_net.init(net, jax.random.key(config.seed))
 
     def copy() -> Any:  # separate buffers, because the state is donated
         return jax.tree.map(jnp.copy, variables)

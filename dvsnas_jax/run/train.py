@@ -124,8 +124,8 @@ def train_cell(
         stop=stop,
         checkpoint_every=section.checkpoint_every,
     )
-    drawn = [next(batch) for batch in [batches(section.steps)] for _ in range(section.norm_batches)]
-    return calibrate(cell, state.average, store, drawn)
+    drawn = batches(section.steps)
+    return calibrate(cell, state.average, store, [next(drawn) for _ in range(section.norm_batches)])
 
 
 def init(cell: cell_lib.Cell, optimizer: optax.GradientTransformation, seed: int) -> CellTrainState:
@@ -191,7 +191,9 @@ def save_winner(
     scores: dict[str, Any],
 ) -> None:
     """Writes the cell's weights and, after them, `best_genotype.json`."""
-    folder.checkpointer(CELL_STAGE, keep=1).save(0, params)
+    checkpoints = folder.checkpointer(CELL_STAGE, keep=1)
+    latest = checkpoints.latest_step()
+    checkpoints.save(0 if latest is None else latest + 1, params)
     folder.write_json(BEST, {**genotype_lib.to_dict(space, genotype), "scores": scores})
 
 

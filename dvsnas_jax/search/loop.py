@@ -40,7 +40,6 @@ def search(
     folder: workdir.Workdir,
     stop: signals.StopFlag,
     checkpoint_every: int,
-    source: str,
 ) -> LoopState:
     """Runs the search, from its last checkpoint if there is one.
 
@@ -51,11 +50,10 @@ def search(
       train: `(shared state, strategy state, step) -> (shared state, metrics)`.
       evaluate: `(shared state, genotypes [N, L, 5]) -> N records` with reward, parts and status.
       update: `(strategy state, samples, rewards f32 [N], valid bool [N], step) -> (state, metrics)`.
-      describe: `genotype -> fields` of a log line.
+      describe: `genotype -> fields` of its log line.
       folder: the run folder; candidates go to genotypes.jsonl.
       stop: a signal asks to save and stop.
       checkpoint_every: steps between checkpoints.
-      source: the strategy's name in the log.
 
     Returns:
       The state after the last step.
@@ -79,7 +77,7 @@ def search(
             rewards, valid = to_arrays(records)
             strategy, update_metrics = update(state.strategy, samples, rewards, valid, step)
             state = LoopState(strategy=strategy, shared=shared)
-            log(folder, describe, genotypes, records, step=step, source=source)
+            log(folder, describe, genotypes, records, step=step)
             folder.scalars(STAGE, step + 1, {**train_metrics, **_floats(update_metrics), **summary(rewards, valid)})
             bar.note(f"reward {np.mean(rewards[valid]) if valid.any() else float('nan'):.3f}")
             bar.update()
@@ -112,11 +110,10 @@ def log(
     records: Sequence[dict[str, Any]],
     *,
     step: int,
-    source: str,
 ) -> None:
     """Appends one line per candidate."""
     for index, (genotype, record) in enumerate(zip(genotypes, records, strict=True)):
-        folder.append(LOG, {"step": step, "index": index, "source": source, **describe(genotype), **record})
+        folder.append(LOG, {"step": step, "index": index, **describe(genotype), **record})
 
 
 def _floats(values: dict[str, Any]) -> dict[str, float]:

@@ -122,11 +122,10 @@ def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) ->
         train=train_fn,
         evaluate=lambda shared, genotypes: score(parts, shared.params, genotypes, section.reward_clips),
         update=update,
-        describe=lambda genotype: describe(parts.space, genotype),
+        describe=lambda genotype: describe(parts.space, genotype, section.strategy),
         folder=folder,
         stop=stop,
         checkpoint_every=section.checkpoint_every,
-        source=section.strategy,
     )
     score_random(parts, state, folder)
     return state
@@ -170,9 +169,10 @@ def _batch_shape(section: ml_collections.ConfigDict) -> tuple[int, int]:
     return section.shared_genotypes, section.batch_size
 
 
-def describe(space: genotype_lib.Space, genotype: np.ndarray) -> dict[str, Any]:
-    """The fields of a log line that name a genotype."""
-    return {"genotype": np.asarray(genotype).tolist(), "hash": genotype_lib.digest(space, genotype)}
+def describe(space: genotype_lib.Space, genotype: np.ndarray, source: str) -> dict[str, Any]:
+    """The fields of a log line that name a genotype and who drew it."""
+    digest = genotype_lib.digest(space, genotype)
+    return {"source": source, "genotype": np.asarray(genotype).tolist(), "hash": digest}
 
 
 def score(parts: Parts, params: types.Params, genotypes: np.ndarray, num_clips: int) -> list[dict[str, Any]]:
@@ -212,12 +212,7 @@ def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -
     genotypes = genotype_lib.random(parts.space, rng, section.num_random)
     records = score(parts, state.shared.params, genotypes, section.reward_clips)
     loop.log(
-        folder,
-        lambda genotype: describe(parts.space, genotype),
-        genotypes,
-        records,
-        step=section.steps,
-        source="random",
+        folder, lambda genotype: describe(parts.space, genotype, "random"), genotypes, records, step=section.steps
     )
 
 

@@ -109,7 +109,12 @@ def make(
         params = optax.apply_updates(state.params, updates)
         return SharedState(params=params, opt_state=opt_state, step=state.step + 1), step_metrics
 
-    return Steps(init, jax.jit(train_shared, donate_argnums=0), jax.jit(sharded_scores))
+    replicated = mesh_lib.replicated(mesh)
+    return Steps(
+        init,
+        jax.jit(train_shared, donate_argnums=0, out_shardings=replicated),
+        jax.jit(sharded_scores, out_shardings=replicated),
+    )
 
 
 def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, jax.Array]:

@@ -1,0 +1,338 @@
+"""The recurrent policy: one LSTM emits a genotype token by token, and one definition samples and scores.
+
+The S = 5 L tokens of a genotype are drawn layer by layer in the order of `genotype.FIELDS`. All kinds
+of token share one flat vocabulary (nodes, operations, aggregations), so one output layer serves them
+and a mask says what a position may be. The sizes, the two layers of 100 units and the uniform
+initialisation follow the authors' public sibling code (Fast NAS, CVPR 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from dvsnas_jax.core import types
+from dvsnas_jax.space import genotype
+
+FORBIDDEN = -1e9
+"""The logit of a masked token: its probability is exactly 0 in float32, its products stay finite."""
+
+
+class TokenTable(NamedTuple):
+    """How the tokens of a space lie in the flat vocabulary of V entries.
+
+    Attributes:
+      offsets: i32 [S], what a position adds to its token.
+      allowed: bool [S, V], what a position may be, before the operation mask.
+      operations: the slice of the vocabulary that holds the operations.
+    """
+
+    offsets: np.ndarray
+    allowed: np.ndarray
+    operations: slice
+
+    @property
+    def num_tokens(self) -> int:
+        return self.allowed.shape[0]
+
+    @property
+    def size(self) -> int:
+        return self.allowed.shape[1]
+
+    def mask(self, op_mask: types.Array) -> jax.Array:
+        """What each position may be, bool [S, V], under an operation mask bool [num_ops] (may be traced)."""
+        chex.assert_shape(op_mask, (self.operations.stop - self.operations.start,))
+        enabled = jnp.ones(self.size, bool).at[self.operations].set(op_mask)
+        return jnp.asarray(self.allowed) & enabled[None]
+
+
+class Policy(NamedTuple):
+    """The policy as pure functions; `op_mask` is bool [num_ops], data: a change recompiles nothing.
+
+    Attributes:
+      init: `(rng) -> params`.
+      sample: `(params, rng, op_mask, num, temperature=1.0) -> types.Samples`; `num` is static. The
+        temperature scales the noise of the draw (0: the most probable token each time), `log_prob`
+        and `entropy` are those at temperature 1.
+      score: `(params, genotypes i32 [N, L, 5], op_mask) -> (log_prob f32 [N], entropy f32 [N])`.
+      greedy: `(params, op_mask) -> genotype i32 [L, 5]`.
+      table: the vocabulary.
+    """
+
+    init: Callable[[jax.Array], types.Params]
+    sample: Callable[..., types.Samples]
+    score: Callable[[types.Params, types.Array, types.Array], tuple[jax.Array, jax.Array]]
+    greedy: Callable[[types.Params, types.Array], jax.Array]
+    table: TokenTable
+
+
+def token_table(space: genotype.Space) -> TokenTable:
+    """The flat vocabulary of a space: nodes, then operations, then aggregations."""
+    limits = space.limits()
+    num_nodes = int(limits[:, :2].max())
+    starts = np.cumsum([0, num_nodes, len(space.operations), len(space.aggregations)])
+    offsets = np.tile(starts[[0, 0, 1, 1, 2]], space.num_layers).astype(np.int32)
+    entries = np.arange(starts[3])
+    allowed = (entries >= offsets[:, None]) & (entries < (offsets + limits.ravel())[:, None])
+    return TokenTable(offsets=offsets, allowed=allowed, operations=slice(int(starts[1]), int(starts[2])))
+
+
+def make(space: genotype.Space, *, hidden: int, lstm_layers: int, init_scale: float) -> Policy:
+    """Builds the policy of a space.
+
+    Args:
+      space: gives the tokens and their limits.
+      hidden: units of each LSTM layer.
+      lstm_layers: number of LSTM layers.
+      init_scale: every weight starts uniform in +-init_scale.
+
+    Returns:
+      Pure functions over a Linen parameter dict.
+    """
+    table = token_table(space)
+    module = RecurrentPolicy(
+        num_tokens=table.num_tokens,
+        vocabulary=table.size,
+        hidden=hidden,
+        lstm_layers=lstm_layers,
+        init_scale=init_scale,
+    )
+    apply: Callable[..., Any] = module.apply
+    shape = (space.num_layers, len(genotype.FIELDS))
+
+    def init(rng: jax.Array) -> types.Params:
+        tokens = jnp.zeros((1, table.num_tokens), jnp.int32)
+        return module.init(rng, tokens, jnp.asarray(table.allowed), method="score")
+
+    def sample(
+        params: types.Params, rng: jax.Array, op_mask: types.Array, num: int, temperature: types.Array | float = 1.0
+    ) -> types.Samples:
+        noise = temperature * jax.random.gumbel(rng, (table.num_tokens, num, table.size))
+        tokens, log_prob, entropy = apply(params, noise, table.mask(op_mask), method="sample")
+        return types.Samples(
+            genotypes=(tokens - table.offsets[None]).reshape(num, *shape), log_prob=log_prob, entropy=entropy
+        )
+
+    def score(params: types.Params, genotypes: types.Array, op_mask: types.Array) -> tuple[jax.Array, jax.Array]:
+        chex.assert_shape(genotypes, (None, *shape))
+        tokens = jnp.reshape(genotypes, (genotypes.shape[0], table.num_tokens)) + table.offsets[None]
+        return apply(params, tokens, table.mask(op_mask), method="score")
+
+    def greedy(params: types.Params, op_mask: types.Array) -> jax.Array:
+        noise = jnp.zeros((table.num_tokens, 1, table.size))
+        tokens, _, _ = apply(params, noise, table.mask(op_mask), method="sample")
+        return (tokens - table.offsets[None]).reshape(shape)
+
+    return Policy(init=init, sample=sample, score=score, greedy=greedy, table=table)
+
+
+class LstmState(struct.PyTreeNode):
+    """State of all LSTM layers.
+
+    Attributes:
+      output: f32 [layers, N, hidden].
+      cell: f32 [layers, N, hidden].
+    """
+
+    output: jax.Array
+    cell: jax.Array
+
+
+class RecurrentPolicy(nn.Module):
+    """The LSTM over the flat vocabulary.
+
+    The embedding of a token and the input weights of the first layer are one table [V, 4 hidden]
+    (a product of two linear maps is one), to which each position adds a row of its own. `sample`
+    advances all layers token by token; `score`, which knows the tokens, runs layer after layer, so
+    that all but `_cell` is one matrix product over all tokens.
+
+    Attributes:
+      num_tokens: S.
+      vocabulary: V.
+      hidden: units of a layer.
+      lstm_layers: number of layers.
+      init_scale: weights start uniform in +-init_scale.
+    """
+
+    num_tokens: int
+    vocabulary: int
+    hidden: int
+    lstm_layers: int
+    init_scale: float
+
+    def setup(self) -> None:
+        gates = 4 * self.hidden
+        self.embedding = self._weight("embedding", self.vocabulary, gates)
+        self.position = self._weight("position", self.num_tokens, gates)
+        self.recurrent = [self._weight(f"recurrent{k}", self.hidden, gates) for k in range(self.lstm_layers)]
+        self.between = [self._weight(f"input{k}", self.hidden, gates) for k in range(1, self.lstm_layers)]
+        self.bias = [self._weight(f"bias{k}", gates) for k in range(self.lstm_layers)]
+        self.head = self._weight("head", self.hidden, self.vocabulary)
+        self.head_bias = self._weight("head_bias", self.vocabulary)
+
+    def _weight(self, name: str, *shape: int) -> jax.Array:
+        def uniform(rng: jax.Array) -> jax.Array:
+            return jax.random.uniform(rng, shape, jnp.float32, -self.init_scale, self.init_scale)
+
+        return self.param(name, uniform)
+
+    def sample(self, noise: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Draws genotypes: the largest of logit + noise (Gumbel noise: a draw; zeros: the most probable).
+
+        Args:
+          noise: f32 [S, N, V].
+          allowed: bool [S, V].
+
+        Returns:
+          Flat tokens i32 [N, S], log-probability f32 [N], entropy f32 [N].
+        """
+        num, layers, read = noise.shape[1], range(self.lstm_layers), self._readout()
+        embedding, recurrent, between, bias = self.embedding, self.recurrent, self.between, self.bias
+
+        def advance(state: LstmState, pre: jax.Array) -> LstmState:
+            new: list[tuple[jax.Array, jax.Array]] = []
+            for layer in layers:
+                if layer:
+                    pre = _affine(new[-1][0], between[layer - 1], bias[layer])
+                new.append(_cell(recurrent[layer], pre, state.output[layer], state.cell[layer])[:2])
+            return LstmState(output=jnp.stack([row[0] for row in new]), cell=jnp.stack([row[1] for row in new]))
+
+        def draw(
+            carry: tuple[LstmState, jax.Array], xs: tuple[jax.Array, jax.Array, jax.Array]
+        ) -> tuple[tuple[LstmState, jax.Array], tuple[jax.Array, jax.Array]]:
+            state, embedded = carry
+            position, allowed_here, noise_here = xs
+            state = advance(state, embedded + position)
+            logits = read(state.output[-1], allowed_here)
+            token = jnp.argmax(jnp.where(allowed_here, logits + noise_here, -jnp.inf), axis=-1)
+            return (state, embedding[token]), (token, logits)
+
+        zeros = jnp.zeros((self.lstm_layers, num, self.hidden))
+        start = (LstmState(output=zeros, cell=zeros), jnp.zeros((num, embedding.shape[1])))
+        _, (tokens, logits) = jax.lax.scan(draw, start, (self._first_input()[:, None], allowed[:, None], noise))
+        return tokens.T.astype(jnp.int32), *_log_prob_and_entropy(logits, tokens)
+
+    def score(self, tokens: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Log-probability and entropy of given genotypes.
+
+        Args:
+          tokens: flat tokens i32 [N, S].
+          allowed: bool [S, V].
+
+        Returns:
+          Log-probability f32 [N], entropy f32 [N].
+        """
+        chex.assert_rank(tokens, 2)
+        before = self.embedding[tokens.T[:-1]]
+        start = jnp.zeros((1, *before.shape[1:]))
+        pre = jnp.concatenate([start, before]) + self._first_input()[:, None]
+        outputs = _recurrence(self.recurrent[0], pre)
+        for layer in range(1, self.lstm_layers):
+            outputs = _recurrence(self.recurrent[layer], _affine(outputs, self.between[layer - 1], self.bias[layer]))
+        logits = self._readout()(outputs, allowed[:, None])
+        return _log_prob_and_entropy(logits, tokens.T)
+
+    def _first_input(self) -> jax.Array:
+        """What the first layer's gates receive whatever the token was, f32 [S, 4 hidden]."""
+        return self.position + self.bias[0][None]
+
+    def _readout(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """`(outputs [..., hidden], allowed [..., V]) -> masked logits [..., V]`."""
+        head, bias = self.head, self.head_bias
+        return lambda outputs, allowed: jnp.where(allowed, _affine(outputs, head, bias), FORBIDDEN)
+
+
+def _affine(x: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
+    """`x @ weights + bias` for x of any rank."""
+    return x @ weights + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+
+
+def _log_prob_and_entropy(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums over the tokens: logits f32 [S, N, V] and flat tokens i32 [S, N] to two f32 [N]."""
+    log_probs = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+    return chosen.sum(axis=0), -(jnp.exp(log_probs) * log_probs).sum(axis=(0, 2))
+
+
+def _cell(
+    weights: jax.Array, pre: jax.Array, output: jax.Array, cell: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One LSTM step, the only definition of it.
+
+    Args:
+      weights: f32 [hidden, 4 hidden], recurrent; gates in the order input, forget, update, output.
+      pre: f32 [N, 4 hidden], all that does not depend on the layer's own state.
+      output: f32 [N, hidden], of the step before.
+      cell: f32 [N, hidden], of the step before.
+
+    Returns:
+      The new output and cell, and what the gates received, f32 [N, 4 hidden].
+    """
+    total = pre + output @ weights
+    i, f, u, o = jnp.split(total, 4, axis=-1)
+    cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(u)
+    return jax.nn.sigmoid(o) * jnp.tanh(cell), cell, total
+
+
+@jax.custom_vjp
+def _recurrence(weights: jax.Array, pre: jax.Array) -> jax.Array:
+    """One LSTM layer over all tokens: pre f32 [S, N, 4 hidden] to outputs f32 [S, N, hidden].
+
+    Its gradient is written out because autodiff adds a [hidden, 4 hidden] product to the weights'
+    gradient at every token: one product over all tokens, and gate derivatives taken outside the
+    loop, make a PPO update of 100 single rollouts a quarter faster on a CPU.
+    """
+    return _run(weights, pre)[1]
+
+
+def _run(weights: jax.Array, pre: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gate pre-activations [S, N, 4 hidden], outputs and cells [S, N, hidden]."""
+    hidden = weights.shape[0]
+    zeros = jnp.zeros((pre.shape[1], hidden))
+
+    def advance(state: tuple[jax.Array, jax.Array], pre: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        output, cell, total = _cell(weights, pre, *state)
+        return (output, cell), jnp.concatenate([total, output, cell], axis=-1)
+
+    _, rows = jax.lax.scan(advance, (zeros, zeros), pre)
+    return rows[..., : 4 * hidden], rows[..., 4 * hidden : 5 * hidden], rows[..., 5 * hidden :]
+
+
+def _recurrence_forward(weights: jax.Array, pre: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    total, outputs, cells = _run(weights, pre)
+    return outputs, (weights, total, outputs, cells)
+
+
+def _recurrence_backward(residuals: tuple[jax.Array, ...], d_outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weights, total, outputs, cells = residuals
+    hidden = weights.shape[0]
+    zeros = jnp.zeros_like(outputs[:1])
+    outputs_before = jnp.concatenate([zeros, outputs[:-1]])
+    cells_before = jnp.concatenate([zeros, cells[:-1]])
+    i, f, u, o = jnp.split(total, 4, axis=-1)
+    i, f, u, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(u), jax.nn.sigmoid(o)
+    squashed = jnp.tanh(cells)
+    # Rows of the loop: d gates / d (cell, cell, cell, output); d output / d cell; f; d loss / d output.
+    by_gate = [u * i * (1 - i), cells_before * f * (1 - f), i * (1 - u * u), squashed * o * (1 - o)]
+    rows = jnp.concatenate([*by_gate, o * (1 - squashed * squashed), f, d_outputs], axis=-1)
+
+    def back(state: tuple[jax.Array, jax.Array], row: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        d_output, d_cell = state
+        output_by_cell, forget, d_here = jnp.split(row[:, 4 * hidden :], 3, axis=-1)
+        d_output = d_output + d_here
+        d_cell = d_cell + d_output * output_by_cell
+        d_total = jnp.concatenate([d_cell, d_cell, d_cell, d_output], axis=-1) * row[:, : 4 * hidden]
+        return (d_total @ weights.T, d_cell * forget), d_total
+
+    _, d_pre = jax.lax.scan(back, (zeros[0], zeros[0]), rows, reverse=True)
+    return jnp.einsum("snh,sng->hg", outputs_before, d_pre), d_pre
+
+
+_recurrence.defvjp(_recurrence_forward, _recurrence_backward)

@@ -1,0 +1,197 @@
+"""How a search chooses its next genotypes: one interface, a table of members."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.controller import policy as policy_lib
+from dvsnas_jax.controller import ppo
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.space import genotype
+
+State = Any
+Metrics = dict[str, float]
+
+NUM_CANDIDATES = 256
+"""How many genotypes `probable` draws to find the most probable ones."""
+
+MAX_DRAWS = 8
+"""How often it draws again, each time at twice the temperature, while too few are distinct."""
+
+
+class Strategy(NamedTuple):
+    """A strategy as functions; its state is a pytree of arrays, without PRNG keys.
+
+    Attributes:
+      init: `(rng) -> state`.
+      sample: `(state, rng, num) -> types.Samples` of num genotypes; compiled once per num.
+      update: `(state, samples, rewards f32 [N], valid bool [N], rng) -> (state, metrics)`: learns from
+        scored samples; rows that are not valid (a diverged candidate) are left out. The state that
+        goes in is donated: use the one that comes out. Compiled once per N; metrics are floats.
+      probable: `(state, rng, num) -> genotypes i32 [num, L, 5]`, distinct, what the strategy believes
+        in most, best first; fewer rows only where the space holds fewer genotypes.
+    """
+
+    init: Callable[[jax.Array], State]
+    sample: Callable[[State, jax.Array, int], types.Samples]
+    update: Callable[..., tuple[State, Metrics]]
+    probable: Callable[[State, jax.Array, int], np.ndarray]
+
+
+def make(name: str, space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
+    """Builds a strategy by name.
+
+    Args:
+      name: a key of `TABLE`.
+      space: what it searches.
+      controller_config: the section `controller` of the configuration.
+
+    Returns:
+      The strategy.
+
+    Raises:
+      UserError: unknown name, an operation mask that is unknown or leaves nothing, impossible sizes.
+    """
+    if name not in TABLE:
+        close = difflib.get_close_matches(str(name), TABLE, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ","
+        raise errors.UserError(f"search.strategy: unknown name {name!r}{hint} allowed are {', '.join(TABLE)}")
+    return TABLE[name](space, controller_config)
+
+
+def operation_mask(space: genotype.Space, masked: tuple[str, ...]) -> np.ndarray:
+    """Which operations may be chosen, bool [num_ops].
+
+    Args:
+      space: names the operations.
+      masked: names of those that may not be chosen.
+
+    Raises:
+      UserError: a name is not an operation of the space, or none is left.
+    """
+    for name in masked:
+        if name not in space.operations:
+            close = difflib.get_close_matches(str(name), space.operations, n=1)
+            hint = f", did you mean {close[0]!r}?" if close else ","
+            raise errors.UserError(
+                f"controller.masked_operations: unknown name {name!r}{hint} allowed are {', '.join(space.operations)}"
+            )
+    mask = np.asarray([name not in masked for name in space.operations])
+    if not mask.any():
+        raise errors.UserError("controller.masked_operations: masks every operation of the space, leave at least one")
+    return mask
+
+
+def make_ppo(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
+    """The recurrent policy trained with PPO."""
+    op_mask = jax.device_put(operation_mask(space, tuple(controller_config.masked_operations)))
+    policy = policy_lib.make(
+        space,
+        hidden=controller_config.hidden,
+        lstm_layers=controller_config.lstm_layers,
+        init_scale=controller_config.init_scale,
+    )
+    algorithm = ppo.make(policy, controller_config)
+    init = jax.jit(algorithm.init)
+    draw = jax.jit(policy.sample, static_argnames="num")
+    find_mode = jax.jit(policy.greedy)
+    score = jax.jit(policy.score)
+    learn = jax.jit(algorithm.learn, donate_argnums=0)
+
+    def sample(state: ppo.PPOState, rng: jax.Array, num: int) -> types.Samples:
+        samples = draw(state.params, rng, op_mask, num=num)
+        chex.assert_shape(samples.genotypes, (num, space.num_layers, len(genotype.FIELDS)))
+        chex.assert_shape([samples.log_prob, samples.entropy], (num,))
+        return samples
+
+    def update(
+        state: ppo.PPOState, samples: types.Samples, rewards: types.Array, valid: types.Array, rng: jax.Array
+    ) -> tuple[ppo.PPOState, Metrics]:
+        scores = jax.device_put((np.asarray(rewards, np.float32), np.asarray(valid, bool)))
+        state, metrics = learn(state, samples, *scores, rng, op_mask)
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not values["num_updates"]:
+            values = {name: values[name] for name in ("num_updates", "baseline")}
+        return state, values
+
+    def probable(state: ppo.PPOState, rng: jax.Array, num: int) -> np.ndarray:
+        first = find_mode(state.params, op_mask)[None]
+        pool = {row.tobytes(): (row, value) for row, value in _scored(first, score(state.params, first, op_mask)[0])}
+        num_candidates = max(NUM_CANDIDATES, num)
+        for turn in range(MAX_DRAWS):
+            turn_rng = jax.random.fold_in(rng, turn)
+            samples = draw(state.params, turn_rng, op_mask, num=num_candidates, temperature=2.0**turn)
+            pool.update({row.tobytes(): (row, value) for row, value in _scored(samples.genotypes, samples.log_prob)})
+            if len(pool) >= num:
+                break
+        best = sorted(pool.values(), key=lambda pair: (-pair[1], pair[0].tobytes()))
+        return np.stack([row for row, _ in best[:num]])
+
+    return Strategy(init=init, sample=sample, update=update, probable=probable)
+
+
+def _scored(genotypes: types.Array, log_prob: types.Array) -> list[tuple[np.ndarray, float]]:
+    """Rows with their log-probabilities, on the host."""
+    rows, values = jax.device_get((genotypes, log_prob))
+    return [(row, float(value)) for row, value in zip(rows, values, strict=True)]
+
+
+def make_random(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
+    """Uniform draws: the line that every search is compared with. It learns nothing."""
+    op_mask = operation_mask(space, tuple(controller_config.masked_operations))
+    table = policy_lib.token_table(space)
+    allowed = np.asarray(table.mask(op_mask))
+    log_size = float(np.log(allowed.sum(axis=1)).sum())
+
+    @jax.jit
+    def init(rng: jax.Array) -> State:
+        del rng
+        return {"num_seen": jnp.zeros((), jnp.int32)}
+
+    @jax.jit(static_argnames="num")
+    def draw(rng: jax.Array, num: int) -> types.Samples:
+        logits = jnp.where(allowed, 0.0, -jnp.inf)
+        tokens = jax.random.categorical(rng, logits, shape=(num, table.num_tokens)) - table.offsets[None]
+        return types.Samples(
+            genotypes=tokens.astype(jnp.int32).reshape(num, space.num_layers, len(genotype.FIELDS)),
+            log_prob=jnp.full(num, -log_size),
+            entropy=jnp.full(num, log_size),
+        )
+
+    def sample(state: State, rng: jax.Array, num: int) -> types.Samples:
+        del state
+        return draw(rng, num=num)
+
+    def update(
+        state: State, samples: types.Samples, rewards: types.Array, valid: types.Array, rng: jax.Array
+    ) -> tuple[State, Metrics]:
+        del samples, rng
+        chex.assert_equal_shape([rewards, valid])
+        num_valid = np.int32(np.sum(np.asarray(valid) & np.isfinite(rewards)))
+        return {"num_seen": state["num_seen"] + num_valid}, {"num_updates": 0.0}
+
+    def probable(state: State, rng: jax.Array, num: int) -> np.ndarray:
+        del state
+        found: dict[bytes, np.ndarray] = {}
+        for turn in range(MAX_DRAWS):
+            rows = jax.device_get(draw(jax.random.fold_in(rng, turn), num=max(NUM_CANDIDATES, num)).genotypes)
+            found.update({row.tobytes(): row for row in rows})
+            if len(found) >= num:
+                break
+        return np.stack(list(found.values())[:num])
+
+    return Strategy(init=init, sample=sample, update=update, probable=probable)
+
+
+TABLE: dict[str, Callable[[genotype.Space, ml_collections.ConfigDict], Strategy]] = {
+    "ppo": make_ppo,
+    "random": make_random,
+}

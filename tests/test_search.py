@@ -1,0 +1,292 @@
+"""The search with a world whose answer is known, and its steps on real (tiny) features."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import errors, mesh, signals, types, workdir
+from dvsnas_jax.run import optim
+from dvsnas_jax.search import derive, loop, reward, steps
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import ports
+from dvsnas_jax.space import supernet as supernet_lib
+
+SPACE = genotype_lib.Space(inputs=("prev_state", "prev_logits", "decoder", "logits"), num_layers=2)
+SETTINGS = ports.CellSettings(channels=6, feature_channels={"decoder": 5, "logits": 3, "image": 3})
+
+
+def make_store(num_clips: int = 6, num_frames: int = 2, size: tuple[int, int] = (4, 6)) -> types.FeatureStore:
+    rng = np.random.default_rng(0)
+
+    def draw(channels: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=(num_clips, num_frames, *size, channels)), jnp.bfloat16)
+
+    labels = rng.integers(0, 3, (num_clips, num_frames, size[0] * 4, size[1] * 4)).astype(np.uint8)
+    labels[:, :, 0] = types.IGNORE
+    features = types.Features(maps={"decoder": draw(5), "image": draw(3)}, logits=draw(3))
+    return types.FeatureStore(features=features, labels=jnp.asarray(labels))
+
+
+@functools.cache
+def make_steps() -> tuple[supernet_lib.Supernet, steps.Steps]:
+    supernet = supernet_lib.make(SPACE, SETTINGS)
+    return supernet, steps.make(supernet, config_lib.defaults().search, mesh.make())
+
+
+# --- the loop, with functions in place of networks ---------------------------------------------------------------
+
+
+def run_loop(folder: pathlib.Path, *, stop_at: int | None = None, num_steps: int = 7) -> loop.LoopState:
+    """A search whose reward is the first token, and whose 'policy' only counts updates."""
+    stop = signals.StopFlag()
+    folder.mkdir(exist_ok=True)
+
+    def sample(state: chex.Array, step: int) -> types.Samples:
+        rng = np.random.default_rng(step)
+        genotypes = genotype_lib.random(SPACE, rng, 3)
+        return types.Samples(genotypes=genotypes, log_prob=np.zeros(3), entropy=np.zeros(3))
+
+    def train(shared: chex.Array, state: chex.Array, step: int):
+        if step == stop_at:
+            stop.requested = True
+        return shared + 1, {"loss": 1.0 / (step + 1)}
+
+    def evaluate(shared: chex.Array, genotypes: np.ndarray):
+        assert genotypes.shape == (3, 2, 5)
+        rows = [{"reward": float(g[0, 0]) / 4 + float(shared) / 100, "status": "ok"} for g in genotypes]
+        rows[1] = {"reward": None, "status": "diverged"}
+        return rows
+
+    def update(state: chex.Array, samples: types.Samples, rewards: np.ndarray, valid: np.ndarray, step: int):
+        assert valid.tolist() == [True, False, True] and rewards.dtype == np.float32
+        return state + rewards[valid].sum(), {"baseline": float(rewards[valid].mean())}
+
+    return loop.search(
+        loop.LoopState(strategy=jnp.zeros(()), shared=jnp.zeros(())),
+        num_steps=num_steps,
+        sample=sample,
+        train=train,
+        evaluate=evaluate,
+        update=update,
+        describe=lambda genotype: {"genotype": genotype.tolist(), "hash": genotype_lib.digest(SPACE, genotype)},
+        folder=workdir.Workdir(folder),
+        stop=stop,
+        checkpoint_every=3,
+    )
+
+
+def test_loop_logs_every_candidate(tmp_path: pathlib.Path) -> None:
+    state = run_loop(tmp_path)
+    records = workdir.Workdir(tmp_path).read(loop.LOG)
+    assert [(r["step"], r["index"]) for r in records] == [(s, i) for s in range(7) for i in range(3)]
+    assert [r["status"] for r in records[:3]] == ["ok", "diverged", "ok"]
+    assert float(state.shared) == 7
+    total = sum(r["reward"] for r in records if r["reward"] is not None)
+    assert float(state.strategy) == pytest.approx(total, rel=1e-5)
+    metrics = [r for r in workdir.Workdir(tmp_path).read("metrics.jsonl") if r["stage"] == "search"]
+    assert metrics[0]["reward_mean"] == pytest.approx((records[0]["reward"] + records[2]["reward"]) / 2)
+
+
+def test_stopped_loop_goes_on_to_the_same_end(tmp_path: pathlib.Path) -> None:
+    whole = run_loop(tmp_path / "whole")
+    with pytest.raises(errors.Stopped, match="after step 5 of 7"):
+        run_loop(tmp_path / "parts", stop_at=4)
+    # A line written after the last checkpoint, as a killed run leaves it, is dropped.
+    with open(tmp_path / "parts" / loop.LOG, "a") as log:
+        log.write('{"step": 5, "index": 0, "reward": 9, "hash": "x", "genotype": []}\n{"step": 5, "ind')
+    parts = run_loop(tmp_path / "parts")
+    assert float(parts.strategy) == float(whole.strategy)
+    assert (tmp_path / "parts" / loop.LOG).read_bytes() == (tmp_path / "whole" / loop.LOG).read_bytes()
+
+
+# --- rewards and derivation ---------------------------------------------------------------------------------------
+
+
+def test_reward_is_the_geometric_mean_times_stability() -> None:
+    counts = np.array([[[3, 1], [0, 4]], [[4, 0], [0, 4]], [[4, 0], [0, 4]]])
+    flicker = np.array([[1, 4], [0, 0], [0, 4]])
+    records = reward.compute(counts, flicker, np.array([True, True, False]), stability=2.0)
+    miou, fwiou, accuracy = (3 / 4 + 4 / 5) / 2, (3 / 4 + 4 / 5) / 2, 7 / 8
+    assert records[0]["reward"] == pytest.approx((miou * fwiou * accuracy) ** (1 / 3) * 0.75**2)
+    assert records[0]["miou"] == pytest.approx(miou) and records[0]["flicker"] == 0.25
+    assert records[1]["reward"] == pytest.approx(1.0)
+    assert records[2] == {"reward": None, "status": "diverged"}
+
+
+def test_derive_takes_the_best_distinct_and_keeps_the_winner() -> None:
+    genotypes = genotype_lib.random(SPACE, np.random.default_rng(0), 4)
+    hashes = [genotype_lib.digest(SPACE, g) for g in genotypes]
+    rewards = [(0, 0.2), (1, 0.5), (1, 0.4), (2, None), (3, 0.1)]
+    records = [
+        {"step": i, "index": 0, "genotype": genotypes[g].tolist(), "hash": hashes[g], "reward": r}
+        for i, (g, r) in enumerate(rewards)
+    ]
+    chosen = derive.candidates(SPACE, records, genotypes[[0, 3]], num_rewarded=2)
+    np.testing.assert_array_equal(chosen, genotypes[[1, 0, 3]])
+    rescored = [{"reward": 0.3}, {"reward": None}, {"reward": 0.6}]
+    alone = {hashes[1]: 0.9, hashes[3]: 0.8}
+    winner, params, record = derive.choose(
+        chosen,
+        rescored,
+        num_retrain=2,
+        retrain=lambda g: (genotype_lib.digest(SPACE, g), {"reward": alone[genotype_lib.digest(SPACE, g)]}),
+    )
+    np.testing.assert_array_equal(winner, genotypes[1])
+    assert params == hashes[1] and record == {"reward": 0.9, "shared_reward": 0.3}
+
+
+# --- the jitted steps ---------------------------------------------------------------------------------------------
+
+
+def test_one_trace_for_200_genotypes_and_learning() -> None:
+    _, step = make_steps()
+    store = make_store()
+    state = step.init(jax.random.key(0))
+    genotypes = genotype_lib.random(SPACE, np.random.default_rng(0), 200)
+    losses = []
+    for index, genotype in enumerate(genotypes):
+        clips = np.random.default_rng(index).integers(0, 6, (1, 4), dtype=np.int32)
+        state, metrics = step.train_shared(state, genotype[None], store, clips)
+        losses.append(float(metrics["loss"]))
+    clips = np.array([[0, 1, 2, 3], [4, 5, -1, -1]], np.int32)
+    for start in range(0, 200, 40):
+        scores = step.evaluate_shared(state.params, genotypes[start : start + 40], store, clips)
+        assert np.asarray(scores.counts).sum(axis=(1, 2)).tolist() == [6 * 15 * 24] * 40
+        assert np.asarray(scores.is_finite).all()
+    assert step.train_shared._cache_size() == 1
+    assert step.evaluate_shared._cache_size() == 1
+    assert int(state.step) == 200
+    assert np.mean(losses[-40:]) < np.mean(losses[:40])
+
+
+def test_train_shared_is_one_optimizer_step_on_the_mean_gradient() -> None:
+    supernet, step = make_steps()
+    config = config_lib.defaults().search
+    store = make_store()
+    genotypes = genotype_lib.random(SPACE, np.random.default_rng(3), 1)
+    clips = np.array([[0, 2, 3, 5]], np.int32)
+    state = step.init(jax.random.key(1))
+    before = jax.tree.map(jnp.copy, state.params)
+    new, metrics = step.train_shared(state, genotypes, store, clips)
+
+    features, labels = steps.take(store, clips[0])
+
+    def loss_fn(params: types.Params) -> jax.Array:
+        logits = jnp.moveaxis(supernet.unroll(params, genotypes[0], features), 0, 1)
+        targets = labels[:, :, 2::4, 2::4]
+        logp = jax.nn.log_softmax(logits)
+        picked = jnp.take_along_axis(logp, jnp.where(targets == 255, 0, targets)[..., None].astype(int), -1)[..., 0]
+        return -jnp.where(targets == 255, 0, picked).sum() / (targets != 255).sum()
+
+    loss, grads = jax.value_and_grad(loss_fn)(before)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    optimizer = optim.make(config, is_constant=True)
+    updates, _ = optimizer.update(grads, optimizer.init(before), before)
+    expected = jax.tree.map(lambda p, u: p + u, before, updates)
+    # Adam's first step is the sign of the gradient: compare where it is not zero within rounding.
+    for value, want, grad in zip(
+        jax.tree.leaves(new.params), jax.tree.leaves(expected), jax.tree.leaves(grads), strict=True
+    ):
+        clear = np.abs(grad) > 1e-4
+        np.testing.assert_allclose(np.asarray(value)[clear], np.asarray(want)[clear], atol=2e-5)
+
+
+def test_a_diverging_genotype_does_not_poison_the_shared_weights() -> None:
+    _, step = make_steps()
+    store = make_store()
+    state = step.init(jax.random.key(0))
+    broken = jax.tree.map(jnp.copy, state.params)
+    broken["layers"]["a"]["conv_1x1"]["kernel"] = broken["layers"]["a"]["conv_1x1"]["kernel"].at[0].set(jnp.nan)
+    index = SPACE.operations.index("conv_1x1")
+    bad = np.array([[2, 3, index, 1, 0], [4, 0, 1, 1, 0]], np.int32)
+    good = np.array([[2, 3, 1, 1, 0], [4, 0, 1, 1, 0]], np.int32)
+    clips = np.array([[0, 1, 2, 3]], np.int32)
+    scores = step.evaluate_shared(broken, np.stack([bad, good]), store, clips)
+    assert np.asarray(scores.is_finite).tolist() == [False, True]
+    poisoned = state.replace(params=broken)
+    head = np.asarray(broken["ports"]["head"]["kernel"])
+    new, metrics = step.train_shared(poisoned, bad[None], store, clips)
+    assert float(metrics["share_finite"]) == 0.0
+    np.testing.assert_allclose(np.asarray(new.params["ports"]["head"]["kernel"]), head, atol=1e-6)
+
+
+def test_evaluation_of_a_cell_equals_that_of_the_supernet() -> None:
+    _, step = make_steps()
+    store = make_store()
+    params = step.init(jax.random.key(2)).params
+    genotype = genotype_lib.random(SPACE, np.random.default_rng(5), 1)
+    clips = np.array([[0, 1, 2, 3], [4, 5, 0, 1]], np.int32)
+    shared = step.evaluate_shared(params, genotype, store, clips)
+    cell = cell_lib.make(SPACE, genotype[0], SETTINGS)
+    cut = cell_lib.gather_params(SPACE, genotype[0], params)
+    alone = steps.make_evaluate_cell(cell)(cut, store, clips)
+    np.testing.assert_array_equal(shared.counts, alone.counts)
+    np.testing.assert_array_equal(shared.flicker, alone.flicker)
+
+
+FOUR_DEVICES = """
+import sys, jax, numpy as np
+sys.path[:0] = [{root!r}, {tests!r}]
+import test_search as t
+assert jax.device_count() == 4
+supernet, step = t.make_steps()
+store = t.mesh.replicate(t.mesh.make(), t.make_store())
+genotypes = t.genotype_lib.random(t.SPACE, np.random.default_rng(1), 4)
+clips = np.random.default_rng(2).integers(0, 6, (4, 2), dtype=np.int32)
+state, metrics = step.train_shared(step.init(jax.random.key(0)), genotypes, store, clips)
+scores = step.evaluate_shared(step.init(jax.random.key(0)).params, genotypes, store, np.arange(6, dtype=np.int32).reshape(3, 2))
+np.savez({out!r}, loss=metrics["loss"], norm=metrics["gradient_norm"], counts=scores.counts)
+text = step.train_shared.lower(step.init(jax.random.key(0)), genotypes, store, clips).compile().as_text()
+print("all-reduce", text.count(" all-reduce(") + text.count(" all-reduce-start("))
+"""
+
+
+@pytest.mark.slow
+def test_four_devices_give_what_one_gives(tmp_path: pathlib.Path) -> None:
+    tests = pathlib.Path(__file__).parent
+    out = tmp_path / "four.npz"
+    script = FOUR_DEVICES.format(root=str(tests.parent), tests=str(tests), out=str(out))
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, step = make_steps()
+    store = make_store()
+    genotypes = genotype_lib.random(SPACE, np.random.default_rng(1), 4)
+    clips = np.random.default_rng(2).integers(0, 6, (4, 2), dtype=np.int32)
+    _, metrics = step.train_shared(step.init(jax.random.key(0)), genotypes, store, clips)
+    scores = step.evaluate_shared(
+        step.init(jax.random.key(0)).params, genotypes, store, np.arange(6, dtype=np.int32).reshape(3, 2)
+    )
+    four = np.load(out)
+    assert float(metrics["loss"]) == pytest.approx(float(four["loss"]), rel=1e-5)
+    assert float(metrics["gradient_norm"]) == pytest.approx(float(four["norm"]), rel=1e-4)
+    np.testing.assert_array_equal(scores.counts, four["counts"])
+
+
+def test_loss_ignores_unlabelled_pixels_and_means_over_the_rest() -> None:
+    logits = jnp.zeros((1, 2, 2, 3)).at[0, 0, 0, 1].set(2.0)
+    labels = jnp.array([[[1, 255], [255, 0]]], jnp.uint8)
+    loss, count = optim.cross_entropy(logits, labels)
+    expected = (-(2 - np.log(np.exp(2) + 2)) + np.log(3)) / 2
+    assert float(count) == 2 and float(loss) == pytest.approx(expected, rel=1e-5)
+    nothing, count = optim.cross_entropy(logits, jnp.full((1, 2, 2), 255, jnp.uint8))
+    assert float(nothing) == 0 and float(count) == 0
+
+
+def test_schedules_start_at_zero_and_end_at_zero() -> None:
+    section = config_lib.defaults().train
+    for name in ("cosine", "polynomial"):
+        section.schedule = name
+        rate = optim.schedule(section)
+        assert float(rate(0)) == 0 and float(rate(section.steps)) == pytest.approx(0, abs=1e-7)
+        assert float(rate(section.warmup_steps)) == pytest.approx(section.learning_rate)
