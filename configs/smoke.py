@@ -27,6 +27,8 @@ def get_config():
     config.pretrain.checkpoint_every = 10
     config.space.inputs = ("prev_state", "prev_decoder", "decoder", "logits")
     config.space.num_layers = 2
+    config.space.operations = ("none", "skip", "conv_1x1", "sep_conv_3x3", "max_pool_3x3")
+    config.space.aggregations = ("sum", "gate", "warp")
     config.space.channels = 8
     config.controller.buffer = 8
     config.search.steps = 4
@@ -45,4 +47,5 @@ def get_config():
     config.train.warmup_steps = 5
     config.train.norm_batches = 2
     config.train.checkpoint_every = 10
+    config.evaluate.latency_frames = 0
     return config

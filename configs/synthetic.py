@@ -10,6 +10,13 @@ from dvsnas_jax.core import config as config_lib
 
 def get_config():
     config = config_lib.defaults()
-    config.search.steps = 50
-    config.search.genotypes_per_step = 4
+    config.controller.learning_rate = 3e-3  # the published 1e-4 wants tens of thousands of rollouts
+    config.controller.buffer = 20
+    config.controller.minibatch = 5
+    config.controller.epochs = 4
+    config.controller.normalize_advantage = True
+    config.search.steps = 60
+    config.search.genotypes_per_step = 5
+    config.search.shared_steps = 6
+    config.search.warmup_steps = 120
     return config

@@ -242,7 +242,10 @@ def test_json_round_trip_and_digest() -> None:
 def test_json_survives_a_longer_vocabulary() -> None:
     genotype = genotype_lib.random(SPACE, np.random.default_rng(1), 1)[0]
     longer = genotype_lib.Space(
-        inputs=INPUTS[::-1], num_layers=3, operations=genotype_lib.OPERATIONS[::-1], aggregations=("max", "sum", "warp", "gate", "concat")
+        inputs=INPUTS[::-1],
+        num_layers=3,
+        operations=genotype_lib.OPERATIONS[::-1],
+        aggregations=("max", "sum", "warp", "gate", "concat"),
     )
     _, moved = genotype_lib.from_json(genotype_lib.to_json(SPACE, genotype), longer)
     assert genotype_lib.edges(longer, moved) == genotype_lib.edges(SPACE, genotype)
@@ -264,7 +267,7 @@ def _broken(**changes):
         (_broken(layers=[]), "layers"),
         (_broken(version=2), "version 2"),
         (_broken(inputs=["prev_stat"]), "did you mean 'prev_state'"),
-        (_broken(layer={"ops": ["sep_conv_3x4", "skip"]}), "layer 1, field ops: unknown name 'sep_conv_3x4', did you mean"),
+        (_broken(layer={"ops": ["sep_conv_3x4", "skip"]}), "layer 1, field ops: unknown name 'sep_conv_3x4', did you"),
         (_broken(layer={"ops": ["skip"]}), "layer 1, field ops: needs 2"),
         (_broken(layer={"in": ["layer2", "decoder"]}), "layer 1, field in: forward reference to 'layer2'"),
         (_broken(layer={"in": ["layer1", "decoder"]}), "forward reference"),

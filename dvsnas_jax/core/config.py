@@ -26,7 +26,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.search = _search()
     config.derive = _derive()
     config.train = _train()
-    config.evaluate = ml_collections.ConfigDict({"split": "val", "vc_frames": (8, 16), "chunk": 16})
+    config.evaluate = ml_collections.ConfigDict({"split": "val", "vc_frames": (8, 16), "latency_frames": 30})
     config.report = ml_collections.ConfigDict({"strip_frames": 5})
     return config
 
@@ -242,8 +242,8 @@ _MAY_BE_ZERO = (
     "train.weight_decay",
     "search.warmup_steps",
     "search.weight_decay",
-    "search.shared_steps",
     "search.num_random",
+    "evaluate.latency_frames",
     "derive.num_rewarded",
     "derive.num_probable",
 )  # beside the keys whose default is 0

@@ -10,5 +10,5 @@ class UserError(ValueError):
     """The user's input is wrong: the message says what, where and what to do (exit code 2)."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - it is not an error
     """SIGTERM or SIGINT arrived and the state was saved (exit code 75)."""

@@ -55,6 +55,11 @@ class Bar:
         elif self._clock() - self._last >= _SECONDS_BETWEEN_LINES:
             self._line()
 
+    @property
+    def count(self) -> int:
+        """Steps counted so far, those of an earlier start included."""
+        return self._count
+
     def close(self) -> None:
         """Shows the final state once."""
         if self._tqdm is not None:

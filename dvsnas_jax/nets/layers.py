@@ -25,6 +25,11 @@ def _is_cpu(backend: str | None) -> bool:
     return (backend or jax.default_backend()) == "cpu"
 
 
+def per_channel(values: jax.Array, ndim: int) -> jax.Array:
+    """[C] -> [1, .., 1, C] with ndim axes: broadcasting is written out here."""
+    return values.reshape((1,) * (ndim - 1) + (-1,))
+
+
 def he_normal(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draws a kernel with variance 2 / fan-in (He et al. 2015, arXiv 1502.01852).
 
@@ -35,8 +40,12 @@ def he_normal(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     Returns:
       f32 of that shape.
     """
-    fan_in = math.prod(shape[:3]) if len(shape) == 4 else math.prod(shape[:2])
-    return jax.random.normal(rng, shape, jnp.float32) * math.sqrt(2.0 / fan_in)
+    return jax.random.normal(rng, shape, jnp.float32) * he_scale(shape)
+
+
+def he_scale(shape: tuple[int, ...]) -> float:
+    """Standard deviation of the weights of a kernel of this shape, sqrt(2 / fan-in)."""
+    return math.sqrt(2.0 / math.prod(shape[:3] if len(shape) == 4 else shape[:2]))
 
 
 def conv(
@@ -286,8 +295,11 @@ def batch_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     axes = tuple(range(x.ndim - 1))
     values = x.astype(jnp.float32)
-    mean = jnp.mean(values, axis=axes, keepdims=True)
-    return mean.reshape(-1), jnp.mean(jnp.square(values - mean), axis=axes)
+    # One pass; around some value of the data, so that the difference does not cancel where mean >> deviation.
+    center = lax.stop_gradient(values[(slice(0, 1),) * (x.ndim - 1)])
+    values = values - center
+    mean = jnp.mean(values, axis=axes)
+    return center.reshape(-1) + mean, jnp.maximum(jnp.mean(jnp.square(values), axis=axes) - jnp.square(mean), 0.0)
 
 
 def normalize(
@@ -308,7 +320,7 @@ def normalize(
     """
     factor = scale * lax.rsqrt(var + eps)
     offset = bias - mean * factor
-    factor, offset = (value.reshape((1,) * (x.ndim - 1) + (-1,)) for value in (factor, offset))
+    factor, offset = per_channel(factor, x.ndim), per_channel(offset, x.ndim)
     return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
 
 

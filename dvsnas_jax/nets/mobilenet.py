@@ -80,8 +80,8 @@ class ConvNorm(nn.Module):
                 var.value = NORM_DECAY * var.value + (1 - NORM_DECAY) * batch_var
         else:
             factor = scale * lax.rsqrt(var.value + layers.NORM_EPS)
-            y = conv_fn(x, kernel * factor, stride=self.stride)
-            y = y + (bias - mean.value * factor).astype(self.dtype)
+            y = conv_fn(x, kernel * layers.per_channel(factor, kernel.ndim), stride=self.stride)
+            y = y + layers.per_channel((bias - mean.value * factor).astype(self.dtype), 4)
         return jnp.clip(y, 0, 6) if self.is_active else y
 
 

@@ -77,14 +77,16 @@ class RefineNet(nn.Module):
     @nn.compact
     def __call__(self, maps: Mapping[str, jax.Array]) -> jax.Array:
         """Encoder maps `layer3` .. `layer8` -> [B, h, w, channels] at the grid of `layer3`."""
-        y = None
+        y: jax.Array | None = None
         for level, laterals in LEVELS:
             parts = [Pointwise(self.channels, self.dtype, name=f"conv{i}")(maps[f"layer{i}"]) for i in laterals]
             if y is not None:  # from the coarser level, corners aligned
                 y = Pointwise(self.channels, self.dtype, name=f"adapt{level + 1}")(y)
-                parts.append(layers.resize_bilinear(y, parts[0].shape[1:3], align_corners=True))
+                size = (parts[0].shape[1], parts[0].shape[2])
+                parts.append(layers.resize_bilinear(y, size, align_corners=True))
             y = jnp.clip(sum(parts[1:], parts[0]), 0, 6)
             y = ChainedPooling(self.dtype, name=f"pool{level}")(y)
+        assert y is not None
         return y
 
 
@@ -104,4 +106,4 @@ class Classifier(nn.Module):
         """[B, h, w, C] -> logits [B, h, w, K]."""
         kernel = self.param("kernel", KERNEL_INIT, (3, 3, x.shape[-1], self.num_classes))
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
-        return layers.conv(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+        return layers.conv(x.astype(self.dtype), kernel) + layers.per_channel(bias.astype(self.dtype), 4)

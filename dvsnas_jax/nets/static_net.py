@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
-from dvsnas_jax.core import errors, types
+from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.nets import layers, mobilenet, refinenet
 
 MEAN = (0.485, 0.456, 0.406)
@@ -83,7 +83,23 @@ def make(config: ml_collections.ConfigDict, num_classes: int) -> StaticNet:
 
 def init(net: StaticNet, rng: jax.Array) -> types.Params:
     """Draws the variables `{"params", "batch_stats"}`; they do not depend on the size of the images."""
-    return jax.jit(lambda rng: net.init(rng, jnp.zeros((1, 32, 32, 3)), train=False))(rng)
+    return compilation.jit_once(_draw(net))(rng)
+
+
+def shapes(net: StaticNet) -> types.Params:
+    """Shapes and types of what `init` draws, without drawing."""
+    return jax.eval_shape(_draw(net), jax.random.key(0))
+
+
+def _draw(net: StaticNet) -> Callable[[jax.Array], types.Params]:
+    return lambda rng: net.init(rng, jnp.zeros((1, 32, 32, 3)), train=False)
+
+
+def infer(net: StaticNet, variables: types.Params, frames: types.Array) -> types.Features:
+    """Segments frames u8 [B, H, W, 3] with the running statistics; all maps at the grid, float32."""
+    images = normalise(frames)
+    features = to_grid(cast(types.Features, net.apply(variables, images, train=False)), images)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), features)
 
 
 def feature_channels(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, int]:
@@ -100,8 +116,9 @@ def feature_channels(config: ml_collections.ConfigDict, num_classes: int) -> dic
 
 def normalise(frames: types.Array) -> jax.Array:
     """u8 [..., 3] RGB -> f32 [..., 3], as ImageNet networks expect it."""
-    scale = 1 / (255 * np.asarray(STD, np.float32))
-    return jnp.asarray(frames).astype(jnp.float32) * scale - np.asarray(MEAN, np.float32) / np.asarray(STD, np.float32)
+    frames = jnp.asarray(frames)
+    mean, std = (layers.per_channel(jnp.asarray(values, jnp.float32), frames.ndim) for values in (MEAN, STD))
+    return (frames.astype(jnp.float32) / 255 - mean) / std
 
 
 def to_grid(features: types.Features, images: jax.Array) -> types.Features:
@@ -114,13 +131,13 @@ def to_grid(features: types.Features, images: jax.Array) -> types.Features:
     Returns:
       Maps [B, h, w, C_name] (encoder maps bilinearly, half-pixel centres); the logits are unchanged.
     """
-    size = features.maps["decoder"].shape[1:3]
-    maps = {name: layers.resize_bilinear(x, size) for name, x in features.maps.items()}
+    size = (features.maps["decoder"].shape[1], features.maps["decoder"].shape[2])
+    maps = {name: layers.resize_bilinear(jnp.asarray(x), size) for name, x in features.maps.items()}
     image = layers.average_to_grid(images, size).astype(features.logits.dtype)
     return types.Features(maps={**maps, "image": image}, logits=features.logits)
 
 
-def predict(logits: jax.Array, size: tuple[int, ...]) -> jax.Array:
+def predict(logits: types.Array, size: tuple[int, ...]) -> jax.Array:
     """The most probable class of every pixel.
 
     Args:
@@ -130,5 +147,5 @@ def predict(logits: jax.Array, size: tuple[int, ...]) -> jax.Array:
     Returns:
       u8 [B, *size], train ids.
     """
-    full = layers.resize_bilinear(logits.astype(jnp.float32), (size[0], size[1]))
+    full = layers.resize_bilinear(jnp.asarray(logits, jnp.float32), (size[0], size[1]))
     return jnp.argmax(full, axis=-1).astype(jnp.uint8)

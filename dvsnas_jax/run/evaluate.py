@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -20,21 +22,22 @@ from dvsnas_jax.space import ports
 
 RESULT = "evaluation.json"
 STRIP = "figures/strip.npz"
-TIMED_FRAMES = 30
 
 
 class Segmenter(NamedTuple):
-    """A trained network and cell as functions over consecutive frames.
+    """A trained network and cell as functions over the frames of one sequence.
 
     Attributes:
-      initial_state: `frame u8 [B, H, W, 3] -> state`.
-      chunk: `(state, frames u8 [n, H, W, 3]) -> (state, static u8 [n, H, W], cell u8 [n, H, W])`.
-      static_chunk: `frames u8 [n, H, W, 3] -> u8 [n, H, W]`.
+      segment: `frames u8 [T, H, W, 3] -> (static u8 [T, H, W], cell u8 [T, H, W])`.
+      static_step: `frame u8 [1, H, W, 3] -> labels u8 [1, H, W]`.
+      cell_step: `(state, frame u8 [1, H, W, 3]) -> (state, labels u8 [1, H, W])`, network and cell.
+      initial_state: `() -> state` of one sequence before its first frame.
     """
 
-    initial_state: Callable[[jax.Array], types.CellState]
-    chunk: Callable[[types.CellState, jax.Array], tuple[types.CellState, jax.Array, jax.Array]]
-    static_chunk: Callable[[jax.Array], jax.Array]
+    segment: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    static_step: Callable[[np.ndarray], jax.Array]
+    cell_step: Callable[[types.CellState, np.ndarray], tuple[types.CellState, jax.Array]]
+    initial_state: Callable[[], types.CellState]
 
 
 def make_segmenter(
@@ -48,30 +51,46 @@ def make_segmenter(
       cell: the static graph.
       params: its weights, with running statistics.
     """
-    names = tuple(sorted(features_lib.settings_of(config).feature_channels.keys() - {"logits"}))
-    forward = features_lib.make_forward(config, names)
+    size = config.data.height, config.data.width
+    forward = features_lib.make_forward(config)
     net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
+    frame = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
 
-    def chunk(
-        variables: Any, params: types.Params, state: types.CellState, frames: jax.Array
+    def static_step(variables: Any, frame: jax.Array) -> jax.Array:
+        return static_net.predict(static_net.infer(net, variables, frame).logits, size)
+
+    def cell_step(
+        variables: Any, params: types.Params, state: types.CellState, frame: jax.Array
+    ) -> tuple[types.CellState, jax.Array]:
+        state, logits = cell.step(params, state, static_net.infer(net, variables, frame))
+        return state, static_net.predict(logits, size)
+
+    @jax.jit
+    def follow(
+        params: types.Params, state: types.CellState, found: types.Features
     ) -> tuple[types.CellState, jax.Array, jax.Array]:
-        size = frames.shape[1:3]
-        found = forward(variables, frames)
-        state, logits = ports.unroll(
-            lambda s, f: cell.step(params, s, f), state, jax.tree.map(lambda x: x[None], found)
-        )
+        batch = jax.tree.map(lambda x: x[None], found)  # one clip, its frames along T
+        state, logits = ports.unroll(lambda s, f: cell.step(params, s, f), state, batch)
         return state, static_net.predict(found.logits, size), static_net.predict(logits[:, 0], size)
 
-    def static_chunk(variables: Any, frames: jax.Array) -> jax.Array:
-        logits = net.apply(variables, static_net.normalise(frames), train=False).logits
-        return static_net.predict(logits, frames.shape[1:3])
+    def initial_state() -> types.CellState:
+        return cell.initial_state(jax.eval_shape(functools.partial(static_net.infer, net), variables, frame))
 
-    initial = jax.jit(lambda variables, frame: cell.initial_state(forward(variables, frame)))
-    chunk_fn, static_fn = jax.jit(chunk), jax.jit(static_chunk)
+    def segment(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        state, static, corrected = initial_state(), [], []
+        for found in forward(variables, frames):
+            state, static_part, cell_part = follow(params, state, found)
+            static.append(static_part)
+            corrected.append(cell_part)
+        joined = (np.concatenate(jax.device_get(parts))[: len(frames)] for parts in (static, corrected))
+        return tuple(joined)  # type: ignore[return-value]
+
+    static_fn, cell_fn = jax.jit(static_step), jax.jit(cell_step)
     return Segmenter(
-        initial_state=lambda frame: initial(variables, frame),
-        chunk=lambda state, frames: chunk_fn(variables, params, state, frames),
-        static_chunk=lambda frames: static_fn(variables, frames),
+        segment=segment,
+        static_step=lambda frame: static_fn(variables, frame),
+        cell_step=lambda state, frame: cell_fn(variables, params, state, frame),
+        initial_state=initial_state,
     )
 
 
@@ -93,29 +112,12 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
     result = score(segmenter, sequences, table, config.evaluate)
     result["split"] = config.evaluate.split
     result["commonest_class"] = commonest_class(config, sequences, table)
-    for name, value in latency(segmenter, sequences[0].frames).items():
-        result[name]["ms_per_frame"] = value
+    if config.evaluate.latency_frames:
+        for name, value in latency(segmenter, sequences[0].frames, config.evaluate.latency_frames).items():
+            result[name]["ms_per_frame"] = value
     folder.write_json(RESULT, result)
     save_strip(segmenter, sequences, table, folder, config.report.strip_frames)
     return result
-
-
-def segment(
-    segmenter: Segmenter, frames: np.ndarray, chunk: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of a sequence by the static network and by the cell, both u8 [T, H, W].
-
-    The frames pass in chunks of one size (the last one padded), the cell's state goes along.
-    """
-    state = segmenter.initial_state(frames[:1])
-    static, cell = [], []
-    for start in range(0, len(frames), chunk):
-        part = frames[start : start + chunk]
-        padded = np.concatenate([part, np.repeat(part[-1:], chunk - len(part), axis=0)])
-        state, static_part, cell_part = segmenter.chunk(state, padded)
-        static.append(np.asarray(static_part)[: len(part)])
-        cell.append(np.asarray(cell_part)[: len(part)])
-    return np.concatenate(static), np.concatenate(cell)
 
 
 def score(
@@ -129,11 +131,11 @@ def score(
     totals = {name: metrics.SequenceScores(table.names, tuple(section.vc_frames)) for name in names}
     with progress.bar(len(sequences), "evaluate") as bar:
         for sequence in sequences:
-            static, cell = segment(segmenter, sequence.frames, section.chunk)
+            static, cell = segmenter.segment(sequence.frames)
             totals["static"].add(sequence.labels, static, sequence.flow)
             totals["cell"].add(sequence.labels, cell, sequence.flow)
             if sequence.clean is not None:
-                clean, _ = segment(segmenter, sequence.clean, section.chunk)
+                clean, _ = segmenter.segment(sequence.clean)
                 totals["static_clean"].add(sequence.labels, clean, sequence.flow)
             bar.update()
     has_clean = all(sequence.clean is not None for sequence in sequences)
@@ -158,22 +160,26 @@ def commonest_class(
     return total.result()
 
 
-def latency(segmenter: Segmenter, frames: np.ndarray) -> dict[str, float]:
-    """Median milliseconds per frame, one frame at a time, of the static network alone and with the cell."""
-    state = segmenter.initial_state(frames[:1])
-    state = segmenter.chunk(state, frames[:1])[0]
-    jax.block_until_ready(segmenter.static_chunk(frames[:1]))
+def latency(segmenter: Segmenter, frames: np.ndarray, num_frames: int) -> dict[str, float]:
+    """Median milliseconds per frame, one at a time, of the static network alone and with the cell.
+
+    Args:
+      segmenter: network and cell.
+      frames: u8 [T, H, W, 3], repeated as often as needed.
+      num_frames: how many are timed, after one to warm up.
+    """
+    state = segmenter.initial_state()
     times: dict[str, list[float]] = {"static": [], "cell": []}
-    for index in range(TIMED_FRAMES):
+    for index in range(num_frames + 1):
         frame = frames[index % len(frames)][None]
         started = time.perf_counter()
-        jax.block_until_ready(segmenter.static_chunk(frame))
+        jax.block_until_ready(segmenter.static_step(frame))
         between = time.perf_counter()
-        state, _, labels = segmenter.chunk(state, frame)
+        state, labels = segmenter.cell_step(state, frame)
         jax.block_until_ready(labels)
         times["static"].append(between - started)
         times["cell"].append(time.perf_counter() - between)
-    return {name: float(np.median(values) * 1e3) for name, values in times.items()}
+    return {name: float(np.median(values[1:]) * 1e3) for name, values in times.items()}
 
 
 def save_strip(
@@ -185,7 +191,7 @@ def save_strip(
 ) -> None:
     """Keeps the consecutive frames where the static network loses most pixels, for the report."""
     best: tuple[float, int, int] = (-np.inf, 0, 0)
-    predictions = [segment(segmenter, sequence.frames, 16) for sequence in sequences[:6]]
+    predictions = [segmenter.segment(sequence.frames) for sequence in sequences[:6]]
     for index, (static, _) in enumerate(predictions):
         labels = sequences[index].labels
         valid = labels != types.IGNORE

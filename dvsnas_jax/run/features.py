@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import ports
 
 BATCH_FRAMES = 16
+"""Frames that pass the trained static network at a time."""
 
 
 def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
@@ -44,19 +46,26 @@ def needed_maps(space: genotype_lib.Space) -> tuple[str, ...]:
     return tuple(sorted({"decoder", "image", *(name for name in space.inputs if name.startswith("stage"))}))
 
 
-def make_forward(
-    config: ml_collections.ConfigDict, names: tuple[str, ...]
-) -> Callable[[Any, jax.Array], types.Features]:
-    """`(variables, frames u8 [B, H, W, 3]) -> Features` at the grid, only the named maps, float32."""
+def make_forward(config: ml_collections.ConfigDict) -> Callable[[Any, np.ndarray], Iterator[types.Features]]:
+    """Builds the function that every use of the trained static network shares, so that it is compiled once.
+
+    Args:
+      config: of the run.
+
+    Returns:
+      `(variables, frames u8 [n, H, W, 3]) -> Features` of `BATCH_FRAMES` frames at a time (the last ones
+      repeated to fill the last batch), all maps at the grid, float32.
+    """
     net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
 
-    def forward(variables: Any, frames: jax.Array) -> types.Features:
-        images = static_net.normalise(frames)
-        features = static_net.to_grid(net.apply(variables, images, train=False), images)
-        maps = {name: features.maps[name].astype(jnp.float32) for name in names}
-        return types.Features(maps=maps, logits=features.logits.astype(jnp.float32))
+    forward = jax.jit(functools.partial(static_net.infer, net))
 
-    return forward
+    def batches(variables: Any, frames: np.ndarray) -> Iterator[types.Features]:
+        for start in range(0, len(frames), BATCH_FRAMES):
+            rows = np.minimum(np.arange(start, start + BATCH_FRAMES), len(frames) - 1)
+            yield forward(variables, frames[rows])
+
+    return batches
 
 
 def build(
@@ -73,23 +82,17 @@ def build(
     Returns:
       The store, bfloat16 maps on the default device.
     """
-    forward = make_forward(config, names)
-
-    @jax.jit
-    def compute(variables: Any, frames: jax.Array) -> types.Features:
-        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), forward(variables, frames))
-
     num_clips, num_frames = clip.labels.shape[:2]
     frames = np.asarray(clip.frames).reshape(-1, *clip.frames.shape[2:])
     parts = []
     with progress.bar(len(frames), "features") as bar:
-        for start in range(0, len(frames), BATCH_FRAMES):
-            rows = np.minimum(np.arange(start, start + BATCH_FRAMES), len(frames) - 1)
-            part = jax.device_get(compute(variables, frames[rows]))
-            count = min(BATCH_FRAMES, len(frames) - start)
-            parts.append(jax.tree.map(lambda x, count=count: x[:count], part))
-            bar.update(count)
-    merged = jax.tree.map(lambda *xs: np.concatenate(xs).reshape(num_clips, num_frames, *xs[0].shape[1:]), *parts)
+        for found in make_forward(config)(variables, frames):
+            kept = types.Features(maps={name: found.maps[name] for name in names}, logits=found.logits)
+            parts.append(jax.device_get(jax.tree.map(lambda x: x.astype(jnp.bfloat16), kept)))
+            bar.update(min(BATCH_FRAMES, len(frames) - bar.count))
+    merged = jax.tree.map(
+        lambda *xs: np.concatenate(xs)[: len(frames)].reshape(num_clips, num_frames, *xs[0].shape[1:]), *parts
+    )
     return jax.device_put(types.FeatureStore(features=merged, labels=np.asarray(clip.labels)))
 
 

@@ -1,22 +1,221 @@
-"""Placeholder by the lead: overwrite freely (helper: metrics)."""
-import jax, jax.numpy as jnp, numpy as np
+"""Metrics of segmentation and of its stability over time, all from integer counts; 255 = ignore counts nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from dvsnas_jax.core import types
-def confusion(labels, predictions, num_classes):
-    valid = (labels != types.IGNORE).reshape(-1)
-    index = jnp.where(valid, labels.reshape(-1).astype(jnp.int32)*num_classes+predictions.reshape(-1).astype(jnp.int32), num_classes**2)
-    return jnp.bincount(index, length=num_classes**2+1)[:-1].reshape(num_classes,num_classes).astype(jnp.int32)
-def scores(counts):
-    counts=np.asarray(counts,np.float64); tp=np.diag(counts); un=counts.sum(0)+counts.sum(1)-tp
-    iou=np.where(un>0,tp/np.maximum(un,1),np.nan); fr=counts.sum(1)/counts.sum()
-    return {"miou":float(np.nanmean(iou)),"fwiou":float(np.nansum(iou*fr)),"accuracy":float(tp.sum()/counts.sum()),"class_accuracy":0.0,"iou":iou}
+
+
+def confusion(
+    labels: types.Array, predictions: types.Array, num_classes: int, *, backend: str | None = None
+) -> jax.Array:
+    """Counts pixels by true and predicted class (jittable).
+
+    Args:
+      labels: integers [...], train ids or 255 = ignore.
+      predictions: integers [...], in 0 .. K - 1; the same shape.
+      num_classes: K.
+      backend: "cpu", "gpu" or "tpu"; None: the one in use. A CPU adds up one by one, the others multiply
+        one-hot matrices.
+
+    Returns:
+      i32 [K, K], rows = truth.
+    """
+    chex.assert_equal_shape([labels, predictions])
+    truth = jnp.asarray(labels).reshape(-1).astype(jnp.int32)
+    found = jnp.asarray(predictions).reshape(-1).astype(jnp.int32)
+    is_counted = (truth != types.IGNORE) & (truth < num_classes)
+    if (backend or jax.default_backend()) == "cpu":
+        cell = jnp.where(is_counted, truth * num_classes + found, num_classes**2)
+        counts = jnp.bincount(cell, length=num_classes**2 + 1)[:-1]
+        return counts.reshape(num_classes, num_classes).astype(jnp.int32)
+    # float32 counts exactly up to 2^24, so in chunks; rows of zeros where the truth is to be ignored.
+    chunk = min(truth.size, 1 << 20)
+    padding = (0, -truth.size % chunk)
+    truth = jnp.pad(jnp.where(is_counted, truth, num_classes), padding, constant_values=num_classes)
+    classes = jnp.arange(num_classes).reshape(1, 1, -1)
+    rows = (truth.reshape(-1, chunk, 1) == classes).astype(jnp.float32)
+    cols = (jnp.pad(found, padding).reshape(-1, chunk, 1) == classes).astype(jnp.float32)
+    return jnp.einsum("npk,npl->nkl", rows, cols).astype(jnp.int32).sum(axis=0)
+
+
+def scores(counts: types.Array) -> dict[str, Any]:
+    """Scores of one confusion matrix.
+
+    Args:
+      counts: integers [K, K], rows = truth.
+
+    Returns:
+      `miou` (mean over the classes in the union of truth and prediction), `fwiou` (weighted by the class's share
+      of the truth), `accuracy` (of pixels), `class_accuracy` (mean over the classes in the truth): shares in
+      0..1, nan where no pixel is labelled; `iou`: K shares, None for a class that is absent.
+    """
+    counts = np.asarray(counts, np.float64)
+    hits, truth, found = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
+    union, total = truth + found - hits, counts.sum()
+    if not total:
+        nothing = dict.fromkeys(("miou", "fwiou", "accuracy", "class_accuracy"), float("nan"))
+        return {**nothing, "iou": [None] * len(counts)}
+    iou = hits / np.maximum(union, 1)
+    return {
+        "miou": float(iou[union > 0].mean()),
+        "fwiou": float((iou * truth).sum() / total),
+        "accuracy": float(hits.sum() / total),
+        "class_accuracy": float((hits[truth > 0] / truth[truth > 0]).mean()),
+        "iou": [float(value) if present else None for value, present in zip(iou, union > 0, strict=True)],
+    }
+
+
+def geometric_mean(counts: types.Array) -> jax.Array:
+    """The reward of the authors' architecture searches (Nekrasov et al., CVPR 2019, arXiv 1810.10804).
+
+    Args:
+      counts: integers [..., K, K], rows = truth.
+
+    Returns:
+      f32 [...]: geometric mean of mIoU, frequency-weighted IoU and mean pixel accuracy, the last being the mean over
+      the classes in the truth, as in their code; nan where no pixel is labelled.
+    """
+    counts = jnp.asarray(counts).astype(jnp.float32)
+    hits, truth, found = jnp.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
+    union = truth + found - hits
+    iou = hits / jnp.maximum(union, 1)
+    miou = iou.sum(axis=-1) / (union > 0).sum(axis=-1)
+    fwiou = (iou * truth).sum(axis=-1) / truth.sum(axis=-1)
+    class_accuracy = (hits / jnp.maximum(truth, 1)).sum(axis=-1) / (truth > 0).sum(axis=-1)
+    return jnp.cbrt(miou * fwiou * class_accuracy)
+
+
+def video_consistency(labels: np.ndarray, predictions: np.ndarray, num_frames: int) -> tuple[int, int]:
+    """VC_n of one sequence (Miao et al., VSPW, CVPR 2021), as counts over all windows of n consecutive frames.
+
+    Args:
+      labels: u8 [T, H, W], 255 = ignore.
+      predictions: u8 [T, H, W].
+      num_frames: n.
+
+    Returns:
+      Pixels whose prediction is correct throughout a window in which their label is constant, and all pixels
+      whose label is constant over a window; (0, 0) where the sequence is shorter than n.
+    """
+    kept = total = 0
+    constant = np.zeros(labels.shape[1:], np.int32)  # for how many frames the label is the same
+    correct = np.zeros(labels.shape[1:], np.int32)  # for how many frames the prediction is right
+    previous = np.full(labels.shape[1:], types.IGNORE, labels.dtype)
+    for truth, found in zip(labels, predictions, strict=True):
+        is_labelled = truth != types.IGNORE
+        constant = np.where(is_labelled, np.where(truth == previous, constant, 0) + 1, 0)
+        correct = np.where(is_labelled & (truth == found), correct + 1, 0)
+        is_window = constant >= num_frames
+        total += int(is_window.sum())
+        kept += int((is_window & (correct >= num_frames)).sum())
+        previous = truth
+    return kept, total
+
+
+def flicker(labels: np.ndarray, predictions: np.ndarray) -> tuple[int, int]:
+    """Counts pixels of consecutive frames whose truth stays the same (and is not ignored).
+
+    Args:
+      labels: u8 [T, H, W], 255 = ignore.
+      predictions: u8 [T, H, W].
+
+    Returns:
+      Those whose prediction changes, and all of them.
+    """
+    is_constant = (labels[1:] == labels[:-1]) & (labels[1:] != types.IGNORE)
+    is_changed = is_constant & (predictions[1:] != predictions[:-1])
+    return int(is_changed.sum()), int(is_constant.sum())
+
+
+def flow_consistency(predictions: np.ndarray, flow: np.ndarray) -> tuple[int, int]:
+    """Counts pixels whose surface point was visible, inside the picture, in the frame before.
+
+    Args:
+      predictions: u8 [T, H, W].
+      flow: f32 [T, H, W, 2], as `types.Sequence.flow`: (x, y) to the point's position in frame t - 1, rounded
+        to the nearest pixel here; nan where it was not visible.
+
+    Returns:
+      Those with the same prediction in both frames, and all of them.
+    """
+    height, width = predictions.shape[1:]
+    rows, cols = np.indices((height, width))
+    equal = total = 0
+    for frame in range(1, len(predictions)):
+        is_valid = np.isfinite(flow[frame]).all(axis=-1)
+        y, x = rows[is_valid], cols[is_valid]
+        from_x = np.floor(x + flow[frame, y, x, 0] + 0.5).astype(np.int64)
+        from_y = np.floor(y + flow[frame, y, x, 1] + 0.5).astype(np.int64)
+        is_inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
+        now = predictions[frame, y[is_inside], x[is_inside]]
+        before = predictions[frame - 1, from_y[is_inside], from_x[is_inside]]
+        equal += int((now == before).sum())
+        total += int(is_inside.sum())
+    return equal, total
+
+
 class SequenceScores:
-    def __init__(self,names,vc): self.n=names; self.vc=vc; self.c=np.zeros((len(names),)*2); self.f=np.zeros(2); self.v={n:np.zeros(2) for n in vc}
-    def add(self,labels,pred,flow):
-        self.c+=np.asarray(confusion(labels,pred,len(self.n)))
-        same=(labels[1:]==labels[:-1])&(labels[1:]!=255); self.f+=[(same&(pred[1:]!=pred[:-1])).sum(),same.sum()]
-        for n in self.vc:
-            for s in range(len(labels)-n+1):
-                k=(labels[s:s+n]==labels[s]).all(0)&(labels[s]!=255); self.v[n]+=[(k&(pred[s:s+n]==labels[s:s+n]).all(0)).sum(),k.sum()]
-    def result(self):
-        s=scores(self.c); s["iou"]={n:(None if np.isnan(v) else float(v)) for n,v in zip(self.n,s["iou"])}
-        return {**s,"vc":{str(n):float(v[0]/max(v[1],1)) for n,v in self.v.items()},"flicker":float(self.f[0]/max(self.f[1],1)),"flow_consistency":None}
+    """Adds up the counts of sequences; `result` turns them into shares.
+
+    Attributes:
+      counts: i64 [K, K], the confusion counts so far.
+    """
+
+    def __init__(self, names: Sequence[str], vc_frames: Sequence[int] = (8, 16)) -> None:
+        """For classes of these names and VC_n of these n."""
+        self.counts = np.zeros((len(names), len(names)), np.int64)
+        self._names = tuple(names)
+        self._vc = {num_frames: np.zeros(2, np.int64) for num_frames in vc_frames}
+        self._flicker = np.zeros(2, np.int64)
+        self._flow = np.zeros(2, np.int64)
+
+    def add(self, labels: np.ndarray, predictions: np.ndarray, flow: np.ndarray | None = None) -> None:
+        """Adds one sequence.
+
+        Args:
+          labels: u8 [T, H, W], 255 = ignore.
+          predictions: u8 [T, H, W].
+          flow: f32 [T, H, W, 2], nan = not visible, or None where the true flow is not known.
+        """
+        labels, predictions = np.asarray(labels), np.asarray(predictions)
+        num_classes = len(self._names)
+        for truth, found in zip(labels, predictions, strict=True):
+            is_counted = truth < num_classes  # so not 255 either
+            cells = truth[is_counted].astype(np.int64) * num_classes + found[is_counted]
+            self.counts += np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+        for num_frames, pair in self._vc.items():
+            pair += video_consistency(labels, predictions, num_frames)
+        self._flicker += flicker(labels, predictions)
+        if flow is not None:
+            self._flow += flow_consistency(predictions, flow)
+
+    def result(self) -> dict[str, Any]:
+        """The shares of all sequences together, ready for JSON.
+
+        Returns:
+          `miou`, `fwiou`, `accuracy`, `class_accuracy`, `iou` (by class name), `vc` (by n, as text),
+          `flicker`, `flow_consistency`: 0..1, None where there was nothing to count.
+        """
+        found = scores(self.counts)
+        is_empty = not self.counts.any()
+        numbers = {name: None if is_empty else value for name, value in found.items() if name != "iou"}
+        return {
+            **numbers,
+            "iou": dict(zip(self._names, found["iou"], strict=True)),
+            "vc": {str(num_frames): _share(pair) for num_frames, pair in self._vc.items()},
+            "flicker": _share(self._flicker),
+            "flow_consistency": _share(self._flow),
+        }
+
+
+def _share(pair: np.ndarray) -> float | None:
+    """First count over second, None where the second is 0."""
+    return float(pair[0] / pair[1]) if pair[1] else None

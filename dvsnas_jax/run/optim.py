@@ -43,13 +43,13 @@ def make(config: ml_collections.ConfigDict, *, is_constant: bool = False) -> opt
     )
 
 
-def polyak(decay: float, average: types.Params, params: types.Params, step: jax.Array) -> types.Params:
+def polyak(decay: float, average: types.Params, params: types.Params, step: types.Array) -> types.Params:
     """Moving average of weights; its decay grows from 0 so that early weights are forgotten."""
-    decay = jnp.minimum(decay, step / (step + 10.0))
-    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+    rate = jnp.minimum(decay, step / (step + 10.0))
+    return jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, average, params)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def cross_entropy(logits: types.Array, labels: types.Array) -> tuple[jax.Array, jax.Array]:
     """Softmax cross-entropy over the labelled pixels.
 
     Args:
@@ -59,8 +59,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
     Returns:
       Mean over the labelled pixels (0 where there is none) and their number, f32.
     """
-    size = labels.shape[-2:]
-    flat = logits.reshape(-1, *logits.shape[-3:]).astype(jnp.float32)
+    size = (labels.shape[-2], labels.shape[-1])
+    labels = jnp.asarray(labels)
+    flat = jnp.asarray(logits).reshape(-1, *logits.shape[-3:]).astype(jnp.float32)
     chex.assert_axis_dimension(flat, 0, functools.reduce(operator.mul, labels.shape[:-2], 1))
     if flat.shape[1:3] != size:
         flat = layers.resize_bilinear(flat, size)

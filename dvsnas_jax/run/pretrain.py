@@ -15,7 +15,7 @@ import optax
 from dvsnas_jax.core import signals, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import fit, metrics, optim
+from dvsnas_jax.run import features, fit, metrics, optim
 
 STAGE = "pretrain"
 
@@ -55,10 +55,9 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
       Its variables (params and batch statistics).
     """
     section = config.pretrain
-    num_classes = pipeline.class_table(config.data).num_classes
-    net = static_net.make(config.net, num_classes)
+    net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
     optimizer = optim.make(section)
-    state = init(net, optimizer, config)
+    state = init(static_net.init(net, jax.random.key(config.seed)), optimizer)
     num_frames = 1 if config.data.history == "stills" else config.data.num_frames
     num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
     meta_train, meta_val = split_clips(config, num_clips)
@@ -73,7 +72,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
             indices=meta_train,
         )
 
-    validate = make_validate(net, config, meta_val, num_classes)
+    validate = make_validate(config, meta_val)
 
     def after(done: int, state: PretrainState) -> PretrainState:
         if done % section.eval_every and done != section.steps:
@@ -83,7 +82,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
         if miou <= float(state.best_miou):
             return state
         best = jax.tree.map(jnp.copy, state.average)  # a copy: the step donates the state
-        return state.replace(best=best, best_miou=jnp.float32(miou))
+        return state.replace(best=best, best_miou=jnp.float32(miou))  # type: ignore[attr-defined]
 
     state = fit.fit(
         state,
@@ -105,14 +104,12 @@ def restore(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any |
     if (checkpoints.latest_step() or 0) < config.pretrain.steps:
         return None
     net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
-    return checkpoints.restore(init(net, optim.make(config.pretrain), config)).best
+    template = jax.eval_shape(lambda variables: init(variables, optim.make(config.pretrain)), static_net.shapes(net))
+    return checkpoints.restore(template).best
 
 
-def init(
-    net: static_net.StaticNet, optimizer: optax.GradientTransformation, config: ml_collections.ConfigDict
-) -> PretrainState:
-    """The state before the first step."""
-    variables = static_net.init(net, jax.random.key(config.seed))
+def init(variables: Any, optimizer: optax.GradientTransformation) -> PretrainState:
+    """The state before the first step, from freshly drawn variables."""
 
     def copy() -> Any:  # separate buffers, because the state is donated
         return jax.tree.map(jnp.copy, variables)
@@ -135,13 +132,13 @@ def make_step(
     def loss_fn(params: Any, batch_stats: Any, clip: types.Clip) -> tuple[jax.Array, Any]:
         frames = clip.frames.reshape(-1, *clip.frames.shape[2:])
         labels = clip.labels.reshape(-1, *clip.labels.shape[2:])
-        features, updated = net.apply(
+        found, updated = net.apply(
             {"params": params, "batch_stats": batch_stats},
             static_net.normalise(frames),
             train=True,
             mutable=["batch_stats"],
         )
-        return optim.cross_entropy(features.logits, labels)[0], updated["batch_stats"]
+        return optim.cross_entropy(found.logits, labels)[0], updated["batch_stats"]
 
     def step(state: PretrainState, clip: types.Clip) -> tuple[PretrainState, dict[str, jax.Array]]:
         variables = state.variables
@@ -150,7 +147,7 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, variables["params"])
         params = optax.apply_updates(variables["params"], updates)
         variables = {"params": params, "batch_stats": batch_stats}
-        state = state.replace(
+        state = state.replace(  # type: ignore[attr-defined]
             variables=variables,
             average=optim.polyak(decay, state.average, variables, state.step),
             opt_state=opt_state,
@@ -161,26 +158,17 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_validate(
-    net: static_net.StaticNet, config: ml_collections.ConfigDict, clips: np.ndarray, num_classes: int
-) -> Callable[[Any], float]:
+def make_validate(config: ml_collections.ConfigDict, clips: np.ndarray) -> Callable[[Any], float]:
     """`variables -> mIoU` on the target frames of some training clips."""
     held_out = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames)
-    frames, labels = held_out.frames[clips, -1], held_out.labels[clips, -1]
-    size = min(config.pretrain.batch_size, len(clips))
-
-    @jax.jit
-    def count(variables: Any, frames: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = net.apply(variables, static_net.normalise(frames), train=False).logits
-        return metrics.confusion(labels, static_net.predict(logits, labels.shape[1:]), num_classes)
+    frames, labels = np.asarray(held_out.frames)[clips, -1], np.asarray(held_out.labels)[clips, -1]
+    num_classes = pipeline.class_table(config.data).num_classes
+    forward = features.make_forward(config)
+    predict = jax.jit(lambda logits: static_net.predict(logits, labels.shape[1:]))
 
     def validate(variables: Any) -> float:
-        total = np.zeros((num_classes, num_classes), np.int64)
-        for start in range(0, len(clips), size):
-            rows = np.arange(start, start + size)
-            batch = np.minimum(rows, len(clips) - 1)
-            masked = np.where((rows < len(clips))[:, None, None], labels[batch], types.IGNORE).astype(np.uint8)
-            total += np.asarray(count(variables, frames[batch], masked))
-        return float(metrics.scores(total)["miou"])
+        found = [np.asarray(predict(part.logits)) for part in forward(variables, frames)]
+        counts = metrics.confusion(labels, np.concatenate(found)[: len(labels)], num_classes)
+        return float(metrics.scores(np.asarray(counts))["miou"])
 
     return validate

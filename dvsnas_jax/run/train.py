@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from dvsnas_jax.core import errors, signals, types, workdir
+from dvsnas_jax.core import compilation, errors, signals, types, workdir
 from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.run import fit, optim, pretrain
 from dvsnas_jax.space import cell as cell_lib
@@ -50,12 +50,13 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
     Raises:
       UserError: the genotype's file is missing, broken or outside of the config's space.
     """
-    space, genotype = read_genotype(genotype_path, config) if genotype_path else (None, None)
+    given = read_genotype(genotype_path, config) if genotype_path else None
     folder.claim(config)
     with signals.stop_on_signal() as stop:
         variables = pretrain.run(config, folder, stop)
-        if space is None:
+        if given is None:
             return {"stages": [pretrain.STAGE], "genotype": None}
+        space, genotype = given
         num_clips = features_lib.pipeline.num_clips(config.data, "train", config.data.num_frames)
         clips, _ = pretrain.split_clips(config, num_clips)
         store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space))
@@ -130,7 +131,7 @@ def train_cell(
 
 def init(cell: cell_lib.Cell, optimizer: optax.GradientTransformation, seed: int) -> CellTrainState:
     """The state before the first step."""
-    params = cell.init(jax.random.key(seed))
+    params = compilation.jit_once(cell.init)(jax.random.key(seed))
     return CellTrainState(
         params=params,
         average=jax.tree.map(jnp.copy, params),
@@ -210,16 +211,12 @@ def load_winner(
         raise errors.UserError(f"{folder.path}: holds no trained cell, run `dvsnas search` or `dvsnas train` first")
     space, genotype = genotype_lib.from_dict(json.loads(path.read_text()), where=str(path))
     cell = cell_lib.make(space, genotype, features_lib.settings_of(config))
-    params = cell.init(jax.random.key(0))
-    template = cell_lib.freeze_norm(params, _zero_moments(params))
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    template = cell_lib.freeze_norm(params, _moment_shapes(params))
     return cell, folder.checkpointer(CELL_STAGE, keep=1).restore(template), space, genotype
 
 
-def _zero_moments(params: types.Params) -> dict[tuple[str, ...], tuple[jax.Array, jax.Array]]:
-    """A moment for every normalisation of a cell, in the shape of its scale."""
-    moments = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        keys = tuple(entry.key for entry in path)
-        if keys[-1] == "scale":
-            moments[keys[:-1]] = (jnp.zeros_like(leaf), jnp.zeros_like(leaf))
-    return moments
+def _moment_shapes(params: types.Params) -> dict[tuple[str, ...], tuple[Any, Any]]:
+    """A moment for every normalisation of a cell, as its scale."""
+    leaves = [(tuple(entry.key for entry in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    return {keys[:-1]: (leaf, leaf) for keys, leaf in leaves if keys[-1] == "scale"}

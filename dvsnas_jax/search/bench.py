@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -52,14 +53,12 @@ def cell(num_genotypes: int = 20, repeats: int = 5, batch_size: int = 8, num_fra
     for genotype in genotype_lib.random(space, np.random.default_rng(0), num_genotypes):
         static = cell_lib.make(space, genotype, settings)
         cut = cell_lib.gather_params(space, genotype, params)
-        static_fn = jax.jit(
-            jax.value_and_grad(lambda p, static=static: optim.cross_entropy(static.unroll(p, batch), labels)[0])
-        )
-        compile_shared = _seconds(lambda g=genotype: shared_fn(params, g))
-        compile_static = _seconds(lambda fn=static_fn, p=cut: fn(p))
-        shared = [_seconds(lambda g=genotype: shared_fn(params, g)) for _ in range(repeats)]
-        alone = [_seconds(lambda fn=static_fn, p=cut: fn(p)) for _ in range(repeats)]
-        rows.append((statistics.median(shared), statistics.median(alone), compile_shared, compile_static))
+        shared_call = functools.partial(shared_fn, params, genotype)
+        static_call = functools.partial(jax.jit(jax.value_and_grad(_static_loss(static, batch, labels))), cut)
+        compile_seconds = _seconds(shared_call), _seconds(static_call)
+        shared = [_seconds(shared_call) for _ in range(repeats)]
+        alone = [_seconds(static_call) for _ in range(repeats)]
+        rows.append((statistics.median(shared), statistics.median(alone), *compile_seconds))
     shared_ms, static_ms, _, static_compile = (statistics.mean(column) for column in zip(*rows, strict=True))
     return {
         "genotypes": num_genotypes,
@@ -71,6 +70,12 @@ def cell(num_genotypes: int = 20, repeats: int = 5, batch_size: int = 8, num_fra
         "static_compile_s_each": static_compile,
         "backend": jax.default_backend(),
     }
+
+
+def _static_loss(
+    static: cell_lib.Cell, batch: types.Features, labels: np.ndarray
+) -> Callable[[types.Params], jax.Array]:
+    return lambda params: optim.cross_entropy(static.unroll(params, batch), labels)[0]
 
 
 def random_features(settings: ports.CellSettings, shape: tuple[int, ...]) -> types.Features:

@@ -57,9 +57,10 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
     folder.claim(config)
     with signals.stop_on_signal() as stop:
         variables = pretrain.run(config, folder, stop)
-        parts = assemble(config, space, strategy, variables, num_clips)
-        state = run_search(parts, folder, stop)
-        find_winner(parts, state, folder, stop)
+        if not (folder.path / train.BEST).is_file():
+            parts = assemble(config, space, strategy, variables, num_clips)
+            state = run_search(parts, folder, stop)
+            find_winner(parts, state, folder, stop)
     result = evaluate.run(config, folder)
     report.write(folder.path)
     return result
@@ -217,13 +218,13 @@ def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -
 
 
 def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, stop: signals.StopFlag) -> None:
-    """Derives the winner and writes its weights and its genotype, unless that is done already."""
-    if (folder.path / train.BEST).is_file():
-        return
+    """Derives the winner and writes its weights and its genotype."""
     config, section = parts.config, parts.config.derive
     log = [record for record in folder.read(loop.LOG) if record["step"] < config.search.steps]
     probable_rng = jax.random.fold_in(jax.random.key(config.seed), 6)
-    probable = np.asarray(parts.strategy.probable(state.strategy, probable_rng, section.num_probable))
+    probable = np.zeros((0, parts.space.num_layers, len(genotype_lib.FIELDS)), np.int32)
+    if section.num_probable:
+        probable = np.asarray(parts.strategy.probable(state.strategy, probable_rng, section.num_probable))
     genotypes = derive.candidates(parts.space, log, probable, num_rewarded=section.num_rewarded)
     rescored = score(parts, state.shared.params, genotypes, parts.val_store.num_clips)
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.core import types
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import metrics, optim
 from dvsnas_jax.space import cell as cell_lib
@@ -95,7 +95,7 @@ def make(
     )
 
     def init(rng: jax.Array) -> SharedState:
-        params = supernet.init(rng)
+        params = compilation.jit_once(supernet.init)(rng)
         state = SharedState(params=params, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32))
         return mesh_lib.replicate(mesh, state)
 

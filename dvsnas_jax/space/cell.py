@@ -5,6 +5,7 @@ For any genotype it equals the supernet with the weights that `gather_params` cu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def make(space: genotype_lib.Space, genotype: Any, settings: ports.CellSettings)
         template = jax.ShapeDtypeStruct((*features.logits.shape[:3], settings.channels), features.logits.dtype)
         outputs = _run_layers(space, rows, params["layers"], inputs, template=template, scope=scope)
         loose = genotype_lib.loose_ends(space, rows)
-        mean = sum(outputs[layer] for layer in loose) / len(loose)
+        mean = functools.reduce(jnp.add, [outputs[layer] for layer in loose]) / len(loose)
         return ports.cell_output(params["ports"], mean, features, port_scope)
 
     def step(

@@ -95,7 +95,8 @@ class Space:
     def limits(self) -> np.ndarray:
         """Exclusive upper bound of every token, i32 [L, 5]."""
         nodes = self.num_inputs + np.arange(self.num_layers)
-        rows = [nodes, nodes, *(np.full_like(nodes, len(t)) for t in (self.operations, self.operations, self.aggregations))]
+        names = (self.operations, self.operations, self.aggregations)
+        rows = [nodes, nodes, *(np.full_like(nodes, len(table)) for table in names)]
         return np.stack(rows, axis=1).astype(np.int32)
 
     def size(self) -> int:
@@ -123,7 +124,8 @@ def validate(space: Space, genotype: Any) -> np.ndarray:
     limits = space.limits()
     for layer, field in np.argwhere((tokens < 0) | (tokens >= limits)):
         raise errors.UserError(
-            f"genotype: layer {layer}, field {FIELDS[field]}: {tokens[layer, field]} is not in 0..{limits[layer, field] - 1}"
+            f"genotype: layer {layer}, field {FIELDS[field]}: "
+            f"{tokens[layer, field]} is not in 0..{limits[layer, field] - 1}"
         )
     return tokens.astype(np.int32)
 
@@ -186,9 +188,11 @@ def from_json(text: str, space: Space | None = None, *, where: str = "genotype")
 def from_dict(data: Any, space: Space | None = None, *, where: str = "genotype") -> tuple[Space, np.ndarray]:
     """As `from_json`, from the decoded value."""
     if not isinstance(data, dict) or not isinstance(data.get("layers"), list) or not data["layers"]:
-        raise errors.UserError(f'{where}: needs an object with "version", "inputs" and a list "layers" with one entry or more')
+        raise errors.UserError(f'{where}: needs an object with "version", "inputs" and a list "layers" of one or more')
     if data.get("version") != VERSION:
-        raise errors.UserError(f"{where}: version {data.get('version')!r} is not supported, this program reads version {VERSION}")
+        raise errors.UserError(
+            f"{where}: version {data.get('version')!r} is not supported, this program reads version {VERSION}"
+        )
     inputs = data.get("inputs")
     if not isinstance(inputs, list) or not all(isinstance(name, str) for name in inputs):
         raise errors.UserError(f'{where}: "inputs" must be a list of names out of {list(REFINE_INPUTS)}')
@@ -206,7 +210,7 @@ def from_dict(data: Any, space: Space | None = None, *, where: str = "genotype")
 def _parse_layer(space: Space, layer: Any, index: int, where: str) -> list[int]:
     """One JSON layer as five tokens."""
     if not isinstance(layer, dict):
-        raise errors.UserError(f'{where}: layer {index}: needs an object with "in", "ops" and "agg", got {layer!r}')
+        raise errors.UserError(f'{where}: layer {index}: needs an object with "in", "ops", "agg", got {layer!r}')
     nodes = [node_name(space, node) for node in range(space.num_nodes)]
     allowed = nodes[: space.num_inputs + index]
     tokens = []
@@ -218,7 +222,8 @@ def _parse_layer(space: Space, layer: Any, index: int, where: str) -> list[int]:
         for value in values:
             if field == "in" and value in nodes and value not in allowed:
                 raise errors.UserError(
-                    f"{where}: layer {index}, field in: forward reference to {value!r}, allowed are {', '.join(allowed)}"
+                    f"{where}: layer {index}, field in: forward reference to {value!r}, "
+                    f"allowed are {', '.join(allowed)}"
                 )
             if value not in names:
                 raise errors.UserError(

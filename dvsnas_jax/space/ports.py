@@ -82,8 +82,8 @@ def initial_state(settings: CellSettings, features: types.Features) -> types.Cel
     )
 
 
-def _project(params: Params, name: str, x: jax.Array, scope: operations.NormScope) -> jax.Array:
-    y = layers.conv(x, params["inputs"][name]["kernel"].astype(x.dtype))
+def _project(params: Params, name: str, x: types.Array, scope: operations.NormScope) -> jax.Array:
+    y = layers.conv(jnp.asarray(x), params["inputs"][name]["kernel"].astype(x.dtype))
     return scope.child("inputs", name, "norm").normalize(params["inputs"][name]["norm"], y)
 
 

@@ -1,0 +1,235 @@
+"""Laws of the layers: the CPU variants equal `lax`, gradients equal, resampling equals independent references."""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dvsnas_jax.nets import layers
+
+
+def _normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+
+
+def _assert_close(actual, expected, tolerance: float = 1e-5) -> None:
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        error = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
+        assert error <= tolerance * max(np.abs(b).max(), 1e-3)
+
+
+def _value_and_grad(fn: Callable[..., jax.Array], *args: jax.Array) -> tuple:
+    """The result, and gradients for a fixed random weighting of it."""
+
+    def both(*args: jax.Array) -> tuple:
+        out, pull = jax.vjp(fn, *args)
+        return out, pull(_normal(*out.shape, seed=9))
+
+    return jax.jit(both)(*args)
+
+
+GEOMETRY = [
+    # height, width, kernel, stride, dilation
+    (9, 8, 3, 1, 1),
+    (9, 8, 3, 2, 1),
+    (8, 7, 5, 2, 1),
+    (8, 9, 3, 1, 3),
+    (24, 32, 5, 1, 6),
+    (24, 32, 3, 1, 12),
+    (7, 6, 3, 2, 3),
+    (7, 6, 1, 2, 1),
+]
+
+
+@pytest.mark.parametrize(("height", "width", "size", "stride", "dilation"), GEOMETRY)
+@pytest.mark.parametrize("cout", [6, 2])  # 2: the variant that multiplies first
+def test_conv_variants_agree(height, width, size, stride, dilation, cout):
+    x, kernel = _normal(2, height, width, 4), _normal(size, size, 4, cout, seed=1)
+    results = [
+        _value_and_grad(lambda x, k, b=b: layers.conv(x, k, stride=stride, dilation=dilation, backend=b), x, kernel)
+        for b in ("cpu", "gpu")
+    ]
+    assert results[0][0].shape == (2, -(-height // stride), -(-width // stride), cout)
+    _assert_close(*results)
+
+
+@pytest.mark.parametrize(("height", "width", "size", "stride", "dilation"), GEOMETRY)
+def test_depthwise_variants_agree(height, width, size, stride, dilation):
+    x, kernel = _normal(2, height, width, 3), _normal(size, size, 3, seed=1)
+
+    def run(backend: str) -> tuple:
+        return _value_and_grad(
+            lambda x, k: layers.depthwise_conv(x, k, stride=stride, dilation=dilation, backend=backend), x, kernel
+        )
+
+    assert run("cpu")[0].shape == (2, -(-height // stride), -(-width // stride), 3)
+    _assert_close(run("cpu"), run("gpu"))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_conv_by_hand(backend):
+    x = jnp.arange(9.0).reshape(1, 3, 3, 1)
+    ones = jnp.ones((3, 3, 1, 1))
+    expected = [[8.0, 15, 12], [21, 36, 27], [20, 33, 24]]  # sums of the neighbourhoods, zeros around
+    np.testing.assert_allclose(layers.conv(x, ones, backend=backend)[0, ..., 0], expected)
+    # Stride 2 pads (1, 1) and so looks at pixels 0 and 2; `SAME` would give another grid.
+    np.testing.assert_allclose(layers.conv(x, ones, stride=2, backend=backend)[0, ..., 0], [[8.0, 12], [20, 24]])
+    far = layers.depthwise_conv(x, ones[..., 0], dilation=2, backend=backend)[0, ..., 0]
+    np.testing.assert_allclose(far, [[16.0, 8, 16], [8, 4, 8], [16, 8, 16]])
+
+
+def test_conv_keeps_bfloat16():
+    x = _normal(1, 5, 5, 4).astype(jnp.bfloat16)
+    for y in (layers.conv(x, _normal(3, 3, 4, 5)), layers.depthwise_conv(x, _normal(3, 3, 4)), layers.max_pool(x, 3)):
+        assert y.dtype == jnp.bfloat16
+    exact = layers.depthwise_conv(x.astype(jnp.float32), _normal(3, 3, 4))
+    _assert_close(layers.depthwise_conv(x, _normal(3, 3, 4)).astype(jnp.float32), exact, 0.05)
+
+
+def test_layers_run_under_vmap_and_checkpoint():
+    x, kernel = _normal(3, 1, 6, 5, 4), _normal(3, 3, 4, seed=1)
+
+    def fn(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.square(layers.max_pool(layers.depthwise_conv(x, kernel, backend="cpu"), 3, backend="cpu")).sum()
+
+    mapped = jax.jit(jax.vmap(jax.grad(jax.checkpoint(fn)), in_axes=(0, None)))(x, kernel)
+    single = jax.jit(jax.grad(fn))
+    _assert_close(mapped, jnp.stack([single(one, kernel) for one in x]))
+
+
+@pytest.mark.parametrize(("window", "height", "width"), [(3, 6, 7), (5, 9, 4), (5, 3, 3)])
+def test_pool_variants_agree_without_ties(window, height, width):
+    x = _normal(2, height, width, 3)
+    results = [_value_and_grad(lambda x, b=b: layers.max_pool(x, window, backend=b), x) for b in ("cpu", "gpu")]
+    _assert_close(*results)
+
+
+def test_pool_pads_with_minus_infinity_and_strides():
+    x = -1 - jnp.abs(_normal(1, 5, 5, 1))
+    assert (layers.max_pool(x, 3, backend="cpu") < 0).all()
+    strided = layers.max_pool(x, 3, stride=2)
+    np.testing.assert_array_equal(strided, layers.max_pool(x, 3, backend="cpu")[:, ::2, ::2])
+
+
+def test_pool_gradient_with_ties_keeps_its_sum():
+    x = jnp.zeros((1, 6, 6, 2)).at[0, 2, 3, 0].set(1.0)
+    out, (grad,) = _value_and_grad(lambda x: layers.max_pool(x, 3, backend="cpu"), x)
+    np.testing.assert_allclose(grad.sum(), _normal(*out.shape, seed=9).sum(), rtol=1e-5)
+    middle = jax.grad(lambda x: layers.max_pool(x, 3, backend="cpu")[0, 3, 3, 1])(x)
+    expected = np.zeros((6, 6))
+    expected[2:5, 2:5] = 1 / 9
+    np.testing.assert_allclose(middle[0, :, :, 1], expected, rtol=1e-6)
+
+
+def test_global_average_pool():
+    x = _normal(2, 3, 4, 5)
+    np.testing.assert_allclose(
+        layers.global_average_pool(x), np.broadcast_to(np.mean(x, (1, 2), keepdims=True), x.shape), rtol=1e-5
+    )
+
+
+def test_normalize_by_batch_moments():
+    x = _normal(4, 5, 6, 3) * 2 + 1000  # a mean that dwarfs the deviation
+    mean, var = layers.batch_moments(x)
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-4)
+    scale, bias = jnp.array([1.0, 2, 3]), jnp.array([0.0, 1, -1])
+    y = np.asarray(layers.normalize(x, scale, bias, mean, var))
+    np.testing.assert_allclose(y.mean((0, 1, 2)), bias, atol=2e-3)
+    np.testing.assert_allclose(y.std((0, 1, 2)), scale, rtol=1e-3)
+
+
+def test_batch_moments_gradient():
+    x, weights = _normal(2, 3, 3, 2), _normal(2, seed=3)
+
+    def fast(x: jax.Array) -> jax.Array:
+        return sum((part * weights).sum() for part in layers.batch_moments(x))
+
+    def plain(x: jax.Array) -> jax.Array:
+        return ((x.mean((0, 1, 2)) + x.var((0, 1, 2))) * weights).sum()
+
+    _assert_close(jax.grad(fast)(x), jax.grad(plain)(x))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("size", [(12, 16), (5, 9), (7, 3), (1, 1), (6, 5)])
+def test_resize_equals_jax_image(backend, size):
+    x = _normal(2, 6, 5, 3)
+    ours = _value_and_grad(lambda x: layers.resize_bilinear(x, size, backend=backend), x)
+    theirs = _value_and_grad(lambda x: jax.image.resize(x, (2, *size, 3), "bilinear", antialias=False), x)
+    _assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("size", [(12, 16), (5, 9), (11, 1)])
+def test_resize_with_aligned_corners(backend, size):
+    x = _normal(1, 6, 5, 1)
+    rows = [np.linspace(0, n - 1, m) if m > 1 else np.zeros(1) for n, m in zip((6, 5), size, strict=True)]
+    grid = np.asarray(x)[0, :, :, 0]
+    partly = np.stack([np.interp(rows[0], np.arange(6), column) for column in grid.T], axis=1)
+    expected = np.stack([np.interp(rows[1], np.arange(5), row) for row in partly])
+    y, (grad,) = _value_and_grad(lambda x: layers.resize_bilinear(x, size, align_corners=True, backend=backend), x)
+    np.testing.assert_allclose(y[0, :, :, 0], expected, atol=1e-5)
+    # The gradient is the adjoint of a linear map: <A x, g> = <x, A' g>.
+    np.testing.assert_allclose((y * _normal(*y.shape, seed=9)).sum(), (x * grad).sum(), rtol=1e-4)
+
+
+def test_average_to_grid():
+    x = _normal(1, 6, 8, 2)
+    np.testing.assert_allclose(layers.average_to_grid(x, (3, 2))[0, 1, 1], x[0, 2:4, 4:8].mean((0, 1)), rtol=1e-5)
+    constant = layers.average_to_grid(jnp.full((1, 9, 10, 1), 3.0), (4, 3))
+    np.testing.assert_allclose(constant, np.full((1, 4, 3, 1), 3.0), rtol=1e-6)
+
+
+def test_warp_by_whole_cells_is_a_roll():
+    x = _normal(2, 6, 7, 3)
+    offsets = jnp.broadcast_to(jnp.array([2.0, -1.0]).reshape(1, 1, 1, 2), (2, 6, 7, 2))
+    rolled = jnp.roll(x, (1, -2), axis=(1, 2))  # the result at (row, col) is x at (row - 1, col + 2)
+    np.testing.assert_allclose(layers.warp_bilinear(x, offsets)[:, 1:, :-2], rolled[:, 1:, :-2], rtol=1e-6)
+    np.testing.assert_array_equal(layers.warp_bilinear(x, offsets * 0), x)
+    far = layers.warp_bilinear(x, offsets * 100)  # beyond the top right corner
+    np.testing.assert_array_equal(far, jnp.broadcast_to(x[:, :1, -1:], x.shape))
+
+
+def test_warp_equals_four_taps():
+    x, offsets = _normal(2, 4, 5, 3), _normal(2, 4, 5, 2, seed=1) * 2
+    y = np.asarray(jax.jit(layers.warp_bilinear)(x, offsets))
+    x, offsets = np.asarray(x), np.asarray(offsets)
+    for batch, row, col in itertools.product(range(2), range(4), range(5)):
+        at_x = np.clip(col + offsets[batch, row, col, 0], 0, 4)
+        at_y = np.clip(row + offsets[batch, row, col, 1], 0, 3)
+        expected = np.zeros(3)
+        for i, j in itertools.product(range(4), range(5)):
+            expected += max(0, 1 - abs(at_y - i)) * max(0, 1 - abs(at_x - j)) * x[batch, i, j]
+        np.testing.assert_allclose(y[batch, row, col], expected, atol=1e-5)
+
+
+def test_warp_gradients_equal_differences():
+    x, offsets = _normal(1, 4, 5, 2), _normal(1, 4, 5, 2, seed=1) * 0.2 + 0.5
+    weights = _normal(1, 4, 5, 2, seed=2)
+
+    @jax.jit
+    def fn(x: jax.Array, offsets: jax.Array) -> jax.Array:
+        return (layers.warp_bilinear(x, offsets) * weights).sum()
+
+    grads = jax.grad(fn, (0, 1))(x, offsets)
+    # Bilinear in x and, inside a cell, in each coordinate: central differences are exact but for rounding.
+    for argument, grad in enumerate(grads):
+        direction = _normal(*grad.shape, seed=3) * (1.0 if argument == 0 else jnp.array([[[[1.0, 0.0]]]]))
+        step = 1e-2
+        moved = [[x, offsets], [x, offsets]]
+        moved[0][argument] += step * direction
+        moved[1][argument] -= step * direction
+        difference = (fn(*moved[0]) - fn(*moved[1])) / (2 * step)
+        np.testing.assert_allclose((grad * direction).sum(), difference, rtol=2e-3, atol=2e-3)
+
+
+def test_he_normal_has_the_stated_deviation():
+    rng = jax.random.key(0)
+    np.testing.assert_allclose(layers.he_normal(rng, (3, 3, 32, 64)).std(), (2 / 288) ** 0.5, rtol=0.02)
+    np.testing.assert_allclose(layers.he_normal(rng, (3, 3, 2048)).std(), (2 / 9) ** 0.5, rtol=0.02)

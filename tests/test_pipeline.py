@@ -1,0 +1,228 @@
+"""The whole path on tiny clips: every stage, the run folder, resuming, and what is refused."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dvsnas_jax import cli
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import workdir
+from dvsnas_jax.run import evaluate, pretrain, train
+from dvsnas_jax.search import pipeline
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMOKE = str(ROOT / "configs" / "smoke.py")
+TINY = [
+    "--config.data.height=32",
+    "--config.data.width=48",
+    "--config.data.crop_height=32",
+    "--config.data.crop_width=48",
+    "--config.net.decoder_channels=8",
+    "--config.space.channels=4",
+]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("run") / "smoke"
+    assert cli.main(["search", f"--config={SMOKE}", f"--workdir={folder}", *TINY]) == 0
+    return folder
+
+
+def load(folder: pathlib.Path):
+    overrides = dict(word.removeprefix("--config.").split("=") for word in TINY)
+    return config_lib.load(SMOKE, overrides), workdir.Workdir(folder)
+
+
+def test_run_folder_is_complete(run_folder: pathlib.Path) -> None:
+    names = ["config.json", "environment.json", "genotypes.jsonl", "metrics.jsonl", "best_genotype.json"]
+    for name in [*names, "evaluation.json", "report.html", "figures/reward.png", "figures/cell.png"]:
+        assert (run_folder / name).stat().st_size > 0, name
+    config, folder = load(run_folder)
+    records = folder.read("genotypes.jsonl")
+    num_searched = config.search.steps * config.search.genotypes_per_step
+    assert [r["source"] for r in records] == ["ppo"] * num_searched + ["random"] * config.search.num_random
+    assert all(r["status"] == "ok" and 0 < r["reward"] < 1 for r in records)
+    stages = {r["stage"] for r in folder.read("metrics.jsonl")}
+    assert {"pretrain", "pretrain_val", "warmup", "search"} <= stages
+
+
+def test_the_winner_is_one_of_the_candidates_and_has_its_numbers(run_folder: pathlib.Path) -> None:
+    config, folder = load(run_folder)
+    best = json.loads((run_folder / "best_genotype.json").read_text())
+    assert 0 < best["scores"]["reward"] < 1 and 0 < best["scores"]["shared_reward"] < 1
+    cell, params, space, genotype = train.load_winner(config, folder)
+    assert genotype.shape == (config.space.num_layers, 5)
+    assert all("mean" in node for node in _norms(params)) and len(_norms(params)) > 0
+
+
+def _norms(tree) -> list[dict]:
+    if not isinstance(tree, dict):
+        return []
+    return [tree] if "scale" in tree else [norm for value in tree.values() for norm in _norms(value)]
+
+
+def test_segmenting_by_chunks_equals_frame_by_frame(run_folder: pathlib.Path) -> None:
+    config, folder = load(run_folder)
+    variables = pretrain.restore(config, folder)
+    cell, params, _, _ = train.load_winner(config, folder)
+    segmenter = evaluate.make_segmenter(config, variables, cell, params)
+    frames = np.random.default_rng(0).integers(0, 255, (19, 32, 48, 3), np.uint8)  # more than one chunk of 16
+    static, labels = segmenter.segment(frames)
+    assert static.shape == labels.shape == (19, 32, 48)
+    state = segmenter.initial_state()
+    equal = []
+    for index, frame in enumerate(frames):
+        assert (np.asarray(segmenter.static_step(frame[None]))[0] == static[index]).mean() > 0.999
+        state, one = segmenter.cell_step(state, frame[None])
+        equal.append((np.asarray(one)[0] == labels[index]).mean())
+    assert min(equal) > 0.999  # arg-max ties may fall either way
+
+
+def test_evaluate_repeats_the_numbers_and_static_on_clean_is_beside_them(run_folder: pathlib.Path) -> None:
+    first = json.loads((run_folder / "evaluation.json").read_text())
+    assert first["static_clean"]["miou"] > 0 and first["commonest_class"]["flicker"] == 0
+    assert cli.main(["evaluate", f"--config={SMOKE}", f"--workdir={run_folder}", *TINY]) == 0
+    again = json.loads((run_folder / "evaluation.json").read_text())
+    assert again == first
+
+
+def test_a_finished_run_is_left_as_it_is(run_folder: pathlib.Path) -> None:
+    before = (run_folder / "genotypes.jsonl").read_bytes()
+    assert cli.main(["search", f"--config={SMOKE}", f"--workdir={run_folder}", *TINY]) == 0
+    assert (run_folder / "genotypes.jsonl").read_bytes() == before
+
+
+def test_train_takes_the_genotype_of_another_run(run_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "cell"
+    shutil.copytree(run_folder / "checkpoints" / "pretrain", folder / "checkpoints" / "pretrain")
+    genotype = run_folder / "best_genotype.json"
+    words = ["train", f"--config={SMOKE}", f"--workdir={folder}", f"--genotype={genotype}", *TINY]
+    assert cli.main(words) == 0
+    assert json.loads((folder / "best_genotype.json").read_text())["layers"] == json.loads(genotype.read_text())["layers"]
+    assert cli.main(["evaluate", f"--config={SMOKE}", f"--workdir={folder}", *TINY]) == 0
+
+
+def test_random_is_a_strategy_behind_the_same_interface(run_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "random"
+    shutil.copytree(run_folder / "checkpoints" / "pretrain", folder / "checkpoints" / "pretrain")
+    words = ["search", f"--config={SMOKE}", f"--workdir={folder}", *TINY, "--config.search.strategy=random"]
+    assert cli.main(words) == 0
+    assert {r["source"] for r in workdir.Workdir(folder).read("genotypes.jsonl")} == {"random"}
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    """The one line of a refusal."""
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    messages = [line for line in lines if line.startswith("dvsnas: error:")]
+    assert len(messages) == 1 and lines[-1] == messages[0]
+    return messages[0]
+
+
+def test_another_config_does_not_touch_the_folder(run_folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["search", f"--config={SMOKE}", f"--workdir={run_folder}", *TINY, "--config.search.steps=9"]
+    assert "search.steps" in refused(capsys, words)
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda text: text[:-20], "not JSON"),
+        (lambda text: text.replace('"layers"', '"layer"'), "layers"),
+        (lambda text: text.replace('"agg": "', '"agg": "x', 1), "field agg: unknown name"),
+        (lambda text: text.replace('"in": ["', '"in": ["layer1", "', 1), "needs 2"),
+    ],
+)
+def test_broken_genotype_files(run_folder, tmp_path, capsys, edit, expected) -> None:
+    text = json.dumps(json.loads((run_folder / "best_genotype.json").read_text()))
+    path = tmp_path / "broken.json"
+    path.write_text(edit(text))
+    for words in (
+        ["show", str(path)],
+        ["train", f"--config={SMOKE}", f"--workdir={tmp_path / 'new'}", f"--genotype={path}", *TINY],
+    ):
+        message = refused(capsys, words)
+        assert "broken.json" in message and expected in message
+    assert not (tmp_path / "new").exists()
+
+
+def test_missing_dataset_says_the_layout(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["search", f"--config={ROOT / 'configs' / 'camvid_small.py'}", f"--workdir={tmp_path / 'run'}"]
+    message = refused(capsys, [*words, f"--config.data.dir={tmp_path / 'nowhere'}"])
+    assert "nowhere" in message and "trainannot" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_batches_cover_every_clip_once() -> None:
+    batches = pipeline.evaluation_batches(10, 4)
+    assert batches.shape == (3, 4)
+    assert sorted(batches[batches >= 0].tolist()) == list(range(10)) and (batches < 0).sum() == 2
+
+
+def test_split_is_disjoint_and_whole() -> None:
+    meta_train, meta_val = pretrain.split_clips(config_lib.defaults(), 50)
+    assert len(meta_val) == 5
+    assert sorted([*meta_train.tolist(), *meta_val.tolist()]) == list(range(50))
+
+
+def start(folder: pathlib.Path) -> subprocess.Popen:
+    words = [sys.executable, "-m", "dvsnas_jax", "search", f"--config={SMOKE}", f"--workdir={folder}", *TINY]
+    return subprocess.Popen(words, cwd=ROOT, env=os.environ.copy(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def wait_for(folder: pathlib.Path, process: subprocess.Popen, stage: str) -> None:
+    """Until a stage has begun, or the process has ended."""
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        log = folder / "metrics.jsonl"
+        if (folder / "checkpoints" / stage).is_dir() or (log.is_file() and f'"{stage}"' in log.read_text()):
+            return
+        time.sleep(0.05)
+
+
+def test_sigterm_saves_and_exits_with_75_and_goes_on(run_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "stopped"
+    process = start(folder)
+    wait_for(folder, process, "pretrain")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=240) == 75
+    assert start(folder).wait(timeout=400) == 0
+    assert (folder / "genotypes.jsonl").read_bytes() == (run_folder / "genotypes.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_ends_in_the_same_result(run_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "killed"
+    rng = random.Random(0)
+    for stage in ("pretrain", "warmup", "search", "retrain", "cell"):
+        process = start(folder)
+        if stage != "retrain":
+            wait_for(folder, process, stage)
+        time.sleep(rng.uniform(0, 2))
+        process.kill()
+        process.wait()
+    assert start(folder).wait(timeout=400) == 0
+    for name in ("genotypes.jsonl", "best_genotype.json"):
+        assert (folder / name).read_bytes() == (run_folder / name).read_bytes(), name
+    config, whole = load(run_folder)
+    _, expected, _, _ = train.load_winner(config, whole)
+    _, params, _, _ = train.load_winner(config, workdir.Workdir(folder))
+    for want, got in zip(_leaves(expected), _leaves(params), strict=True):
+        np.testing.assert_array_equal(want, got)
+
+
+def _leaves(tree) -> list[np.ndarray]:
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]

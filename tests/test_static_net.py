@@ -1,0 +1,206 @@
+"""The static network: published sizes, strides, normalisation, types."""
+
+import collections
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dvsnas_jax.core import compilation, errors
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.nets import layers, mobilenet, refinenet, static_net
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "refinenet_mobilenetv2_shapes.json"
+KINDS = {"scale": "bn_weight", "mean": "bn_running_mean", "var": "bn_running_var"}
+
+
+def _config(**changes):
+    config = config_lib.defaults().net
+    config.update(changes)
+    return config
+
+
+def _shapes(net: static_net.StaticNet, size: tuple[int, int] = (32, 32)):
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    return jax.eval_shape(lambda rng, x: net.init(rng, x, train=False), jax.random.key(0), images)
+
+
+def _num_params(net: static_net.StaticNet) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(net)["params"]))
+
+
+@pytest.fixture(name="small", scope="module")
+def _small():
+    net = static_net.make(_config(width=0.25, decoder_channels=8), 3)
+    return net, static_net.init(net, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("width", "channels", "classes", "expected"),
+    [(1.0, 256, 11, 3_261_515), (1.0, 256, 21, 3_284_565), (0.5, 64, 11, 587_307)],
+)
+def test_number_of_parameters(width, channels, classes, expected):
+    assert _num_params(static_net.make(_config(width=width, decoder_channels=channels), classes)) == expected
+
+
+def test_shapes_equal_the_published_table():
+    variables = _shapes(static_net.make(_config(width=1.0, decoder_channels=256), 11))
+    found: collections.Counter = collections.Counter()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        name = path[-1].key
+        if name == "kernel":  # [kh, kw, Cin, Cout] or [kh, kw, C], there [Cout, Cin, kh, kw]
+            rows, cols, *rest = leaf.shape
+            shape = (*(rest[::-1] if len(rest) == 2 else (*rest, 1)), rows, cols)
+            found[shape, "conv_weight"] += 1
+        elif name == "bias":
+            found[leaf.shape, "conv_bias" if path[-2].key == "classifier" else "bn_bias"] += 1
+        else:
+            found[leaf.shape, KINDS[name]] += 1
+    table = json.loads(GOLDEN.read_text())
+    assert found == {(tuple(shape), kind): count for shape, kind, count in table["rows"]}
+
+
+@pytest.mark.parametrize("size", [(96, 128), (90, 120), (180, 240), (33, 47), (360, 480)])
+def test_maps_have_ceiled_strides_and_the_stated_channels(size):
+    config = _config()
+    net = static_net.make(config, 11)
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    features = jax.eval_shape(lambda v, x: net.apply(v, x, train=False), _shapes(net), images)
+    channels = static_net.feature_channels(config, 11)
+    strides = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32, "decoder": 4}
+    for name, stride in strides.items():
+        assert features.maps[name].shape == (2, *(-(-n // stride) for n in size), channels[name])
+    assert features.logits.shape == (2, *(-(-n // 4) for n in size), 11)
+    gridded = jax.eval_shape(static_net.to_grid, features, images)
+    assert gridded.maps.keys() == channels.keys() - {"logits"}
+    for name, leaf in gridded.maps.items():
+        assert leaf.shape == (*features.logits.shape[:3], channels[name])
+
+
+def test_published_channels():
+    assert list(mobilenet.stage_channels(1.0).values()) == [16, 24, 32, 64, 96, 160, 320]
+    assert list(mobilenet.stage_channels(0.5).values()) == [8, 16, 16, 32, 48, 80, 160]
+    assert mobilenet.scaled(32, 0.35) == 16 and mobilenet.scaled(24, 0.75) == 24  # 18 -> 16 would lose over 10 %
+
+
+def test_initial_values(small):
+    net, variables = small
+    reference = _shapes(net)
+    assert jax.tree.structure(variables) == jax.tree.structure(reference)
+    for (path, leaf), other in zip(
+        jax.tree_util.tree_leaves_with_path(variables), jax.tree.leaves(reference), strict=True
+    ):
+        assert leaf.shape == other.shape and leaf.dtype == other.dtype
+        if path[-1].key == "kernel":
+            # Standardised, the weights' sum of squares is nearly chi-squared: six deviations around its mean.
+            is_encoder = path[1].key == "encoder"  # He; the decoder is uniform in +-1/sqrt(fan-in)
+            z = np.asarray(leaf) / layers.he_scale(leaf.shape) * (1 if is_encoder else 6**0.5)
+            assert abs((z**2).mean() - 1) < 6 * (2 / leaf.size) ** 0.5
+        else:
+            np.testing.assert_array_equal(leaf, 1.0 if path[-1].key in ("scale", "var") else 0.0)
+
+
+def _conv_norm() -> tuple[mobilenet.ConvNorm, dict, jax.Array]:
+    module = mobilenet.ConvNorm(4, size=3, stride=2, is_active=False)
+    x = jax.random.normal(jax.random.key(1), (3, 7, 6, 2)) * 2 + 1
+    variables = jax.jit(lambda rng: module.init(rng, x, False))(jax.random.key(0))
+    params = {**variables["params"], "scale": jnp.array([1.0, 2, 3, 4]), "bias": jnp.array([0.0, 1, 2, 3])}
+    return module, {"params": params, "batch_stats": variables["batch_stats"]}, x
+
+
+def test_training_normalises_by_the_batch_and_moves_the_statistics():
+    module, variables, x = _conv_norm()
+    y, updated = module.apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_allclose(np.mean(y, (0, 1, 2)), [0, 1, 2, 3], atol=1e-4)
+    np.testing.assert_allclose(np.std(y, (0, 1, 2)), [1, 2, 3, 4], rtol=1e-3)
+    plain = np.asarray(layers.conv(x, variables["params"]["kernel"], stride=2), np.float64)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * plain.mean((0, 1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * plain.var((0, 1, 2)), rtol=1e-3)
+
+
+def test_evaluation_uses_the_running_statistics():
+    module, variables, x = _conv_norm()
+    stats = {"mean": jnp.array([0.1, 0.2, 0.3, 0.4]), "var": jnp.array([1.0, 2, 3, 4])}
+    y = module.apply({**variables, "batch_stats": stats}, x, False)
+    params = variables["params"]
+    plain = layers.conv(x, params["kernel"], stride=2)
+    expected = layers.normalize(plain, params["scale"], params["bias"], stats["mean"], stats["var"])
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    one = module.apply({**variables, "batch_stats": stats}, x[:1], False)
+    np.testing.assert_allclose(one, y[:1], atol=1e-5)  # no dependence on the rest of the batch
+
+
+def test_chained_pooling_by_hand():
+    x = jax.random.normal(jax.random.key(0), (1, 6, 7, 2))
+    module = refinenet.ChainedPooling()
+    identity = jnp.eye(2).reshape(1, 1, 2, 2)
+    params = {f"pointwise{i}": {"kernel": identity * i} for i in (1, 2, 3, 4)}
+    expected, top = np.asarray(x), np.asarray(x)
+    for factor in (1, 2, 3, 4):
+        padded = np.pad(top, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=-np.inf)
+        top = factor * np.max([padded[:, i : i + 6, j : j + 7] for i in range(5) for j in range(5)], axis=0)
+        expected = expected + top
+    np.testing.assert_allclose(module.apply({"params": params}, x), expected, rtol=1e-5)
+
+
+def test_static_net_learns(small):
+    net, variables = small
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.repeat(rng.integers(0, 3, (2, 3, 4)), 8, axis=1), 8, axis=2)
+    frames = (labels[..., None] * 80 + rng.integers(0, 20, (*labels.shape, 3))).astype(np.uint8)
+    images = static_net.normalise(frames)
+
+    def step(variables):
+        def loss_fn(params):
+            inputs = {**variables, "params": params}
+            out, updated = net.apply(inputs, images, train=True, mutable=["batch_stats"])
+            logits = layers.resize_bilinear(out.logits, labels.shape[1:])
+            return -(jax.nn.log_softmax(logits) * jax.nn.one_hot(labels, 3)).sum(axis=-1).mean(), updated
+
+        (loss, updated), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
+        params = jax.tree.map(lambda p, g: p - 0.05 * jnp.sign(g) * jnp.abs(p).mean(), variables["params"], grads)
+        return {"params": params, **updated}, loss, grads
+
+    step_fn = compilation.jit_once(step)
+    losses = []
+    for index in range(12):
+        variables, loss, grads = step_fn(variables)
+        losses.append(float(loss))
+        if index == 0:  # every parameter takes part
+            assert all(np.isfinite(g).all() and np.any(g) for g in jax.tree.leaves(grads))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_bfloat16_is_close_to_float32(small):
+    net, variables = small
+    images = jax.random.normal(jax.random.key(1), (1, 45, 64, 3))
+    exact, half = (
+        compilation.jit_once(lambda v, net=net: net.apply(v, images, train=False).logits)(variables)
+        for net in (net, static_net.make(_config(width=0.25, decoder_channels=8, dtype="bfloat16"), 3))
+    )
+    assert half.dtype == jnp.bfloat16 and exact.dtype == jnp.float32
+    difference = np.abs(np.asarray(half, np.float32) - np.asarray(exact)).mean()
+    assert difference < 0.05 * np.abs(exact).mean()
+
+
+def test_normalise_and_predict():
+    frames = np.array([[[[0, 128, 255]]]], np.uint8)
+    expected = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    np.testing.assert_allclose(static_net.normalise(frames)[0, 0, 0], expected, rtol=1e-5)
+    logits = jnp.zeros((1, 1, 2, 3)).at[0, 0, 0, 2].set(1.0).at[0, 0, 1, 1].set(1.0)
+    labels = static_net.predict(logits, (2, 4))
+    assert labels.dtype == jnp.uint8
+    np.testing.assert_array_equal(labels, [[[2, 2, 1, 1]] * 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"width": 0.0}, "net.width"), ({"decoder_channels": 0}, "net.decoder_channels"), ({"dtype": "f8"}, "net.dtype")],
+)
+def test_bad_values_are_told_in_one_line(change, words):
+    with pytest.raises(errors.UserError, match=words) as caught:
+        static_net.make(_config(**change), 3)
+    assert "\n" not in str(caught.value)
