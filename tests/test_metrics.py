@@ -73,17 +73,6 @@ def test_scores_of_nothing_are_nan():
     assert metrics.SequenceScores(("a", "b")).result()["miou"] is None
 
 
-def test_geometric_mean_equals_scores():
-    counts = np.random.default_rng(1).integers(0, 50, (2, 3, CLASSES, CLASSES))
-    counts[0, 0, 2] = counts[0, 0, :, 2] = 0  # an absent class
-    result = jax.jit(metrics.geometric_mean)(counts)
-    assert result.shape == (2, 3)
-    for index in np.ndindex(2, 3):
-        one = metrics.scores(counts[index])
-        expected = (one["miou"] * one["fwiou"] * one["class_accuracy"]) ** (1 / 3)
-        np.testing.assert_allclose(result[index], expected, rtol=1e-5)
-
-
 def _column(*values: int) -> np.ndarray:
     return np.array(values, np.uint8).reshape(-1, 1, 1)
 

@@ -108,7 +108,8 @@ def test_train_takes_the_genotype_of_another_run(run_folder: pathlib.Path, tmp_p
     genotype = run_folder / "best_genotype.json"
     words = ["train", f"--config={SMOKE}", f"--workdir={folder}", f"--genotype={genotype}", *TINY]
     assert cli.main(words) == 0
-    assert json.loads((folder / "best_genotype.json").read_text())["layers"] == json.loads(genotype.read_text())["layers"]
+    layers = [json.loads(path.read_text())["layers"] for path in (folder / "best_genotype.json", genotype)]
+    assert layers[0] == layers[1]
     assert cli.main(["evaluate", f"--config={SMOKE}", f"--workdir={folder}", *TINY]) == 0
 
 
@@ -178,7 +179,8 @@ def test_split_is_disjoint_and_whole() -> None:
 
 def start(folder: pathlib.Path) -> subprocess.Popen:
     words = [sys.executable, "-m", "dvsnas_jax", "search", f"--config={SMOKE}", f"--workdir={folder}", *TINY]
-    return subprocess.Popen(words, cwd=ROOT, env=os.environ.copy(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    return subprocess.Popen(words, cwd=ROOT, env=os.environ.copy(), **quiet)
 
 
 def wait_for(folder: pathlib.Path, process: subprocess.Popen, stage: str) -> None:

@@ -73,7 +73,8 @@ def _fill(path: pathlib.Path) -> list[dict]:
     losses = {step: 2 * np.exp(-step / 60) + 0.05 * rng.random() for step in range(1, 200, 5)}
     metrics = [{"stage": "pretrain", "step": step, "loss": loss} for step, loss in losses.items()]
     metrics += [{"stage": "pretrain_val", "step": s, "miou": 0.2 + s / 1000} for s in (50, 100, 150, 200)]
-    metrics += [{"stage": "search", "step": s, "loss": 0.7, "entropy": 40 - 0.1 * s} for s in range(1, NUM_STEPS)]
+    steps = range(1, NUM_STEPS)
+    metrics += [{"stage": "search", "step": s, "loss": 0.7, "policy_entropy": 40 - 0.1 * s} for s in steps]
     config = {"seed": 0, "space": {"inputs": list(INPUTS), "num_layers": 4, "operations": [], "aggregations": []}}
     config |= {"data": {"name": "synthetic", "dir": "<b>&"}, "search": {"steps": NUM_STEPS}}
     evaluation = {"split": "val", "classes": CLASSES, "num_frames": 288, "commonest_class": _score(0.05, 0.0)}

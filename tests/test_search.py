@@ -116,8 +116,9 @@ def test_reward_is_the_geometric_mean_times_stability() -> None:
     counts = np.array([[[3, 1], [0, 4]], [[4, 0], [0, 4]], [[4, 0], [0, 4]]])
     flicker = np.array([[1, 4], [0, 0], [0, 4]])
     records = reward.compute(counts, flicker, np.array([True, True, False]), stability=2.0)
-    miou, fwiou, accuracy = (3 / 4 + 4 / 5) / 2, (3 / 4 + 4 / 5) / 2, 7 / 8
+    miou, fwiou, accuracy = (3 / 4 + 4 / 5) / 2, (3 / 4 + 4 / 5) / 2, (3 / 4 + 4 / 4) / 2
     assert records[0]["reward"] == pytest.approx((miou * fwiou * accuracy) ** (1 / 3) * 0.75**2)
+    assert records[0]["accuracy"] == 7 / 8
     assert records[0]["miou"] == pytest.approx(miou) and records[0]["flicker"] == 0.25
     assert records[1]["reward"] == pytest.approx(1.0)
     assert records[2] == {"reward": None, "status": "diverged"}

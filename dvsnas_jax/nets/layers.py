@@ -1,8 +1,7 @@
 """The arithmetic of every network here: convolution, pooling, normalisation, resampling (pure functions, NHWC).
 
 XLA's CPU backend compiles depthwise convolutions, and convolution gradients inside conditionals, to slow
-loops. So each costly layer has two variants that agree: "shifted slices" on a CPU (depthwise = sum over the
-taps of a shifted map times a per-channel weight; dense = concatenated shifts times one matrix), `lax`'s own
+loops. So each costly layer has two variants that agree: "shifted slices" on a CPU (`nets/shifted.py`), `lax`'s own
 primitive elsewhere. The choice is made when a function is traced; `backend` overrides it.
 """
 
@@ -15,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from dvsnas_jax.nets import shifted
 
 NORM_EPS = 1e-5
 
@@ -63,26 +64,17 @@ def conv(
     Returns:
       [B, ceil(h / stride), ceil(w / stride), Cout], in the type of x.
     """
-    kh, kw, cin, cout = kernel.shape
+    kh, kw = kernel.shape[:2]
     kernel = kernel.astype(x.dtype)
-    product_fn = _product if _is_cpu(backend) else jnp.matmul
-    if kh == kw == 1:
-        return product_fn(x[:, ::stride, ::stride], kernel[0, 0])
-    if _is_cpu(backend) and cout <= cin // 2:  # fewer channels to move after the product than before
-        parts = product_fn(x, kernel.reshape(kh * kw, cin, cout).swapaxes(0, 1).reshape(cin, kh * kw * cout))
-        padded = jnp.pad(parts, ((0, 0), *_padding((kh, kw), dilation), (0, 0)))
-        shape = (*x.shape[:3], cout)
-        taps = [padded[..., tap * cout : (tap + 1) * cout] for tap in range(kh * kw)]
-        shifts = [_tap(part, shape, (kh, kw), tap, stride, dilation) for tap, part in enumerate(taps)]
-        return functools.reduce(jnp.add, shifts)
     if _is_cpu(backend):
-        columns = jnp.concatenate(_shifts(x, (kh, kw), stride, dilation), axis=-1)
-        return product_fn(columns, kernel.reshape(kh * kw * cin, cout))
+        return shifted.conv(x, kernel, stride, dilation)
+    if kh == kw == 1:
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        _padding((kh, kw), dilation),
+        shifted.padding((kh, kw), dilation),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=_DIMENSIONS,
     )
@@ -105,110 +97,17 @@ def depthwise_conv(
     """
     kernel = kernel.astype(x.dtype)
     if _is_cpu(backend):
-        return _depthwise_shifted(x, kernel, stride, dilation)
+        return shifted.depthwise_conv(x, kernel, stride, dilation)
     kh, kw, channels = kernel.shape
     return lax.conv_general_dilated(
         x,
         kernel[:, :, None],
         (stride, stride),
-        _padding((kh, kw), dilation),
+        shifted.padding((kh, kw), dilation),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=_DIMENSIONS,
         feature_group_count=channels,
     )
-
-
-@jax.custom_vjp
-def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """x [..., Cin] @ matrix [Cin, Cout]. The gradient is written out: autodiff's has a transposed copy of the
-    gradient map, and XLA's CPU backend fuses whatever computed the map into that copy a second time (2-4x slower)."""
-    return x @ matrix
-
-
-def _product_forward(x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x @ matrix, (x, matrix)
-
-
-def _product_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, matrix = residuals
-    rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    grad_x = lax.dot_general(grad_rows, matrix, (((1,), (1,)), ((), ())))
-    return grad_x.reshape(x.shape), lax.dot_general(rows, grad_rows, (((0,), (0,)), ((), ())))
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-def _padding(size: tuple[int, int], dilation: int) -> list[tuple[int, int]]:
-    return [(dilation * (k // 2),) * 2 for k in size]
-
-
-def _shifts(x: jax.Array, size: tuple[int, int], stride: int, dilation: int) -> list[jax.Array]:
-    """What each tap of a kernel sees, row by row: kh * kw maps [B, ceil(h / stride), ceil(w / stride), C]."""
-    padded = jnp.pad(x, ((0, 0), *_padding(size, dilation), (0, 0)))
-    return [_tap(padded, x.shape, size, tap, stride, dilation) for tap in range(size[0] * size[1])]
-
-
-def _tap(
-    padded: jax.Array, shape: tuple[int, ...], size: tuple[int, int], tap: int, stride: int, dilation: int
-) -> jax.Array:
-    """What one tap sees of a padded map that had this shape."""
-    batch, height, width, channels = shape
-    top, left = tap // size[1] * dilation, tap % size[1] * dilation
-    bottom, right = top + (-(-height // stride) - 1) * stride + 1, left + (-(-width // stride) - 1) * stride + 1
-    return lax.slice(padded, (0, top, left, 0), (batch, bottom, right, channels), (1, stride, stride, 1))
-
-
-def _weighted_sum(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
-    """Depthwise convolution as a sum over taps."""
-    kh, kw, channels = kernel.shape
-    weights = kernel.reshape(kh * kw, 1, 1, 1, channels)
-    shifts = _shifts(x, (kh, kw), stride, dilation)
-    return functools.reduce(jnp.add, [shift * weights[tap] for tap, shift in enumerate(shifts)])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise_shifted(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
-    """Shifted slices. The gradient is written out: autodiff would add up one padded map per tap (1.4-1.7x slower)."""
-    return _weighted_sum(x, kernel, stride, dilation)
-
-
-def _depthwise_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, dilation: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _weighted_sum(x, kernel, stride, dilation), (x, kernel)
-
-
-def _depthwise_backward(
-    stride: int, dilation: int, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    grad_kernel = _depthwise_kernel_grad(x, grad, kernel.shape[:2], stride, dilation)
-    if stride > 1:  # zeros between the pixels, so that the rest is a convolution of stride 1
-        rest = [size - (out - 1) * stride - 1 for size, out in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
-        config = ((0, 0, 0), (0, rest[0], stride - 1), (0, rest[1], stride - 1), (0, 0, 0))
-        grad = lax.pad(grad, jnp.zeros((), grad.dtype), config)
-    grad_x = _weighted_sum(grad, kernel[::-1, ::-1], 1, dilation)
-    return grad_x, grad_kernel.reshape(kernel.shape).astype(kernel.dtype)
-
-
-def _depthwise_kernel_grad(
-    x: jax.Array, grad: jax.Array, size: tuple[int, int], stride: int, dilation: int
-) -> jax.Array:
-    """f32 [kh * kw, C]. A loop over the taps: written side by side, XLA computes x (often a normalisation and an
-    activation) once more for each tap (2-3x slower, and longer to compile)."""
-    padded = jnp.pad(x, ((0, 0), *_padding(size, dilation), (0, 0)))
-    span = tuple((out - 1) * stride + 1 for out in grad.shape[1:3])
-
-    def tap_fn(tap: jax.Array) -> jax.Array:
-        corner = (0, tap // size[1] * dilation, tap % size[1] * dilation, 0)
-        shift = lax.dynamic_slice(padded, corner, (x.shape[0], *span, x.shape[3]))[:, ::stride, ::stride]
-        return jnp.sum((shift * grad).astype(jnp.float32), axis=(0, 1, 2))
-
-    return lax.map(tap_fn, jnp.arange(size[0] * size[1]))
-
-
-_depthwise_shifted.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def max_pool(x: jax.Array, window: int, *, stride: int = 1, backend: str | None = None) -> jax.Array:
@@ -225,7 +124,7 @@ def max_pool(x: jax.Array, window: int, *, stride: int = 1, backend: str | None 
       CPU variant spreads the gradient over them and the other one gives it to the first.
     """
     if stride == 1 and _is_cpu(backend):
-        return _pool_separable(x, window)
+        return shifted.max_pool(x, window)
     pad = (window // 2,) * 2
     return lax.reduce_window(
         x,
@@ -235,47 +134,6 @@ def max_pool(x: jax.Array, window: int, *, stride: int = 1, backend: str | None 
         (1, stride, stride, 1),
         ((0, 0), pad, pad, (0, 0)),
     )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _pool_separable(x: jax.Array, window: int) -> jax.Array:
-    """Two one-dimensional maxima, ten times faster than one two-dimensional on a CPU."""
-    return _pool_axis(_pool_axis(x, window, 1), window, 2)
-
-
-def _pool_axis(x: jax.Array, window: int, axis: int) -> jax.Array:
-    """Maximum along one axis, stride 1."""
-    size = [window if a == axis else 1 for a in range(4)]
-    pad = [(window // 2,) * 2 if a == axis else (0, 0) for a in range(4)]
-    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, size, (1,) * 4, pad)
-
-
-def _pool_forward(x: jax.Array, window: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    rows = _pool_axis(x, window, 1)
-    out = _pool_axis(rows, window, 2)
-    return out, (x, rows, out)
-
-
-def _pool_backward(window: int, residuals: tuple[jax.Array, ...], grad: jax.Array) -> tuple[jax.Array]:
-    x, rows, out = residuals
-    return (_pool_axis_grad(x, rows, _pool_axis_grad(rows, out, grad, window, 2), window, 1),)
-
-
-def _pool_axis_grad(x: jax.Array, out: jax.Array, grad: jax.Array, window: int, axis: int) -> jax.Array:
-    """Gradient of `_pool_axis`: each output's share goes to the pixels of its window that equal it."""
-
-    def shifted(value: jax.Array, fill: float) -> list[jax.Array]:
-        pad = [(window // 2,) * 2 if a == axis else (0, 0) for a in range(4)]
-        padded = jnp.pad(value, pad, constant_values=fill)
-        return [lax.slice_in_dim(padded, i, i + value.shape[axis], axis=axis) for i in range(window)]
-
-    ties = functools.reduce(jnp.add, [(value == out).astype(grad.dtype) for value in shifted(x, -np.inf)])
-    share = grad / jnp.maximum(ties, 1)  # no equal at all only where there is a nan
-    pairs = zip(shifted(out, np.inf), shifted(share, 0.0), strict=True)
-    return functools.reduce(jnp.add, [jnp.where(value == x, part, 0) for value, part in pairs])
-
-
-_pool_separable.defvjp(_pool_forward, _pool_backward)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
@@ -341,11 +199,10 @@ def resize_bilinear(
     """
     if tuple(size) == x.shape[1:3]:
         return x
-    sources = tuple(x.shape[1:3])
-    size = (int(size[0]), int(size[1]))
+    source, size = (x.shape[1], x.shape[2]), (int(size[0]), int(size[1]))
     if _is_cpu(backend):
-        return _resize_taps(x, sources, size, align_corners)
-    return _apply_matrices(x, _resize_matrix(sources[0], size[0], align_corners), _resize_matrix(sources[1], size[1], align_corners))
+        return _resize_taps(x, source, size, align_corners)
+    return _apply_matrices(x, *(_resize_matrix(source[axis], size[axis], align_corners) for axis in (0, 1)))
 
 
 def _resize_weights(source: int, target: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -369,22 +226,23 @@ def _resize_matrix(source: int, target: int, align_corners: bool) -> np.ndarray:
 
 
 def _apply_matrices(x: jax.Array, rows: np.ndarray, cols: np.ndarray) -> jax.Array:
-    """rows @ x @ cols.T per channel, as two products."""
-    rows, cols = jnp.asarray(rows, x.dtype), jnp.asarray(cols, x.dtype)
-    return jnp.einsum("oh,pw,bhwc->bopc", rows, cols, x, precision=lax.Precision.HIGHEST)
+    """rows @ x @ cols.T per channel, as two products; the first one per image, which needs no transposed copy of x."""
+    batch, height, width, channels = x.shape
+    per_image = jnp.broadcast_to(jnp.asarray(rows, x.dtype)[None], (batch, *rows.shape))
+    lines = jnp.matmul(per_image, x.reshape(batch, height, width * channels), precision=lax.Precision.HIGHEST)
+    lines = lines.reshape(batch, len(rows), width, channels)
+    return jnp.einsum("pw,bhwc->bhpc", jnp.asarray(cols, x.dtype), lines, precision=lax.Precision.HIGHEST)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _resize_taps(
-    x: jax.Array, source: tuple[int, int], target: tuple[int, int], align_corners: bool
-) -> jax.Array:
+def _resize_taps(x: jax.Array, source: tuple[int, int], target: tuple[int, int], align_corners: bool) -> jax.Array:
     """Weighted neighbours forward, matrix products backward: each is the faster one on a CPU."""
     left, right, weight = _resize_weights(source[0], target[0], align_corners)
-    weight = jnp.asarray(weight[None, :, None, None], x.dtype)
-    x = x[:, left] * (1 - weight) + x[:, right] * weight
+    part = jnp.asarray(weight.reshape(1, -1, 1, 1), x.dtype)
+    x = x[:, left] * (1 - part) + x[:, right] * part
     left, right, weight = _resize_weights(source[1], target[1], align_corners)
-    weight = jnp.asarray(weight[None, None, :, None], x.dtype)
-    return x[:, :, left] * (1 - weight) + x[:, :, right] * weight
+    part = jnp.asarray(weight.reshape(1, 1, -1, 1), x.dtype)
+    return x[:, :, left] * (1 - part) + x[:, :, right] * part
 
 
 def _resize_forward(

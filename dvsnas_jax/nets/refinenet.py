@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +20,20 @@ LEVELS = (
     (1, (3,)),
 )
 POOL_STAGES = 4
-KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""Uniform in +-1/sqrt(fan-in). The decoder has no normalisation: He's larger kernels would drive its sums past the 6
-of ReLU6, where gradients end."""
 POOL_WINDOW = 5
+
+
+def kernel_scale(shape: tuple[int, ...]) -> float:
+    """Standard deviation of the weights of a decoder kernel, sqrt(1 / (3 fan-in)).
+
+    The decoder has no normalisation: He's larger kernels would drive its sums past the 6 of ReLU6, where gradients end.
+    """
+    return layers.he_scale(shape) / math.sqrt(6.0)
+
+
+def init_kernel(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draws a decoder kernel, f32."""
+    return jax.random.normal(rng, shape, jnp.float32) * kernel_scale(shape)
 
 
 class Pointwise(nn.Module):
@@ -39,7 +50,7 @@ class Pointwise(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, Cin] -> [B, h, w, features]."""
-        kernel = self.param("kernel", KERNEL_INIT, (1, 1, x.shape[-1], self.features))
+        kernel = self.param("kernel", init_kernel, (1, 1, x.shape[-1], self.features))
         return layers.conv(x.astype(self.dtype), kernel)
 
 
@@ -104,6 +115,6 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, C] -> logits [B, h, w, K]."""
-        kernel = self.param("kernel", KERNEL_INIT, (3, 3, x.shape[-1], self.num_classes))
+        kernel = self.param("kernel", init_kernel, (3, 3, x.shape[-1], self.num_classes))
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
         return layers.conv(x.astype(self.dtype), kernel) + layers.per_channel(bias.astype(self.dtype), 4)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
-from dvsnas_jax.core import compilation, errors, types
+from dvsnas_jax.core import errors, types
 from dvsnas_jax.nets import layers, mobilenet, refinenet
 
 MEAN = (0.485, 0.456, 0.406)
@@ -82,17 +83,29 @@ def make(config: ml_collections.ConfigDict, num_classes: int) -> StaticNet:
 
 
 def init(net: StaticNet, rng: jax.Array) -> types.Params:
-    """Draws the variables `{"params", "batch_stats"}`; they do not depend on the size of the images."""
-    return compilation.jit_once(_draw(net))(rng)
+    """Draws the variables `{"params", "batch_stats"}`; they do not depend on the size of the images.
+
+    Distributed as by `net.init`, but all kernels are parts of one draw: a generator for each of them takes many times
+    as long to compile.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(net))
+    paths = [tuple(entry.key for entry in path) for path, _ in leaves]
+    is_kernel = [path[-1] == "kernel" for path in paths]
+    sizes = [math.prod(leaf.shape) * drawn for (_, leaf), drawn in zip(leaves, is_kernel, strict=True)]
+    normals = np.split(np.asarray(jax.random.normal(rng, (sum(sizes),))), np.cumsum(sizes)[:-1])
+    values = []
+    for path, (_, leaf), part in zip(paths, leaves, normals, strict=True):
+        if path[-1] == "kernel":
+            scale_fn = layers.he_scale if path[1] == "encoder" else refinenet.kernel_scale
+            values.append(part.reshape(leaf.shape) * np.float32(scale_fn(leaf.shape)))
+        else:
+            values.append(np.full(leaf.shape, 1.0 if path[-1] in ("scale", "var") else 0.0, np.float32))
+    return jax.device_put(jax.tree.unflatten(tree, values))
 
 
 def shapes(net: StaticNet) -> types.Params:
     """Shapes and types of what `init` draws, without drawing."""
-    return jax.eval_shape(_draw(net), jax.random.key(0))
-
-
-def _draw(net: StaticNet) -> Callable[[jax.Array], types.Params]:
-    return lambda rng: net.init(rng, jnp.zeros((1, 32, 32, 3)), train=False)
+    return jax.eval_shape(lambda rng: net.init(rng, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
 
 
 def infer(net: StaticNet, variables: types.Params, frames: types.Array) -> types.Features:

@@ -214,7 +214,7 @@ def classes(
 
 def curves(metrics: Records) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
     """(stage, scalar) -> steps and values of what is worth a curve; a step logged twice counts as logged last."""
-    shown = ("loss", "miou", "entropy", "reward_mean")
+    shown = ("loss", "miou", "policy_entropy", "reward_mean")
     found: dict[tuple[str, str], dict[int, float]] = {}
     for record in metrics:
         for name in shown:
@@ -236,8 +236,9 @@ def training(metrics: Records, path: str | pathlib.Path) -> None:
       path: PNG to write.
     """
     panels = curves(metrics)
-    titles = {"loss": "loss", "miou": "mIoU, %", "entropy": "entropy of the policy, nats", "reward_mean": "mean reward"}
-    colors = {"loss": BLUE, "miou": GREEN, "entropy": ORANGE, "reward_mean": RED}
+    titles = {"loss": "loss", "miou": "mIoU, %", "policy_entropy": "entropy of the policy, nats"}
+    titles["reward_mean"] = "mean reward"
+    colors = {"loss": BLUE, "miou": GREEN, "policy_entropy": ORANGE, "reward_mean": RED}
     num_columns = min(3, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
     with _canvas(path, max(4.0, 3.4 * num_columns), 2.9 * num_rows) as figure:

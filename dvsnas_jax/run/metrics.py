@@ -73,26 +73,6 @@ def scores(counts: types.Array) -> dict[str, Any]:
     }
 
 
-def geometric_mean(counts: types.Array) -> jax.Array:
-    """The reward of the authors' architecture searches (Nekrasov et al., CVPR 2019, arXiv 1810.10804).
-
-    Args:
-      counts: integers [..., K, K], rows = truth.
-
-    Returns:
-      f32 [...]: geometric mean of mIoU, frequency-weighted IoU and mean pixel accuracy, the last being the mean over
-      the classes in the truth, as in their code; nan where no pixel is labelled.
-    """
-    counts = jnp.asarray(counts).astype(jnp.float32)
-    hits, truth, found = jnp.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
-    union = truth + found - hits
-    iou = hits / jnp.maximum(union, 1)
-    miou = iou.sum(axis=-1) / (union > 0).sum(axis=-1)
-    fwiou = (iou * truth).sum(axis=-1) / truth.sum(axis=-1)
-    class_accuracy = (hits / jnp.maximum(truth, 1)).sum(axis=-1) / (truth > 0).sum(axis=-1)
-    return jnp.cbrt(miou * fwiou * class_accuracy)
-
-
 def video_consistency(labels: np.ndarray, predictions: np.ndarray, num_frames: int) -> tuple[int, int]:
     """VC_n of one sequence (Miao et al., VSPW, CVPR 2021), as counts over all windows of n consecutive frames.
 

@@ -117,4 +117,5 @@ def log(
 
 
 def _floats(values: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in jax.device_get(values).items()}
+    """The policy's metrics, named apart from those of the shared weights."""
+    return {f"policy_{name}": float(value) for name, value in jax.device_get(values).items()}

@@ -8,6 +8,9 @@ import numpy as np
 
 from dvsnas_jax.run import metrics
 
+PARTS = ("miou", "fwiou", "class_accuracy")
+"""Whose geometric mean is the reward; the accuracy is the mean over classes, as in the sibling code."""
+
 
 def compute(
     counts: np.ndarray, flicker: np.ndarray, is_finite: np.ndarray, *, stability: float
@@ -29,9 +32,9 @@ def compute(
             records.append({"reward": None, "status": "diverged"})
             continue
         scores = metrics.scores(count)
-        parts = {name: float(scores[name]) for name in ("miou", "fwiou", "accuracy")}
+        parts = {name: float(scores[name]) for name in (*PARTS, "accuracy")}
         parts["flicker"] = float(changed / max(total, 1))
-        reward = float(np.prod([parts[name] for name in ("miou", "fwiou", "accuracy")]) ** (1 / 3))
+        reward = float(np.prod([parts[name] for name in PARTS]) ** (1 / len(PARTS)))
         reward *= (1.0 - parts["flicker"]) ** stability
         records.append({"reward": reward, **parts, "status": "ok"})
     return records
