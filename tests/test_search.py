@@ -15,7 +15,7 @@ import pytest
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, mesh, signals, types, workdir
 from dvsnas_jax.run import optim
-from dvsnas_jax.search import derive, loop, reward, steps
+from dvsnas_jax.search import bench, derive, loop, reward, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import ports
@@ -31,9 +31,11 @@ def make_store(num_clips: int = 6, num_frames: int = 2, size: tuple[int, int] = 
     def draw(channels: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=(num_clips, num_frames, *size, channels)), jnp.bfloat16)
 
-    labels = rng.integers(0, 3, (num_clips, num_frames, size[0] * 4, size[1] * 4)).astype(np.uint8)
-    labels[:, :, 0] = types.IGNORE
     features = types.Features(maps={"decoder": draw(5), "image": draw(3)}, logits=draw(3))
+    # What is to be learned: the strongest of the decoder's first three channels.
+    labels = np.asarray(features.maps["decoder"][..., :3], np.float32).argmax(axis=-1).astype(np.uint8)
+    labels = labels.repeat(4, axis=2).repeat(4, axis=3)
+    labels[:, :, 0] = types.IGNORE
     return types.FeatureStore(features=features, labels=jnp.asarray(labels))
 
 
@@ -167,7 +169,7 @@ def test_one_trace_for_200_genotypes_and_learning() -> None:
     assert step.train_shared._cache_size() == 1
     assert step.evaluate_shared._cache_size() == 1
     assert int(state.step) == 200
-    assert np.mean(losses[-40:]) < np.mean(losses[:40])
+    assert np.mean(losses[-40:]) < 0.9 * np.mean(losses[:40])
 
 
 def test_train_shared_is_one_optimizer_step_on_the_mean_gradient() -> None:
@@ -292,3 +294,11 @@ def test_schedules_start_at_zero_and_end_at_zero() -> None:
         rate = optim.schedule(section)
         assert float(rate(0)) == 0 and float(rate(section.steps)) == pytest.approx(0, abs=1e-7)
         assert float(rate(section.warmup_steps)) == pytest.approx(section.learning_rate)
+
+
+@pytest.mark.slow
+def test_a_supernet_step_costs_at_most_three_static_steps() -> None:
+    """The bar of the design, in one process on 20 genotypes, compile time apart."""
+    found = bench.cell(num_genotypes=20, repeats=3)
+    assert found["traces"] == 1
+    assert found["ratio"] <= 3.0, found

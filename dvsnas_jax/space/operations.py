@@ -137,7 +137,8 @@ def _build_operations() -> dict[str, Operation]:
 
 
 def _init_sum(rng: jax.Array, channels: int) -> Params:
-    return {"weight_a": jnp.full((channels,), 0.5), "weight_b": jnp.full((channels,), 0.5)}
+    half = jnp.full((channels,), 0.5, jnp.float32)  # typed: a weak type would be traced anew after the first step
+    return {"weight_a": half, "weight_b": half}
 
 
 def _sum(params: Params, a: jax.Array, b: jax.Array, scope: NormScope) -> jax.Array:
