@@ -220,9 +220,10 @@ def _print_summary(result: Any) -> None:
 
 def _search(arguments: argparse.Namespace) -> None:
     config = _load(arguments)
+    from dvsnas_jax.run import evaluate
     from dvsnas_jax.search import pipeline
 
-    _print_summary(pipeline.run(config, _workdir(arguments.workdir)))
+    print(evaluate.summary(pipeline.run(config, _workdir(arguments.workdir))))
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -239,7 +240,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     _existing(arguments.workdir, "--workdir")
     from dvsnas_jax.run import evaluate
 
-    _print_summary(evaluate.run(config, _workdir(arguments.workdir)))
+    print(evaluate.summary(evaluate.run(config, _workdir(arguments.workdir))))
 
 
 def _show(arguments: argparse.Namespace) -> None:

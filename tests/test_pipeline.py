@@ -102,7 +102,7 @@ def test_a_finished_run_is_left_as_it_is(run_folder: pathlib.Path) -> None:
     assert (run_folder / "genotypes.jsonl").read_bytes() == before
 
 
-def test_train_takes_the_genotype_of_another_run(run_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_train_takes_the_genotype_of_another_run(run_folder: pathlib.Path, tmp_path: pathlib.Path, capsys) -> None:
     folder = tmp_path / "cell"
     shutil.copytree(run_folder / "checkpoints" / "pretrain", folder / "checkpoints" / "pretrain")
     genotype = run_folder / "best_genotype.json"
@@ -110,7 +110,12 @@ def test_train_takes_the_genotype_of_another_run(run_folder: pathlib.Path, tmp_p
     assert cli.main(words) == 0
     layers = [json.loads(path.read_text())["layers"] for path in (folder / "best_genotype.json", genotype)]
     assert layers[0] == layers[1]
-    assert cli.main(["evaluate", f"--config={SMOKE}", f"--workdir={folder}", *TINY]) == 0
+    words = ["evaluate", f"--config={SMOKE}", f"--workdir={folder}", *TINY, "--config.evaluate.split=test"]
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    result = json.loads((folder / "evaluation_test.json").read_text())
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == "test, 20 frames" and f"{100 * result['cell']['miou']:.1f}" in table[3].split()
 
 
 def test_random_is_a_strategy_behind_the_same_interface(run_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -163,6 +168,11 @@ def test_missing_dataset_says_the_layout(tmp_path: pathlib.Path, capsys: pytest.
     message = refused(capsys, [*words, f"--config.data.dir={tmp_path / 'nowhere'}"])
     assert "nowhere" in message and "{train,val,test}annot" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_of_a_folder_without_a_cell(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, ["evaluate", f"--config={SMOKE}", f"--workdir={tmp_path}", *TINY])
+    assert "holds no trained cell" in message and not list(tmp_path.iterdir())
 
 
 def test_evaluation_batches_cover_every_clip_once() -> None:

@@ -151,16 +151,29 @@ def test_derive_takes_the_best_distinct_and_keeps_the_winner() -> None:
 # --- the jitted steps ---------------------------------------------------------------------------------------------
 
 
-def test_one_trace_for_200_genotypes_and_learning() -> None:
+def test_the_shared_weights_of_one_genotype_learn_what_the_decoder_shows() -> None:
+    _, step = make_steps()
+    store = make_store()
+    state = step.init(jax.random.key(0))
+    conv = SPACE.operations.index("conv_1x1")
+    genotype = np.array([[[2, 3, conv, conv, 1], [4, 2, conv, conv, 1]]], np.int32)
+    losses = []
+    for _ in range(150):
+        state, metrics = step.train_shared(state, genotype, store, np.arange(6, dtype=np.int32)[None])
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_one_trace_for_200_genotypes() -> None:
     _, step = make_steps()
     store = make_store()
     state = step.init(jax.random.key(0))
     genotypes = genotype_lib.random(SPACE, np.random.default_rng(0), 200)
-    losses = []
+    step.train_shared.clear_cache()  # other tests use other batch sizes
+    step.evaluate_shared.clear_cache()
     for index, genotype in enumerate(genotypes):
         clips = np.random.default_rng(index).integers(0, 6, (1, 4), dtype=np.int32)
-        state, metrics = step.train_shared(state, genotype[None], store, clips)
-        losses.append(float(metrics["loss"]))
+        state, _ = step.train_shared(state, genotype[None], store, clips)
     clips = np.array([[0, 1, 2, 3], [4, 5, -1, -1]], np.int32)
     for start in range(0, 200, 40):
         scores = step.evaluate_shared(state.params, genotypes[start : start + 40], store, clips)
@@ -169,7 +182,6 @@ def test_one_trace_for_200_genotypes_and_learning() -> None:
     assert step.train_shared._cache_size() == 1
     assert step.evaluate_shared._cache_size() == 1
     assert int(state.step) == 200
-    assert np.mean(losses[-40:]) < 0.9 * np.mean(losses[:40])
 
 
 def test_train_shared_is_one_optimizer_step_on_the_mean_gradient() -> None:

@@ -97,11 +97,14 @@ def make_segmenter(
 def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str, Any]:
     """The command `evaluate`: scores of the run's network and cell on `config.evaluate.split`.
 
-    Writes `evaluation.json` and the frames of the report's strip.
+    Writes `evaluation.json` and the frames of the report's strip (`evaluation_SPLIT.json` alone for a split other than
+    val, so that the report stays what it was).
 
     Raises:
-      UserError: the run folder holds no trained network or cell.
+      UserError: the run folder holds no trained network or cell, or is of another config.
     """
+    train.require_winner(folder)
+    folder.claim(config, ignore=("evaluate", "report"))
     variables = pretrain.restore(config, folder)
     if variables is None:
         raise errors.UserError(f"{folder.path}: holds no trained static network, run `dvsnas search` first")
@@ -115,9 +118,32 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
     if config.evaluate.latency_frames:
         for name, value in latency(segmenter, sequences[0].frames, config.evaluate.latency_frames).items():
             result[name]["ms_per_frame"] = value
+    if config.evaluate.split != "val":
+        folder.write_json(f"evaluation_{config.evaluate.split}.json", result)
+        return result
     folder.write_json(RESULT, result)
     save_strip(segmenter, sequences, table, folder, config.report.strip_frames)
     return result
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A table of what `run` returned, for people: shares in percent, times in ms."""
+    rows = {
+        "static network": result["static"],
+        "with the cell": result["cell"],
+        "static, undegraded frames": result["static_clean"],
+        "always the commonest class": result["commonest_class"],
+    }
+    lines = [f"{result['split']}, {result['num_frames']} frames"]
+    lines.append(f"{'':28}{'mIoU':>7}{'fwIoU':>7}{'acc.':>7}{'VC_8':>7}{'flicker':>9}{'ms/frame':>10}")
+    for name, scores in rows.items():
+        if scores is not None:
+            shares = [scores["miou"], scores["fwiou"], scores["accuracy"], scores["vc"].get("8"), scores["flicker"]]
+            shown = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
+            time_shown = f"{scores['ms_per_frame']:.1f}" if "ms_per_frame" in scores else "-"
+            cells = [f"{text:>{width}}" for text, width in zip([*shown, time_shown], (7, 7, 7, 7, 9, 10), strict=True)]
+            lines.append(f"{name:28}" + "".join(cells))
+    return "\n".join(lines)
 
 
 def score(

@@ -48,16 +48,16 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
       What was made: `{"stages": [...], "genotype": path or None}`.
 
     Raises:
-      UserError: the genotype's file is missing, broken or outside of the config's space.
+      UserError: the genotype's file is missing or broken.
     """
-    given = read_genotype(genotype_path, config) if genotype_path else None
+    given = read_genotype(genotype_path) if genotype_path else None
+    num_clips = features_lib.pipeline.num_clips(config.data, "train", config.data.num_frames)
     folder.claim(config)
     with signals.stop_on_signal() as stop:
         variables = pretrain.run(config, folder, stop)
         if given is None:
             return {"stages": [pretrain.STAGE], "genotype": None}
         space, genotype = given
-        num_clips = features_lib.pipeline.num_clips(config.data, "train", config.data.num_frames)
         clips, _ = pretrain.split_clips(config, num_clips)
         store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space))
         params = train_cell(config, space, genotype, store, folder=folder, stop=stop, stage="retrain")
@@ -65,9 +65,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
     return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
 
 
-def read_genotype(
-    path: str | pathlib.Path, config: ml_collections.ConfigDict
-) -> tuple[genotype_lib.Space, np.ndarray]:
+def read_genotype(path: str | pathlib.Path) -> tuple[genotype_lib.Space, np.ndarray]:
     """Reads a genotype file in its own space (its inputs and layers).
 
     Raises:
@@ -198,6 +196,18 @@ def save_winner(
     folder.write_json(BEST, {**genotype_lib.to_dict(space, genotype), "scores": scores})
 
 
+def require_winner(folder: workdir.Workdir) -> pathlib.Path:
+    """The path of `best_genotype.json`.
+
+    Raises:
+      UserError: the run folder holds no trained cell.
+    """
+    path = folder.path / BEST
+    if not path.is_file():
+        raise errors.UserError(f"{folder.path}: holds no trained cell, run `dvsnas search` or `dvsnas train` first")
+    return path
+
+
 def load_winner(
     config: ml_collections.ConfigDict, folder: workdir.Workdir
 ) -> tuple[cell_lib.Cell, types.Params, genotype_lib.Space, np.ndarray]:
@@ -206,9 +216,7 @@ def load_winner(
     Raises:
       UserError: the run folder holds no trained cell.
     """
-    path = folder.path / BEST
-    if not path.is_file():
-        raise errors.UserError(f"{folder.path}: holds no trained cell, run `dvsnas search` or `dvsnas train` first")
+    path = require_winner(folder)
     space, genotype = genotype_lib.from_dict(json.loads(path.read_text()), where=str(path))
     cell = cell_lib.make(space, genotype, features_lib.settings_of(config))
     params = jax.eval_shape(cell.init, jax.random.key(0))
