@@ -59,7 +59,7 @@ def test_run_folder_is_complete(run_folder: pathlib.Path) -> None:
 def test_the_winner_is_one_of_the_candidates_and_has_its_numbers(run_folder: pathlib.Path) -> None:
     config, folder = load(run_folder)
     best = json.loads((run_folder / "best_genotype.json").read_text())
-    assert 0 < best["scores"]["reward"] < 1 and 0 < best["scores"]["shared_reward"] < 1
+    assert all(0 < best["scores"][name] < 1 for name in ("reward", "shared_reward", "static_reward"))
     cell, params, space, genotype = train.load_winner(config, folder)
     assert genotype.shape == (config.space.num_layers, 5)
     assert all("mean" in node for node in _norms(params)) and len(_norms(params)) > 0

@@ -1,6 +1,5 @@
 """PPO: the buffer, the baseline, the objective against plain loops, and the running times."""
 
-import os
 
 import jax
 import jax.numpy as jnp
@@ -202,12 +201,9 @@ def test_impossible_sizes_are_refused_in_one_line(policy, changes, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_running_times_at_the_published_sizes():
-    """At least 20 times faster than the sibling code's 2.3 s per update and 1.55 s per 100 genotypes.
-
-    These are times of an idle machine; one that other programs use is given time in proportion.
-    """
+    """At least 20 times faster than the sibling code's 2.3 s per update and 1.55 s per 100 genotypes, idle machine."""
     times = bandit.benchmark(num_repeats=15, minibatches=(1,))
-    busy = max(1.0, 1.5 * os.getloadavg()[0] / len(os.sched_getaffinity(0)))
-    assert times["update_minibatch_1"]["best_ms"] < 2300 / 20 * busy
-    assert times["sample"]["best_ms"] < 1550 / 20 * busy
+    assert times["update_minibatch_1"]["best_ms"] < 2300 / 20
+    assert times["sample"]["best_ms"] < 1550 / 20

@@ -143,7 +143,9 @@ def test_bad_arguments():
         _clip(index=-1)
 
 
+@pytest.mark.slow
 def test_speed_of_one_core():
+    """A bound on time: for an idle machine."""
     _clip(num_frames=2)
     best = np.full(6, np.inf)  # of each clip by itself: other work on the machine disturbs some
     for _ in range(4):

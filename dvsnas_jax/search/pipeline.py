@@ -238,7 +238,15 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
     genotype, params, record = derive.choose(
         genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain
     )
-    train.save_winner(folder, parts.space, genotype, params, record)
+    static = score_static(parts, state.shared.params)
+    train.save_winner(folder, parts.space, genotype, params, {**record, "static_reward": static["reward"]})
+
+
+def score_static(parts: Parts, params: types.Params) -> dict[str, Any]:
+    """Reward of the static network alone on the whole meta-validation split: of any cell whose correction is zero."""
+    silent = {**params["ports"], "head": jax.tree.map(np.zeros_like, params["ports"]["head"])}
+    genotype = np.zeros((1, parts.space.num_layers, len(genotype_lib.FIELDS)), np.int32)
+    return score(parts, {**params, "ports": silent}, genotype, parts.val_store.num_clips)[0]
 
 
 def score_cell(parts: Parts, genotype: np.ndarray, params: types.Params) -> dict[str, Any]:
