@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from dvsnas_jax.core import compilation, errors, signals, types, workdir
+from dvsnas_jax.data import pipeline
 from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.run import fit, optim, pretrain
 from dvsnas_jax.space import cell as cell_lib
@@ -51,7 +52,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
       UserError: the genotype's file is missing or broken.
     """
     given = read_genotype(genotype_path) if genotype_path else None
-    num_clips = features_lib.pipeline.num_clips(config.data, "train", config.data.num_frames)
+    num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
     folder.claim(config)
     with signals.stop_on_signal() as stop:
         variables = pretrain.run(config, folder, stop)

@@ -12,6 +12,7 @@ import numpy as np
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core import signals, types, workdir
+from dvsnas_jax.data import pipeline as clips_lib
 from dvsnas_jax.run import evaluate, features, fit, pretrain, report, train
 from dvsnas_jax.search import derive, loop, reward, steps
 from dvsnas_jax.space import cell as cell_lib
@@ -53,7 +54,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
     """
     space = features.space_of(config)
     strategy = strategies.make(config.search.strategy, space, config.controller)
-    num_clips = features.pipeline.num_clips(config.data, "train", config.data.num_frames)
+    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     folder.claim(config)
     with signals.stop_on_signal() as stop:
         variables = pretrain.run(config, folder, stop)
