@@ -21,6 +21,17 @@ SPACE = genotype.Space(inputs=("prev_state", "decoder"), num_layers=2)
 TOKENS = np.asarray([[0, 1, 4, 1, 2], [2, 1, 0, 3, 0]], np.int32)
 
 
+_SCORES = {"miou": 0.5, "fwiou": 0.6, "accuracy": 0.7, "vc": {"8": None}, "flicker": 0.1}
+RESULT = {
+    "split": "val",
+    "num_frames": 12,
+    "static": {**_SCORES, "ms_per_frame": 3.5},
+    "cell": {**_SCORES, "miou": 0.555, "vc": {"8": 0.8}, "flicker": 0.05},
+    "static_clean": None,
+    "commonest_class": _SCORES,
+}
+
+
 def _process(*words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "dvsnas_jax", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
@@ -146,13 +157,16 @@ def test_search_passes_the_config_and_the_folder_on(tmp_path, monkeypatch, capsy
 
     def run(config, folder):
         calls.append((config.search.steps, config.data.scale, folder.path))
-        return {"miou": 0.5, "files": ["a"]}
+        return RESULT
 
     _install(monkeypatch, "dvsnas_jax.search.pipeline", run=run)
     words = ["search", f"--config={ROOT}/configs/smoke.py", f"--workdir={tmp_path}", "--config.data.scale", "1,2"]
     assert cli.main([*words, "--config.search.steps=77"]) == 0
     assert calls == [(77, (1.0, 2.0), tmp_path)]
-    assert capsys.readouterr().out == 'miou: 0.5000\nfiles: ["a"]\n'
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "val, 12 frames" and len(lines) == 5
+    assert lines[2].split() == ["static", "network", "50.0", "60.0", "70.0", "-", "10.0", "3.5"]
+    assert lines[3].split() == ["with", "the", "cell", "55.5", "60.0", "70.0", "80.0", "5.0", "-"]
 
 
 def test_stopped_is_75_and_interrupt_is_1_and_a_fault_raises(tmp_path, monkeypatch, capsys):
@@ -180,11 +194,12 @@ def test_stopped_is_75_and_interrupt_is_1_and_a_fault_raises(tmp_path, monkeypat
 
 def test_compile_cache_default_and_switch(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # put back at the end, also for later processes
     _install(monkeypatch, "dvsnas_jax.controller.bandit", benchmark=lambda: {})
     assert cli.main(["bench", "controller"]) == 0
-    chosen = os.environ["JAX_COMPILATION_CACHE_DIR"]
-    if "jax_cache" not in chosen:
-        assert chosen == str(tmp_path / "dvsnas_jax" / "xla")
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "dvsnas_jax" / "xla")
     assert cli.main(["bench", "controller", "--no-compile-cache"]) == 0
     assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
 
@@ -240,7 +255,7 @@ def test_signal_ends_the_process_with_75(number, tmp_path):
 def test_another_config_in_the_run_folder_is_refused(tmp_path, monkeypatch, capsys):
     def run(config, folder):
         folder.claim(config)
-        return {}
+        return RESULT
 
     _install(monkeypatch, "dvsnas_jax.search.pipeline", run=run)
     words = ["search", f"--config={ROOT}/configs/smoke.py", f"--workdir={tmp_path}"]

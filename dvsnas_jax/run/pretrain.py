@@ -153,7 +153,7 @@ def make_step(
             opt_state=opt_state,
             step=state.step + 1,
         )
-        return state, {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+        return state, {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
 
     return jax.jit(step, donate_argnums=0)
 

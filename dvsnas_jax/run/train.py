@@ -163,7 +163,7 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         average = optim.polyak(section.polyak, state.average, params, state.step)
         new = CellTrainState(params=params, average=average, opt_state=opt_state, step=state.step + 1)
-        return new, {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+        return new, {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
 
     return jax.jit(step, donate_argnums=0)
 

@@ -105,7 +105,7 @@ def make(
         chex.assert_rank([genotypes, clips], [3, 2])
         gradient, step_metrics = sharded_gradient(state.params, genotypes, store, clips)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        step_metrics["gradient_norm"] = optax.global_norm(gradient)
+        step_metrics["gradient_norm"] = optax.tree.norm(gradient)
         params = optax.apply_updates(state.params, updates)
         return SharedState(params=params, opt_state=opt_state, step=state.step + 1), step_metrics
 
@@ -145,7 +145,7 @@ def _make_gradient(
             features, labels = take(store, batch)
             loss, grads = jax.value_and_grad(loss_fn)(params, genotype, features, labels)
             # A candidate that diverges must not poison the weights that all share.
-            is_finite = jnp.isfinite(optax.global_norm(grads))
+            is_finite = jnp.isfinite(optax.tree.norm(grads))
             total = jax.tree.map(lambda t, g: t + jnp.where(is_finite, g, 0.0), total, grads)
             return total, (jnp.where(is_finite, loss, 0.0), is_finite.astype(jnp.float32))
 
