@@ -69,8 +69,7 @@ class Operation(NamedTuple):
 
 def init_kernel(rng: jax.Array, size: int, channels_in: int, channels_out: int) -> jax.Array:
     """He-normal kernel [size, size, in, out]."""
-    scale = (2.0 / (size * size * channels_in)) ** 0.5
-    return scale * jax.random.normal(rng, (size, size, channels_in, channels_out))
+    return layers.he_normal(rng, (size, size, channels_in, channels_out))
 
 
 def _conv(size: int, dilation: int) -> Operation:
