@@ -154,7 +154,7 @@ def test_every_config_loads_and_says_how_to_run_it(path):
 def test_every_key_is_read_by_some_code():
     names = set()
     for path in (ROOT / "dvsnas_jax").rglob("*.py"):
-        if path.parent.name == "core" and path.name in ("config.py", "overrides.py"):
+        if path.parent.name == "core" and path.name in ("config.py", "defaults.py", "overrides.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

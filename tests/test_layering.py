@@ -18,7 +18,8 @@ ALLOWED = {
     "controller": {"controller", "space", "core"},
     "run": {"run", "data", "space", "nets", "core"},
     "search": {"search", "run", "controller", "data", "space", "nets", "core"},
-    "cli": {"cli", "search", "run", "controller", "data", "space", "nets", "core"},
+    "commands": {"commands", "search", "run", "controller", "data", "space", "nets", "core"},
+    "cli": {"commands", "core"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -1,0 +1,107 @@
+"""What all commands share: the parser, the options, the checks of paths, the printing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from dvsnas_jax.core import errors
+
+if TYPE_CHECKING:
+    import ml_collections
+
+PICTURES = (".svg", ".png")
+Add = Callable[[str, Callable[..., None] | None, str, str], argparse.ArgumentParser]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise errors.UserError(f"{message} (see {self.prog} --help)")
+
+
+def adder(commands: Any, parent: str = "") -> Add:
+    """Gives the function that adds one command: (name, function, help text, example of its words).
+
+    Args:
+      commands: what `add_subparsers` gave.
+      parent: the words before the command, with a blank at the end.
+    """
+
+    def add(name: str, run_fn: Callable[..., None] | None, text: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False,
+            epilog=f"example: dvsnas {parent}{name} {example}", formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        if run_fn is not None:
+            command.set_defaults(run_fn=run_fn)
+        return command
+
+    return add
+
+
+def add_config(command: argparse.ArgumentParser, *, is_required: bool) -> None:
+    """Adds `--config`; the overrides are taken out of the words before the parser sees them."""
+    command.add_argument(
+        "--config", metavar="FILE", required=is_required,
+        help="Python file with get_config(); change a key by --config.search.steps=200",
+    )  # fmt: skip
+
+
+def add_compile_cache(command: argparse.ArgumentParser) -> None:
+    """Adds `--no-compile-cache`; a command without it compiles nothing."""
+    command.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs on disk")
+
+
+def load_config(arguments: argparse.Namespace) -> ml_collections.ConfigDict:
+    """The configuration that the words of a command describe."""
+    from dvsnas_jax.core import config
+
+    return config.load(arguments.config, arguments.overrides)
+
+
+def open_workdir(path: str) -> Any:
+    """The run folder at a path, see `core.workdir`."""
+    from dvsnas_jax.core import workdir
+
+    return workdir.Workdir(path)
+
+
+def existing(path: str, what: str) -> pathlib.Path:
+    """A file or folder that has to be there.
+
+    Raises:
+      UserError: it is not.
+    """
+    found = pathlib.Path(path)
+    if not found.exists():
+        raise errors.UserError(f"{what}: {path} does not exist")
+    return found
+
+
+def picture(path: str, suffixes: Sequence[str] = PICTURES) -> str:
+    """A path that a picture can be written to; its folder is made.
+
+    Raises:
+      UserError: another file type, or the folder cannot be made.
+    """
+    target = pathlib.Path(path)
+    if target.suffix.lower() not in suffixes:
+        raise errors.UserError(f"--output: {path} must end in {' or '.join(suffixes)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f"--output: cannot make the folder {target.parent}: {error.strerror}") from None
+    return path
+
+
+def print_summary(result: Any) -> None:
+    """Prints what a command returned, one value a line."""
+    if isinstance(result, dict):
+        for key, value in result.items():
+            shown = f"{value:.4f}" if isinstance(value, float) else value
+            print(f"{key}: {json.dumps(shown) if isinstance(shown, dict | list) else shown}")

@@ -1,0 +1,173 @@
+"""Every configuration key with its default, a section a function."""
+
+from __future__ import annotations
+
+import ml_collections
+
+
+def make() -> ml_collections.ConfigDict:
+    """Every key there is, with its default. A config file changes some of them.
+
+    Sizes are in pixels, rates per step, `*_steps` in optimizer steps.
+    """
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.data = _data()
+    config.net = _net()
+    config.pretrain = _pretrain()
+    config.space = _space()
+    config.controller = _controller()
+    config.search = _search()
+    config.derive = _derive()
+    config.train = _train()
+    config.evaluate = ml_collections.ConfigDict({"split": "val", "vc_frames": (8, 16), "latency_frames": 30})
+    config.report = ml_collections.ConfigDict({"strip_frames": 5})
+    return config
+
+
+def _data() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "name": "synthetic",  # synthetic | camvid
+            "dir": "",  # dataset folder; camvid: empty = environment variable DVSNAS_CAMVID
+            "loader": "auto",  # auto | tf | numpy; auto: numpy for arrays in memory (synthetic), else tf
+            "height": 96,  # frames are resized to height x width (labels: nearest)
+            "width": 128,
+            "num_frames": 4,  # T
+            "history": "frames",  # frames: earlier frames of the video; stills: small camera motions of one frame
+            "frame_gap": 1,  # training clips: distance in frame numbers between consecutive frames of a clip
+            "frame_gap_tolerance": 0,  # how far a real distance may be from frame_gap
+            "eval_gap": 1,  # the same for evaluation sequences
+            "seed": 0,  # of the synthetic world
+            "num_train_clips": 384,  # synthetic: clips of the train split
+            "num_val_clips": 12,  # synthetic: sequences of val and of test
+            "val_frames": 24,  # synthetic: frames of one val/test sequence
+            "degrade": 1.0,  # synthetic: strength of the per-frame degradations, 0 = none
+            "flip": True,  # augmentation: horizontal flip, the same over a clip
+            "scale": (0.8, 1.5),  # augmentation: random scale, the same over a clip
+            "jitter": 0.2,  # augmentation: brightness/contrast/saturation, the same over a clip
+            "crop_height": 96,  # augmentation: crop after scaling (padded with ignore where too small)
+            "crop_width": 128,
+        }
+    )
+
+
+def _net() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "width": 0.5,  # MobileNetV2 width multiplier
+            "decoder_channels": 64,  # light-weight RefineNet; 256 as published
+            "dtype": "float32",  # compute: float32 | bfloat16
+        }
+    )
+
+
+def _pretrain() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "steps": 600,
+            "batch_size": 12,
+            "learning_rate": 3e-3,
+            "schedule": "cosine",  # cosine | polynomial (power 0.9)
+            "warmup_steps": 30,
+            "weight_decay": 1e-4,
+            "clip_norm": 3.0,
+            "polyak": 0.98,  # decay of the averaged weights, 0 = off
+            "eval_every": 150,  # steps between validations on held-out training clips; the best is kept
+            "checkpoint_every": 150,
+        }
+    )
+
+
+def _space() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "inputs": (
+                "prev_state",
+                "prev_decoder",
+                "prev_logits",
+                "decoder",
+                "logits",
+                "stage1",
+                "stage2",
+                "image_diff",
+            ),
+            "num_layers": 4,
+            "operations": (),  # empty = all of the vocabulary
+            "aggregations": (),  # empty = all of the vocabulary
+            "channels": 24,
+            "max_offset": 4.0,  # warp: largest displacement, in grid cells
+        }
+    )
+
+
+def _controller() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "hidden": 100,
+            "lstm_layers": 2,
+            "init_scale": 0.1,  # weights uniform in +-init_scale
+            "learning_rate": 1e-4,
+            "clip_norm": 2.0,
+            "ppo_clip": 0.1,
+            "buffer": 100,  # rollouts per update
+            "minibatch": 1,  # rollouts per gradient step of an update
+            "epochs": 1,
+            "entropy": 0.0,
+            "baseline_decay": 0.95,
+            "normalize_advantage": False,
+            "masked_operations": (),  # names of operations that the policy must not choose
+        }
+    )
+
+
+def _search() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "strategy": "ppo",  # ppo | random
+            "steps": 50,  # iterations: sample, train shared weights, score, update the policy
+            "genotypes_per_step": 4,  # N, scored per iteration
+            "shared_steps": 8,  # optimizer steps on the shared weights per iteration
+            "shared_genotypes": 1,  # genotypes whose gradients are averaged in one optimizer step
+            "warmup_steps": 100,  # optimizer steps on uniformly drawn genotypes before the first iteration
+            "batch_size": 8,
+            "learning_rate": 3e-3,
+            "weight_decay": 1e-5,
+            "clip_norm": 3.0,
+            "label_stride": 4,  # pixels between the labels of the training loss, per axis
+            "cache_clips": 0,  # augmented clips whose features are kept; 0 = every clip once, as it is
+            "meta_val_fraction": 0.1,
+            "reward_clips": 32,  # meta-validation clips behind one reward
+            "num_random": 40,  # uniformly drawn genotypes scored on the final shared weights: the random line
+            "stability": 0.0,  # exponent of the stability factor (1 - flicker); 0 = off
+            "checkpoint_every": 10,
+        }
+    )
+
+
+def _derive() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "num_rewarded": 6,  # most rewarded genotypes re-scored on the whole meta-validation split
+            "num_probable": 2,  # most probable of the final policy's samples, likewise
+            "num_retrain": 1,  # best of those, retrained from scratch as static graphs
+        }
+    )
+
+
+def _train() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "steps": 600,
+            "batch_size": 8,
+            "learning_rate": 3e-3,
+            "schedule": "cosine",
+            "warmup_steps": 20,
+            "weight_decay": 1e-4,
+            "clip_norm": 3.0,
+            "polyak": 0.98,
+            "label_stride": 2,  # pixels between the labels of the loss, per axis
+            "norm_batches": 16,  # batches that estimate the running statistics of the final weights
+            "checkpoint_every": 200,
+        }
+    )
