@@ -230,7 +230,9 @@ class RecurrentPolicy(nn.Module):
           Log-probability f32 [N], entropy f32 [N].
         """
         chex.assert_rank(tokens, 2)
-        before = self.embedding[tokens.T[:-1]]
+        # Products with one-hot rows, since the gradient of a gather is a scatter: on a CPU a loop, row by row.
+        one_hot = jax.nn.one_hot(tokens.T, self.embedding.shape[0])
+        before = one_hot[:-1] @ self.embedding
         start = jnp.zeros((1, *before.shape[1:]))
         pre = jnp.concatenate([start, before]) + self._first_input()[:, None]
         outputs = _recurrence(self.recurrent[0], pre)
@@ -257,7 +259,7 @@ def _affine(x: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
 def _log_prob_and_entropy(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sums over the tokens: logits f32 [S, N, V] and flat tokens i32 [S, N] to two f32 [N]."""
     log_probs = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+    chosen = (jax.nn.one_hot(tokens, logits.shape[-1]) * log_probs).sum(axis=-1)
     return chosen.sum(axis=0), -(jnp.exp(log_probs) * log_probs).sum(axis=(0, 2))
 
 
