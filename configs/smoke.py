@@ -10,6 +10,7 @@ from dvsnas_jax.core import config as config_lib
 
 def get_config():
     config = config_lib.defaults()
+    config.compile_effort = "quick"
     config.data.height = 48
     config.data.width = 64
     config.data.crop_height = 48

@@ -176,9 +176,10 @@ def test_evaluate_of_a_folder_without_a_cell(tmp_path: pathlib.Path, capsys: pyt
 
 
 def test_evaluation_batches_cover_every_clip_once() -> None:
-    batches = pipeline.evaluation_batches(10, 4)
-    assert batches.shape == (3, 4)
-    assert sorted(batches[batches >= 0].tolist()) == list(range(10)) and (batches < 0).sum() == 2
+    section = config_lib.load(None, {"search.reward_clips": "6", "search.batch_size": "4"}).search
+    groups = pipeline.evaluation_batches(10, section)
+    assert groups.shape == (2, 2, 4)
+    assert sorted(groups[groups >= 0].tolist()) == list(range(10)) and (groups < 0).sum() == 6
 
 
 def test_split_is_disjoint_and_whole() -> None:

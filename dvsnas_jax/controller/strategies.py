@@ -14,7 +14,7 @@ import numpy as np
 
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.controller import ppo
-from dvsnas_jax.core import errors, types
+from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.space import genotype
 
 State = Any
@@ -100,11 +100,11 @@ def make_ppo(space: genotype.Space, controller_config: ml_collections.ConfigDict
         init_scale=controller_config.init_scale,
     )
     algorithm = ppo.make(policy, controller_config)
-    init = jax.jit(algorithm.init)
-    draw = jax.jit(policy.sample, static_argnames="num")
-    find_mode = jax.jit(policy.greedy)
-    score = jax.jit(policy.score)
-    learn = jax.jit(algorithm.learn, donate_argnums=0)
+    init = compilation.jit_once(algorithm.init)
+    draw = compilation.jit(policy.sample, static_argnames="num")
+    find_mode = compilation.jit(policy.greedy)
+    score = compilation.jit(policy.score)
+    learn = compilation.jit(algorithm.learn, donate_argnums=0)
 
     def sample(state: ppo.PPOState, rng: jax.Array, num: int) -> types.Samples:
         samples = draw(state.params, rng, op_mask, num=num)

@@ -1,18 +1,64 @@
-"""Compilation of programs that run once."""
+"""How much work XLA puts into a program: all of it, or little where the program runs only a few times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import jax
 
+EFFORTS = ("full", "quick")
+_effort = contextvars.ContextVar("effort", default="full")
+
+
+@contextlib.contextmanager
+def effort(name: str) -> Iterator[None]:
+    """Sets the effort of every `jit` inside; see `config.compile_effort`."""
+    token = _effort.set(name)
+    try:
+        yield
+    finally:
+        _effort.reset(token)
+
+
+def jit(fn: Callable[..., Any], **kwargs: Any) -> Any:
+    """`jax.jit` for a program of its own, compiled with the effort that is set where this is called.
+
+    "quick" leaves out the optimizations of XLA's CPU backend: half of the compile time, slower programs. Other
+    backends know no such choice.
+
+    Args:
+      fn: not to be used inside another traced function.
+      **kwargs: of `jax.jit`.
+    """
+    return jax.jit(fn, compiler_options=_unoptimized() if _effort.get() == "quick" else None, **kwargs)
+
 
 def jit_once(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit` for a function that runs once, such as the drawing of initial weights.
+    """`jit` with little effort for a function that runs once, such as the drawing of initial weights."""
+    return jax.jit(fn, compiler_options=_unoptimized())
 
-    On a CPU it is compiled without the backend's optimizations, which would take longer than they save.
-    Not to be used inside another traced function.
+
+class Ahead:
+    """A jitted function that a thread compiles before its first call, which waits for it.
+
+    Args:
+      fn: from `jit`.
+      *shapes: its arguments, as `jax.ShapeDtypeStruct`s; the calls must have exactly these.
     """
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(fn, compiler_options=options)
+
+    def __init__(self, fn: Any, *shapes: Any):
+        self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix="compile")
+        self._compiled = self._pool.submit(lambda: fn.lower(*shapes).compile())
+        self._pool.shutdown(wait=False)
+
+    def __call__(self, *args: Any) -> Any:
+        """Runs the program; an error of its compilation is raised here."""
+        return self._compiled.result()(*args)
+
+
+def _unoptimized() -> dict[str, Any] | None:
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

@@ -59,6 +59,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 _CHOICES = {
+    "compile_effort": ("full", "quick"),
     "data.name": ("synthetic", "camvid"),
     "data.loader": ("auto", "tf", "numpy"),
     "data.history": ("frames", "stills"),

@@ -12,6 +12,7 @@ def make() -> ml_collections.ConfigDict:
     """
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.compile_effort = "full"  # full | quick: half the compile time on a CPU, slower programs; for short runs
     config.data = _data()
     config.net = _net()
     config.pretrain = _pretrain()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import errors, progress, types, workdir
+from dvsnas_jax.core import compilation, errors, progress, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import features as features_lib
@@ -85,7 +85,7 @@ def make_segmenter(
         joined = (np.concatenate(jax.device_get(parts))[: len(frames)] for parts in (static, corrected))
         return tuple(joined)  # type: ignore[return-value]
 
-    static_fn, cell_fn = jax.jit(static_step), jax.jit(cell_step)
+    static_fn, cell_fn = compilation.jit(static_step), compilation.jit(cell_step)
     return Segmenter(
         segment=segment,
         static_step=lambda frame: static_fn(variables, frame),
@@ -109,7 +109,8 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
     if variables is None:
         raise errors.UserError(f"{folder.path}: holds no trained static network, run `dvsnas search` first")
     cell, params, _, _ = train.load_winner(config, folder)
-    segmenter = make_segmenter(config, variables, cell, params)
+    with compilation.effort(config.compile_effort):
+        segmenter = make_segmenter(config, variables, cell, params)
     table = pipeline.class_table(config.data)
     sequences = pipeline.sequences(config.data, config.evaluate.split)
     result = score(segmenter, sequences, table, config.evaluate)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import progress, types
+from dvsnas_jax.core import compilation, progress, types
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import genotype as genotype_lib
@@ -56,9 +56,7 @@ def make_forward(config: ml_collections.ConfigDict) -> Callable[[Any, np.ndarray
       `(variables, frames u8 [n, H, W, 3]) -> Features` of `BATCH_FRAMES` frames at a time (the last ones
       repeated to fill the last batch), all maps at the grid, float32.
     """
-    net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
-
-    forward = jax.jit(functools.partial(static_net.infer, net))
+    forward = _forward(static_net.make(config.net, pipeline.class_table(config.data).num_classes))
 
     def batches(variables: Any, frames: np.ndarray) -> Iterator[types.Features]:
         for start in range(0, len(frames), BATCH_FRAMES):
@@ -66,6 +64,12 @@ def make_forward(config: ml_collections.ConfigDict) -> Callable[[Any, np.ndarray
             yield forward(variables, frames[rows])
 
     return batches
+
+
+@functools.cache
+def _forward(net: static_net.StaticNet) -> Callable[..., types.Features]:
+    """The jitted network; kept, because validation, features and evaluation each ask for it."""
+    return compilation.jit(functools.partial(static_net.infer, net))
 
 
 def build(
@@ -94,6 +98,29 @@ def build(
         lambda *xs: np.concatenate(xs)[: len(frames)].reshape(num_clips, num_frames, *xs[0].shape[1:]), *parts
     )
     return jax.device_put(types.FeatureStore(features=merged, labels=np.asarray(clip.labels)))
+
+
+def shapes(
+    config: ml_collections.ConfigDict,
+    names: tuple[str, ...],
+    num_clips: int,
+    sharding: jax.sharding.Sharding,
+    *,
+    is_augmented: bool = False,
+) -> types.FeatureStore:
+    """What `build` returns for so many clips, or `train_store` where `is_augmented`, as shapes."""
+    data = config.data
+    size = (data.crop_height, data.crop_width) if is_augmented else (data.height, data.width)
+    net = static_net.make(config.net, pipeline.class_table(data).num_classes)
+    frame = jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
+    found = jax.eval_shape(functools.partial(static_net.infer, net), static_net.shapes(net), frame)
+
+    def stored(x: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num_clips, data.num_frames, *x.shape[1:]), dtype, sharding=sharding)
+
+    kept = types.Features(maps={name: found.maps[name] for name in names}, logits=found.logits)
+    features = jax.tree.map(lambda x: stored(x, jnp.bfloat16), kept)
+    return types.FeatureStore(features=features, labels=stored(jax.ShapeDtypeStruct((1, *size), np.uint8), np.uint8))
 
 
 def train_store(

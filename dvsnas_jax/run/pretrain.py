@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from dvsnas_jax.core import signals, types, workdir
+from dvsnas_jax.core import compilation, signals, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import features, fit, metrics, optim
@@ -155,7 +155,7 @@ def make_step(
         )
         return state, {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
 
-    return jax.jit(step, donate_argnums=0)
+    return compilation.jit(step, donate_argnums=0)
 
 
 def make_validate(config: ml_collections.ConfigDict, clips: np.ndarray) -> Callable[[Any], float]:
@@ -164,7 +164,7 @@ def make_validate(config: ml_collections.ConfigDict, clips: np.ndarray) -> Calla
     frames, labels = np.asarray(held_out.frames)[clips, -1], np.asarray(held_out.labels)[clips, -1]
     num_classes = pipeline.class_table(config.data).num_classes
     forward = features.make_forward(config)
-    predict = jax.jit(lambda logits: static_net.predict(logits, labels.shape[1:]))
+    predict = compilation.jit(lambda logits: static_net.predict(logits, labels.shape[1:]))
 
     def validate(variables: Any) -> float:
         found = [np.asarray(predict(part.logits)) for part in forward(variables, frames)]

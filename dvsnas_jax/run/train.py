@@ -54,7 +54,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
     given = read_genotype(genotype_path) if genotype_path else None
     num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
     folder.claim(config)
-    with signals.stop_on_signal() as stop:
+    with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
         variables = pretrain.run(config, folder, stop)
         if given is None:
             return {"stages": [pretrain.STAGE], "genotype": None}
@@ -105,7 +105,8 @@ def train_cell(
     section = config.train
     cell = cell_lib.make(space, genotype, features_lib.settings_of(config))
     optimizer = optim.make(section)
-    state = init(cell, optimizer, config.seed)
+    # Where the store is: a state that is committed to no device would compile the step twice.
+    state = jax.device_put(init(cell, optimizer, config.seed), jnp.asarray(store.labels).sharding)
     step_fn = make_step(cell, optimizer, section)
 
     def batches(start: int) -> Iterator[np.ndarray]:
@@ -165,7 +166,7 @@ def make_step(
         new = CellTrainState(params=params, average=average, opt_state=opt_state, step=state.step + 1)
         return new, {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
 
-    return jax.jit(step, donate_argnums=0)
+    return compilation.jit(step, donate_argnums=0)
 
 
 def calibrate(

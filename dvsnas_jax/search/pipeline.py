@@ -10,8 +10,8 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.controller import strategies
+from dvsnas_jax.core import compilation, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.core import signals, types, workdir
 from dvsnas_jax.data import pipeline as clips_lib
 from dvsnas_jax.run import evaluate, features, fit, pretrain, report, train
 from dvsnas_jax.search import derive, loop, reward, steps
@@ -53,18 +53,47 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
       Stopped: a signal arrived; the state was saved.
     """
     space = features.space_of(config)
-    strategy = strategies.make(config.search.strategy, space, config.controller)
+    with compilation.effort(config.compile_effort):
+        strategy = strategies.make(config.search.strategy, space, config.controller)
     num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     folder.claim(config)
-    with signals.stop_on_signal() as stop:
+    with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+        is_searched = (folder.path / train.BEST).is_file()
+        compiled = None if is_searched else compile_steps(config, space, num_clips)
         variables = pretrain.run(config, folder, stop)
-        if not (folder.path / train.BEST).is_file():
-            parts = assemble(config, space, strategy, variables, num_clips)
+        if compiled is not None:
+            parts = assemble(config, space, strategy, variables, num_clips, compiled=compiled)
             state = run_search(parts, folder, stop)
             find_winner(parts, state, folder, stop)
     result = evaluate.run(config, folder)
     report.write(folder.path)
     return result
+
+
+def compile_steps(config: ml_collections.ConfigDict, space: genotype_lib.Space, num_clips: int) -> steps.Steps:
+    """The steps on the shared weights, compiled in threads while the static network trains."""
+    section, mesh = config.search, mesh_lib.make()
+    where = mesh_lib.replicated(mesh)
+    made = steps.make(supernet_lib.make(space, features.settings_of(config)), section, mesh)
+    names = features.needed_maps(space)
+    num_train, num_val = map(len, pretrain.split_clips(config, num_clips))
+    train_store = features.shapes(
+        config, names, section.cache_clips or num_train, where, is_augmented=bool(section.cache_clips)
+    )
+    val_store = features.shapes(config, names, num_val, where)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), made.state)
+
+    def tokens(num: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num, space.num_layers, len(genotype_lib.FIELDS)), np.int32)
+
+    clips = jax.ShapeDtypeStruct(_batch_shape(section), np.int32)
+    groups = evaluation_batches(1, section)
+    return made._replace(
+        train_shared=compilation.Ahead(made.train_shared, state, tokens(section.shared_genotypes), train_store, clips),
+        evaluate_shared=compilation.Ahead(
+            made.evaluate_shared, state.params, tokens(section.genotypes_per_step), val_store, groups[0]
+        ),
+    )
 
 
 def assemble(
@@ -73,22 +102,21 @@ def assemble(
     strategy: strategies.Strategy,
     variables: Any,
     num_clips: int,
+    *,
+    compiled: steps.Steps,
 ) -> Parts:
-    """Computes the features and jits the steps."""
+    """Computes the features; `compiled` is from `compile_steps`."""
     mesh = mesh_lib.make()
-    supernet = supernet_lib.make(space, features.settings_of(config))
     names = features.needed_maps(space)
     meta_train, meta_val = pretrain.split_clips(config, num_clips)
     return Parts(
         config=config,
         space=space,
         mesh=mesh,
-        steps=steps.make(supernet, config.search, mesh),
+        steps=compiled,
         strategy=strategy,
         train_store=mesh_lib.replicate(mesh, features.train_store(config, variables, meta_train, names)),
-        val_store=mesh_lib.replicate(
-            mesh, features.build(config, variables, features.select(config, meta_val), names)
-        ),
+        val_store=mesh_lib.replicate(mesh, features.build(config, variables, features.select(config, meta_val), names)),
     )
 
 
@@ -157,9 +185,7 @@ def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, st
     )
 
 
-def training_batches(
-    parts: Parts, genotypes: np.ndarray, key: tuple[int, ...]
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def training_batches(parts: Parts, genotypes: np.ndarray, key: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Groups of genotypes [G, L, 5], each with the clips [G, B] of its step."""
     section = parts.config.search
     groups = genotypes.reshape(section.shared_steps, section.shared_genotypes, *genotypes.shape[1:])
@@ -179,29 +205,36 @@ def describe(space: genotype_lib.Space, genotype: np.ndarray, source: str) -> di
 
 def score(parts: Parts, params: types.Params, genotypes: np.ndarray, num_clips: int) -> list[dict[str, Any]]:
     """Rewards of genotypes with shared weights on the first `num_clips` meta-validation clips."""
-    size = parts.config.search.genotypes_per_step
-    clips = evaluation_batches(min(num_clips, parts.val_store.num_clips), parts.config.search.batch_size)
+    section = parts.config.search
+    size = section.genotypes_per_step
+    clips = evaluation_batches(min(num_clips, parts.val_store.num_clips), section)
     records: list[dict[str, Any]] = []
     for start in range(0, len(genotypes), size):
         # Padded to one shape: one trace for the rewards, the random line and the re-scoring.
         rows = np.minimum(np.arange(start, start + size), len(genotypes) - 1)
-        found = jax.device_get(parts.steps.evaluate_shared(params, genotypes[rows], parts.val_store, clips))
+        found = steps.add_scores(
+            [parts.steps.evaluate_shared(params, genotypes[rows], parts.val_store, group) for group in clips]
+        )
         count = min(size, len(genotypes) - start)
         records += reward.compute(
             found.counts[:count],
             found.flicker[:count],
             found.is_finite[:count],
-            stability=parts.config.search.stability,
+            stability=section.stability,
         )
     return records
 
 
-def evaluation_batches(num_clips: int, batch_size: int) -> np.ndarray:
-    """Clips 0 .. num_clips - 1 in batches, i32 [R, B], padded with -1."""
-    num_batches = -(-num_clips // batch_size)
-    padded = np.full(num_batches * batch_size, -1, np.int32)
+def evaluation_batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
+    """Clips 0 .. num_clips - 1 as groups of batches, i32 [groups, R, B], padded with -1.
+
+    R is that of one reward, so that rewards and re-scoring share one compiled program.
+    """
+    num_batches = -(-section.reward_clips // section.batch_size)
+    num_groups = -(-num_clips // (num_batches * section.batch_size))
+    padded = np.full(num_groups * num_batches * section.batch_size, -1, np.int32)
     padded[:num_clips] = np.arange(num_clips)
-    return padded.reshape(num_batches, batch_size)
+    return padded.reshape(num_groups, num_batches, section.batch_size)
 
 
 def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -> None:
@@ -213,9 +246,7 @@ def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -
     rng = np.random.default_rng((parts.config.seed, 5))
     genotypes = genotype_lib.random(parts.space, rng, section.num_random)
     records = score(parts, state.shared.params, genotypes, section.reward_clips)
-    loop.log(
-        folder, lambda genotype: describe(parts.space, genotype, "random"), genotypes, records, step=section.steps
-    )
+    loop.log(folder, lambda genotype: describe(parts.space, genotype, "random"), genotypes, records, step=section.steps)
 
 
 def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, stop: signals.StopFlag) -> None:
@@ -236,9 +267,7 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
         )
         return params, score_cell(parts, genotype, params)
 
-    genotype, params, record = derive.choose(
-        genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain
-    )
+    genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
     static = score_static(parts, state.shared.params)
     train.save_winner(folder, parts.space, genotype, params, {**record, "static_reward": static["reward"]})
 
@@ -247,14 +276,14 @@ def score_static(parts: Parts, params: types.Params) -> dict[str, Any]:
     """Reward of the static network alone on the whole meta-validation split: of any cell whose correction is zero."""
     silent = {**params["ports"], "head": jax.tree.map(np.zeros_like, params["ports"]["head"])}
     genotype = np.zeros((1, parts.space.num_layers, len(genotype_lib.FIELDS)), np.int32)
-    return score(parts, {**params, "ports": silent}, genotype, parts.val_store.num_clips)[0]
+    silenced = mesh_lib.replicate(parts.mesh, {**params, "ports": silent})  # as the weights of all other scores
+    return score(parts, silenced, genotype, parts.val_store.num_clips)[0]
 
 
 def score_cell(parts: Parts, genotype: np.ndarray, params: types.Params) -> dict[str, Any]:
     """Reward of a retrained cell on the whole meta-validation split, with running statistics."""
     cell = cell_lib.make(parts.space, genotype, features.settings_of(parts.config))
-    clips = evaluation_batches(parts.val_store.num_clips, parts.config.search.batch_size)
-    found = jax.device_get(steps.make_evaluate_cell(cell)(params, parts.val_store, clips))
-    return reward.compute(
-        found.counts, found.flicker, found.is_finite, stability=parts.config.search.stability
-    )[0]
+    evaluate_cell = steps.make_evaluate_cell(cell)
+    clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
+    found = steps.add_scores([evaluate_cell(params, parts.val_store, group) for group in clips])
+    return reward.compute(found.counts, found.flicker, found.is_finite, stability=parts.config.search.stability)[0]

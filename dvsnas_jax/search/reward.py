@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dvsnas_jax.core import types
 from dvsnas_jax.run import metrics
 
 PARTS = ("miou", "fwiou", "class_accuracy")
@@ -13,7 +14,7 @@ PARTS = ("miou", "fwiou", "class_accuracy")
 
 
 def compute(
-    counts: np.ndarray, flicker: np.ndarray, is_finite: np.ndarray, *, stability: float
+    counts: types.Array, flicker: types.Array, is_finite: types.Array, *, stability: float
 ) -> list[dict[str, Any]]:
     """Rewards of N candidates.
 
@@ -27,7 +28,7 @@ def compute(
       N records: reward and its parts, status `ok`; or reward None and status `diverged`.
     """
     records: list[dict[str, Any]] = []
-    for count, (changed, total), finite in zip(counts, flicker, is_finite, strict=True):
+    for count, (changed, total), finite in zip(*map(np.asarray, (counts, flicker, is_finite)), strict=True):
         if not finite:
             records.append({"reward": None, "status": "diverged"})
             continue

@@ -6,13 +6,14 @@ its own branches); the gradients of all are averaged by one all-reduce.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from dvsnas_jax.core import compilation, types
@@ -58,6 +59,7 @@ class Steps(NamedTuple):
 
     Attributes:
       init: `rng -> SharedState`.
+      state: its shapes.
       train_shared: `(state, genotypes i32 [G, L, 5], store, clips i32 [G, B]) -> (state, metrics)`;
         the state is donated. G is a multiple of the mesh's `arch` slices, B of its `data` slices.
       evaluate_shared: `(params, genotypes i32 [N, L, 5], store, clips i32 [R, B]) -> SharedScores`;
@@ -65,13 +67,12 @@ class Steps(NamedTuple):
     """
 
     init: Callable[[jax.Array], SharedState]
+    state: SharedState
     train_shared: Callable[..., tuple[SharedState, dict[str, jax.Array]]]
     evaluate_shared: Callable[..., SharedScores]
 
 
-def make(
-    supernet: supernet_lib.Supernet, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
-) -> Steps:
+def make(supernet: supernet_lib.Supernet, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Steps:
     """Builds the steps.
 
     Args:
@@ -94,10 +95,12 @@ def make(
         out_specs=mesh_lib.BY_ARCH,
     )
 
+    def initial(rng: jax.Array) -> SharedState:
+        params = supernet.init(rng)
+        return SharedState(params=params, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32))
+
     def init(rng: jax.Array) -> SharedState:
-        params = compilation.jit_once(supernet.init)(rng)
-        state = SharedState(params=params, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32))
-        return mesh_lib.replicate(mesh, state)
+        return mesh_lib.replicate(mesh, compilation.jit_once(initial)(rng))
 
     def train_shared(
         state: SharedState, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
@@ -112,8 +115,9 @@ def make(
     replicated = mesh_lib.replicated(mesh)
     return Steps(
         init,
-        jax.jit(train_shared, donate_argnums=0, out_shardings=replicated),
-        jax.jit(sharded_scores, out_shardings=replicated),
+        jax.eval_shape(initial, jax.random.key(0)),
+        compilation.jit(train_shared, donate_argnums=0, out_shardings=replicated),
+        compilation.jit(sharded_scores, out_shardings=replicated),
     )
 
 
@@ -128,9 +132,7 @@ def _make_gradient(
 ) -> Callable[..., tuple[types.Params, dict[str, jax.Array]]]:
     """Mean gradient over the genotypes of every device, each on its own clips."""
 
-    def loss_fn(
-        params: types.Params, genotype: jax.Array, features: types.Features, labels: jax.Array
-    ) -> jax.Array:
+    def loss_fn(params: types.Params, genotype: jax.Array, features: types.Features, labels: jax.Array) -> jax.Array:
         logits = supernet.unroll(params, genotype, features)
         targets = optim.subsample_labels(jnp.moveaxis(labels, 1, 0), label_stride)
         return optim.cross_entropy(logits, targets)[0]
@@ -187,6 +189,15 @@ def _sum_batches(
     )
 
 
+def add_scores(parts: Sequence[SharedScores]) -> SharedScores:
+    """The counts of groups of clips added up, on the host."""
+    found = jax.device_get(list(parts))
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), *found)
+    return SharedScores(
+        counts=stacked.counts.sum(axis=0), flicker=stacked.flicker.sum(axis=0), is_finite=stacked.is_finite.all(axis=0)
+    )
+
+
 def make_evaluate_cell(cell: cell_lib.Cell) -> Callable[..., SharedScores]:
     """`(params, store, clips i32 [R, B]) -> SharedScores` of one static cell, N = 1."""
 
@@ -194,15 +205,13 @@ def make_evaluate_cell(cell: cell_lib.Cell) -> Callable[..., SharedScores]:
         scores = _sum_batches(lambda features: cell.unroll(params, features), store, clips)
         return jax.tree.map(lambda x: x[None], scores)
 
-    return jax.jit(evaluate_cell)
+    return compilation.jit(evaluate_cell)
 
 
 def _make_scores(supernet: supernet_lib.Supernet) -> Callable[..., SharedScores]:
     """Counts of every genotype on every clip of every device."""
 
-    def scores(
-        params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
-    ) -> SharedScores:
+    def scores(params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array) -> SharedScores:
         def one(genotype: jax.Array) -> SharedScores:
             return _sum_batches(lambda features: supernet.unroll(params, genotype, features), store, clips)
 
