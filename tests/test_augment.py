@@ -1,21 +1,151 @@
-"""Augmentation and stills: frames and labels move together, both loaders share one plan."""
+"""Augmentation and stills: plans computed by hand, pixels against SciPy, both loaders bit by bit."""
+
+import functools
 
 import numpy as np
+import pytest
+from scipy import ndimage
 
-from dvsnas_jax.data import augment, tf_loader
+from dvsnas_jax.data import augment, tf_loader, warp
 
 
-def test_both_loaders_agree_on_given_uniforms():
+def _rules(**changes):
+    base = {
+        "height": 24, "width": 32, "crop_height": 20, "crop_width": 28, "scale": (0.8, 1.5), "jitter": 0.0,
+        "flip": True, "is_still": False,
+    }  # fmt: skip
+    return augment.Rules(**{**base, **changes})
+
+
+def _smooth(rng, shape):
+    """A frame without sharp edges, u8 [H, W, 3]."""
+    return (255 * ndimage.gaussian_filter(rng.random((*shape, 3)), (2, 2, 0), mode="wrap")).astype(np.uint8)
+
+
+def _level_labels(rng, num_rows=6, num_columns=8):
+    """Labels in blocks of 8 pixels and an image whose grey level is 50 times the label."""
+    labels = np.kron(rng.integers(0, 5, (num_rows, num_columns)), np.ones((8, 8))).astype(np.uint8)
+    return np.repeat((labels * 50)[..., None], 3, -1), labels
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+def test_identity_of_the_plan():
+    maps, color = augment.plan(augment.plain(24, 32), np.full(augment.num_uniforms(2), 0.3), 2)
+    np.testing.assert_allclose(maps, [[[1, 0, 0, 0, 1, 0, 0, 0]] * 2], atol=1e-12)
+    np.testing.assert_allclose(color.reshape(2, 3, 4), np.broadcast_to(np.eye(3, 4), (2, 3, 4)), atol=1e-12)
+
+
+def test_a_crop_by_hand():
+    rules = _rules(height=8, width=8, crop_height=4, crop_width=6, scale=(1.0, 3.0), jitter=0.4)
+    uniforms = np.zeros(augment.num_uniforms(1))
+    # scale 2: the image has 16 x 16 pixels, the crop begins in row floor(0.5 * 12 + 0.5), column floor(0.2 * 10 + 0.5)
+    uniforms[:4] = 0.5, 0.5, 0.2, 0.4
+    uniforms[4:7] = 1.0, 0.5, 0.5  # 1.4 times as bright
+    maps, color = augment.plan(rules, uniforms, 1)
+    np.testing.assert_allclose(maps, [[[0.5, 0, 1, 0, 0.5, 3, 0, 0]]], atol=1e-6)
+    np.testing.assert_allclose(color.reshape(3, 4), 1.4 * np.eye(3, 4), atol=1e-6)
+    uniforms[3] = 0.6  # mirrored: the last column of the crop comes first
+    maps, _ = augment.plan(rules, uniforms, 1)
+    np.testing.assert_allclose(maps, [[[-0.5, 0, 4, 0, 0.5, 3, 0, 0]]], atol=1e-6)
+
+
+def test_contrast_and_saturation_by_hand():
+    rules = _rules(jitter=0.5)
+    uniforms = np.full(augment.num_uniforms(1), 0.5)
+    uniforms[5] = 1.0  # contrast 1.5 about 128
+    color = augment.plan(rules, uniforms, 1)[1].reshape(3, 4)
+    np.testing.assert_allclose(color @ [100, 128, 200, 1], [128 - 42, 128, 128 + 108], atol=1e-4)
+    uniforms[5:7] = 0.5, 0.0  # saturation 0.5: half-way to the grey of the same brightness
+    color = augment.plan(rules, uniforms, 1)[1].reshape(3, 4)
+    grey = 0.299 * 100 + 0.587 * 128 + 0.114 * 200
+    np.testing.assert_allclose(color @ [100, 128, 200, 1], [(x + grey) / 2 for x in (100, 128, 200)], atol=1e-4)
+
+
+def test_many_plans_at_once_are_the_single_ones():
+    rules = _rules(is_still=True, jitter=0.3, max_ratio=0.75, tries=3)
+    uniforms = np.random.default_rng(0).random((5, augment.num_uniforms(3, 3)))
+    maps, color = augment.plan(rules, uniforms, 3)
+    assert maps.shape == (5, 3, 3, 8) and color.shape == (5, 3, 12)
+    for i in range(5):
+        one_map, one_color = augment.plan(rules, uniforms[i], 3)
+        np.testing.assert_array_equal(maps[i], one_map)
+        np.testing.assert_array_equal(color[i], one_color)
+
+
+def _matrix(values):
+    return np.array([*values, 1.0]).reshape(3, 3)
+
+
+def test_stills_are_homographies_that_add_up():
+    rules = augment.plain(48, 64, is_still=True)
+    uniforms = np.random.default_rng(1).random(augment.num_uniforms(4))
+    maps = augment.plan(rules, uniforms, 4)[0][0]
+    np.testing.assert_allclose(maps[3], [1, 0, 0, 0, 1, 0, 0, 0], atol=1e-7)
+    assert (np.abs(maps[:3, 6:]) > 1e-6).any(1).all()  # perspective, not affine maps alone
+    # the same motion composed of matrices: perspective about the middle of the image, then turn and zoom, then shift
+    total, step = np.zeros(6), np.array([0.035, 0.02, 0.008, 0.012, 0.008, 0.008])
+    for back in (1, 2, 3):
+        first = augment.NUM_SHARED + augment.NUM_PER_FRAME * (3 - back)
+        total += step * (0.75 * (2 * uniforms[7:13] - 1) + 0.25 * (2 * uniforms[first : first + 6] - 1))
+        zoom, dx, dy, angle, px, py = total
+        middle = np.array([[1, 0, 32], [0, 1, 24], [0, 0, 1.0]])
+        tilt = np.array([[1, 0, 0], [0, 1, 0], [px / 64, py / 48, 1]])
+        turn = np.exp(zoom) * np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
+        turn = np.concatenate([turn, [[0, 0, 1.0]]])
+        shift = np.array([[1, 0, dx * 64], [0, 1, dy * 48], [0, 0, 1.0]])
+        wanted = shift @ middle @ turn @ tilt @ np.linalg.inv(middle)
+        np.testing.assert_allclose(_matrix(maps[3 - back]), wanted / wanted[2, 2], rtol=1e-4, atol=1e-5)
+
+
+# --- pixels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_still", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_pixels_equal_those_of_scipy(is_still, seed):
+    rng = np.random.default_rng(seed)
+    rules = _rules(height=48, width=64, crop_height=40, crop_width=54, is_still=is_still, scale=(0.7, 1.6))
+    frames = np.stack([_smooth(rng, (48, 64))] * 2)
+    labels = np.stack([_level_labels(rng)[1]] * 2)
+    uniforms, _ = augment.draw(rng, 2)
+    got_frames, got_labels = augment.apply(rules, frames, labels, rng, uniforms)
+    maps = augment.plan(rules, uniforms, 2)[0][0].astype(np.float64)
+    y, x = np.mgrid[:40, :54] + 0.5
+    for t in range(2):
+        points = np.einsum("ij,jyx->iyx", _matrix(maps[t]), np.stack([x, y, np.ones_like(x)]))
+        at = points[[1, 0]] / points[2] - 0.5
+        inside = (at > -0.4).all(0) & (at[0] < 47.4) & (at[1] < 63.4)
+        outside = (at < -0.6).any(0) | (at[0] > 47.6) | (at[1] > 63.6)
+        for c in range(3):
+            wanted = ndimage.map_coordinates(frames[t, ..., c].astype(float), at, order=1, mode="nearest")
+            assert np.abs(wanted - got_frames[t, ..., c])[inside].max() <= 2  # two roundings to whole levels
+        nearest = labels[t][tuple(np.clip(np.round(at), 0, [[[47]], [[63]]]).astype(int))]
+        is_clear = inside & (np.abs(at - np.floor(at) - 0.5) > 0.01).all(0)
+        np.testing.assert_array_equal(got_labels[t][is_clear], nearest[is_clear])
+        assert (got_labels[t][outside] == 255).all() and (got_frames[t][outside] == 0).all()
+
+
+@pytest.mark.parametrize("changes", [{}, {"crop_width": 27}, {"is_still": True}, {"scale": (1.0, 1.0), "flip": False}])
+def test_both_loaders_agree_bit_by_bit(changes):
     tf = tf_loader.tensorflow()
-    rules = augment.Rules(
-        height=24, width=32, crop_height=20, crop_width=28, scale=(1.1, 1.5), jitter=0.3, flip=True, is_still=True
-    )
-    for seed in range(4):
-        uniforms = np.random.default_rng(seed).random(augment.num_uniforms(3)).astype(np.float32)
-        for ours, theirs in zip(
-            augment.plan(rules, uniforms, 3), augment.plan(rules, tf.constant(uniforms), 3, xp=tf), strict=True
-        ):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
+    rng = np.random.default_rng(0)
+    for jitter, most in ((0.0, 0), (0.3, 1)):
+        rules = _rules(jitter=jitter, jitter_per_frame=True, **changes)
+        words = rng.integers(1 << 32, size=(1 if rules.is_still else 3, 24, 32), dtype=np.uint32)
+        uniforms, key = augment.draw(rng, 3)
+        frames, labels = augment.render(rules, words, uniforms, key, 3)
+        maps, color = augment.plan(rules, uniforms, 3)
+        found = tf.constant(words)
+        for stage in warp.stages(rules, 3):
+            found = tf_loader.compiled(tf, functools.partial(stage, tf))(found, maps[0], color, key)
+        got_frames, got_labels = warp.unpack(found.numpy())
+        # an edge that falls on a pixel may be rounded either way
+        assert (got_labels == labels).mean() > 0.998
+        same = (got_labels == labels)[..., None]
+        difference = np.abs(got_frames.astype(int) - frames) * same
+        assert (difference <= most).mean() > 0.998 and frames.shape == (3, 20, rules.crop_width, 3)
 
 
 def _assert_level_tells_label(frame, labels):
@@ -29,12 +159,8 @@ def _assert_level_tells_label(frame, labels):
 
 def test_augmentation_moves_frames_and_labels_together():
     # an image whose grey level tells its label must do so afterwards as well
-    rng = np.random.default_rng(0)
-    labels = np.kron(rng.integers(0, 5, (6, 8)), np.ones((8, 8))).astype(np.uint8)
-    frame = np.repeat((labels * 50)[..., None], 3, -1)
-    rules = augment.Rules(
-        height=48, width=64, crop_height=40, crop_width=60, scale=(0.7, 1.6), jitter=0.0, flip=True, is_still=False
-    )
+    frame, labels = _level_labels(np.random.default_rng(0))
+    rules = _rules(height=48, width=64, crop_height=40, crop_width=60, scale=(0.7, 1.6))
     mirrored = 0
     for seed in range(20):
         frames, out = augment.apply(
@@ -44,28 +170,25 @@ def test_augmentation_moves_frames_and_labels_together():
         np.testing.assert_array_equal(frames[0], frames[1])
         np.testing.assert_array_equal(out[0], out[1])
         _assert_level_tells_label(frames[0], out[0])
-        mirrored += np.random.default_rng(seed).random(4)[3] >= 0.5
+        mirrored += np.random.default_rng(seed).random(4, np.float32)[3] >= 0.5
     assert 0 < mirrored < 20
 
 
-def test_identity_of_the_plan():
-    affine, color = augment.plan(augment.plain(24, 32), np.full(augment.num_uniforms(2), 0.3), 2)
-    np.testing.assert_allclose(affine, [[1, 0, 0, 0, 1, 0]] * 2, atol=1e-12)
-    np.testing.assert_allclose(color.reshape(2, 3, 4), np.broadcast_to(np.eye(3, 4), (2, 3, 4)), atol=1e-12)
-
-
-def test_jitter_keeps_grey_grey_and_is_the_same_over_a_clip():
-    rules = augment.Rules(
-        height=8, width=8, crop_height=8, crop_width=8, scale=(1.0, 1.0), jitter=0.5, flip=False, is_still=False
-    )
-    grey = np.full((2, 8, 8, 3), 128, np.uint8)
-    frames, _ = augment.apply(rules, grey, np.zeros((2, 8, 8), np.uint8), np.random.default_rng(1))
-    assert len(np.unique(frames)) == 1 and frames[0, 0, 0, 0] != 128
+def test_jitter_keeps_grey_grey_and_is_the_same_over_a_clip_or_not():
+    grey = np.full((3, 8, 8, 3), 128, np.uint8)
+    for per_frame in (False, True):
+        rules = _rules(
+            height=8, width=8, crop_height=8, crop_width=8, scale=(1.0, 1.0), jitter=0.5, flip=False,
+            jitter_per_frame=per_frame,
+        )  # fmt: skip
+        frames, _ = augment.apply(rules, grey, np.zeros((3, 8, 8), np.uint8), np.random.default_rng(1))
+        levels = frames[:, 0, 0, 0]
+        assert (frames == levels[:, None, None, None]).all() and levels[0] != 128
+        assert len(set(levels.tolist())) == (3 if per_frame else 1)
 
 
 def test_stills_end_in_the_frame_and_warp_labels_with_it():
-    labels = np.kron(np.arange(48).reshape(6, 8) % 5, np.ones((8, 8))).astype(np.uint8)
-    frame = np.repeat((labels * 50)[..., None], 3, -1)
+    frame, labels = _level_labels(np.random.default_rng(0))
     moved = 0
     for seed in range(10):
         rules = augment.plain(48, 64, is_still=True)
@@ -79,3 +202,58 @@ def test_stills_end_in_the_frame_and_warp_labels_with_it():
         assert changed[3] == 0
         moved += changed[0] > changed[2] > 0
     assert moved >= 8  # motions add up: the oldest frame differs most
+
+
+def test_noise_is_on_the_history_alone_and_nearly_normal():
+    rules = augment.plain(64, 64, jitter=0.4, is_still=True)
+    words = warp.pack(np.full((1, 64, 64, 3), 128, np.uint8), np.zeros((1, 64, 64), np.uint8))
+    uniforms = np.full(augment.num_uniforms(3), 0.5, np.float32)  # no motion, no change of colour
+    frames, _ = augment.render(rules, words, uniforms, np.uint32(5), 3)
+    assert (frames[2] == 128).all()
+    noise = frames[:2].astype(float) - 128
+    assert abs(noise.mean()) < 0.2 and abs(noise.std() - 15 * 0.4) < 0.15
+    assert 0.64 < (np.abs(noise) < 6.5).mean() < 0.76  # normal: 0.72 within 1.08 deviations
+    flat = noise.reshape(2, -1)
+    assert abs(np.corrcoef(flat)[0, 1]) < 0.03
+    for c in range(3):
+        assert (
+            abs(np.corrcoef(noise[0, ..., c].ravel(), np.roll(noise[0, ..., (c + 1) % 3], 1, 1).ravel())[0, 1]) < 0.05
+        )
+    again, _ = augment.render(rules, words, uniforms, np.uint32(5), 3)
+    other, _ = augment.render(rules, words, uniforms, np.uint32(6), 3)
+    assert (again == frames).all() and (other != frames).any()
+
+
+# --- crops with a limit ---------------------------------------------------------------------------
+
+
+def _shares(labels):
+    known = labels[labels != 255]
+    return np.bincount(known).max() / len(known) if len(known) else 1.0
+
+
+def test_crops_avoid_one_class():
+    tf = tf_loader.tensorflow()
+    rng = np.random.default_rng(0)
+    # the right third is mixed, the rest is class 0 and ignored pixels
+    labels = np.zeros((48, 96), np.uint8)
+    labels[:10], labels[:, 64:] = 255, np.kron(rng.integers(0, 5, (12, 8)), np.ones((4, 4)))
+    rules = _rules(
+        height=48, width=96, crop_height=24, crop_width=24, scale=(1.0, 1.0), flip=False, max_ratio=0.75, tries=6
+    )
+    words = warp.pack(np.zeros((1, 48, 96, 3), np.uint8), labels[None])
+    kept = {"first": 0, "later": 0, "last": 0}
+    for seed in range(40):
+        uniforms, key = augment.draw(np.random.default_rng(seed), 1, 6)
+        maps, _ = augment.plan(rules, uniforms, 1)
+        # at scale 1 every pixel of the 24 x 24 crop is one of the points where labels are counted
+        corners = [(int(m[0, 5]), int(m[0, 2])) for m in maps]
+        fine = [_shares(labels[y : y + 24, x : x + 24]) < 0.75 for y, x in corners]
+        wanted = fine.index(True) if any(fine) else 5
+        kept["last" if not any(fine) else "later" if wanted else "first"] += 1
+        np.testing.assert_array_equal(augment.choose_crop(rules, maps, labels), maps[wanted])
+        np.testing.assert_array_equal(augment.choose_crop(rules, tf.constant(maps), labels, xp=tf), maps[wanted])
+        _, got = augment.render(rules, words, uniforms, key, 1)
+        y, x = corners[wanted]
+        np.testing.assert_array_equal(got[0], labels[y : y + 24, x : x + 24])
+    assert min(kept.values()) > 0

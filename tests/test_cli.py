@@ -106,7 +106,7 @@ def test_help_is_fast_and_needs_no_jax():
         ("report --workdir=nope", "--workdir: nope does not exist"),
         ("show nope.json", "nope.json does not exist"),
         ("show x.json --config.search.steps=3", "the command show takes no config"),
-        ("data preview --config=configs/smoke.py --output=x.gif", "must end in .png"),
+        ("data preview --config=configs/smoke.py --output=x.mp4", "must end in .png"),
         ("bench everything", "invalid choice: 'everything'"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, mesh, signals, types, workdir
-from dvsnas_jax.run import optim
+from dvsnas_jax.run import losses, optim
 from dvsnas_jax.search import bench, derive, loop, reward, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
@@ -292,10 +292,10 @@ def test_four_devices_give_what_one_gives(tmp_path: pathlib.Path) -> None:
 def test_loss_ignores_unlabelled_pixels_and_means_over_the_rest() -> None:
     logits = jnp.zeros((1, 2, 2, 3)).at[0, 0, 0, 1].set(2.0)
     labels = jnp.array([[[1, 255], [255, 0]]], jnp.uint8)
-    loss, count = optim.cross_entropy(logits, labels)
+    loss, count = losses.cross_entropy(logits, labels)
     expected = (-(2 - np.log(np.exp(2) + 2)) + np.log(3)) / 2
     assert float(count) == 2 and float(loss) == pytest.approx(expected, rel=1e-5)
-    nothing, count = optim.cross_entropy(logits, jnp.full((1, 2, 2), 255, jnp.uint8))
+    nothing, count = losses.cross_entropy(logits, jnp.full((1, 2, 2), 255, jnp.uint8))
     assert float(nothing) == 0 and float(count) == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from dvsnas_jax.core import compilation, errors
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.nets import layers, mobilenet, refinenet, static_net
+from dvsnas_jax.nets import blocks, layers, mobilenet, refinenet, static_net
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "refinenet_mobilenetv2_shapes.json"
 KINDS = {"scale": "bn_weight", "mean": "bn_running_mean", "var": "bn_running_var"}
@@ -103,8 +103,8 @@ def test_initial_values(small):
             np.testing.assert_array_equal(leaf, 1.0 if path[-1].key in ("scale", "var") else 0.0)
 
 
-def _conv_norm() -> tuple[mobilenet.ConvNorm, dict, jax.Array]:
-    module = mobilenet.ConvNorm(4, size=3, stride=2, is_active=False)
+def _conv_norm() -> tuple[blocks.ConvNorm, dict, jax.Array]:
+    module = blocks.ConvNorm(4, size=3, stride=2, activation_fn=None)
     x = jax.random.normal(jax.random.key(1), (3, 7, 6, 2)) * 2 + 1
     variables = jax.jit(lambda rng: module.init(rng, x, False))(jax.random.key(0))
     params = {**variables["params"], "scale": jnp.array([1.0, 2, 3, 4]), "bias": jnp.array([0.0, 1, 2, 3])}

@@ -30,6 +30,10 @@ def register(add: common.Add) -> None:
         "score the network and the cell of a run folder on config.evaluate.split",
         "--config=configs/smoke.py --workdir=runs/smoke --config.evaluate.split=test",
     )
+    evaluate.add_argument(
+        "--predictions", metavar="DIR",
+        help="write the cell's predictions as PNG (Cityscapes: as for its evaluator, which scores them)",
+    )  # fmt: skip
     for command in (search, train, evaluate):
         common.add_config(command, is_required=True)
         command.add_argument("--workdir", metavar="DIR", required=True, help="run folder; the same command resumes it")
@@ -58,9 +62,11 @@ def _train(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
     common.existing(arguments.workdir, "--workdir")
-    from dvsnas_jax.run import evaluate
+    from dvsnas_jax.run import evaluate, submission
 
     print(evaluate.summary(evaluate.run(config, common.open_workdir(arguments.workdir))))
+    if arguments.predictions:
+        print(submission.run(config, common.open_workdir(arguments.workdir), arguments.predictions))
 
 
 def _report(arguments: argparse.Namespace) -> None:

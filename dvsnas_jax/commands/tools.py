@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import pathlib
+from typing import Any
 
 from dvsnas_jax.commands import common
 from dvsnas_jax.core import errors
@@ -15,8 +18,10 @@ def register(add: common.Add) -> None:
     )
     show.add_argument("genotype", metavar="GENOTYPE.json")
     show.add_argument("--output", metavar="FILE", help="picture, .svg or .png; without it only text is printed")
-    bench = add("bench", _bench, "measure the speed of a part", "controller")
-    bench.add_argument("part", choices=("controller", "cell"))
+    bench = add("bench", _bench, "measure the speed of a part", "data --config.data.name=camvid --json=data.json")
+    bench.add_argument("part", choices=("controller", "cell", "data", "nets"))
+    common.add_config(bench, is_required=False)
+    bench.add_argument("--json", metavar="FILE", help="write the figures there too")
     common.add_compile_cache(bench)
 
 
@@ -38,11 +43,53 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    if arguments.part == "controller":
-        from dvsnas_jax.controller import bandit
+    if arguments.part not in ("data", "nets") and (arguments.config or arguments.overrides):
+        raise errors.UserError(f"bench {arguments.part}: takes no config; leave --config out")
+    parts = {"controller": _bench_controller, "cell": _bench_cell, "data": _bench_data, "nets": _bench_nets}
+    result = parts[arguments.part](arguments)
+    if arguments.part != "nets":  # it prints a table
+        common.print_summary(result)
+    if arguments.json:
+        try:
+            pathlib.Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            raise errors.UserError(f"--json: cannot write {arguments.json}: {error.strerror}") from None
 
-        common.print_summary(bandit.benchmark())
+
+def _bench_controller(arguments: argparse.Namespace) -> dict[str, Any]:
+    del arguments
+    from dvsnas_jax.controller import bandit
+
+    return bandit.benchmark()
+
+
+def _bench_cell(arguments: argparse.Namespace) -> dict[str, Any]:
+    del arguments
+    from dvsnas_jax.search import bench
+
+    return bench.cell()
+
+
+def _bench_data(arguments: argparse.Namespace) -> dict[str, Any]:
+    from dvsnas_jax.data import bench
+
+    if arguments.config is None:
+        arguments.overrides = {**bench.STANDARD, **arguments.overrides}
+    return bench.run(common.load_config(arguments).data)
+
+
+def _bench_nets(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The standard networks, or the one of a config at the size of its frames."""
+    from dvsnas_jax.core import allocator
+
+    allocator.keep_freed_memory()
+    from dvsnas_jax.run import bench_nets
+
+    if arguments.config or arguments.overrides:
+        config = common.load_config(arguments)
+        frames, crops = (config.data.height, config.data.width), (config.data.crop_height, config.data.crop_width)
+        result = bench_nets.run({"config.net": config.net}, size=frames, train_size=crops)
     else:
-        from dvsnas_jax.search import bench
-
-        common.print_summary(bench.cell())
+        result = bench_nets.run()
+    print(bench_nets.table(result))
+    return result

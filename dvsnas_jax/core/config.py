@@ -35,6 +35,18 @@ def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_col
     return config.lock()
 
 
+def from_json_dict(values: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
+    """The configuration that `to_json_dict` made `values` of; keys that are new since then keep their defaults.
+
+    Raises:
+      UserError: an unknown key or a bad value; `where` is named.
+    """
+    config = defaults()
+    overrides_lib.apply_values(config, values, where)
+    validate(config)
+    return config.lock()
+
+
 def to_json_dict(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as JSON keeps it: plain dictionaries, tuples as lists."""
     is_section = (ml_collections.ConfigDict, dict)
@@ -60,9 +72,13 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 _CHOICES = {
     "compile_effort": ("full", "quick"),
-    "data.name": ("synthetic", "camvid"),
+    "data.name": ("synthetic", "camvid", "cityscapes", "folder"),
+    "data.folder.labels": ("ids", "colors"),
     "data.loader": ("auto", "tf", "numpy"),
     "data.history": ("frames", "stills"),
+    "net.encoder": ("mobilenet_v2", "resnet18", "resnet50", "resnet101"),
+    "net.output_stride": (16, 32),
+    "net.decoder": ("refinenet", "deeplab"),
     "net.dtype": ("float32", "bfloat16"),
     "pretrain.schedule": ("cosine", "polynomial"),
     "train.schedule": ("cosine", "polynomial"),
@@ -73,6 +89,9 @@ _MAY_BE_ZERO = (
     "data.degrade",
     "data.jitter",
     "pretrain.warmup_steps",
+    "pretrain.encoder_rate",
+    "pretrain.distillation",
+    "pretrain.auxiliary_weight",
     "pretrain.weight_decay",
     "train.warmup_steps",
     "train.weight_decay",
@@ -84,7 +103,7 @@ _MAY_BE_ZERO = (
     "derive.num_probable",
 )  # beside the keys whose default is 0
 _OPEN_FRACTION = ("search.meta_val_fraction", "controller.ppo_clip")
-_HALF_OPEN_FRACTION = ("pretrain.polyak", "train.polyak", "controller.baseline_decay")
+_HALF_OPEN_FRACTION = ("net.dropout", "pretrain.polyak", "train.polyak", "controller.baseline_decay")
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -110,7 +129,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 def _problem(key: str, value: Any, *, may_be_zero: bool) -> str | None:
     """What a value should have been, None where it is fine."""
     if key in _CHOICES:
-        return None if value in _CHOICES[key] else f"one of {', '.join(_CHOICES[key])}"
+        return None if value in _CHOICES[key] else f"one of {', '.join(map(str, _CHOICES[key]))}"
     if key == "data.scale" and len(value) != 2:
         return "two numbers (smallest, largest)"
     if isinstance(value, tuple):
@@ -118,6 +137,8 @@ def _problem(key: str, value: Any, *, may_be_zero: bool) -> str | None:
         return None if is_fine else "positive numbers"
     if isinstance(value, bool | str):
         return None
+    if key == "data.crop_max_ratio":
+        return None if 0.5 <= value <= 1 else "from 0.5 to 1"
     if key in _OPEN_FRACTION:
         return None if 0 < value < 1 else "between 0 and 1, both excluded"
     if key in _HALF_OPEN_FRACTION:

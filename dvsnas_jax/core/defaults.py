@@ -29,16 +29,20 @@ def make() -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
-            "name": "synthetic",  # synthetic | camvid
-            "dir": "",  # dataset folder; camvid: empty = environment variable DVSNAS_CAMVID
+            "name": "synthetic",  # synthetic | camvid | cityscapes | folder
+            "dir": "",  # dataset folder; empty = environment variable DVSNAS_CAMVID or DVSNAS_CITYSCAPES
+            "prepared": "",  # folder of `dvsnas data prepare`, used instead of data.dir; empty = none
+            "folder": _folder(),  # what a folder of frames holds, where data.name is folder
             "loader": "auto",  # auto | tf | numpy; auto: numpy for arrays in memory (synthetic), else tf
+            "workers": 0,  # clips that loader tf makes at the same time, 0 = one a core; the clips do not depend on it
             "height": 96,  # frames are resized to height x width (labels: nearest)
             "width": 128,
             "num_frames": 4,  # T
             "history": "frames",  # frames: earlier frames of the video; stills: small camera motions of one frame
             "frame_gap": 1,  # training clips: distance in frame numbers between consecutive frames of a clip
             "frame_gap_tolerance": 0,  # how far a real distance may be from frame_gap
-            "eval_gap": 1,  # the same for evaluation sequences
+            "gap_jitter": 0,  # training clips: each distance is drawn anew from frame_gap +- this, among what exists
+            "eval_gap": 1,  # distance for evaluation sequences
             "seed": 0,  # of the synthetic world
             "num_train_clips": 384,  # synthetic: clips of the train split
             "num_val_clips": 12,  # synthetic: sequences of val and of test
@@ -47,8 +51,26 @@ def _data() -> ml_collections.ConfigDict:
             "flip": True,  # augmentation: horizontal flip, the same over a clip
             "scale": (0.8, 1.5),  # augmentation: random scale, the same over a clip
             "jitter": 0.2,  # augmentation: brightness/contrast/saturation, the same over a clip
+            "jitter_per_frame": False,  # augmentation: drawn for each frame instead
             "crop_height": 96,  # augmentation: crop after scaling (padded with ignore where too small)
             "crop_width": 128,
+            "crop_max_ratio": 1.0,  # a crop with this share of one class is drawn again (usual: 0.75), 1 = never
+            "crop_tries": 10,  # how often at most
+        }
+    )
+
+
+def _folder() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "frames": "",  # pattern below data.dir: {split}/{sequence}/{number}.png; empty = guessed
+            "masks": "",  # pattern of the label images, with the same fields; empty = none
+            "labels": "ids",  # ids | colors: what the pixels of a mask hold; ids are also palette indices
+            "classes": (),  # names of the classes; empty = CamVid's 11
+            "colors": (),  # a colour a class, #rrggbb; empty = made up (CamVid's for its classes)
+            "ids": (),  # the id of each class in the masks; empty = 0, 1, 2, ...
+            "ignore": ("255",),  # ids, or colours #rrggbb, that are ignored
+            "frame_rate": 30.0,  # frames per second where frame numbers are consecutive
         }
     )
 
@@ -56,8 +78,17 @@ def _data() -> ml_collections.ConfigDict:
 def _net() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
-            "width": 0.5,  # MobileNetV2 width multiplier
-            "decoder_channels": 64,  # light-weight RefineNet; 256 as published
+            "encoder": "mobilenet_v2",  # mobilenet_v2 | resnet18 | resnet50 | resnet101
+            "width": 0.5,  # multiplier of the encoder's channels
+            "expand_first": True,  # MobileNetV2: 1x1 expansion in the first block (torchvision: False)
+            "stride_in_1x1": False,  # ResNet bottlenecks: stride in the first 1x1 (2015) instead of the 3x3 (v1.5)
+            "output_stride": 32,  # of the deepest map, 32 | 16 (dilated; DeepLabv3+ as published)
+            "freeze_norm": False,  # training keeps the encoder's running statistics and normalises by them
+            "decoder": "refinenet",  # refinenet (light-weight) | deeplab (DeepLabv3+)
+            "decoder_channels": 64,  # 256 as published, for both
+            "dropout": 0.0,  # light-weight RefineNet on ResNet: of the two deepest maps; 0.5 as published
+            "auxiliary": False,  # a second classifier on stage3 for the training loss
+            "weights": "",  # folder of `dvsnas weights import` to start from; empty = random
             "dtype": "float32",  # compute: float32 | bfloat16
         }
     )
@@ -73,6 +104,14 @@ def _pretrain() -> ml_collections.ConfigDict:
             "warmup_steps": 30,
             "weight_decay": 1e-4,
             "clip_norm": 3.0,
+            "encoder_rate": 1.0,  # the encoder's learning rate as a multiple; 0.1 is usual for imported weights
+            "label_smoothing": 0.0,  # share of the target spread over all classes
+            "class_weights": "",  # median = median frequency balancing, or a number a class: 1,0.5,...; empty = none
+            "hardest": 1.0,  # share of the pixels that count, those of the largest losses (OHEM)
+            "auxiliary_weight": 0.4,  # of the loss of net.auxiliary
+            "teacher": "",  # run folder of a larger static network to learn from as well; empty = none
+            "distillation": 0.3,  # weight of the divergence from the teacher
+            "temperature": 1.0,  # of both in that divergence
             "polyak": 0.98,  # decay of the averaged weights, 0 = off
             "eval_every": 150,  # steps between validations on held-out training clips; the best is kept
             "checkpoint_every": 150,

@@ -40,8 +40,17 @@ def apply_file(config: ml_collections.ConfigDict, path: str) -> None:
     result = _execute(found)
     if not isinstance(result, ml_collections.ConfigDict | dict):
         raise errors.UserError(f"{found}: get_config() must return a ConfigDict, it returned {type(result).__name__}")
-    for key, value in leaves(result):
-        _assign(config, key, value, where=str(found), is_text=False)
+    apply_values(config, result, str(found))
+
+
+def apply_values(config: ml_collections.ConfigDict, values: Mapping[str, Any], where: str) -> None:
+    """Changes `config` in place by the leaves of nested mappings.
+
+    Raises:
+      UserError: an unknown key or a value of the wrong type; `where` is named.
+    """
+    for key, value in leaves(values):
+        _assign(config, key, value, where=where, is_text=False)
 
 
 def apply_texts(config: ml_collections.ConfigDict, texts: Mapping[str, str]) -> None:

@@ -59,6 +59,16 @@ class Workdir:
                 f"--workdir: cannot write the folder {self.path}: {error.strerror or error}; choose another --workdir"
             ) from None
 
+    def config(self) -> ml_collections.ConfigDict:
+        """The configuration of the run in this folder.
+
+        Raises:
+          UserError: it holds no run, or one that this version cannot read.
+        """
+        if not (self.path / "config.json").is_file():
+            raise errors.UserError(f"{self.path}: holds no run (no config.json); give the --workdir of one")
+        return config_lib.from_json_dict(self.read_json("config.json"), str(self.path / "config.json"))
+
     def _current_config(self, config: ml_collections.ConfigDict, ignore: Sequence[str]) -> dict[str, Any] | None:
         """The folder's configuration, None where it has none."""
         if not (self.path / "config.json").exists():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+import types as pytypes
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,25 +14,40 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.data import classes, synthetic
 
 
-@functools.cache
-def _synthetic_class() -> Any:
-    """The builder class; made once, since TFDS registers its name."""
+def tensorflow_datasets() -> pytypes.ModuleType:
+    """TensorFlow Datasets.
+
+    Raises:
+      UserError: it, or the package of the files it writes, is not installed.
+    """
     try:
+        import array_record  # noqa: F401 - TFDS asks for it late, with a stack of other errors
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise errors.UserError(
-            "the TFDS builder needs tensorflow_datasets, which is not installed; install it"
+            f"prepared datasets need tensorflow_datasets and array_record ({error}); install them, "
+            "or read the dataset's folder directly (data.dir)"
         ) from error
+    return tfds
 
-    class SyntheticClips(tfds.core.GeneratorBasedBuilder):
+
+@functools.cache
+def _synthetic_class() -> Any:
+    """The builder class; made once, since TFDS registers its name."""
+    tfds = tensorflow_datasets()
+    base: Any = tfds.core.GeneratorBasedBuilder
+
+    class SyntheticClips(base):
         """Procedural street video with the 11 classes of CamVid."""
 
         VERSION = tfds.core.Version("1.0.0")
         RELEASE_NOTES = {"1.0.0": "First release."}
         url_infos: dict[str, Any] = {}  # nothing is downloaded: no search for a file of checksums
 
-        def __init__(self, *, clip_options: dict[str, Any], split_sizes: dict[str, int], **kwargs: Any):
-            self._options, self._sizes = clip_options, split_sizes
+        def __init__(
+            self, *, clip_options: dict[str, Any], split_sizes: dict[str, int], on_example: Any, **kwargs: Any
+        ):
+            self._options, self._sizes, self._on_example = clip_options, split_sizes, on_example
             super().__init__(**kwargs)
 
         def _info(self) -> Any:
@@ -57,6 +73,7 @@ def _synthetic_class() -> Any:
             for index in range(self._sizes[split]):
                 video = synthetic.clip(split=split, index=index, with_flow=False, **self._options)
                 yield index, {"name": video.name, "frames": video.frames, "labels": video.labels}
+                self._on_example()
 
     return SyntheticClips
 
@@ -71,6 +88,7 @@ def synthetic_clips(
     height: int = 96,
     width: int = 128,
     degrade: float = 1.0,
+    on_example: Callable[[], None] = lambda: None,
 ) -> Any:
     """A TFDS builder of the procedural street video; `.download_and_prepare()` writes it.
 
@@ -83,6 +101,7 @@ def synthetic_clips(
       height: pixels.
       width: pixels.
       degrade: strength of the degradations.
+      on_example: called after every example that was written.
 
     Returns:
       A `tfds.core.GeneratorBasedBuilder` with the splits train, val and test; examples have `name`,
@@ -93,4 +112,6 @@ def synthetic_clips(
     """
     options = {"seed": seed, "num_frames": num_frames, "height": height, "width": width, "degrade": degrade}
     sizes = {"train": num_train, "val": num_eval, "test": num_eval}
-    return _synthetic_class()(data_dir=os.fspath(data_dir), clip_options=options, split_sizes=sizes)
+    return _synthetic_class()(
+        data_dir=os.fspath(data_dir), clip_options=options, split_sizes=sizes, on_example=on_example
+    )

@@ -1,89 +1,47 @@
-"""Frames and label images in folders: the index of the SegNet layout of CamVid.
-
-`{train,val,test}/<sequence>_<frame number>.png` and `{train,val,test}annot/<same name>.png` with
-ids 0..10 and 11 = void. The number may carry a letter: `0006R0_f00930.png`.
-"""
+"""Clips and runs among the frames of a dataset on disk, and the reading of one frame."""
 
 from __future__ import annotations
 
 import collections
-import dataclasses
-import functools
+import io
 import pathlib
-import re
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.data import classes
+from dvsnas_jax.data import frames as frames_lib
 
-LAYOUT = "expected {train,val,test}/<sequence>_<number>.png and {train,val,test}annot/<same name>.png"
-_NAME = re.compile(r"^(?P<sequence>.+)_(?P<letter>[A-Za-z]?)(?P<number>\d+)$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """One labelled frame on disk."""
-
-    sequence: str
-    number: int
-    image: pathlib.Path
-    label: pathlib.Path
+_ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+_COLOR_MODES = ("RGB", "RGBA", "P")
 
 
-def _parse(path: pathlib.Path) -> tuple[str, int]:
-    match = _NAME.match(path.stem)
-    if match is None:
-        raise errors.UserError(f"{path}: the name is not <sequence>_<frame number>.png; rename the file")
-    return match["sequence"], int(match["number"])
-
-
-@functools.lru_cache(maxsize=16)
-def index(folder: str, split: str) -> tuple[Frame, ...]:
-    """The labelled frames of a split, ordered by sequence and frame number.
-
-    Args:
-      folder: of the dataset.
-      split: train, val or test.
-
-    Raises:
-      UserError: no such folder, no frames, a bad name, a frame without its label image.
-    """
-    root = pathlib.Path(folder)
-    if not folder:
-        raise errors.UserError(f"data.dir: no dataset folder given; set data.dir or DVSNAS_CAMVID ({LAYOUT})")
-    if not root.is_dir():
-        raise errors.UserError(f"{root}: no such dataset folder; {LAYOUT}")
-    paths = sorted((root / split).glob("*.png"))
-    if not paths:
-        raise errors.UserError(f"{root / split}: no frames; {LAYOUT}")
-    annotations = root / f"{split}annot"
-    if not annotations.is_dir():
-        raise errors.UserError(f"{annotations}: no such folder, frames of {split} have no labels; {LAYOUT}")
-    frames = []
-    for path in paths:
-        sequence, number = _parse(path)
-        label = annotations / path.name
-        if not label.is_file():
-            raise errors.UserError(f"{path}: its label image {label} is missing; add it or remove the frame")
-        frames.append(Frame(sequence, number, path, label))
-    return tuple(sorted(frames, key=lambda frame: (frame.sequence, frame.number)))
-
-
-def _gaps(frames: tuple[Frame, ...]) -> str:
-    """The distances between consecutive frames that exist, commonest first, as text."""
-    counts = collections.Counter(
+def gaps(frames: Sequence[frames_lib.Frame]) -> collections.Counter[int]:
+    """How often consecutive frames of a sequence are so far apart, in frame numbers."""
+    return collections.Counter(
         b.number - a.number for a, b in zip(frames[:-1], frames[1:], strict=True) if a.sequence == b.sequence
     )
-    return ", ".join(f"{gap} ({count} times)" for gap, count in counts.most_common(5)) or "none"
 
 
-def clips(frames: tuple[Frame, ...], num_frames: int, gap: int, tolerance: int) -> np.ndarray:
-    """Clips of frames `gap` +- `tolerance` apart: every frame with enough history is a target once.
+def gaps_text(frames: Sequence[frames_lib.Frame]) -> str:
+    """The commonest distances as text."""
+    return ", ".join(f"{gap} ({count} times)" for gap, count in gaps(frames).most_common(5)) or "none"
+
+
+def _require_labels(frames: Sequence[frames_lib.Frame]) -> None:
+    if not any(frame.label for frame in frames):
+        raise errors.UserError(
+            f"{frames[0].image.parent}: none of the {len(frames)} frames of this split has a label image; "
+            "add labels or use another split"
+        )
+
+
+def clips(frames: Sequence[frames_lib.Frame], num_frames: int, gap: int, tolerance: int) -> np.ndarray:
+    """Clips of frames `gap` +- `tolerance` apart: every labelled frame with enough history is a target once.
 
     Args:
-      frames: from `index`.
+      frames: of a source; those of the history need no labels.
       num_frames: T.
       gap: wanted distance of consecutive frames, in frame numbers.
       tolerance: how far a distance may be off.
@@ -92,16 +50,17 @@ def clips(frames: tuple[Frame, ...], num_frames: int, gap: int, tolerance: int) 
       i32 [N, T], places in `frames`, oldest first.
 
     Raises:
-      UserError: not one clip exists; says which gaps there are.
+      UserError: no frame is labelled, or not one clip exists; says which gaps there are.
     """
+    _require_labels(frames)
     place = {(frame.sequence, frame.number): i for i, frame in enumerate(frames)}
     offsets = sorted(
         range(max(gap - tolerance, 1), gap + tolerance + 1), key=lambda offset: (abs(offset - gap), offset)
     )
     found = []
-    for target in range(len(frames)):
-        chain = [target]
-        while len(chain) < num_frames:
+    for target, frame in enumerate(frames):
+        chain = [target] if frame.label else []
+        while 0 < len(chain) < num_frames:
             last = frames[chain[-1]]
             before = [place[key] for offset in offsets if (key := (last.sequence, last.number - offset)) in place]
             if not before:
@@ -112,28 +71,44 @@ def clips(frames: tuple[Frame, ...], num_frames: int, gap: int, tolerance: int) 
     if not found:
         raise errors.UserError(
             f"{frames[0].image.parent}: no {num_frames} frames {gap} +- {tolerance} apart in any sequence; "
-            f"gaps that exist: {_gaps(frames)}; change data.num_frames, data.frame_gap or data.frame_gap_tolerance, "
-            "or set data.history to 'stills'"
+            f"gaps that exist: {gaps_text(frames)}; change data.num_frames, data.frame_gap or "
+            "data.frame_gap_tolerance, or set data.history to 'stills'"
         )
     return np.array(found, np.int32)
 
 
-def runs(frames: tuple[Frame, ...], gap: int) -> list[list[int]]:
-    """Maximal runs of frames exactly `gap` apart, as places in `frames`.
+def runs(frames: Sequence[frames_lib.Frame], gap: int, *, is_still: bool = False) -> list[list[int]]:
+    """Maximal runs of frames exactly `gap` apart, as places in `frames`, each frame in one run at most.
+
+    Runs without a label are left out, and so is what follows the last label of a run: it changes no score. Where
+    nothing at all is labelled, all runs are whole.
+
+    Args:
+      frames: of a source.
+      gap: distance in frame numbers.
+      is_still: runs of single frames are fine.
 
     Raises:
-      UserError: every run is a single frame although there are several; says which gaps there are.
+      UserError: every run is a single frame although sequences have several; says which gaps there are.
     """
-    found: list[list[int]] = []
+    place = {(frame.sequence, frame.number): i for i, frame in enumerate(frames)}
+    whole = []
     for i, frame in enumerate(frames):
-        last = frames[i - 1] if i else None
-        if last is not None and last.sequence == frame.sequence and frame.number - last.number == gap:
-            found[-1].append(i)
-        else:
-            found.append([i])
-    if len(frames) > 1 and all(len(run) == 1 for run in found):
+        if (frame.sequence, frame.number - gap) in place:
+            continue  # not the first of its run
+        run, number = [i], frame.number + gap
+        while (frame.sequence, number) in place:
+            run.append(place[frame.sequence, number])
+            number += gap
+        whole.append(run)
+    if any(frame.label for frame in frames):
+        last = [max((t for t, i in enumerate(run) if frames[i].label), default=-1) for run in whole]
+        found = [run[: end + 1] for run, end in zip(whole, last, strict=True) if end >= 0]
+    else:
+        found = whole
+    if not is_still and gaps(frames) and all(len(run) == 1 for run in found):
         raise errors.UserError(
-            f"{frames[0].image.parent}: no two frames are {gap} apart; gaps that exist: {_gaps(frames)}; "
+            f"{frames[0].image.parent}: no two frames are {gap} apart; gaps that exist: {gaps_text(frames)}; "
             "change data.eval_gap"
         )
     return found
@@ -146,88 +121,97 @@ def nearest(size: int, out: int) -> np.ndarray:
 
 def _unreadable(path: pathlib.Path, error: Exception) -> errors.UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return errors.UserError(f"{path}: not a readable PNG ({reason}); replace the file")
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    elif isinstance(error, UnidentifiedImageError):
+        reason = "the file is empty" if path.is_file() and not path.stat().st_size else "no known image format"
+    return errors.UserError(f"{path}: not a readable image ({reason}); replace the file")
 
 
-def _open(path: pathlib.Path, mode: str | None) -> np.ndarray:
+def read_image(path: pathlib.Path, content: bytes | None = None) -> np.ndarray:
+    """A frame as it is stored: u8 [H, W, 3]. Grey becomes RGB, 16 bits lose the lower 8, alpha is dropped.
+
+    Args:
+      path: of the file.
+      content: its bytes where they come from elsewhere; the path is then a name for errors.
+
+    Raises:
+      UserError: unreadable.
+    """
     try:
-        with Image.open(path) as image:
-            if mode is None and image.mode not in ("L", "P", "I", "I;16"):
-                raise errors.UserError(
-                    f"{path}: a label image has one channel of ids, this one is {image.mode}; convert it"
-                )
-            return np.asarray(image if mode is None else image.convert(mode))
-    except errors.UserError:
-        raise
-    except Exception as error:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
+            if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it
+                grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow raises many kinds for broken files
         raise _unreadable(path, error) from error
 
 
-def _check_ids(labels: np.ndarray, path: pathlib.Path) -> None:
-    highest = int(labels.max(initial=0))
-    if highest > classes.VOID:
-        raise errors.UserError(
-            f"{path}: label id {highest} is out of range; ids are 0..{classes.VOID - 1} and {classes.VOID} = void"
-        )
+def read_label(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | None = None) -> np.ndarray:
+    """A label image as train ids u8 [H, W], 255 = ignore.
+
+    Args:
+      path: of the file.
+      code: what its pixels mean.
+      content: as in `read_image`.
+
+    Raises:
+      UserError: unreadable, not of the kind that the code needs, or an unknown id or colour.
+    """
+    try:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
+            mode, kind = image.mode, image.format
+            pixels = np.asarray(image.convert("RGB") if code.is_color and mode in _COLOR_MODES else image)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if kind == "JPEG":
+        raise errors.UserError(f"{path}: a JPEG blurs labels; save them as PNG, from the original")
+    if mode not in (_COLOR_MODES if code.is_color else _ID_MODES):
+        wanted = "the colours of classes (RGB)" if code.is_color else "one channel of ids"
+        raise errors.UserError(f"{path}: a label image holds {wanted}, this one is {mode}; convert it")
+    return code.decode(pixels.astype(np.uint8) if mode == "1" else pixels, str(path))
 
 
-def load(frame: Frame, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads and resizes one labelled frame.
+def size_problem(frame: frames_lib.Frame, size: tuple[int, ...], label_size: tuple[int, ...]) -> str:
+    """Says that a frame and its labels differ in (width, height)."""
+    return (
+        f"{frame.label}: {label_size[0]}x{label_size[1]} pixels, but its frame {frame.image.name} has "
+        f"{size[0]}x{size[1]}; make them equal"
+    )
+
+
+def load(
+    frame: frames_lib.Frame,
+    code: frames_lib.LabelCode,
+    height: int,
+    width: int,
+    *,
+    content: tuple[bytes, bytes] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads and resizes one frame.
 
     Args:
       frame: where it lies.
+      code: of its labels.
       height: of the result, pixels.
       width: of the result, pixels.
+      content: bytes of the image and of the label (empty: it has none) where they come from elsewhere.
 
     Returns:
-      u8 [height, width, 3] and labels u8 [height, width], void as 255.
+      u8 [height, width, 3] (bilinear, averaging) and labels u8 [height, width] (nearest), 255 where there are none.
 
     Raises:
-      UserError: unreadable, another size than its label image, or an id out of range.
+      UserError: unreadable, another size than its label image, or an unknown label.
     """
-    labels = _open(frame.label, None)
-    try:
-        with Image.open(frame.image) as image:
-            _check_size(image.size, labels, frame)
-            resized = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
-    except errors.UserError:
-        raise
-    except Exception as error:
-        raise _unreadable(frame.image, error) from error
-    _check_ids(labels, frame.label)
-    small = labels[nearest(labels.shape[0], height)[:, None], nearest(labels.shape[1], width)[None, :]].astype(np.uint8)
-    return resized, np.where(small == classes.VOID, np.uint8(types.IGNORE), small)
-
-
-def _check_size(size: tuple[int, int], labels: np.ndarray, frame: Frame) -> None:
-    if size != labels.shape[::-1]:
-        raise errors.UserError(
-            f"{frame.label}: {labels.shape[1]}x{labels.shape[0]} pixels, but its frame {frame.image.name} has "
-            f"{size[0]}x{size[1]}; make them equal"
-        )
-
-
-@functools.lru_cache(maxsize=16)
-def check(folder: str, split: str) -> None:
-    """Checks every file of a split once: readable, sizes equal, ids in range, labels stored as plain grey.
-
-    Raises:
-      UserError: names the first bad file.
-    """
-    for frame in index(folder, split):
-        labels = _open(frame.label, None)
-        try:
-            with Image.open(frame.label) as image:
-                mode = image.mode
-            with Image.open(frame.image) as image:
-                _check_size(image.size, labels, frame)
-                image.verify()
-        except errors.UserError:
-            raise
-        except Exception as error:
-            raise _unreadable(frame.image, error) from error
-        if mode != "L":
-            raise errors.UserError(
-                f"{frame.label}: label images of mode {mode} need data.loader 'numpy'; set it, or convert to 8-bit grey"
-            )
-        _check_ids(labels, frame.label)
+    image_bytes, label_bytes = content or (None, None)
+    image = read_image(frame.image, image_bytes)
+    size = image.shape[1::-1]
+    if size != (width, height):
+        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    if frame.label is None:
+        return image, np.full((height, width), types.IGNORE, np.uint8)
+    labels = read_label(frame.label, code, label_bytes)
+    if labels.shape[::-1] != size:
+        raise errors.UserError(size_problem(frame, size, labels.shape[::-1]))
+    return image, labels[nearest(labels.shape[0], height)[:, None], nearest(labels.shape[1], width)[None, :]]

@@ -6,22 +6,26 @@ Every function takes the `data` section of the configuration. Two loaders give t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceType
 
 import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.data import augment, classes, store
+from dvsnas_jax.data import augment, layouts, sharding, store, warp
+from dvsnas_jax.data import media as media_lib
 
 LOADERS = ("auto", "tf", "numpy")
-_STREAM_ORDER, _STREAM_AUGMENT, _STREAM_STILL = 101, 102, 103
 
 
 def class_table(data: ml_collections.ConfigDict) -> types.ClassTable:
     """Names and colours of the train ids of a dataset."""
     store.check(data, "train")
-    return classes.CAMVID
+    if data.prepared:
+        return store.source(data, "train").table
+    return layouts.class_table(data)
 
 
 def num_clips(data: ml_collections.ConfigDict, split: str, num_frames: int) -> int:
@@ -45,24 +49,19 @@ def load_clips(data: ml_collections.ConfigDict, *, split: str, num_frames: int) 
       UserError: bad files, or no clip of that many frames.
     """
     index, stored = store.index(data, split, num_frames), store.load(data, split)
-    frames, labels = stored.frames[index.places], stored.labels[index.places]
     if not store.is_still(data) or num_frames == 1:
-        return types.Clip(frames=frames, labels=labels)
-    rules = augment.plain(int(data.height), int(data.width), jitter=float(data.jitter), is_still=True)
-    made = [
-        augment.still_clip(
-            frames[i, 0], labels[i, 0], num_frames, rules, np.random.default_rng((_seed(data.seed), _STREAM_STILL, i))
-        )
-        for i in range(len(frames))
-    ]
+        return types.Clip(frames=stored.frames[index.places], labels=stored.labels[index.places])
+    rules = _plain_rules(data)
+    examples = sharding.evaluation(index.places, num_frames, _seed(data.seed), range(len(index.places)))
+    made = [_render(rules, stored, example, num_frames) for example in examples]
     return types.Clip(frames=np.stack([clip[0] for clip in made]), labels=np.stack([clip[1] for clip in made]))
 
 
 def sequences(data: ml_collections.ConfigDict, split: str) -> list[types.Sequence]:
     """Whole videos for evaluation frame by frame.
 
-    Synthetic: the clips of the split, with true flow and clean frames. CamVid: maximal runs of
-    labelled frames `eval_gap` apart (training stills: each frame by itself).
+    Synthetic: the clips of the split, with true flow and clean frames. On disk: maximal runs of
+    frames `eval_gap` apart (training stills: each frame by itself).
 
     Raises:
       UserError: bad files, or no two frames `eval_gap` apart.
@@ -87,49 +86,89 @@ def _rules(data: ml_collections.ConfigDict) -> augment.Rules:
         jitter=float(data.jitter),
         flip=bool(data.flip),
         is_still=store.is_still(data),
+        jitter_per_frame=bool(data.jitter_per_frame),
+        max_ratio=float(data.crop_max_ratio),
+        tries=int(data.crop_tries),
     )
 
 
-def _order(seed: int, num: int, counter: int, spare: int, cache: dict[int, np.ndarray]) -> tuple[int, int]:
-    """Clip and start offset of the example `counter`: every epoch is another permutation."""
-    epoch, place = divmod(counter, num)
-    if epoch not in cache:
-        cache.clear()
-        rng = np.random.default_rng((seed, _STREAM_ORDER, epoch))
-        cache[epoch] = np.stack([rng.permutation(num), rng.integers(0, spare + 1, num)])
-    clip, offset = cache[epoch][:, place]
-    return int(clip), int(offset)
+def _plain_rules(data: ml_collections.ConfigDict) -> augment.Rules:
+    """For evaluation: nothing random, but the history of a still."""
+    is_still = store.is_still(data)
+    jitter = float(data.jitter) if is_still else 0.0
+    return augment.plain(int(data.height), int(data.width), jitter=jitter, is_still=is_still)
 
 
-def _examples(places: np.ndarray, spare: int, seed: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Endless (counter, places of the frames i32 [T]) from example `first` on."""
-    cache: dict[int, np.ndarray] = {}
-    counter = first
-    while True:
-        clip, offset = _order(seed, len(places), counter, spare, cache)
-        yield counter, (places[clip] - offset).astype(np.int32)
-        counter += 1
+def _uses_tf(data: ml_collections.ConfigDict) -> bool:
+    if data.loader not in LOADERS:
+        raise errors.UserError(f"data.loader: unknown loader '{data.loader}'; use one of {', '.join(LOADERS)}")
+    return bool(data.loader == "tf" or (data.loader == "auto" and data.name != "synthetic"))
+
+
+def _history(data: ml_collections.ConfigDict, split: str, num_frames: int) -> sharding.History | None:
+    """Where the distances of frames vary from example to example, None where they do not."""
+    if not data.gap_jitter or num_frames == 1 or store.is_still(data):
+        return None
+    if data.name == "synthetic":
+        length = int(data.num_frames if split == "train" else data.val_frames)
+        clips = int(data.num_train_clips if split == "train" else data.num_val_clips)
+        places = np.arange(clips * length, dtype=np.int32)
+        return sharding.History(places // length, places % length, gap=1, jitter=int(data.gap_jitter))
+    found = store.source(data, split).frames
+    names = [frame.sequence for frame in found]
+    starts = np.array([True, *(a != b for a, b in zip(names[:-1], names[1:], strict=True))])
+    return sharding.History(
+        sequences=np.cumsum(starts),
+        numbers=np.array([frame.number for frame in found], np.int64),
+        gap=int(data.frame_gap),
+        jitter=int(data.gap_jitter),
+    )
+
+
+def _render(
+    rules: augment.Rules, stored: store.Store, example: sharding.Example, num_frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """One clip from arrays in memory."""
+    if rules.is_identity:
+        return stored.frames[example.places], stored.labels[example.places]
+    words = warp.pack(stored.frames[example.places], stored.labels[example.places])
+    return augment.render(rules, words, example.uniforms, example.key, num_frames)
 
 
 def _numpy_batches(
-    stored: store.Store,
-    examples: Iterator[tuple[int, np.ndarray]],
-    rules: augment.Rules,
-    *,
-    batch_size: int,
-    num_frames: int,
-    seed: int,
+    stored: store.Store, rules: augment.Rules, num_frames: int, examples: Iterator[list[sharding.Example]]
 ) -> Iterator[types.Clip]:
-    shape = (batch_size, num_frames, rules.crop_height, rules.crop_width)
-    while True:
-        frames, labels = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
-        for i in range(batch_size):
-            counter, places = next(examples)
-            if len(places) < num_frames:
-                places = np.repeat(places, num_frames)
-            rng = np.random.default_rng((seed, _STREAM_AUGMENT, counter))
-            frames[i], labels[i] = augment.apply(rules, stored.frames[places], stored.labels[places], rng)
-        yield types.Clip(frames=frames, labels=labels)
+    for batch in examples:
+        made = [_render(rules, stored, example, num_frames) for example in batch]
+        yield types.Clip(frames=np.stack([clip[0] for clip in made]), labels=np.stack([clip[1] for clip in made]))
+
+
+def _batches(
+    data: ml_collections.ConfigDict,
+    split: str,
+    rules: augment.Rules,
+    num_frames: int,
+    examples: Iterator[list[sharding.Example]],
+) -> Iterator[types.Clip]:
+    """The clips of the examples, by the loader of the configuration."""
+    if not _uses_tf(data):
+        return _numpy_batches(store.load(data, split), rules, num_frames, examples)
+    from dvsnas_jax.data import tf_loader
+
+    tf, size = tf_loader.tensorflow(), (rules.height, rules.width)
+    explain: Callable[[SequenceType[sharding.Example]], None] = lambda batch: None  # noqa: E731
+    if data.name == "synthetic":
+        decoder = tf_loader.memory_decoder(tf, store.load(data, split))
+    else:
+        media = media_lib.open_media(data, split)
+        decoder = tf_loader.media_decoder(tf, media, size)
+        explain = functools.partial(_explain, media, size)
+    return tf_loader.batches(decoder, rules, num_frames, examples, workers=int(data.workers), explain=explain)
+
+
+def _explain(media: media_lib.Media, size: tuple[int, int], batch: SequenceType[sharding.Example]) -> None:
+    for example in batch:
+        media_lib.explain(media, example.places, size)
 
 
 def train_batches(
@@ -139,8 +178,9 @@ def train_batches(
     num_frames: int,
     seed: int,
     start_step: int = 0,
-    indices: Sequence[int] | np.ndarray | None = None,
+    indices: SequenceType[int] | np.ndarray | None = None,
     split: str = "train",
+    shard: sharding.Shard = sharding.WHOLE,
 ) -> Iterator[types.Clip]:
     """Endless batches of augmented clips, shuffled in every epoch.
 
@@ -148,22 +188,24 @@ def train_batches(
 
     Args:
       data: section of the configuration.
-      batch_size: B.
+      batch_size: B, over all hosts.
       num_frames: T. Where synthetic training clips are longer, any T consecutive frames of them.
       seed: of order and augmentation.
       start_step: number of the first batch.
       indices: numbers of the clips to draw from, in the order of `load_clips`; all where None.
       split: train, val or test.
+      shard: this host among all: it gets every n-th clip of each batch.
 
     Returns:
-      An iterator of clips u8 [B, T, crop_height, crop_width, ...].
+      An iterator of clips u8 [B / hosts, T, crop_height, crop_width, ...]. Files are read as it goes on: one that is
+      not as it should be raises UserError when its batch is asked for.
 
     Raises:
-      UserError: bad files, unknown loader, no clip of that many frames, a clip number out of range.
+      UserError: unknown loader, no clip of that many frames, a clip number out of range, a batch that does not divide.
     """
-    if data.loader not in LOADERS:
-        raise errors.UserError(f"data.loader: unknown loader '{data.loader}'; use one of {', '.join(LOADERS)}")
-    index, rules = store.index(data, split, num_frames), _rules(data)
+    rules = _rules(data)
+    _uses_tf(data)  # an unknown loader is told before the disk is looked at
+    index = store.index(data, split, num_frames)
     places = index.places
     if indices is not None:
         chosen = np.asarray(indices, np.int64).reshape(-1)
@@ -172,10 +214,42 @@ def train_batches(
                 f"train_batches: clip numbers must be in 0..{len(places) - 1} and at least one; got {len(chosen)}"
             )
         places = places[chosen]
-    examples = _examples(places, index.spare, _seed(seed), start_step * batch_size)
-    sizes = {"batch_size": batch_size, "num_frames": num_frames, "seed": _seed(seed)}
-    if data.loader == "tf" or (data.loader == "auto" and data.name != "synthetic"):
-        from dvsnas_jax.data import tf_loader
+    shard.local(batch_size)
+    stream = sharding.Stream(places, index.spare, rules, num_frames, _seed(seed), _history(data, split, num_frames))
+    return _batches(data, split, rules, num_frames, stream.batches(batch_size, shard, start_step))
 
-        return tf_loader.batches(data, split, examples, rules, **sizes)
-    return _numpy_batches(store.load(data, split), examples, rules, **sizes)
+
+def eval_batches(
+    data: ml_collections.ConfigDict,
+    *,
+    split: str,
+    batch_size: int,
+    num_frames: int,
+    shard: sharding.Shard = sharding.WHOLE,
+) -> Iterator[tuple[types.Clip, np.ndarray]]:
+    """Every clip of a split once, in the order and with the content of `load_clips`, streamed.
+
+    Args:
+      data: section of the configuration.
+      split: train, val or test.
+      batch_size: B, over all hosts.
+      num_frames: T.
+      shard: this host among all; all hosts get the same number of batches.
+
+    Yields:
+      Clips u8 [B / hosts, T, height, width, ...], and which of them count, bool [B / hosts]: those that only fill the
+      last batch do not, and all their labels are 255.
+
+    Raises:
+      UserError: as in `train_batches`.
+    """
+    places = store.index(data, split, num_frames).places
+    numbers = list(sharding.padded(len(places), batch_size, shard))
+    examples = (list(sharding.evaluation(places, num_frames, _seed(data.seed), part)) for part in numbers)
+    rules = _plain_rules(data)
+    if num_frames == 1 and rules.is_still:
+        rules = augment.plain(rules.height, rules.width)
+    for part, clip in zip(numbers, _batches(data, split, rules, num_frames, examples), strict=True):
+        valid = np.array(part) < len(places)
+        labels = np.where(valid[:, None, None, None], clip.labels, np.uint8(types.IGNORE))
+        yield types.Clip(frames=clip.frames, labels=labels), valid

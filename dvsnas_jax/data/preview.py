@@ -1,25 +1,32 @@
-"""A contact sheet of a dataset: frames, their labels beneath, and the legend of the classes."""
+"""Pictures of a dataset: a contact sheet of frames and labels, and an animated clip under its labels."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.data import classes, pipeline
+from dvsnas_jax.data import classes, pipeline, store
 
 _GAP = 4
 _LINE = 18
 _PAPER = 255
+_PANEL = 240
+"""Smaller videos are enlarged by a whole number until they are so wide, pixels."""
+_OPACITY = 55
+"""Of the labels over a frame, percent."""
 
 
-def _legend(table: types.ClassTable, width: int) -> np.ndarray:
-    """Names beside their colours, u8 [height, width, 3]."""
+def _legend(table: types.ClassTable, width: int, *, is_overlay: bool = False) -> np.ndarray:
+    """Names beside their colours, u8 [height, width, 3]; over a frame, ignored pixels have no colour."""
     entries = [(name, tuple(int(c) for c in color)) for name, color in zip(table.names, table.colors, strict=True)]
-    entries.append(("ignored", (0, 0, 0)))
+    if not is_overlay:
+        entries.append(("ignored", (0, 0, 0)))
     lines: list[list[tuple[int, str, tuple[int, ...]]]] = [[]]
     x = 0
     for name, color in entries:
@@ -47,7 +54,7 @@ def _row(tiles: np.ndarray) -> np.ndarray:
 def render(
     data: ml_collections.ConfigDict, *, split: str = "val", num_clips: int = 3, num_frames: int = 5
 ) -> np.ndarray:
-    """Draws the first frames of some videos, as a network sees them, and their true labels.
+    """Draws the first frames of some videos and their true labels; of train, augmented clips as a network gets them.
 
     Args:
       data: section of the configuration.
@@ -59,26 +66,35 @@ def render(
       u8 [height, width, 3], RGB.
 
     Raises:
-      UserError: see `pipeline.load_clips` and `pipeline.sequences`.
+      UserError: see `pipeline.train_batches` and `pipeline.sequences`.
     """
     table = pipeline.class_table(data)
     if num_clips < 1 or num_frames < 1:
         raise errors.UserError("data preview: the numbers of clips and frames must be at least 1; raise them")
     if split == "train":
-        clips = pipeline.load_clips(data, split=split, num_frames=min(num_frames, int(data.num_frames)))
-        videos = list(zip(clips.frames, clips.labels, strict=True))
+        wanted = min(num_frames, int(data.num_frames))
+        clips = next(pipeline.train_batches(data, batch_size=num_clips, num_frames=wanted, seed=int(data.seed)))
+        shown = list(zip(clips.frames, clips.labels, strict=True))
     else:
-        videos = [(video.frames[:num_frames], video.labels[:num_frames]) for video in pipeline.sequences(data, split)]
-    chosen = np.unique(np.linspace(0, len(videos) - 1, min(num_clips, len(videos))).round().astype(int))
+        videos = store.videos(data, split)
+        chosen = np.unique(np.linspace(0, len(videos) - 1, min(num_clips, len(videos))).round().astype(int))
+        shown = [(video.frames, video.labels) for video in (_head(videos, number, num_frames) for number in chosen)]
     rows = []
-    for number in chosen:
-        frames, labels = videos[number]
+    for frames, labels in shown:
         rows += [_row(np.asarray(frames)), _row(classes.colorize(np.asarray(labels), table))]
     width = max(row.shape[1] for row in rows)
     rows.append(_legend(table, width))
     return np.concatenate(
         [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=_PAPER) for row in rows]
     )
+
+
+def _head(videos: Sequence[types.Sequence], number: int, num_frames: int) -> types.Sequence:
+    """The first frames of a video; of one on disk no others are read."""
+    if isinstance(videos, store.Videos):
+        videos = videos.shortened(num_frames)
+    video = videos[number]
+    return types.Sequence(name=video.name, frames=video.frames[:num_frames], labels=video.labels[:num_frames])
 
 
 def save(
@@ -94,9 +110,85 @@ def save(
     Raises:
       UserError: the picture cannot be written.
     """
-    sheet = render(data, split=split, num_clips=num_clips, num_frames=num_frames)
+    _write(Image.fromarray(render(data, split=split, num_clips=num_clips, num_frames=num_frames)), path)
+
+
+def animate(
+    data: ml_collections.ConfigDict, *, split: str = "val", number: int | None = None, num_frames: int = 60
+) -> tuple[np.ndarray, float]:
+    """A video beside itself under its labels, frame by frame, above the legend of the classes.
+
+    Args:
+      data: section of the configuration.
+      split: train, val or test.
+      number: of the video in `pipeline.sequences`; None: the longest.
+      num_frames: at most.
+
+    Returns:
+      u8 [T, height, width, 3], and frames per second (10 for synthetic streets, which have no rate of their own).
+
+    Raises:
+      UserError: no such video, or see `pipeline.sequences`.
+    """
+    table = pipeline.class_table(data)
+    videos = store.videos(data, split, is_split_up=False)
+    lengths = list(map(len, videos.runs)) if isinstance(videos, store.Videos) else [len(v.frames) for v in videos]
+    if num_frames < 1 or (number is not None and not 0 <= number < len(lengths)):
+        raise errors.UserError(
+            f"data preview: video {number} of {split}, {num_frames} frames: numbers are 0..{len(lengths) - 1}, "
+            "frames at least 1"
+        )
+    video = _head(videos, int(np.argmax(lengths)) if number is None else number, num_frames)
+    rate = store.source(data, split).frame_rate / int(data.eval_gap) if data.name != "synthetic" else 10.0
+    frames, labels = np.asarray(video.frames), np.asarray(video.labels)
+    enlarge = -(-_PANEL // frames.shape[2])
+    overlay = overlaid(frames, labels, table)
+    panels = np.concatenate([frames, overlay], axis=2).repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    feet = [_foot(video.name, t, labels[t], table, panels.shape[2]) for t in range(len(frames))]
+    return np.concatenate([panels, np.stack(feet)], axis=1), rate
+
+
+def overlaid(frames: np.ndarray, labels: np.ndarray, table: types.ClassTable) -> np.ndarray:
+    """Frames u8 [..., H, W, 3] under the colours of their labels u8 [..., H, W]; ignored pixels stay as they are."""
+    painted = classes.colorize(labels, table).astype(np.uint16)
+    mixed = ((frames.astype(np.uint16) * (100 - _OPACITY) + painted * _OPACITY + 50) // 100).astype(np.uint8)
+    return np.where((labels < table.num_classes)[..., None], mixed, frames)
+
+
+def _foot(name: str, t: int, labels: np.ndarray, table: types.ClassTable, width: int) -> np.ndarray:
+    """A line of text and the legend."""
+    image = Image.new("RGB", (width, _LINE), (_PAPER,) * 3)
+    state = "" if (labels < table.num_classes).any() else " (no labels)"
+    ImageDraw.Draw(image).text((4, 3), f"{name}, frame {t}{state}", fill=(20, 20, 20))
+    return np.concatenate([np.asarray(image), _legend(table, width, is_overlay=True)])
+
+
+def save_animation(
+    data: ml_collections.ConfigDict,
+    path: str | os.PathLike[str],
+    *,
+    split: str = "val",
+    number: int | None = None,
+    num_frames: int = 60,
+) -> None:
+    """Writes `animate(...)`: .gif, .webp, or .png and .apng (animated PNG), by the ending of `path`.
+
+    Raises:
+      UserError: the picture cannot be written.
+    """
+    pictures, rate = animate(data, split=split, number=number, num_frames=num_frames)
+    images = [Image.fromarray(picture) for picture in pictures]
+    if os.fspath(path).lower().endswith(".gif"):  # one palette for all, or the colours flicker
+        palette = Image.fromarray(pictures[:: max(len(pictures) // 8, 1)].reshape(-1, *pictures.shape[2:]))
+        palette = palette.quantize(256, Image.Quantize.MEDIANCUT)
+        images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    duration = max(round(1000 / rate), 20)  # milliseconds; browsers slow down what is shorter
+    _write(images[0], path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+
+
+def _write(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> None:
     try:
-        Image.fromarray(sheet).save(path)
+        image.save(path, **options)
     except (OSError, ValueError) as error:
         raise errors.UserError(
             f"{path}: cannot write the picture ({error}); use a writable path that ends in .png"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import collections.abc
+import concurrent.futures
 import dataclasses
 import functools
 import os
+from typing import Any
 
 import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.data import folders, synthetic
+from dvsnas_jax.data import folder_layout, folders, frames, layouts, prepared, synthetic
 
-NAMES = ("synthetic", "camvid")
+NAMES = ("synthetic", *layouts.NAMES)
 HISTORIES = ("frames", "stills")
 
 
@@ -40,11 +43,6 @@ class ClipIndex:
 
     places: np.ndarray
     spare: int = 0
-
-
-def folder(data: ml_collections.ConfigDict) -> str:
-    """The dataset folder: data.dir, or the environment variable DVSNAS_CAMVID."""
-    return str(data.dir or os.environ.get("DVSNAS_CAMVID", ""))
 
 
 def check(data: ml_collections.ConfigDict, split: str) -> None:
@@ -82,9 +80,9 @@ def index(data: ml_collections.ConfigDict, split: str, num_frames: int) -> ClipI
     if num_frames < 1:
         raise errors.UserError(f"num_frames: {num_frames} frames make no clip; use at least 1")
     wanted = 1 if is_still(data) else num_frames
-    if data.name == "camvid":
-        frames = folders.index(folder(data), split)
-        return ClipIndex(folders.clips(frames, wanted, int(data.frame_gap), int(data.frame_gap_tolerance)))
+    if data.name != "synthetic":
+        found = source(data, split).frames
+        return ClipIndex(folders.clips(found, wanted, int(data.frame_gap), int(data.frame_gap_tolerance)))
     num_clips, length = _counts(data, split)
     if wanted > length:
         key = "data.num_frames" if split == "train" else "data.val_frames"
@@ -121,26 +119,109 @@ def _synthetic(seed: int, split: str, counts: tuple[int, int], size: tuple[int, 
     return Store(frames.reshape(-1, *size, 3), labels.reshape(-1, *size))
 
 
+def require_memory(num: int, size: tuple[int, int], what: str) -> None:
+    """Checks that frames and labels fit into the memory that is free now.
+
+    Args:
+      num: of frames.
+      size: (height, width).
+      what: the split, for the error.
+
+    Raises:
+      UserError: they do not; with the arithmetic.
+    """
+    need = num * size[0] * size[1] * 4
+    free = _free_memory()
+    if need > free:
+        raise errors.UserError(
+            f"{what}: {num} frames x {size[0]} x {size[1]} pixels x 4 bytes = {need / 1e9:.1f} GB, but "
+            f"{free / 1e9:.1f} GB of memory are free; set data.loader to 'tf', or lower data.height and data.width"
+        )
+
+
+def _free_memory() -> int:
+    """Bytes that can be had without swapping; a large number where the system does not tell."""
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 1 << 62
+
+
+def source(data: ml_collections.ConfigDict, split: str) -> frames.Source:
+    """The frames of a split on disk: of data.prepared where that is set, else of the dataset folder.
+
+    Raises:
+      UserError: see `layouts.find` and `prepared.of`.
+    """
+    media = prepared.of(data, split)
+    return layouts.find(data, split) if media is None else media.source
+
+
+def read(
+    found: frames.Source,
+    places: collections.abc.Sequence[int],
+    size: tuple[int, int],
+    *,
+    what: str,
+    media: prepared.PreparedMedia | None = None,
+) -> Store:
+    """Reads some frames, resized, in parallel.
+
+    Args:
+      found: the source of a split.
+      places: of the wanted frames.
+      size: (height, width).
+      what: the split, for errors.
+      media: where the frames are not files.
+
+    Raises:
+      UserError: too large for the memory, or a file is not as it should be.
+    """
+    require_memory(len(places), size, what)
+    stored = Store(np.empty((len(places), *size, 3), np.uint8), np.empty((len(places), *size), np.uint8))
+
+    def fill(i: int) -> None:
+        content = None
+        if media is not None:
+            images, labels = media.read(np.array([places[i]], np.int32))
+            content = images[0], labels[0]
+        stored.frames[i], stored.labels[i] = folders.load(found.frames[places[i]], found.code, *size, content=content)
+
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 32)) as pool:
+        try:
+            for _ in pool.map(fill, range(len(places))):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return stored
+
+
 @functools.lru_cache(maxsize=6)
-def _camvid(root: str, split: str, size: tuple[int, int]) -> Store:
-    found = folders.index(root, split)
-    frames, labels = np.empty((len(found), *size, 3), np.uint8), np.empty((len(found), *size), np.uint8)
-    for i, frame in enumerate(found):
-        frames[i], labels[i] = folders.load(frame, *size)
-    return Store(frames, labels)
+def _disk(
+    root: str, split: str, name: str, options: folder_layout.Options, size: tuple[int, int], folder: str
+) -> Store:
+    media = prepared.open_media(folder, split) if folder else None
+    found = layouts.find_in(root, split, name, options) if media is None else media.source
+    return read(found, range(len(found.frames)), size, what=f"{folder or root}, {split}", media=media)
 
 
 def load(data: ml_collections.ConfigDict, split: str) -> Store:
     """All frames of a split, resized; kept for the life of the process.
 
     Raises:
-      UserError: the files are not as they should be (see `folders`).
+      UserError: the files are not as they should be (see `folders`), or the memory is too small for them.
     """
     check(data, split)
     size = (int(data.height), int(data.width))
-    if data.name == "camvid":
-        return _camvid(folder(data), split, size)
-    return _synthetic(int(data.seed), split, _counts(data, split), size, float(data.degrade))
+    if data.name != "synthetic":
+        options = folder_layout.options(data.folder)
+        prepared.of(data, split)  # says so where it is of another dataset
+        return _disk(layouts.root(data), split, data.name, options, size, str(data.prepared))
+    counts = _counts(data, split)
+    require_memory(counts[0] * counts[1], size, f"synthetic {split}")
+    return _synthetic(int(data.seed), split, counts, size, float(data.degrade))
 
 
 @functools.lru_cache(maxsize=4)
@@ -155,19 +236,72 @@ def _synthetic_sequences(
     )
 
 
-def sequences(data: ml_collections.ConfigDict, split: str) -> list[types.Sequence]:
-    """Whole videos, see `pipeline.sequences`."""
+class Videos(collections.abc.Sequence[types.Sequence]):
+    """Videos of a split on disk, each read when it is asked for.
+
+    Attributes:
+      source: of the split.
+      runs: the frames of each video, as places in the source.
+    """
+
+    def __init__(
+        self,
+        found: frames.Source,
+        runs: list[list[int]],
+        size: tuple[int, int],
+        media: prepared.PreparedMedia | None = None,
+    ) -> None:
+        self.source, self.runs, self._size, self._media = found, runs, size, media
+
+    def shortened(self, num_frames: int) -> Videos:
+        """The same videos without what follows their first frames."""
+        return Videos(self.source, [run[:num_frames] for run in self.runs], self._size, self._media)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return Videos(self.source, self.runs[number], self._size, self._media)
+        run = self.runs[number]
+        first = self.source.frames[run[0]]
+        name = f"{first.sequence}_{first.number:06d}"
+        stored = read(self.source, run, self._size, what=name, media=self._media)
+        return types.Sequence(name=name, frames=stored.frames, labels=stored.labels)
+
+
+def videos(
+    data: ml_collections.ConfigDict, split: str, *, is_split_up: bool | None = None
+) -> collections.abc.Sequence[types.Sequence]:
+    """Whole videos, those on disk read one at a time; see `pipeline.sequences`.
+
+    Args:
+      data: section of the configuration.
+      split: train, val or test.
+      is_split_up: every labelled frame is a video of its own; None: the train split of stills is.
+    """
     check(data, split)
+    if is_split_up is None:
+        is_split_up = is_still(data) and split == "train"
     size = (int(data.height), int(data.width))
     if data.name == "synthetic":
-        return list(_synthetic_sequences(int(data.seed), split, _counts(data, split), size, float(data.degrade)))
-    found = folders.index(folder(data), split)
-    if is_still(data) and split == "train":
-        runs = [[i] for i in range(len(found))]
+        return _synthetic_sequences(int(data.seed), split, _counts(data, split), size, float(data.degrade))
+    found = source(data, split)
+    if is_split_up:
+        runs = [[i] for i, frame in enumerate(found.frames) if frame.label]
     else:
-        runs = folders.runs(found, int(data.eval_gap))
-    stored = load(data, split)
-    return [
-        types.Sequence(name=found[run[0]].image.stem, frames=stored.frames[run], labels=stored.labels[run])
-        for run in runs
-    ]
+        runs = folders.runs(found.frames, int(data.eval_gap), is_still=found.layout == "cityscapes_stills")
+    return Videos(found, runs, size, prepared.of(data, split))
+
+
+def sequences(data: ml_collections.ConfigDict, split: str) -> list[types.Sequence]:
+    """Whole videos in memory, see `pipeline.sequences`.
+
+    Raises:
+      UserError: the files are not as they should be, or the memory is too small for them.
+    """
+    found = videos(data, split)
+    if isinstance(found, Videos):
+        num = sum(map(len, found.runs))
+        require_memory(num, (int(data.height), int(data.width)), f"data.{data.name}, {split}")
+    return list(found)

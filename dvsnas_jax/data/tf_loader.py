@@ -1,26 +1,45 @@
 """The tf.data loader: files are streamed, decoded and augmented in parallel, in a fixed order.
 
-Order comes from the same generator as in the NumPy loader; random numbers are stateless, keyed by
-(seed, example counter). The twin in NumPy averages where it makes frames smaller; here they are interpolated.
+Chance is decided before (`sharding`), by the same numbers as in the NumPy loader. Pixels are moved by the functions of
+`warp`, each compiled by XLA; TensorFlow's own operations for it take several times as long as the decoding of a PNG.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
+import os
 import types as pytypes
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.data import augment, classes, folders, store
+from dvsnas_jax.data import augment, frames, sharding, store, tf_decode, warp
+from dvsnas_jax.data import media as media_lib
 
-_PIECE = 1024
-"""Batches whose order is handed to tf.data at once."""
+_PIECE = 2048
+"""Examples, roughly, whose order is handed to tf.data at once."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """How the frames of a clip are read.
+
+    Attributes:
+      read: places i32 [T] -> tensors: words u32 [T, H, W] where `code` is None, else images, labels and has_label.
+      code: of the labels.
+    """
+
+    read: Callable[[Any], Sequence[Any]]
+    code: frames.LabelCode | None = None
+
+
+@functools.cache
 def tensorflow() -> pytypes.ModuleType:
     """TensorFlow, kept off the accelerators.
 
@@ -40,115 +59,183 @@ def tensorflow() -> pytypes.ModuleType:
     return tf
 
 
-def _file_reader(tf: Any, root: str, split: str, size: tuple[int, int]) -> Any:
-    """A function from a place in the index to its frame u8 [H, W, 3] and labels u8 [H, W]."""
-    folders.check(root, split)
-    found = folders.index(root, split)
-    images, labels = (tf.constant([str(getattr(frame, kind)) for frame in found]) for kind in ("image", "label"))
-
-    def nearest(total: Any, out: int) -> Any:
-        return (2 * tf.range(out) + 1) * total // (2 * out)
-
-    def read(place: Any) -> tuple[Any, Any]:
-        image = tf.io.decode_png(tf.io.read_file(images[place]), channels=3)
-        image = tf.image.resize(image, size, method="bilinear", antialias=True)
-        image = tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
-        label = tf.io.decode_png(tf.io.read_file(labels[place]), channels=1)[:, :, 0]
-        label = tf.gather(
-            tf.gather(label, nearest(tf.shape(label)[0], size[0])), nearest(tf.shape(label)[1], size[1]), axis=1
-        )
-        label = tf.where(label == classes.VOID, tf.constant(types.IGNORE, tf.uint8), label)
-        return tf.ensure_shape(image, (*size, 3)), tf.ensure_shape(label, size)
-
-    return read
+def compiled(tf: Any, fn: Callable[..., Any]) -> Any:
+    """`fn` as one XLA program."""
+    return tf.function(fn, jit_compile=True, autograph=False)
 
 
-def _memory_reader(tf: Any, stored: store.Store) -> Any:
+def media_decoder(tf: Any, media: media_lib.Media, size: tuple[int, int]) -> Decoder:
+    """Frames and labels of a dataset on disk, resized to (height, width)."""
+    read_files, code = tf_decode.reader(tf, media), media.source.code
+
+    def read(places: Any) -> Sequence[Any]:
+        images, labels = read_files(places)
+        return [*tf_decode.clip(tf, images, labels, code, size), tf.stack(labels) != b""]
+
+    return Decoder(read, code)
+
+
+def memory_decoder(tf: Any, stored: store.Store) -> Decoder:
     """The same from arrays in memory."""
-    frames, labels = tf.constant(stored.frames), tf.constant(stored.labels)
-    return lambda place: (frames[place], labels[place])
+    words = tf.constant(warp.pack(stored.frames, stored.labels))
+    return Decoder(lambda places: [tf.gather(words, places)])
 
 
-def _augment(tf: Any, rules: augment.Rules, frames: Any, labels: Any, key: Any) -> tuple[Any, Any]:
-    """`augment.apply` on tensors; key: i64 [2]."""
-    num_frames = frames.shape[0]
-    uniforms = tf.random.stateless_uniform([augment.num_uniforms(num_frames)], seed=key)
-    affine, color = augment.plan(rules, uniforms, num_frames, xp=tf)
-    affine, color = tf.cast(affine, tf.float32), tf.cast(color, tf.float32)
-    frames, labels = tf.cast(frames, tf.float32), labels[..., None]
-    if not rules.keeps_geometry:
-        a, b, c, d, e, f = tf.unstack(affine, axis=1)
-        zero = tf.zeros_like(a)
-        # from pixel centres at +0.5 to pixel centres at whole numbers
-        maps = tf.stack([a, b, c + 0.5 * (a + b) - 0.5, d, e, f + 0.5 * (d + e) - 0.5, zero, zero], 1)
+class _Programs:
+    """The XLA programs that make a clip, one after the other; each knows nothing but shapes, rules and label code."""
 
-        def warp(images: Any, fill: float, interpolation: str) -> Any:
-            return tf.raw_ops.ImageProjectiveTransformV3(
-                images=images,
-                transforms=maps,
-                output_shape=(rules.crop_height, rules.crop_width),
-                fill_value=fill,
-                interpolation=interpolation,
-                fill_mode="CONSTANT",
-            )
+    def __init__(self, rules: augment.Rules, num_frames: int, code: frames.LabelCode | None) -> None:
+        tf = self._tf = tensorflow()
+        self._code, self._is_late = code, code is not None and tf_decode.comes_late(code)
+        stages = [functools.partial(stage, tf) for stage in warp.stages(rules, num_frames)]
+        if rules.is_still or rules.num_tries > 1 or not stages:  # packed words are looked at more than once
+            stages.insert(0, lambda words, *_: tf.stack(words))
+        self._stage = stages[0]
+        self.first = compiled(tf, self._first)
+        self.middle = [compiled(tf, stage) for stage in stages[1:]]
+        self.last = compiled(tf, self._last)
+        self.target = compiled(tf, lambda words: self._train_ids(tf.cast(words[-1] // np.uint32(1 << 24), tf.uint8)))
 
-        frames, labels = warp(frames, 0.0, "BILINEAR"), warp(labels, float(types.IGNORE), "NEAREST")
-    if rules.jitter:
-        matrix = tf.reshape(color, (num_frames, 3, 4))
-        frames = tf.einsum("thwc,tdc->thwd", frames, matrix[:, :, :3]) + matrix[:, None, None, :, 3]
-    if rules.noise:
-        noise = tf.random.stateless_normal(frames[:-1].shape, seed=key + 1) * rules.noise
-        frames = tf.concat([frames[:-1] + noise, frames[-1:]], 0)
-    return tf.cast(tf.clip_by_value(tf.round(frames), 0.0, 255.0), tf.uint8), labels[..., 0]
+    def _first(self, maps: Any, color: Any, key: Any, *parts: Any) -> Any:
+        return self._stage(parts[0] if self._code is None else self._pack(*parts), maps, color, key)
+
+    def _last(self, pixels: Any) -> tuple[Any, ...]:
+        labels = self._train_ids(pixels[..., 3])
+        return pixels[..., :3], labels, self._tf.reduce_all(labels != tf_decode.UNKNOWN)
+
+    def _pack(self, *parts: Any) -> list[Any]:
+        tf, words, half = self._tf, [], len(parts) // 2
+        for t, (image, labels) in enumerate(zip(parts[:half], parts[half:-1], strict=True)):
+            known = labels if self._is_late else tf_decode.train_ids(tf, labels, self._code)
+            known = tf.cast(tf.where(parts[-1][t], known, np.uint8(types.IGNORE)), tf.uint32)
+            words.append(image & np.uint32(0xFFFFFF) | known * np.uint32(1 << 24))
+        return words
+
+    def _train_ids(self, labels: Any) -> Any:
+        return tf_decode.train_ids(self._tf, labels, self._code) if self._is_late else labels
+
+
+@functools.lru_cache(maxsize=32)
+def _programs(rules: augment.Rules, num_frames: int, code: tuple[bytes, bytes, bool] | None) -> _Programs:
+    """Made once for streams that differ in order alone: XLA takes its time."""
+    if code is None:
+        return _Programs(rules, num_frames, None)
+    raw, train, is_color = code
+    label_code = frames.LabelCode(np.frombuffer(raw, np.int64), np.frombuffer(train, np.uint8), is_color)
+    return _Programs(rules, num_frames, label_code)
+
+
+def clip_maker(tf: Any, decoder: Decoder, rules: augment.Rules, num_frames: int) -> Callable[..., tuple[Any, Any]]:
+    """What makes one clip of a plan.
+
+    Args:
+      tf: TensorFlow.
+      decoder: of the frames.
+      rules: of augmentation.
+      num_frames: T.
+
+    Returns:
+      A function of places i32 [T or 1], maps f32 [tries, T, 8], colours f32 [T, 12] and key u32 [],
+      to frames u8 [T, crop_height, crop_width, 3] and labels u8 [T, crop_height, crop_width].
+    """
+    code = decoder.code
+    key_of_code = code and (code.raw.astype(np.int64).tobytes(), code.train.astype(np.uint8).tobytes(), code.is_color)
+    programs = _programs(rules, num_frames, key_of_code)
+
+    def make(places: Any, maps: Any, color: Any, key: Any) -> tuple[Any, Any]:
+        chosen = maps[0]
+        words = programs.first(chosen, color, key, *decoder.read(places))
+        if rules.num_tries > 1:
+            chosen = augment.choose_crop(rules, maps, programs.target(words), xp=tf)
+        for program in programs.middle:
+            words = program(words, chosen, color, key)
+        found, labels, is_known = programs.last(tf.bitcast(words, tf.uint8))
+        with tf.control_dependencies([tf.debugging.Assert(is_known, ["unknown label"])]):
+            return found, tf.identity(labels)
+
+    return make
+
+
+def num_workers(workers: int) -> int:
+    """Clips that are made at the same time; 0 = one for each core of this process."""
+    if workers:
+        return workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def batches(
-    data: ml_collections.ConfigDict,
-    split: str,
-    examples: Iterator[tuple[int, np.ndarray]],
+    decoder: Decoder,
     rules: augment.Rules,
-    *,
-    batch_size: int,
     num_frames: int,
-    seed: int,
+    examples: Iterator[Sequence[sharding.Example]],
+    *,
+    workers: int,
+    explain: Callable[[Sequence[sharding.Example]], None],
 ) -> Iterator[types.Clip]:
-    """Endless batches, see `pipeline.train_batches`.
+    """Batches in the order of `examples`.
 
     Args:
-      data: section of the configuration.
-      split: train, val or test.
-      examples: (counter, places i32 [T], or [1] for stills), endless.
+      decoder: of the frames.
       rules: of augmentation.
-      batch_size: B.
       num_frames: T.
-      seed: of the augmentation.
+      examples: the examples of each batch, all of one size.
+      workers: clips that are made at the same time, 0 = one for each core. They change no batch.
+      explain: is called with the examples of a batch that cannot be made, to raise an error that names the file.
+
+    Yields:
+      Clips u8 [B, T, crop_height, crop_width, ...].
 
     Raises:
-      UserError: TensorFlow is missing, or a file is not as it should be.
+      UserError: a file is not as it should be.
     """
     tf = tensorflow()
-    if data.name == "synthetic":
-        read = _memory_reader(tf, store.load(data, split))
-    else:
-        read = _file_reader(tf, store.folder(data), split, (int(data.height), int(data.width)))
+    make = tf.function(clip_maker(tf, decoder, rules, num_frames), autograph=False)  # traced once for all pieces
+    options = tf.data.Options()
+    options.threading.max_intra_op_parallelism = 1  # the clips are what is done in parallel
+    options.deterministic = True
 
-    def make(counter: Any, places: Any) -> tuple[Any, Any]:
-        clips = [read(place) for place in tf.unstack(places)]
-        clips = clips * (num_frames if len(clips) < num_frames else 1)
-        frames, labels = (tf.stack([clip[i] for clip in clips]) for i in range(2))
-        if rules.is_identity:
-            return frames, labels
-        return _augment(tf, rules, frames, labels, tf.stack([tf.constant(seed, tf.int64), counter]))
+    def prepare() -> tuple[list[Sequence[sharding.Example]], Any]:
+        piece = _take(examples, _PIECE)
+        if not piece:
+            return piece, None
+        dataset = tf.data.Dataset.from_tensor_slices(_tensors(rules, num_frames, piece))
+        dataset = dataset.map(tf.autograph.experimental.do_not_convert(make), num_parallel_calls=num_workers(workers))
+        dataset = dataset.batch(len(piece[0]), drop_remainder=True).prefetch(2).with_options(options)
+        return piece, dataset.as_numpy_iterator()
 
-    def stream() -> Iterator[types.Clip]:
-        while True:  # the order comes in long pieces: a Python generator inside tf.data complains when the program ends
-            piece = list(itertools.islice(examples, _PIECE * batch_size))
-            counters, places = np.array([c for c, _ in piece], np.int64), np.stack([p for _, p in piece])
-            dataset = tf.data.Dataset.from_tensor_slices((counters, places))
-            dataset = dataset.map(
-                tf.autograph.experimental.do_not_convert(make), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-            )
-            for frames, labels in dataset.batch(batch_size).prefetch(2).as_numpy_iterator():
-                yield types.Clip(frames=frames, labels=labels)
+    running: list[Any] = []
+    # Readers of prepared datasets are Python: their threads must end before the interpreter does.
+    at_exit = weakref.finalize(decoder, running.clear)
+    with futures.ThreadPoolExecutor(1) as pool:
+        piece, iterator = prepare()
+        while piece:
+            running[:] = [iterator]
+            del iterator
+            for number, batch in enumerate(piece):
+                if number == len(piece) // 2:
+                    upcoming = pool.submit(prepare)  # takes a third of a second
+                try:
+                    found, labels = next(running[0])
+                except tf.errors.OpError:
+                    explain(batch)
+                    raise
+                yield types.Clip(frames=found, labels=labels)
+            piece, iterator = upcoming.result()
+    at_exit.detach()
 
-    return stream()
+
+def _tensors(
+    rules: augment.Rules, num_frames: int, piece: Sequence[Sequence[sharding.Example]]
+) -> tuple[np.ndarray, ...]:
+    """Places, maps, colours and keys of the examples of some batches, each [E, ...]."""
+    flat = [example for batch in piece for example in batch]
+    places, uniforms, key = (np.stack([getattr(each, name) for each in flat]) for name in ("places", "uniforms", "key"))
+    return places, *augment.plan(rules, uniforms, num_frames), key
+
+
+def _take(examples: Iterator[Sequence[sharding.Example]], wanted: int) -> list[Sequence[sharding.Example]]:
+    """Whole batches of about so many examples, at least one; none where they have ended."""
+    first = next(examples, None)
+    if first is None:
+        return []
+    return [first, *itertools.islice(examples, max(wanted // max(len(first), 1) - 1, 0))]

@@ -1,6 +1,6 @@
-"""MobileNetV2 as an encoder (Sandler et al., CVPR 2018, arXiv 1801.04381), in the variant of light-weight RefineNet.
+"""MobileNetV2 as an encoder (Sandler et al., CVPR 2018, arXiv 1801.04381), without its 1280-channel head.
 
-Every block keeps its 1x1 expansion, also the first one; projections are linear; there is no 1280-channel head.
+Projections are linear. The first block has its 1x1 expansion (as in light-weight RefineNet) or not (as in torchvision).
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from dvsnas_jax.nets import layers
+from dvsnas_jax.nets import blocks
 
 STEM_CHANNELS = 32
 STAGES = (
@@ -25,7 +24,8 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-NORM_DECAY = 0.9
+FEATURES = {"stage1": "layer3", "stage2": "layer4", "stage3": "layer6", "stage4": "layer8"}
+"""The maps that other packages see, at strides 4, 8, 16 and 32 (or 16)."""
 
 
 def scaled(channels: int, width: float) -> int:
@@ -40,51 +40,6 @@ def stage_channels(width: float) -> dict[str, int]:
     return {f"layer{i}": scaled(stage[1], width) for i, stage in enumerate(STAGES, start=2)}
 
 
-class ConvNorm(nn.Module):
-    """A convolution without bias, batch normalisation and, if wanted, ReLU6.
-
-    In evaluation the running statistics are folded into the kernel.
-
-    Attributes:
-      features: output channels; None: a depthwise convolution.
-      size: side of the kernel.
-      stride: of the output grid.
-      is_active: whether ReLU6 follows.
-      dtype: of the computation; parameters and statistics are float32.
-    """
-
-    features: int | None
-    size: int = 1
-    stride: int = 1
-    is_active: bool = True
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, h, w, Cin] -> [B, ceil(h / stride), ceil(w / stride), features]."""
-        channels = self.features or x.shape[-1]
-        shape = (self.size, self.size, x.shape[-1]) + (() if self.features is None else (channels,))
-        kernel = self.param("kernel", layers.he_normal, shape)
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-        var = self.variable("batch_stats", "var", jnp.ones, (channels,))
-        conv_fn = layers.depthwise_conv if self.features is None else layers.conv
-        x = x.astype(self.dtype)
-        if train:
-            y = conv_fn(x, kernel, stride=self.stride)
-            batch_mean, batch_var = layers.batch_moments(y)
-            y = layers.normalize(y, scale, bias, batch_mean, batch_var)
-            if not self.is_initializing():
-                mean.value = NORM_DECAY * mean.value + (1 - NORM_DECAY) * batch_mean
-                var.value = NORM_DECAY * var.value + (1 - NORM_DECAY) * batch_var
-        else:
-            factor = scale * lax.rsqrt(var.value + layers.NORM_EPS)
-            y = conv_fn(x, kernel * layers.per_channel(factor, kernel.ndim), stride=self.stride)
-            y = y + layers.per_channel((bias - mean.value * factor).astype(self.dtype), 4)
-        return jnp.clip(y, 0, 6) if self.is_active else y
-
-
 class InvertedResidual(nn.Module):
     """1x1 expansion, depthwise 3x3, linear 1x1 projection; the input is added where shapes agree.
 
@@ -92,20 +47,31 @@ class InvertedResidual(nn.Module):
       features: output channels.
       expansion: factor of the inner channels.
       stride: of the output grid.
+      dilation: of the depthwise convolution.
+      has_expansion: whether there is a 1x1 convolution before the depthwise one.
+      is_frozen: see `blocks.ConvNorm`.
       dtype: of the computation.
     """
 
     features: int
     expansion: int
     stride: int
+    dilation: int = 1
+    has_expansion: bool = True
+    is_frozen: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, h, w, Cin] -> [B, ceil(h / stride), ceil(w / stride), features]."""
-        y = ConvNorm(x.shape[-1] * self.expansion, dtype=self.dtype, name="expand")(x, train)
-        y = ConvNorm(None, size=3, stride=self.stride, dtype=self.dtype, name="depthwise")(y, train)
-        y = ConvNorm(self.features, is_active=False, dtype=self.dtype, name="project")(y, train)
+        shared: dict[str, Any] = {"is_frozen": self.is_frozen, "dtype": self.dtype}
+        y = x
+        if self.has_expansion:
+            y = blocks.ConvNorm(x.shape[-1] * self.expansion, **shared, name="expand")(y, train)
+        y = blocks.ConvNorm(
+            None, size=3, stride=self.stride, dilation=self.dilation, **shared, name="depthwise"
+        )(y, train)  # fmt: skip
+        y = blocks.ConvNorm(self.features, activation_fn=None, **shared, name="project")(y, train)
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
 
@@ -114,27 +80,43 @@ class MobileNetV2(nn.Module):
 
     Attributes:
       width: multiplier of all channels, the stem's too.
+      expand_first: whether the first block has a 1x1 expansion.
+      output_stride: 32, or 16: the last strided stage keeps its grid and is dilated instead.
+      is_frozen: see `blocks.ConvNorm`.
       dtype: of the computation.
     """
 
     width: float = 1.0
+    expand_first: bool = True
+    output_stride: int = 32
+    is_frozen: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
         """f32 [B, H, W, 3] -> maps `layer2` (stride 2), `layer3` (4), `layer4` (8), `layer5`, `layer6` (16),
-        `layer7`, `layer8` (32); sizes are ceil(n / stride), step by step."""
+        `layer7`, `layer8` (output_stride); sizes are ceil(n / stride), step by step."""
+        shared: dict[str, Any] = {"is_frozen": self.is_frozen, "dtype": self.dtype}
         stem = scaled(STEM_CHANNELS, self.width)
-        x = ConvNorm(stem, size=3, stride=2, dtype=self.dtype, name="layer1")(images, train)
+        x = blocks.ConvNorm(stem, size=3, stride=2, **shared, name="layer1")(images, train)
         maps = {}
-        for index, (expansion, channels, blocks, stride) in enumerate(STAGES, start=2):
-            for block in range(blocks):
+        reached, dilation = 2, 1
+        for index, (expansion, channels, num_blocks, first_stride) in enumerate(STAGES, start=2):
+            is_dilated = first_stride > 1 and reached == self.output_stride
+            stride = 1 if is_dilated else first_stride
+            reached *= stride
+            for block in range(num_blocks):
+                # The first block still sees the grid's old spacing, the later ones its doubled one (as torchvision).
+                is_wide = is_dilated and block > 0
                 x = InvertedResidual(
                     scaled(channels, self.width),
                     expansion,
                     stride if block == 0 else 1,
-                    dtype=self.dtype,
+                    dilation=2 * dilation if is_wide else dilation,
+                    has_expansion=index > 2 or self.expand_first,
+                    **shared,
                     name=f"layer{index}_{block}",
                 )(x, train)
+            dilation *= 2 if is_dilated else 1
             maps[f"layer{index}"] = x
         return maps

@@ -1,8 +1,7 @@
-"""The decoder of light-weight RefineNet (Nekrasov, Shen, Reid, BMVC 2018, arXiv 1810.03272) on MobileNetV2 maps."""
+"""The decoders of light-weight RefineNet (Nekrasov, Shen, Reid, BMVC 2018, arXiv 1810.03272)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dvsnas_jax.nets import layers
+from dvsnas_jax.nets import blocks, layers
 
-LEVELS = (
+MOBILENET_LEVELS = (
     # number of the chained pooling, the encoder maps that enter there; from the coarsest to the finest
     (4, (8, 7)),
     (3, (6, 5)),
@@ -21,37 +20,6 @@ LEVELS = (
 )
 POOL_STAGES = 4
 POOL_WINDOW = 5
-
-
-def kernel_scale(shape: tuple[int, ...]) -> float:
-    """Standard deviation of the weights of a decoder kernel, sqrt(1 / (3 fan-in)).
-
-    The decoder has no normalisation: He's larger kernels would drive its sums past the 6 of ReLU6, where gradients end.
-    """
-    return layers.he_scale(shape) / math.sqrt(6.0)
-
-
-def init_kernel(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws a decoder kernel, f32."""
-    return jax.random.normal(rng, shape, jnp.float32) * kernel_scale(shape)
-
-
-class Pointwise(nn.Module):
-    """A 1x1 convolution without bias.
-
-    Attributes:
-      features: output channels.
-      dtype: of the computation.
-    """
-
-    features: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, Cin] -> [B, h, w, features]."""
-        kernel = self.param("kernel", init_kernel, (1, 1, x.shape[-1], self.features))
-        return layers.conv(x.astype(self.dtype), kernel)
 
 
 class ChainedPooling(nn.Module):
@@ -69,13 +37,18 @@ class ChainedPooling(nn.Module):
         top = x
         for stage in range(1, POOL_STAGES + 1):
             top = layers.max_pool(top, POOL_WINDOW)
-            top = Pointwise(x.shape[-1], self.dtype, name=f"pointwise{stage}")(top)
+            top = blocks.Pointwise(x.shape[-1], self.dtype, name=f"pointwise{stage}")(top)
             x = x + top
         return x
 
 
-class RefineNet(nn.Module):
-    """The decoder up to the map before the classifier.
+def _raised(y: jax.Array, lateral: jax.Array) -> jax.Array:
+    """A coarser level's map at the grid of a finer one, corners aligned."""
+    return layers.resize_bilinear(y, (lateral.shape[1], lateral.shape[2]), align_corners=True)
+
+
+class MobileNetRefineNet(nn.Module):
+    """The decoder on MobileNetV2 maps up to the map before the classifier.
 
     Attributes:
       channels: of the decoder; 256 as published.
@@ -86,35 +59,49 @@ class RefineNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, maps: Mapping[str, jax.Array]) -> jax.Array:
+    def __call__(self, maps: Mapping[str, jax.Array], train: bool) -> jax.Array:
         """Encoder maps `layer3` .. `layer8` -> [B, h, w, channels] at the grid of `layer3`."""
+        del train  # it has neither normalisation nor dropout
         y: jax.Array | None = None
-        for level, laterals in LEVELS:
-            parts = [Pointwise(self.channels, self.dtype, name=f"conv{i}")(maps[f"layer{i}"]) for i in laterals]
-            if y is not None:  # from the coarser level, corners aligned
-                y = Pointwise(self.channels, self.dtype, name=f"adapt{level + 1}")(y)
-                size = (parts[0].shape[1], parts[0].shape[2])
-                parts.append(layers.resize_bilinear(y, size, align_corners=True))
-            y = jnp.clip(sum(parts[1:], parts[0]), 0, 6)
-            y = ChainedPooling(self.dtype, name=f"pool{level}")(y)
+        for level, laterals in MOBILENET_LEVELS:
+            parts = [blocks.Pointwise(self.channels, self.dtype, name=f"conv{i}")(maps[f"layer{i}"]) for i in laterals]
+            if y is not None:
+                y = blocks.Pointwise(self.channels, self.dtype, name=f"adapt{level + 1}")(y)
+                parts.append(_raised(y, parts[0]))
+            y = ChainedPooling(self.dtype, name=f"pool{level}")(blocks.relu6(sum(parts[1:], parts[0])))
         assert y is not None
         return y
 
 
-class Classifier(nn.Module):
-    """A 3x3 convolution with bias, the only one that has one.
+class ResNetRefineNet(nn.Module):
+    """The decoder on ResNet maps up to the map before the classifier; its coarsest level has twice the channels.
 
     Attributes:
-      num_classes: K.
+      channels: of the decoder; 256 as published.
+      dropout: share of the values of the two deepest maps that training drops; 0.5 as published. Above 0, training
+        needs a key: `rngs={"dropout": ...}`.
       dtype: of the computation.
     """
 
-    num_classes: int
+    channels: int = 256
+    dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] -> logits [B, h, w, K]."""
-        kernel = self.param("kernel", init_kernel, (3, 3, x.shape[-1], self.num_classes))
-        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
-        return layers.conv(x.astype(self.dtype), kernel) + layers.per_channel(bias.astype(self.dtype), 4)
+    def __call__(self, maps: Mapping[str, jax.Array], train: bool) -> jax.Array:
+        """Encoder maps `layer1` .. `layer4` -> [B, h, w, channels] at the grid of `layer1`."""
+        y: jax.Array | None = None
+        for level in (4, 3, 2, 1):
+            x = maps[f"layer{level}"]
+            if level >= 3 and self.dropout > 0:
+                x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{level}")(x)
+            width = self.channels * (2 if level == 4 else 1)
+            x = blocks.Pointwise(width, self.dtype, name=f"reduce{level}")(x)
+            if y is not None:
+                x = blocks.Pointwise(width, self.dtype, name=f"adapt{level}")(x)
+                x = x + _raised(y, x)
+            y = ChainedPooling(self.dtype, name=f"pool{level}")(blocks.relu(x))
+            if level > 1:
+                y = blocks.Pointwise(self.channels, self.dtype, name=f"merge{level}")(y)
+        assert y is not None
+        return y

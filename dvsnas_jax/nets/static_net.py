@@ -12,31 +12,47 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.nets import layers, mobilenet, refinenet
+from dvsnas_jax.nets import blocks, deeplab, layers, mobilenet, refinenet, resnet, weights_folder
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """Of ImageNet, RGB in 0..1."""
 
-STAGES = {"stage1": "layer3", "stage2": "layer4", "stage3": "layer6", "stage4": "layer8"}
-"""Names of the encoder maps outside of this package, at strides 4, 8, 16 and 32."""
-
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ENCODERS = ("mobilenet_v2", *resnet.BLOCKS)
+DECODERS = ("refinenet", "deeplab")
 
 
 class StaticNet(nn.Module):
-    """MobileNetV2 with the light-weight RefineNet decoder; any input size.
+    """An encoder, a decoder and a classifier; any input size.
 
     Attributes:
       num_classes: K.
+      encoder: one of `ENCODERS`.
       width: multiplier of the encoder's channels.
+      expand_first: MobileNetV2: whether the first block has a 1x1 expansion.
+      stride_in_1x1: ResNet: stride in the first convolution of a bottleneck (the original) instead of its 3x3 one.
+      output_stride: of `stage4`, 32 or 16 (dilated).
+      is_norm_frozen: whether the encoder normalises by its running statistics in training, too, and keeps them.
+      decoder: one of `DECODERS`.
       decoder_channels: of the decoder.
+      dropout: share of the two deepest maps that training drops (light-weight RefineNet on ResNet); above 0, training
+        needs `rngs={"dropout": key}`.
+      has_auxiliary: whether training also gives logits from `stage3`.
       dtype: of the computation; parameters are float32.
     """
 
     num_classes: int
+    encoder: str = "mobilenet_v2"
     width: float = 1.0
+    expand_first: bool = True
+    stride_in_1x1: bool = False
+    output_stride: int = 32
+    is_norm_frozen: bool = False
+    decoder: str = "refinenet"
     decoder_channels: int = 256
+    dropout: float = 0.0
+    has_auxiliary: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -48,38 +64,122 @@ class StaticNet(nn.Module):
           train: normalise by the batch and update the running statistics (`mutable=["batch_stats"]`).
 
         Returns:
-          Maps `stage1` .. `stage4` at strides 4, 8, 16, 32 and `decoder` at stride 4, logits [B, h, w, K] at
-          stride 4, all in `dtype`.
+          Maps `stage1` .. `stage4` at strides 4, 8, 16, `output_stride` and `decoder` at stride 4, logits
+          [B, h, w, K] at stride 4, all in `dtype`. In training, where there is an auxiliary classifier, also the map
+          `auxiliary`: its logits at stride 16.
         """
-        maps = mobilenet.MobileNetV2(self.width, self.dtype, name="encoder")(images, train)
-        decoder = refinenet.RefineNet(self.decoder_channels, self.dtype, name="decoder")(maps)
-        logits = refinenet.Classifier(self.num_classes, self.dtype, name="classifier")(decoder)
-        stages = {name: maps[layer] for name, layer in STAGES.items()}
-        return types.Features(maps={**stages, "decoder": decoder}, logits=logits)
+        maps = self._encoder()(images, train)
+        stages = {name: maps[layer] for name, layer in _features(self.encoder).items()}
+        decoder = self._decoder()({**maps, **stages}, train)
+        logits = blocks.Classifier(self.num_classes, dtype=self.dtype, name="classifier")(decoder)
+        found = {**stages, "decoder": decoder}
+        if self.has_auxiliary and (train or self.is_initializing()):
+            found["auxiliary"] = Auxiliary(self.num_classes, self.dtype, name="auxiliary")(stages["stage3"], train)
+        return types.Features(maps=found, logits=logits)
+
+    def _encoder(self) -> nn.Module:
+        shared: dict[str, Any] = {
+            "width": self.width, "output_stride": self.output_stride, "is_frozen": self.is_norm_frozen,
+            "dtype": self.dtype, "name": "encoder",
+        }  # fmt: skip
+        if self.encoder == "mobilenet_v2":
+            return mobilenet.MobileNetV2(expand_first=self.expand_first, **shared)
+        return resnet.ResNet(self.encoder, stride_in_1x1=self.stride_in_1x1, **shared)
+
+    def _decoder(self) -> nn.Module:
+        shared: dict[str, Any] = {"channels": self.decoder_channels, "dtype": self.dtype, "name": "decoder"}
+        if self.decoder == "deeplab":
+            return deeplab.DeepLab(output_stride=self.output_stride, **shared)
+        if self.encoder == "mobilenet_v2":
+            return refinenet.MobileNetRefineNet(**shared)
+        return refinenet.ResNetRefineNet(dropout=self.dropout, **shared)
+
+
+class Auxiliary(nn.Module):
+    """A second classifier on an encoder map, for a loss that trains the encoder more directly (Zhao et al., CVPR 2017,
+    arXiv 1612.01105): 3x3 convolution to a quarter of the channels, then 1x1.
+
+    Attributes:
+      num_classes: K.
+      dtype: of the computation.
+    """
+
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, h, w, C] -> logits [B, h, w, K]."""
+        channels = max(x.shape[-1] // 4, 8)
+        y = blocks.ConvNorm(channels, size=3, activation_fn=blocks.relu, dtype=self.dtype, name="conv")(x, train)
+        return blocks.Classifier(self.num_classes, size=1, dtype=self.dtype, name="classifier")(y)
 
 
 def make(config: ml_collections.ConfigDict, num_classes: int) -> StaticNet:
     """Builds the network that a config describes.
 
     Args:
-      config: the section `net`: width, decoder_channels, dtype.
+      config: the section `net`.
       num_classes: K.
 
     Raises:
       UserError: a value is out of range.
     """
+    _check(config)
+    return StaticNet(
+        num_classes=num_classes,
+        encoder=config.encoder,
+        width=float(config.width),
+        expand_first=config.expand_first,
+        stride_in_1x1=config.stride_in_1x1,
+        output_stride=config.output_stride,
+        is_norm_frozen=config.freeze_norm,
+        decoder=config.decoder,
+        decoder_channels=config.decoder_channels,
+        dropout=float(config.dropout),
+        has_auxiliary=config.auxiliary,
+        dtype=_DTYPES[config.dtype],
+    )
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
     if config.width <= 0:
         raise errors.UserError(f"net.width: must be above 0, got {config.width}")
     if config.decoder_channels < 1:
         raise errors.UserError(f"net.decoder_channels: must be at least 1, got {config.decoder_channels}")
-    if config.dtype not in _DTYPES:
-        raise errors.UserError(f"net.dtype: unknown type {config.dtype!r}, allowed are {', '.join(_DTYPES)}")
-    return StaticNet(
-        num_classes=num_classes,
-        width=float(config.width),
-        decoder_channels=config.decoder_channels,
-        dtype=_DTYPES[config.dtype],
-    )
+    if not 0 <= config.dropout < 1:
+        raise errors.UserError(f"net.dropout: must be at least 0 and below 1, got {config.dropout}")
+    allowed = {"encoder": ENCODERS, "decoder": DECODERS, "output_stride": (16, 32), "dtype": tuple(_DTYPES)}
+    for key, values in allowed.items():
+        if config[key] not in values:
+            raise errors.UserError(f"net.{key}: unknown {config[key]!r}, allowed are {', '.join(map(str, values))}")
+    is_resnet_refinenet = config.encoder != "mobilenet_v2" and config.decoder == "refinenet"
+    if config.dropout and not is_resnet_refinenet:
+        raise errors.UserError("net.dropout: only the decoder refinenet on a ResNet has dropout, set it to 0")
+
+
+def _features(encoder: str) -> dict[str, str]:
+    """The encoder's own names of `stage1` .. `stage4`."""
+    return mobilenet.FEATURES if encoder == "mobilenet_v2" else resnet.FEATURES
+
+
+def start(config: ml_collections.ConfigDict, net: StaticNet, rng: jax.Array) -> types.Params:
+    """The variables that training begins with: drawn, and replaced by those of the folder `config.weights` if it names
+    one.
+
+    Args:
+      config: the section `net`, of which `net` was made.
+      net: the network.
+      rng: a key.
+
+    Returns:
+      `{"params", "batch_stats"}`.
+
+    Raises:
+      UserError: the folder cannot be read, or its weights are of another network.
+    """
+    variables = init(net, rng)
+    return weights_folder.load(config.weights, variables, config) if config.weights else variables
 
 
 def init(net: StaticNet, rng: jax.Array) -> types.Params:
@@ -91,12 +191,13 @@ def init(net: StaticNet, rng: jax.Array) -> types.Params:
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(net))
     paths = [tuple(entry.key for entry in path) for path, _ in leaves]
     is_kernel = [path[-1] == "kernel" for path in paths]
+    is_normed = {path[:-1] for path in paths if path[-1] == "scale"}
     sizes = [math.prod(leaf.shape) * drawn for (_, leaf), drawn in zip(leaves, is_kernel, strict=True)]
     normals = np.split(np.asarray(jax.random.normal(rng, (sum(sizes),))), np.cumsum(sizes)[:-1])
     values = []
     for path, (_, leaf), part in zip(paths, leaves, normals, strict=True):
         if path[-1] == "kernel":
-            scale_fn = layers.he_scale if path[1] == "encoder" else refinenet.kernel_scale
+            scale_fn = layers.he_scale if path[:-1] in is_normed else blocks.plain_scale
             values.append(part.reshape(leaf.shape) * np.float32(scale_fn(leaf.shape)))
         else:
             values.append(np.full(leaf.shape, 1.0 if path[-1] in ("scale", "var") else 0.0, np.float32))
@@ -122,9 +223,41 @@ def feature_channels(config: ml_collections.ConfigDict, num_classes: int) -> dic
       config: the section `net`.
       num_classes: K.
     """
-    encoder = mobilenet.stage_channels(config.width)
-    stages = {name: encoder[layer] for name, layer in STAGES.items()}
+    if config.encoder == "mobilenet_v2":
+        encoder = mobilenet.stage_channels(config.width)
+    else:
+        encoder = resnet.stage_channels(config.encoder, config.width)
+    stages = {name: encoder[layer] for name, layer in _features(config.encoder).items()}
     return {**stages, "decoder": config.decoder_channels, "logits": num_classes, "image": 3}
+
+
+def feature_strides(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Pixels of the image per cell of each of the network's maps (before `to_grid`), and of the logits."""
+    deepest = {"stage4": config.output_stride}
+    return {"stage1": 4, "stage2": 8, "stage3": 16, **deepest, "decoder": 4, "logits": 4}
+
+
+def num_macs(net: StaticNet, size: tuple[int, int]) -> int:
+    """Multiply-adds of all convolutions for one image, without running anything.
+
+    Args:
+      net: the network.
+      size: height and width of the image.
+    """
+    total = 0
+
+    def count_fn(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        nonlocal total
+        y = next_fn(*args, **kwargs)
+        if context.method_name == "__call__" and isinstance(context.module, blocks.LAYERS):
+            kernel = context.module.get_variable("params", "kernel")
+            total += y.shape[1] * y.shape[2] * math.prod(kernel.shape)
+        return y
+
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    with nn.intercept_methods(count_fn):
+        jax.eval_shape(lambda variables, x: net.apply(variables, x, train=False), shapes(net), images)
+    return total
 
 
 def normalise(frames: types.Array) -> jax.Array:

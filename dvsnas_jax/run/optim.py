@@ -1,19 +1,15 @@
-"""Optimizers, schedules and the loss that every training in this package shares."""
+"""Optimizers, schedules and averages that every training in this package shares."""
 
 from __future__ import annotations
 
-import functools
-import operator
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
 from dvsnas_jax.core import types
-from dvsnas_jax.nets import layers
 
 
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -42,6 +38,16 @@ def make(config: ml_collections.ConfigDict, *, is_constant: bool = False) -> opt
             optax.adamw(rate, weight_decay=config.weight_decay, mask={"kernels": True, "others": False}),
         )
     )
+
+
+def scale_part(name: str, factor: float) -> optax.GradientTransformation:
+    """Multiplies the updates of one part of a network, such as its encoder: another learning rate for it."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        return {**updates, name: jax.tree.map(lambda x: factor * x, updates[name])}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def in_two_vectors(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -86,33 +92,3 @@ def polyak(decay: float, average: types.Params, params: types.Params, step: type
     """Moving average of weights; its decay grows from 0 so that early weights are forgotten."""
     rate = jnp.minimum(decay, step / (step + 10.0))
     return jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, average, params)
-
-
-def cross_entropy(logits: types.Array, labels: types.Array) -> tuple[jax.Array, jax.Array]:
-    """Softmax cross-entropy over the labelled pixels.
-
-    Args:
-      logits: [..., h, w, K] at the grid of the network.
-      labels: u8 [..., H', W'], 255 = ignore; where the size differs, logits are resized to it.
-
-    Returns:
-      Mean over the labelled pixels (0 where there is none) and their number, f32.
-    """
-    size = (labels.shape[-2], labels.shape[-1])
-    labels = jnp.asarray(labels)
-    flat = jnp.asarray(logits).reshape(-1, *logits.shape[-3:]).astype(jnp.float32)
-    chex.assert_axis_dimension(flat, 0, functools.reduce(operator.mul, labels.shape[:-2], 1))
-    if flat.shape[1:3] != size:
-        flat = layers.resize_bilinear(flat, size)
-    is_valid = (labels != types.IGNORE).reshape(flat.shape[:3])
-    targets = jnp.where(is_valid, labels.reshape(flat.shape[:3]), 0).astype(jnp.int32)
-    # A one-hot product instead of a gather: its gradient is not a scatter, which CPUs run serially.
-    one_hot = jax.nn.one_hot(targets, flat.shape[-1], dtype=jnp.float32)
-    losses = jax.nn.logsumexp(flat, axis=-1) - (flat * one_hot).sum(axis=-1)
-    count = is_valid.sum().astype(jnp.float32)
-    return jnp.where(is_valid, losses, 0.0).sum() / jnp.maximum(count, 1.0), count
-
-
-def subsample_labels(labels: jax.Array, stride: int) -> jax.Array:
-    """Every stride-th label of each axis, from the middle of its cell: u8 [..., H / stride, W / stride]."""
-    return labels[..., stride // 2 :: stride, stride // 2 :: stride]

@@ -15,7 +15,7 @@ import optax
 from dvsnas_jax.core import compilation, signals, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import features, fit, metrics, optim
+from dvsnas_jax.run import features, fit, metrics, objective, optim
 
 STAGE = "pretrain"
 
@@ -55,9 +55,11 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
       Its variables (params and batch statistics).
     """
     section = config.pretrain
-    net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
-    optimizer = optim.make(section)
-    state = init(static_net.init(net, jax.random.key(config.seed)), optimizer)
+    num_classes = pipeline.class_table(config.data).num_classes
+    net = static_net.make(config.net, num_classes)
+    optimizer, rng = make_optimizer(section), jax.random.key(config.seed)
+    state = init(static_net.start(config.net, net, rng), optimizer)
+    teacher = objective.load_teacher(section.teacher, num_classes, restore)
     num_frames = 1 if config.data.history == "stills" else config.data.num_frames
     num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
     meta_train, meta_val = split_clips(config, num_clips)
@@ -72,6 +74,8 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
             indices=meta_train,
         )
 
+    weights = objective.class_weights(section.class_weights, num_classes, lambda: batches(0))
+    step_fn = make_step(objective.make(section, net, teacher.net, weights), optimizer, section.polyak, rng)
     validate = make_validate(config, meta_val)
 
     def after(done: int, state: PretrainState) -> PretrainState:
@@ -88,7 +92,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
         state,
         stage=STAGE,
         num_steps=section.steps,
-        step_fn=make_step(net, optimizer, section.polyak),
+        step_fn=lambda state, clip: step_fn(state, clip, teacher.variables),
         batches_fn=batches,
         folder=folder,
         stop=stop,
@@ -104,7 +108,9 @@ def restore(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any |
     if (checkpoints.latest_step() or 0) < config.pretrain.steps:
         return None
     net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
-    template = jax.eval_shape(lambda variables: init(variables, optim.make(config.pretrain)), static_net.shapes(net))
+    template = jax.eval_shape(
+        lambda variables: init(variables, make_optimizer(config.pretrain)), static_net.shapes(net)
+    )
     return checkpoints.restore(template).best
 
 
@@ -124,26 +130,31 @@ def init(variables: Any, optimizer: optax.GradientTransformation) -> PretrainSta
     )
 
 
+def make_optimizer(section: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """AdamW with the encoder's own learning rate."""
+    if section.encoder_rate == 1.0:
+        return optim.make(section)
+    return optax.chain(optim.make(section), optim.scale_part("encoder", section.encoder_rate))
+
+
 def make_step(
-    net: static_net.StaticNet, optimizer: optax.GradientTransformation, decay: float
-) -> Callable[[PretrainState, types.Clip], tuple[PretrainState, dict[str, jax.Array]]]:
-    """The jitted training step on the frames of a batch of clips; the state is donated."""
+    loss_fn: objective.Loss, optimizer: optax.GradientTransformation, decay: float, rng: jax.Array
+) -> Callable[[PretrainState, types.Clip, Any], tuple[PretrainState, dict[str, jax.Array]]]:
+    """The jitted training step `(state, clip, teacher variables) -> (state, metrics)`; the state is donated.
 
-    def loss_fn(params: Any, batch_stats: Any, clip: types.Clip) -> tuple[jax.Array, Any]:
-        frames = clip.frames.reshape(-1, *clip.frames.shape[2:])
-        labels = clip.labels.reshape(-1, *clip.labels.shape[2:])
-        found, updated = net.apply(
-            {"params": params, "batch_stats": batch_stats},
-            static_net.normalise(frames),
-            train=True,
-            mutable=["batch_stats"],
-        )
-        return optim.cross_entropy(found.logits, labels)[0], updated["batch_stats"]
+    Args:
+      loss_fn: from `objective.make`.
+      optimizer: from `make_optimizer`.
+      decay: of the averaged weights.
+      rng: of dropout, with the step folded in.
+    """
 
-    def step(state: PretrainState, clip: types.Clip) -> tuple[PretrainState, dict[str, jax.Array]]:
+    def step(state: PretrainState, clip: types.Clip, teacher: Any) -> tuple[PretrainState, dict[str, jax.Array]]:
         variables = state.variables
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, batch_stats), grads = gradient_fn(variables["params"], variables["batch_stats"], clip)
+        (loss, (batch_stats, parts)), grads = gradient_fn(
+            variables["params"], variables["batch_stats"], clip, teacher, jax.random.fold_in(rng, state.step)
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, variables["params"])
         params = optax.apply_updates(variables["params"], updates)
         variables = {"params": params, "batch_stats": batch_stats}
@@ -153,7 +164,7 @@ def make_step(
             opt_state=opt_state,
             step=state.step + 1,
         )
-        return state, {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        return state, {"loss": loss, **parts, "gradient_norm": optax.tree.norm(grads)}
 
     return compilation.jit(step, donate_argnums=0)
 

@@ -17,7 +17,7 @@ import optax
 from dvsnas_jax.core import compilation, errors, signals, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.run import features as features_lib
-from dvsnas_jax.run import fit, optim, pretrain
+from dvsnas_jax.run import fit, losses, optim, pretrain
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 
@@ -152,8 +152,8 @@ def make_step(
 
     def loss_fn(params: types.Params, features: types.Features, labels: jax.Array) -> jax.Array:
         logits = cell.unroll(params, features)
-        targets = optim.subsample_labels(jnp.moveaxis(labels, 1, 0), section.label_stride)
-        return optim.cross_entropy(logits, targets)[0]
+        targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), section.label_stride)
+        return losses.cross_entropy(logits, targets)[0]
 
     def step(
         state: CellTrainState, store: types.FeatureStore, clips: jax.Array

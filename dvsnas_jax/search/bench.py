@@ -14,7 +14,7 @@ import numpy as np
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import types
-from dvsnas_jax.run import features, optim
+from dvsnas_jax.run import features, losses
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import ports
@@ -46,7 +46,7 @@ def cell(num_genotypes: int = 20, repeats: int = 5, batch_size: int = 8, num_fra
     def supernet_loss(params: types.Params, genotype: jax.Array) -> jax.Array:
         nonlocal traces
         traces += 1
-        return optim.cross_entropy(supernet.unroll(params, genotype, batch), labels)[0]
+        return losses.cross_entropy(supernet.unroll(params, genotype, batch), labels)[0]
 
     shared_fn = jax.jit(jax.value_and_grad(supernet_loss))
     rows = []
@@ -75,7 +75,7 @@ def cell(num_genotypes: int = 20, repeats: int = 5, batch_size: int = 8, num_fra
 def _static_loss(
     static: cell_lib.Cell, batch: types.Features, labels: np.ndarray
 ) -> Callable[[types.Params], jax.Array]:
-    return lambda params: optim.cross_entropy(static.unroll(params, batch), labels)[0]
+    return lambda params: losses.cross_entropy(static.unroll(params, batch), labels)[0]
 
 
 def random_features(settings: ports.CellSettings, shape: tuple[int, ...]) -> types.Features:

@@ -19,7 +19,7 @@ import optax
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import metrics, optim
+from dvsnas_jax.run import losses, metrics, optim
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import supernet as supernet_lib
 
@@ -134,8 +134,8 @@ def _make_gradient(
 
     def loss_fn(params: types.Params, genotype: jax.Array, features: types.Features, labels: jax.Array) -> jax.Array:
         logits = supernet.unroll(params, genotype, features)
-        targets = optim.subsample_labels(jnp.moveaxis(labels, 1, 0), label_stride)
-        return optim.cross_entropy(logits, targets)[0]
+        targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), label_stride)
+        return losses.cross_entropy(logits, targets)[0]
 
     def gradient(
         params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array

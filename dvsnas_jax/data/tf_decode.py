@@ -1,0 +1,216 @@
+"""Encoded frames and labels to packed pixels, in TensorFlow operations; Python only for rare kinds of files."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from dvsnas_jax.core import types
+from dvsnas_jax.data import folders, frames, media
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_DEPTH_AND_KIND = 24
+"""Where a PNG file holds its bit depth and its kind of colour, a byte each."""
+_IDS, _COLORS = (b"\x08\x00",), (b"\x08\x02", b"\x08\x06")
+"""8 bits of grey; 8 bits of colour without and with alpha: the kinds that TensorFlow decodes as they are."""
+UNKNOWN = np.uint8(254)
+"""In place of the train id of an unknown value."""
+
+
+def reader(tf: Any, source: media.Media) -> Any:
+    """A function from places i32 [T] to T encoded images and T encoded labels (b"" = none), string []."""
+    if not isinstance(source, media.FolderMedia):
+
+        def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            images, labels = source.read(places)
+            return np.array(images, object), np.array(labels, object)
+
+        def read_media(places: Any) -> list[list[Any]]:
+            parts = tf.numpy_function(read, [places], [tf.string, tf.string], stateful=False)
+            return [tf.unstack(tf.ensure_shape(part, places.shape)) for part in parts]
+
+        return read_media
+    listed = source.source.frames
+    images = tf.constant([str(frame.image) for frame in listed])
+    labels = tf.constant([str(frame.label or "") for frame in listed])
+    is_whole = all(frame.label for frame in listed)
+
+    def read_label(path: Any) -> Any:
+        return tf.io.read_file(path) if is_whole else tf.cond(path == "", lambda: "", lambda: tf.io.read_file(path))
+
+    def read_files(places: Any) -> list[list[Any]]:
+        chosen = tf.unstack(places)
+        return [
+            [tf.io.read_file(images[place]) for place in chosen],
+            [read_label(labels[place]) for place in chosen],
+        ]
+
+    return read_files
+
+
+def clip(tf: Any, images: list[Any], labels: list[Any], code: frames.LabelCode, size: tuple[int, int]) -> list[Any]:
+    """Decodes the frames of a clip.
+
+    Args:
+      tf: TensorFlow.
+      images: T of string [], encoded.
+      labels: T of string [], encoded; empty where a frame has none.
+      code: of the label images.
+      size: height and width wanted.
+
+    Returns:
+      T images u32 [H, W] (red | green << 8 | blue << 16 | anything << 24), then T arrays [H, W] of what `train_ids`
+      takes: u8 ids, or u32 colours as in the images.
+    """
+    numbers = range(len(images))
+    dtype = tf.uint32 if code.is_color else tf.uint8
+
+    def usual() -> list[Any]:
+        channels = 4 if code.is_color else 1
+        pixels = [tf.ensure_shape(tf.io.decode_png(images[t], channels=4), (*size, 4)) for t in numbers]
+        values = [tf.ensure_shape(tf.io.decode_png(labels[t], channels=channels), (*size, channels)) for t in numbers]
+        return [tf.bitcast(each, tf.uint32) for each in pixels] + [
+            tf.bitcast(each, dtype) if code.is_color else tf.reshape(each, size) for each in values
+        ]
+
+    def general() -> list[Any]:
+        found = [image(tf, images[t], size) for t in numbers]
+        return [words for words, _ in found] + [label(tf, labels[t], code, found[t][1], size) for t in numbers]
+
+    # One decision for what is nearly always so: PNG files of the wanted size.
+    heads = tf.stack([tf.strings.substr(each, 0, _DEPTH_AND_KIND) for each in images])
+    label_heads = tf.stack([tf.strings.substr(each, 0, _DEPTH_AND_KIND + 2) for each in labels])
+    is_plain = tf.stack([label_heads == _header(size) + kind for kind in (*_kinds(code), b"")])
+    is_usual = tf.reduce_all(heads == _header(size)) & tf.reduce_all(tf.reduce_any(is_plain, 0))
+    return tf.cond(is_usual, usual, general)
+
+
+def _kinds(code: frames.LabelCode) -> tuple[bytes, ...]:
+    """Kinds of label files that TensorFlow decodes to what is in them."""
+    return _COLORS if code.is_color else _IDS if code.raw.max() <= 255 else ()
+
+
+def _header(size: tuple[int, int]) -> bytes:
+    """How a PNG file of so many pixels begins."""
+    return _PNG + b"\x00\x00\x00\x0dIHDR" + size[1].to_bytes(4, "big") + size[0].to_bytes(4, "big")
+
+
+def image(tf: Any, content: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+    """One encoded frame as words of pixels.
+
+    Args:
+      tf: TensorFlow.
+      content: string [].
+      size: height and width wanted.
+
+    Returns:
+      u32 [H, W], red | green << 8 | blue << 16 | anything << 24, and the stored size i32 [2].
+    """
+
+    def from_png() -> Any:
+        return tf.io.decode_png(content, channels=4)
+
+    def from_other() -> Any:
+        pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
+        return tf.concat([pixels, tf.zeros_like(pixels[..., :1])], -1)
+
+    def resized() -> Any:
+        small = tf.image.resize(pixels[..., :3], size, method="bilinear", antialias=True)
+        small = tf.cast(tf.clip_by_value(tf.round(small), 0.0, 255.0), tf.uint8)
+        return tf.concat([small, tf.zeros_like(small[..., :1])], -1)
+
+    is_png = tf.strings.substr(content, 0, len(_PNG)) == _PNG
+    pixels = tf.cond(is_png, from_png, from_other)
+    stored = tf.shape(pixels)[:2]
+    pixels = tf.cond(tf.reduce_all(stored == size), lambda: pixels, resized)
+    return tf.bitcast(tf.ensure_shape(pixels, (*size, 4)), tf.uint32), stored
+
+
+def label(tf: Any, content: Any, code: frames.LabelCode, stored: Any, size: tuple[int, int]) -> Any:
+    """One encoded label image as the values in it, resized; `train_ids` takes them.
+
+    Args:
+      tf: TensorFlow.
+      content: string []; empty where the frame has none: zeros then.
+      code: of the label images.
+      stored: i32 [2], the size of the frame.
+      size: height and width wanted.
+
+    Returns:
+      u8 [H, W] of ids, or u32 [H, W] of colours r | g << 8 | b << 16 | anything << 24.
+    """
+    dtype = tf.uint32 if code.is_color else tf.uint8
+
+    def decoded() -> Any:
+        pixels = tf.io.decode_png(content, channels=4 if code.is_color else 1)
+        return tf.bitcast(pixels, tf.uint32) if code.is_color else pixels[..., 0]
+
+    def decoded_slowly() -> Any:
+        values = tf.numpy_function(lambda data: _slow(data, code), [content], dtype, stateful=False)
+        return tf.ensure_shape(values, (None, None))
+
+    def known() -> Any:
+        header = tf.strings.substr(content, _DEPTH_AND_KIND, 2)
+        is_plain = tf.reduce_any([header == kind for kind in (*_kinds(code), b"")])
+        is_plain &= tf.strings.substr(content, 0, len(_PNG)) == _PNG
+        pixels = tf.cond(is_plain, decoded, decoded_slowly)
+        with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(pixels), stored)]):
+            return tf.cond(tf.reduce_all(stored == size), lambda: pixels, lambda: _nearest(tf, pixels, size))
+
+    nothing = tf.zeros(size, dtype)
+    return tf.ensure_shape(tf.cond(content == b"", lambda: nothing, known), size)
+
+
+def _nearest(tf: Any, pixels: Any, size: tuple[int, int]) -> Any:
+    """`folders.nearest` on both axes."""
+    for axis, out in enumerate(size):
+        pixels = tf.gather(pixels, (2 * tf.range(out) + 1) * tf.shape(pixels)[axis] // (2 * out), axis=axis)
+    return pixels
+
+
+def _slow(content: bytes, code: frames.LabelCode) -> np.ndarray:
+    """Palettes and other depths, by way of the train ids: values that `train_ids` understands."""
+    train = folders.read_label(pathlib.Path("label"), code, content)
+    table = np.zeros(256, np.uint32 if code.is_color else np.uint8)
+    for value, found in _values(code).items():
+        table[found] = value
+    return table[train]
+
+
+def _values(code: frames.LabelCode) -> dict[int, int]:
+    """Values that come out of `label`, with their train ids."""
+    pairs = {int(raw): int(train) for raw, train in zip(code.raw, code.train, strict=True)}
+    if code.is_color:
+        return {raw >> 16 | raw & 0xFF00 | (raw & 0xFF) << 16: train for raw, train in pairs.items()}
+    if code.raw.max() > 255:  # no file is read in the fast way then
+        return {train: train for train in pairs.values()}
+    return {raw: train for raw, train in pairs.items() if raw >= 0}
+
+
+def comes_late(code: frames.LabelCode) -> bool:
+    """Ids in the files may be moved as they are, 255 beside the frame, and become train ids in the end."""
+    return not code.is_color and _values(code).get(types.IGNORE, types.IGNORE) == types.IGNORE
+
+
+def train_ids(tf: Any, values: Any, code: frames.LabelCode) -> Any:
+    """Train ids of label values, `UNKNOWN` for a value that the code does not know.
+
+    Args:
+      tf: TensorFlow.
+      values: u8 or u32 of any shape, from `clip`; 255 becomes 255 where `comes_late`.
+      code: of the label images.
+
+    Returns:
+      u8 of the same shape; a chain of selections, of which XLA makes one fast loop.
+    """
+    table = _values(code)
+    if code.is_color:
+        values = values & np.uint32(0xFFFFFF)
+    elif comes_late(code):
+        table[types.IGNORE] = types.IGNORE
+    found = tf.fill(values.shape, UNKNOWN)
+    for value, train in table.items():
+        found = tf.where(values == value, np.uint8(train), found)
+    return found

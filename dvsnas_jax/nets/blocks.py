@@ -1,0 +1,133 @@
+"""Building blocks that the encoders and decoders share: convolution with batch normalisation, 1x1, classifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dvsnas_jax.nets import layers
+
+NORM_DECAY = 0.9
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0)."""
+    return jnp.maximum(x, 0)
+
+
+def relu6(x: jax.Array) -> jax.Array:
+    """x clipped to 0..6."""
+    return jnp.clip(x, 0, 6)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, batch normalisation and, if wanted, an activation.
+
+    In evaluation, and where the statistics are frozen, the running statistics are folded into the kernel.
+
+    Attributes:
+      features: output channels; None: a depthwise convolution.
+      size: side of the kernel.
+      stride: of the output grid.
+      dilation: distance of the kernel's taps, in pixels.
+      activation_fn: applied last; None: nothing.
+      is_frozen: whether training, too, normalises by the running statistics and leaves them as they are.
+      dtype: of the computation; parameters and statistics are float32.
+    """
+
+    features: int | None
+    size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    activation_fn: Activation | None = relu6
+    is_frozen: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, h, w, Cin] -> [B, ceil(h / stride), ceil(w / stride), features]."""
+        channels = self.features or x.shape[-1]
+        shape = (self.size, self.size, x.shape[-1]) + (() if self.features is None else (channels,))
+        kernel = self.param("kernel", layers.he_normal, shape)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        conv_fn = layers.depthwise_conv if self.features is None else layers.conv
+        x = x.astype(self.dtype)
+        if train and not self.is_frozen:
+            y = conv_fn(x, kernel, stride=self.stride, dilation=self.dilation)
+            batch_mean, batch_var = layers.batch_moments(y)
+            y = layers.normalize(y, scale, bias, batch_mean, batch_var)
+            if not self.is_initializing():
+                mean.value = NORM_DECAY * mean.value + (1 - NORM_DECAY) * batch_mean
+                var.value = NORM_DECAY * var.value + (1 - NORM_DECAY) * batch_var
+        else:
+            factor = scale * lax.rsqrt(var.value + layers.NORM_EPS)
+            folded = kernel * layers.per_channel(factor, kernel.ndim)
+            y = conv_fn(x, folded, stride=self.stride, dilation=self.dilation)
+            y = y + layers.per_channel((bias - mean.value * factor).astype(self.dtype), 4)
+        return y if self.activation_fn is None else self.activation_fn(y)
+
+
+def plain_scale(shape: tuple[int, ...]) -> float:
+    """Standard deviation of the weights of a kernel that no normalisation follows, sqrt(1 / (3 fan-in)).
+
+    He's larger kernels would drive the sums of the decoder past the 6 of ReLU6, where gradients end.
+    """
+    return layers.he_scale(shape) / math.sqrt(6.0)
+
+
+def init_plain(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draws a kernel that no normalisation follows, f32."""
+    return jax.random.normal(rng, shape, jnp.float32) * plain_scale(shape)
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution without bias.
+
+    Attributes:
+      features: output channels.
+      dtype: of the computation.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, Cin] -> [B, h, w, features]."""
+        kernel = self.param("kernel", init_plain, (1, 1, x.shape[-1], self.features))
+        return layers.conv(x.astype(self.dtype), kernel)
+
+
+class Classifier(nn.Module):
+    """A convolution with bias.
+
+    Attributes:
+      num_classes: K.
+      size: side of the kernel.
+      dtype: of the computation.
+    """
+
+    num_classes: int
+    size: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, C] -> logits [B, h, w, K]."""
+        kernel = self.param("kernel", init_plain, (self.size, self.size, x.shape[-1], self.num_classes))
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
+        return layers.conv(x.astype(self.dtype), kernel) + layers.per_channel(bias.astype(self.dtype), 4)
+
+
+LAYERS = (ConvNorm, Pointwise, Classifier)
+"""All modules that hold a kernel."""

@@ -1,0 +1,204 @@
+"""Predictions as files, in the form in which Cityscapes scores them, and its official evaluator.
+
+Cityscapes: `<city>_<seq>_<frame>_pred_labelIds.png` with the original ids. Any other dataset: train ids under the
+frame's name. Both at the size of the frames on disk (nearest), an 8-bit channel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from dvsnas_jax.core import errors, progress, workdir
+from dvsnas_jax.data import cityscapes_table, folders, frames, prepared, store
+from dvsnas_jax.run import evaluate, pretrain, train
+
+SegmentFn = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""As `evaluate.Segmenter.segment`."""
+
+
+def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, directory: str | os.PathLike[str]) -> str:
+    """The option `evaluate --predictions`: writes the cell's predictions on `config.evaluate.split`.
+
+    Cityscapes' train and val are scored with the official evaluator too.
+
+    Args:
+      config: of the run.
+      folder: the run folder, with a trained network and cell.
+      directory: for the files, made if need be.
+
+    Returns:
+      What was done, for people.
+
+    Raises:
+      UserError: the run folder holds no trained network or cell, or the files cannot be written.
+    """
+    variables = pretrain.restore(config, folder)
+    if variables is None:
+        raise errors.UserError(f"{folder.path}: holds no trained static network, run `dvsnas search` first")
+    cell, params, _, _ = train.load_winner(config, folder)
+    segmenter = evaluate.make_segmenter(config, variables, cell, params)
+    split = config.evaluate.split
+    written = write(segmenter.segment, config.data, split, directory)
+    lines = [f"written: {len(written)} predictions of {split} in {os.fspath(directory)}"]
+    if config.data.name == "cityscapes" and split != "test":  # the labels of test are kept by the owners
+        with ground_truth(config.data, split) as labels:
+            scores = official_scores(directory, labels)
+        lines.append(f"official evaluator: {100 * scores['miou']:.1f} mIoU of the cell over {len(labels)} frames")
+    return "\n".join(lines)
+
+
+def write(
+    segment_fn: SegmentFn, data: ml_collections.ConfigDict, split: str, directory: str | os.PathLike[str]
+) -> list[pathlib.Path]:
+    """Writes the predictions of a split: of its labelled frames, or of all where none is labelled.
+
+    Args:
+      segment_fn: of the frames u8 [T, H, W, 3] of a video; the second value u8 [T, H, W] is written.
+      data: section of the configuration.
+      split: train, val or test.
+      directory: for the files, made if need be; files of the same names are replaced.
+
+    Returns:
+      The files.
+
+    Raises:
+      UserError: bad data, two frames of one name, or the files cannot be written.
+    """
+    videos = store.videos(data, split)
+    found: dict[pathlib.Path, None] = {}
+    try:
+        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+        with progress.bar(len(videos), "predictions") as bar:
+            for number in range(len(videos)):
+                _, predictions = segment_fn(videos[number].frames)
+                for name, labels in _files(videos, number, predictions, prepared.of(data, split)):
+                    path = pathlib.Path(directory) / name
+                    if path in found:
+                        raise errors.UserError(f"--predictions: two frames of {split} have the name {name}; rename one")
+                    Image.fromarray(labels).save(path)
+                    found[path] = None
+                bar.update()
+    except OSError as error:
+        raise errors.UserError(
+            f"--predictions: cannot write into {os.fspath(directory)}: {error.strerror or error}; choose another folder"
+        ) from error
+    return list(found)
+
+
+def _files(
+    videos: Sequence[Any], number: int, predictions: np.ndarray, media: prepared.PreparedMedia | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and contents u8 [H, W] of the files of one video."""
+    if not isinstance(videos, store.Videos):
+        for time, labels in enumerate(predictions):
+            yield f"{videos[number].name}_{time:06d}.png", labels
+        return
+    source = videos.source
+    is_labelled = any(frame.label for frame in source.frames)
+    for place, labels in zip(videos.runs[number], predictions, strict=True):
+        frame = source.frames[place]
+        if frame.label is None and is_labelled:
+            continue
+        content = frame.image if media is None else io.BytesIO(media.read(np.array([place]))[0][0])
+        with Image.open(content) as image:
+            size = image.size
+        yield file_name(source.layout, frame), original(source.layout, labels, size)
+
+
+def file_name(layout: str, frame: frames.Frame) -> str:
+    """Of a frame's prediction."""
+    stem = frame.image.stem
+    if layout.startswith("cityscapes"):
+        return f"{stem.removesuffix('_leftImg8bit')}_pred_labelIds.png"
+    sequence = frame.sequence.replace("/", "_")
+    return f"{stem}.png" if stem.startswith(sequence) else f"{sequence}_{stem}.png"
+
+
+def original(layout: str, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Train ids as the dataset's owners want them.
+
+    Args:
+      layout: of the source.
+      labels: u8 [h, w], train ids.
+      size: (width, height) of the frame on disk.
+
+    Returns:
+      u8 [height, width]: nearest pixels; original ids for Cityscapes.
+    """
+    rows = folders.nearest(labels.shape[0], size[1])
+    columns = folders.nearest(labels.shape[1], size[0])
+    large = np.asarray(labels, np.uint8)[rows[:, None], columns[None, :]]
+    return cityscapes_table.train_to_id()[large] if layout.startswith("cityscapes") else large
+
+
+@contextlib.contextmanager
+def ground_truth(data: ml_collections.ConfigDict, split: str) -> Iterator[list[pathlib.Path]]:
+    """The label files of the frames that are scored; those of a prepared dataset are written out for the while."""
+    videos = store.videos(data, split)
+    if not isinstance(videos, store.Videos):
+        raise errors.UserError("the official evaluator scores Cityscapes; set data.name to 'cityscapes'")
+    media = prepared.of(data, split)
+    places = [place for run in videos.runs for place in run]
+    labelled = [(place, label) for place in places if (label := videos.source.frames[place].label) is not None]
+    if media is None:
+        yield [label for _, label in labelled]
+        return
+    with tempfile.TemporaryDirectory() as name:
+        paths = [pathlib.Path(name) / label.name for _, label in labelled]
+        for (place, _), path in zip(labelled, paths, strict=True):
+            path.write_bytes(media.read(np.array([place]))[1][0])
+        yield paths
+
+
+def official_scores(directory: str | os.PathLike[str], labels: Sequence[pathlib.Path]) -> dict[str, Any]:
+    """Scores predictions with Cityscapes' own evaluator, `evalPixelLevelSemanticLabeling`.
+
+    Args:
+      directory: of the predictions, which are found by their names.
+      labels: the files `*_gtFine_labelIds.png` to score against.
+
+    Returns:
+      `miou` and `iou` (by name of the 19 classes, None where a class is absent), shares in 0..1.
+
+    Raises:
+      UserError: the package is not installed, or the evaluator finds something wrong, as a missing prediction.
+    """
+    try:
+        official = importlib.import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    except ImportError as error:
+        raise errors.UserError(
+            "the official evaluator is in the package cityscapesscripts, which is not installed; "
+            "run: pip install 'dvsnas-jax[cityscapes]'"
+        ) from error
+    settings = official.CArgs()
+    vars(settings).update(vars(official.args))
+    settings.predictionPath, settings.predictionWalk, settings.evalLabels = os.fspath(directory), None, []
+    settings.quiet, settings.JSONOutput, settings.evalInstLevelScore = True, False, False
+    names = [os.fspath(path) for path in labels]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            pairs = [official.getPrediction(settings, name) for name in names]
+            result = official.evaluateImgLists(pairs, names, settings)
+    except SystemExit as error:
+        reason = " ".join(said.getvalue().split()) or "no reason given"
+        raise errors.UserError(
+            f"{os.fspath(directory)}: the official evaluator stops: {reason}; write all predictions again"
+        ) from error
+    iou = {name: result["classScores"][name] for name in cityscapes_table.table().names}
+    return {
+        "miou": result["averageScoreClasses"],
+        "iou": {name: None if math.isnan(value) else value for name, value in iou.items()},
+    }
