@@ -138,7 +138,7 @@ def test_both_loaders_agree_bit_by_bit(changes):
         frames, labels = augment.render(rules, words, uniforms, key, 3)
         maps, color = augment.plan(rules, uniforms, 3)
         found = tf.constant(words)
-        for stage in warp.stages(rules, 3):
+        for stage in warp.stages(rules):
             found = tf_loader.compiled(tf, functools.partial(stage, tf))(found, maps[0], color, key)
         got_frames, got_labels = warp.unpack(found.numpy())
         # an edge that falls on a pixel may be rounded either way

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dvsnas_jax.core import compilation
 from dvsnas_jax.nets import layers
 
 
@@ -46,9 +47,9 @@ GEOMETRY = [
 
 
 @pytest.mark.parametrize(("height", "width", "size", "stride", "dilation"), GEOMETRY)
-@pytest.mark.parametrize("cout", [6, 2])  # 2: the variant that multiplies first
-def test_conv_variants_agree(height, width, size, stride, dilation, cout):
-    x, kernel = _normal(2, height, width, 4), _normal(size, size, 4, cout, seed=1)
+@pytest.mark.parametrize(("cin", "cout"), [(4, 6), (16, 2)])  # 2 of 16: the variant that multiplies first
+def test_conv_variants_agree(height, width, size, stride, dilation, cin, cout):
+    x, kernel = _normal(2, height, width, cin), _normal(size, size, cin, cout, seed=1)
     results = [
         _value_and_grad(lambda x, k, b=b: layers.conv(x, k, stride=stride, dilation=dilation, backend=b), x, kernel)
         for b in ("cpu", "gpu")
@@ -68,6 +69,24 @@ def test_depthwise_variants_agree(height, width, size, stride, dilation):
 
     assert run("cpu")[0].shape == (2, -(-height // stride), -(-width // stride), 3)
     _assert_close(run("cpu"), run("gpu"))
+
+
+@pytest.mark.parametrize("is_depthwise", [False, True])
+def test_every_stride_and_dilation_agrees(is_depthwise):
+    conv_fn = layers.depthwise_conv if is_depthwise else layers.conv
+    kernel = _normal(3, 3, 4, seed=1) if is_depthwise else _normal(3, 3, 4, 5, seed=1)
+    cases = list(itertools.product([(25, 27), (26, 28), (25, 28)], (1, 2), (1, 3, 6, 12)))
+
+    @compilation.jit_once
+    def run(kernel: jax.Array) -> list:
+        return [
+            [conv_fn(_normal(2, *size, 4), kernel, stride=stride, dilation=dilation, backend=b) for b in ("cpu", "gpu")]
+            for size, stride, dilation in cases
+        ]
+
+    for (size, stride, _), (ours, theirs) in zip(cases, run(kernel), strict=True):
+        assert ours.shape[1:3] == tuple(-(-n // stride) for n in size)
+        _assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
@@ -106,6 +125,20 @@ def test_pool_variants_agree_without_ties(window, height, width):
     x = _normal(2, height, width, 3)
     results = [_value_and_grad(lambda x, b=b: layers.max_pool(x, window, backend=b), x) for b in ("cpu", "gpu")]
     _assert_close(*results)
+
+
+def test_pool_of_large_maps_has_the_same_gradient():
+    x = jnp.round(_normal(3, 60, 70, 64) * 4)  # many ties; large enough to be taken map by map
+    weights = _normal(*x.shape, seed=3)
+
+    @jax.jit
+    def both(x: jax.Array, weights: jax.Array) -> tuple:
+        out, pull = jax.vjp(lambda x: layers.max_pool(x, 5, backend="cpu"), x)
+        return out, pull(weights)[0]
+
+    together = both(x, weights)
+    for i in range(len(x)):
+        _assert_close([part[i : i + 1] for part in together], both(x[i : i + 1], weights[i : i + 1]))
 
 
 def test_pool_pads_with_minus_infinity_and_strides():

@@ -38,12 +38,45 @@ def _small():
     return net, static_net.init(net, jax.random.key(0))
 
 
+PUBLISHED = {"width": 1.0, "decoder_channels": 256}
+
+
 @pytest.mark.parametrize(
-    ("width", "channels", "classes", "expected"),
-    [(1.0, 256, 11, 3_261_515), (1.0, 256, 21, 3_284_565), (0.5, 64, 11, 587_307)],
+    ("changes", "classes", "expected"),
+    [
+        (PUBLISHED, 11, 3_261_515),
+        (PUBLISHED, 21, 3_284_565),
+        ({**PUBLISHED, "encoder": "resnet50"}, 11, 27_334_475),
+        ({**PUBLISHED, "encoder": "resnet50"}, 21, 27_357_525),
+        ({}, 11, 587_307),  # the default, of configs/synthetic.py and configs/camvid_small.py
+        ({"width": 0.35, "decoder_channels": 32}, 11, 281_067),  # configs/smoke.py
+    ],
 )
-def test_number_of_parameters(width, channels, classes, expected):
-    assert _num_params(static_net.make(_config(width=width, decoder_channels=channels), classes)) == expected
+def test_number_of_parameters(changes, classes, expected):
+    assert _num_params(static_net.make(_config(**changes), classes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("encoder", "published", "head"),
+    [
+        # Heads: 1x1 to 1280 channels with normalisation, then or only the classifier of 1000.
+        ("mobilenet_v2", 3_504_872, 320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000),
+        ("resnet18", 11_689_512, 512 * 1000 + 1000),
+        ("resnet50", 25_557_032, 2048 * 1000 + 1000),
+        ("resnet101", 44_549_160, 2048 * 1000 + 1000),
+    ],
+)
+def test_encoders_are_torchvisions_without_their_heads(encoder, published, head):
+    net = static_net.make(_config(encoder=encoder, width=1.0, expand_first=False), 11)
+    found = _shapes(net)["params"]["encoder"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(found)) + head == published
+
+
+def test_multiply_adds_equal_the_published_ones():
+    sizes = {"mobilenet_v2": 5_441_417_280, "resnet50": 21_139_169_280}
+    for encoder, expected in sizes.items():
+        net = static_net.make(_config(**PUBLISHED, encoder=encoder), 11)
+        assert static_net.num_macs(net, (360, 480)) == expected
 
 
 def test_shapes_equal_the_published_table():
@@ -63,15 +96,34 @@ def test_shapes_equal_the_published_table():
     assert found == {(tuple(shape), kind): count for shape, kind, count in table["rows"]}
 
 
-@pytest.mark.parametrize("size", [(96, 128), (90, 120), (180, 240), (33, 47), (360, 480)])
-def test_maps_have_ceiled_strides_and_the_stated_channels(size):
-    config = _config()
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [
+        ((96, 128), {}),
+        ((90, 120), {"encoder": "resnet18", "output_stride": 16}),
+        ((33, 47), {"decoder": "deeplab", "output_stride": 16}),
+        ((33, 47), {"encoder": "resnet50", "decoder": "deeplab", "width": 0.25}),
+        ((360, 480), {"encoder": "resnet50"}),
+    ],
+)
+def test_maps_have_ceiled_strides_and_the_stated_channels(size, changes):
+    config = _config(**changes)
     net = static_net.make(config, 11)
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     features = jax.eval_shape(lambda v, x: net.apply(v, x, train=False), _shapes(net), images)
     channels = static_net.feature_channels(config, 11)
-    strides = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32, "decoder": 4}
+    strides = static_net.feature_strides(config)
+    assert strides == {
+        "stage1": 4,
+        "stage2": 8,
+        "stage3": 16,
+        "stage4": config.output_stride,
+        "decoder": 4,
+        "logits": 4,
+    }
     for name, stride in strides.items():
+        if name == "logits":
+            continue
         assert features.maps[name].shape == (2, *(-(-n // stride) for n in size), channels[name])
     assert features.logits.shape == (2, *(-(-n // 4) for n in size), 11)
     gridded = jax.eval_shape(static_net.to_grid, features, images)
@@ -146,8 +198,10 @@ def test_chained_pooling_by_hand():
     np.testing.assert_allclose(module.apply({"params": params}, x), expected, rtol=1e-5)
 
 
-def test_static_net_learns(small):
-    net, variables = small
+def test_static_net_learns():
+    # The encoder that compiles fastest; the training of the default one is tested with the search.
+    net = static_net.make(_config(encoder="resnet18", width=0.125, decoder_channels=8), 3)
+    variables = static_net.init(net, jax.random.key(0))
     rng = np.random.default_rng(0)
     labels = np.repeat(np.repeat(rng.integers(0, 3, (2, 3, 4)), 8, axis=1), 8, axis=2)
     frames = (labels[..., None] * 80 + rng.integers(0, 20, (*labels.shape, 3))).astype(np.uint8)
@@ -166,7 +220,7 @@ def test_static_net_learns(small):
 
     step_fn = compilation.jit_once(step)
     losses = []
-    for index in range(12):
+    for index in range(20):
         variables, loss, grads = step_fn(variables)
         losses.append(float(loss))
         if index == 0:  # every parameter takes part
@@ -198,9 +252,69 @@ def test_normalise_and_predict():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"width": 0.0}, "net.width"), ({"decoder_channels": 0}, "net.decoder_channels"), ({"dtype": "f8"}, "net.dtype")],
+    [
+        ({"width": 0.0}, "net.width"),
+        ({"decoder_channels": 0}, "net.decoder_channels"),
+        ({"dtype": "f8"}, "net.dtype"),
+        ({"encoder": "vgg"}, "net.encoder"),
+        ({"decoder": "fcn"}, "net.decoder"),
+        ({"output_stride": 8}, "net.output_stride"),
+        ({"dropout": 1.0, "encoder": "resnet50"}, "net.dropout"),
+        ({"dropout": 0.5}, "net.dropout"),  # MobileNetV2 has none
+    ],
 )
 def test_bad_values_are_told_in_one_line(change, words):
     with pytest.raises(errors.UserError, match=words) as caught:
         static_net.make(_config(**change), 3)
     assert "\n" not in str(caught.value)
+
+
+def _train_once(changes: dict, **options):
+    net = static_net.make(_config(encoder="resnet18", width=0.125, decoder_channels=8, **changes), 3)
+    variables = static_net.init(net, jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, 33, 40, 3))
+
+    def run(variables):
+        return net.apply(variables, images, train=True, mutable=["batch_stats"], **options)
+
+    return variables, *compilation.jit_once(run)(variables)
+
+
+def test_frozen_statistics_stay_and_normalise():
+    variables, found, updated = _train_once({"freeze_norm": True})
+    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
+    net = static_net.make(_config(encoder="resnet18", width=0.125, decoder_channels=8), 3)
+    images = jax.random.normal(jax.random.key(1), (2, 33, 40, 3))
+    evaluated = compilation.jit_once(lambda v: net.apply(v, images, train=False).logits)(variables)
+    np.testing.assert_allclose(found.logits, evaluated, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_and_auxiliary_classifier_are_of_training_only():
+    changes = {"dropout": 0.5, "auxiliary": True}
+    runs = [_train_once(changes, rngs={"dropout": jax.random.key(seed)})[1] for seed in (0, 0, 1)]
+    assert runs[0].maps["auxiliary"].shape == (2, 3, 3, 3)  # ceil(33 / 16) x ceil(40 / 16), 3 classes
+    np.testing.assert_array_equal(runs[0].logits, runs[1].logits)
+    assert np.any(runs[0].logits != runs[2].logits)
+    np.testing.assert_array_equal(runs[0].maps["stage4"], runs[2].maps["stage4"])  # before the dropout
+    net = static_net.make(_config(encoder="resnet18", width=0.125, decoder_channels=8, **changes), 3)
+    variables = static_net.init(net, jax.random.key(0))
+    found = jax.eval_shape(lambda v: static_net.infer(net, v, np.zeros((1, 33, 40, 3), np.uint8)), variables)
+    assert "auxiliary" not in found.maps
+
+
+def test_frames_of_one_size_are_compiled_once(small):
+    net, variables = small
+    traces = 0
+
+    @jax.jit
+    def segment(variables, frames):
+        nonlocal traces
+        traces += 1
+        return static_net.predict(static_net.infer(net, variables, frames).logits, frames.shape[1:3])
+
+    rng = np.random.default_rng(0)
+    with jax.transfer_guard("disallow"):
+        for _ in range(3):
+            frames = jax.device_put(rng.integers(0, 256, (1, 40, 48, 3)).astype(np.uint8))
+            assert segment(variables, frames).shape == (1, 40, 48)
+    assert traces == 1 and segment._cache_size() == 1

@@ -6,6 +6,7 @@ Both loaders take `plan`'s maps, one a frame, and have `warp` carry them out. Co
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def num_uniforms(num_frames: int, num_tries: int = 1) -> int:
     return NUM_SHARED + NUM_PER_FRAME * num_frames + 2 * (num_tries - 1)
 
 
-def _still_motions(rules: Rules, uniforms: np.ndarray, num_frames: int) -> list[tuple[np.ndarray, ...]]:
+def _still_motions(rules: Rules, uniforms: np.ndarray, num_frames: int) -> list[Sequence[np.ndarray | float]]:
     """Per frame (zoom, dx, dy, angle, px, py) against the last frame: smooth motions summed up backwards in time."""
     base = 2 * uniforms[_MOTION : _MOTION + _NUM_MOTIONS] - 1
     step = np.array(_STILL_STEP, np.float32).reshape(-1, *[1] * (base.ndim - 1))
@@ -126,7 +127,7 @@ def _crop(rules: Rules, uniforms: np.ndarray, up: np.ndarray, across: np.ndarray
     return (1 - 2 * mirrored) / scale, (off_x + mirrored * rules.crop_width) / scale, 1 / scale, off_y / scale
 
 
-def _map(rules: Rules, base: tuple[np.ndarray, ...], motion: tuple[np.ndarray, ...]) -> np.ndarray:
+def _map(rules: Rules, base: tuple[np.ndarray, ...], motion: Sequence[np.ndarray | float]) -> np.ndarray:
     """The homography (a, b, c, d, e, f, g, h) that moves the camera after a crop."""
     zoom, dx, dy, angle, px, py = motion
     middle_x, middle_y = rules.width / 2, rules.height / 2
@@ -175,8 +176,9 @@ def plan(rules: Rules, uniforms: np.ndarray, num_frames: int) -> tuple[np.ndarra
       color f32 [..., T, 12]: rows of a 3x4 matrix on (r, g, b, 1).
     """
     uniforms = np.moveaxis(np.asarray(uniforms, np.float64), -1, 0)
-    still = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    motions = _still_motions(rules, uniforms, num_frames) if rules.is_still else [still] * num_frames
+    motions: list[Sequence[np.ndarray | float]] = [(1.0, 0.0, 0.0, 0.0, 0.0, 0.0)] * num_frames
+    if rules.is_still:
+        motions = _still_motions(rules, uniforms, num_frames)
     more = uniforms[num_uniforms(num_frames) :]
     maps = []
     for up, across in [uniforms[1:3], *more.reshape(-1, 2, *more.shape[1:])]:
@@ -248,7 +250,7 @@ def render(
     """
     tries, color = plan(rules, uniforms, num_frames)
     maps = choose_crop(rules, tries, warp.unpack(words[-1])[1]) if rules.num_tries > 1 else tries[0]
-    for stage in warp.stages(rules, num_frames):
+    for stage in warp.stages(rules):
         words = stage(np, words, maps, color, np.uint32(key))
     return warp.unpack(words)
 

@@ -57,8 +57,8 @@ def load_clips(data: ml_collections.ConfigDict, *, split: str, num_frames: int) 
     return types.Clip(frames=np.stack([clip[0] for clip in made]), labels=np.stack([clip[1] for clip in made]))
 
 
-def sequences(data: ml_collections.ConfigDict, split: str) -> list[types.Sequence]:
-    """Whole videos for evaluation frame by frame.
+def sequences(data: ml_collections.ConfigDict, split: str) -> SequenceType[types.Sequence]:
+    """Whole videos for evaluation frame by frame; those on disk are read when they are asked for.
 
     Synthetic: the clips of the split, with true flow and clean frames. On disk: maximal runs of
     frames `eval_gap` apart (training stills: each frame by itself).
@@ -66,7 +66,7 @@ def sequences(data: ml_collections.ConfigDict, split: str) -> list[types.Sequenc
     Raises:
       UserError: bad files, or no two frames `eval_gap` apart.
     """
-    return store.sequences(data, split)
+    return store.videos(data, split)
 
 
 def _seed(seed: int) -> int:

@@ -133,7 +133,7 @@ class Stream:
     def examples(self, first: int, step: int = 1) -> Iterator[Example]:
         """Every `step`-th example from the number `first` on."""
         num = len(self.places)
-        known, order = -1, np.empty(0)
+        known, order = -1, np.empty(0, np.int64)
         counter = first
         while True:
             epoch, at = divmod(counter, num)

@@ -292,16 +292,3 @@ def videos(
     else:
         runs = folders.runs(found.frames, int(data.eval_gap), is_still=found.layout == "cityscapes_stills")
     return Videos(found, runs, size, prepared.of(data, split))
-
-
-def sequences(data: ml_collections.ConfigDict, split: str) -> list[types.Sequence]:
-    """Whole videos in memory, see `pipeline.sequences`.
-
-    Raises:
-      UserError: the files are not as they should be, or the memory is too small for them.
-    """
-    found = videos(data, split)
-    if isinstance(found, Videos):
-        num = sum(map(len, found.runs))
-        require_memory(num, (int(data.height), int(data.width)), f"data.{data.name}, {split}")
-    return list(found)

@@ -84,55 +84,55 @@ def memory_decoder(tf: Any, stored: store.Store) -> Decoder:
 class _Programs:
     """The XLA programs that make a clip, one after the other; each knows nothing but shapes, rules and label code."""
 
-    def __init__(self, rules: augment.Rules, num_frames: int, code: frames.LabelCode | None) -> None:
+    def __init__(self, rules: augment.Rules, code: frames.LabelCode | None) -> None:
         tf = self._tf = tensorflow()
-        self._code, self._is_late = code, code is not None and tf_decode.comes_late(code)
-        stages = [functools.partial(stage, tf) for stage in warp.stages(rules, num_frames)]
+        self._is_packed = code is None
+        self._early = self._late = lambda labels: labels
+        if code is not None and tf_decode.comes_late(code):
+            self._late = functools.partial(tf_decode.train_ids, tf, code=code)
+        elif code is not None:
+            self._early = functools.partial(tf_decode.train_ids, tf, code=code)
+        stages: list[Any] = [functools.partial(stage, tf) for stage in warp.stages(rules)]
         if rules.is_still or rules.num_tries > 1 or not stages:  # packed words are looked at more than once
             stages.insert(0, lambda words, *_: tf.stack(words))
         self._stage = stages[0]
         self.first = compiled(tf, self._first)
         self.middle = [compiled(tf, stage) for stage in stages[1:]]
         self.last = compiled(tf, self._last)
-        self.target = compiled(tf, lambda words: self._train_ids(tf.cast(words[-1] // np.uint32(1 << 24), tf.uint8)))
+        self.target = compiled(tf, lambda words: self._late(tf.cast(words[-1] // np.uint32(1 << 24), tf.uint8)))
 
     def _first(self, maps: Any, color: Any, key: Any, *parts: Any) -> Any:
-        return self._stage(parts[0] if self._code is None else self._pack(*parts), maps, color, key)
+        return self._stage(parts[0] if self._is_packed else self._pack(*parts), maps, color, key)
 
     def _last(self, pixels: Any) -> tuple[Any, ...]:
-        labels = self._train_ids(pixels[..., 3])
+        labels = self._late(pixels[..., 3])
         return pixels[..., :3], labels, self._tf.reduce_all(labels != tf_decode.UNKNOWN)
 
     def _pack(self, *parts: Any) -> list[Any]:
         tf, words, half = self._tf, [], len(parts) // 2
         for t, (image, labels) in enumerate(zip(parts[:half], parts[half:-1], strict=True)):
-            known = labels if self._is_late else tf_decode.train_ids(tf, labels, self._code)
-            known = tf.cast(tf.where(parts[-1][t], known, np.uint8(types.IGNORE)), tf.uint32)
-            words.append(image & np.uint32(0xFFFFFF) | known * np.uint32(1 << 24))
+            labels = tf.where(parts[-1][t], self._early(labels), np.uint8(types.IGNORE))
+            words.append(image & np.uint32(0xFFFFFF) | tf.cast(labels, tf.uint32) * np.uint32(1 << 24))
         return words
-
-    def _train_ids(self, labels: Any) -> Any:
-        return tf_decode.train_ids(self._tf, labels, self._code) if self._is_late else labels
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(rules: augment.Rules, num_frames: int, code: tuple[bytes, bytes, bool] | None) -> _Programs:
+def _programs(rules: augment.Rules, code: tuple[bytes, bytes, bool] | None) -> _Programs:
     """Made once for streams that differ in order alone: XLA takes its time."""
     if code is None:
-        return _Programs(rules, num_frames, None)
+        return _Programs(rules, None)
     raw, train, is_color = code
     label_code = frames.LabelCode(np.frombuffer(raw, np.int64), np.frombuffer(train, np.uint8), is_color)
-    return _Programs(rules, num_frames, label_code)
+    return _Programs(rules, label_code)
 
 
-def clip_maker(tf: Any, decoder: Decoder, rules: augment.Rules, num_frames: int) -> Callable[..., tuple[Any, Any]]:
+def clip_maker(tf: Any, decoder: Decoder, rules: augment.Rules) -> Callable[..., tuple[Any, Any]]:
     """What makes one clip of a plan.
 
     Args:
       tf: TensorFlow.
       decoder: of the frames.
       rules: of augmentation.
-      num_frames: T.
 
     Returns:
       A function of places i32 [T or 1], maps f32 [tries, T, 8], colours f32 [T, 12] and key u32 [],
@@ -140,7 +140,7 @@ def clip_maker(tf: Any, decoder: Decoder, rules: augment.Rules, num_frames: int)
     """
     code = decoder.code
     key_of_code = code and (code.raw.astype(np.int64).tobytes(), code.train.astype(np.uint8).tobytes(), code.is_color)
-    programs = _programs(rules, num_frames, key_of_code)
+    programs = _programs(rules, key_of_code)
 
     def make(places: Any, maps: Any, color: Any, key: Any) -> tuple[Any, Any]:
         chosen = maps[0]
@@ -189,7 +189,7 @@ def batches(
       UserError: a file is not as it should be.
     """
     tf = tensorflow()
-    make = tf.function(clip_maker(tf, decoder, rules, num_frames), autograph=False)  # traced once for all pieces
+    make = tf.function(clip_maker(tf, decoder, rules), autograph=False)  # traced once for all pieces
     options = tf.data.Options()
     options.threading.max_intra_op_parallelism = 1  # the clips are what is done in parallel
     options.deterministic = True

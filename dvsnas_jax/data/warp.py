@@ -56,17 +56,16 @@ def unpack(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return parts[..., :3], parts[..., 3]
 
 
-def stages(rules: Any, num_frames: int) -> list[Stage]:
+def stages(rules: Any) -> list[Stage]:
     """What `augment.Rules` ask for, to be done one after the other.
 
     Args:
       rules: of augmentation.
-      num_frames: T.
 
     Returns:
       Stages from words [T, H, W] ([1, H, W] for stills) to words [T, crop_height, crop_width].
     """
-    colors: list[Stage] = [functools.partial(_colors, rules, num_frames)] if rules.jitter else []
+    colors: list[Stage] = [functools.partial(_colors, rules)] if rules.jitter else []
     if rules.is_still:
         return [functools.partial(_perspective, rules), *colors]
     if rules.keeps_geometry:
@@ -146,10 +145,10 @@ def _perspective(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: An
     return xp.where(in_x & in_y, _blend(xp, top, bottom, part_y), OUTSIDE)
 
 
-def _colors(rules: Any, num_frames: int, xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
+def _colors(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
     """Colours of each frame, and noise on the history of stills: T x [h, w] -> [T, h, w]."""
     del maps
-    done = []
+    done, num_frames = [], color.shape[0]
     for t in range(num_frames):
         weights = [color[t, i] for i in range(12)]
         noise = None

@@ -30,7 +30,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Arr
     kh, kw, cin, cout = kernel.shape
     if kh == kw == 1:
         return _product(x[:, ::stride, ::stride], kernel[0, 0])
-    if stride > 1 or cout > cin // 8:
+    if stride > 1 or cout > cin // 4:
         return _dense(x, kernel, stride, dilation)
     # Few channels come out, as from a classifier: the product first, the shifts after it.
     parts = _product(x, kernel.reshape(kh * kw, cin, cout).swapaxes(0, 1).reshape(cin, kh * kw * cout))

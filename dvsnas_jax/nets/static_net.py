@@ -250,13 +250,13 @@ def num_macs(net: StaticNet, size: tuple[int, int]) -> int:
         nonlocal total
         y = next_fn(*args, **kwargs)
         if context.method_name == "__call__" and isinstance(context.module, blocks.LAYERS):
-            kernel = context.module.get_variable("params", "kernel")
+            kernel: Any = context.module.get_variable("params", "kernel")
             total += y.shape[1] * y.shape[2] * math.prod(kernel.shape)
         return y
 
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    variables, images = shapes(net), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     with nn.intercept_methods(count_fn):
-        jax.eval_shape(lambda variables, x: net.apply(variables, x, train=False), shapes(net), images)
+        jax.eval_shape(lambda variables, x: net.apply(variables, x, train=False), variables, images)
     return total
 
 

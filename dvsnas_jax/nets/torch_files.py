@@ -96,8 +96,9 @@ def _read_legacy(file: pathlib.Path) -> dict[str, np.ndarray]:
     """A file of torch.save before PyTorch 1.6: five pickles and the numbers of each storage."""
     try:
         with file.open("rb") as source:
-            if [torch_pickle.load(source)[0] for _ in range(2)] != [_LEGACY_MAGIC, _LEGACY_PROTOCOL]:
-                raise torch_pickle.Refused("it is a pickle, but not one of torch.save")
+            for expected in (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
+                if torch_pickle.load(source)[0] != expected:
+                    raise torch_pickle.Refused("it is a pickle, but not one of torch.save")
             system, _ = torch_pickle.load(source)
             if not isinstance(system, dict) or system.get("little_endian") is not True:
                 raise torch_pickle.Refused("its numbers are not little-endian")

@@ -87,7 +87,7 @@ def import_file(
         raise errors.UserError(f"--net: unknown {net!r}, allowed are {', '.join(NETS)}")
     kind, tensors = torch_files.read(path)
     net_settings = settings(net, width)
-    names = _names(net)
+    names = tensor_names(net)
     classes = num_classes or _num_classes(net, names, tensors)
     wanted = _wanted(net_settings, names, classes)
     report, found = match(tensors, names, wanted, unused=torch_names.head(net) if net in CLASSIFIERS else ())
@@ -174,11 +174,12 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         "tensors": {name: [list(value.shape), value.dtype.name] for name, value in tensors.items()},
         "parameters": sum(value.size for name, value in tensors.items() if not name.endswith(statistics)),
         "non_finite": [name for name, value in tensors.items() if not _is_finite(value)],
-        "fits": [net for net in NETS if set(_names(net).values()) <= tensors.keys()],
+        "fits": [net for net in NETS if set(tensor_names(net).values()) <= tensors.keys()],
     }
 
 
-def _names(net: str) -> dict[str, str]:
+def tensor_names(net: str) -> dict[str, str]:
+    """Path in the variables -> name in the file, of all weights that a file for one of `NETS` has for us."""
     return torch_names.of_refinenet(REFINENETS[net]) if net in REFINENETS else torch_names.of_classifier(net)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import compilation, errors, progress, types, workdir
-from dvsnas_jax.data import pipeline
+from dvsnas_jax.data import pipeline, store
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.run import metrics, pretrain, train
@@ -22,6 +22,8 @@ from dvsnas_jax.space import ports
 
 RESULT = "evaluation.json"
 STRIP = "figures/strip.npz"
+STRIP_SEQUENCES = 6
+COUNTED_FRAMES = 500
 
 
 class Segmenter(NamedTuple):
@@ -65,13 +67,14 @@ def make_segmenter(
         state, logits = cell.step(params, state, static_net.infer(net, variables, frame))
         return state, static_net.predict(logits, size)
 
-    @jax.jit
-    def follow(
+    def follow_part(
         params: types.Params, state: types.CellState, found: types.Features
     ) -> tuple[types.CellState, jax.Array, jax.Array]:
         batch = jax.tree.map(lambda x: x[None], found)  # one clip, its frames along T
         state, logits = ports.unroll(lambda s, f: cell.step(params, s, f), state, batch)
         return state, static_net.predict(found.logits, size), static_net.predict(logits[:, 0], size)
+
+    follow = compilation.jit(follow_part)
 
     def initial_state() -> types.CellState:
         return cell.initial_state(jax.eval_shape(functools.partial(static_net.infer, net), variables, frame))
@@ -113,9 +116,11 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
         segmenter = make_segmenter(config, variables, cell, params)
     table = pipeline.class_table(config.data)
     sequences = pipeline.sequences(config.data, config.evaluate.split)
-    result = score(segmenter, sequences, table, config.evaluate)
+    strip = Strip(config.report.strip_frames)
+    result = score(
+        segmenter, sequences, table, config.evaluate, commonest=commonest_class(config, table), watch_fn=strip.watch
+    )
     result["split"] = config.evaluate.split
-    result["commonest_class"] = commonest_class(config, sequences, table)
     if config.evaluate.latency_frames:
         for name, value in latency(segmenter, sequences[0].frames, config.evaluate.latency_frames).items():
             result[name]["ms_per_frame"] = value
@@ -123,7 +128,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
         folder.write_json(f"evaluation_{config.evaluate.split}.json", result)
         return result
     folder.write_json(RESULT, result)
-    save_strip(segmenter, sequences, table, folder, config.report.strip_frames)
+    strip.save(segmenter, sequences, table, folder)
     return result
 
 
@@ -149,42 +154,61 @@ def summary(result: dict[str, Any]) -> str:
 
 def score(
     segmenter: Segmenter,
-    sequences: list[types.Sequence],
+    sequences: Sequence[types.Sequence],
     table: types.ClassTable,
     section: ml_collections.ConfigDict,
+    *,
+    commonest: int,
+    watch_fn: Callable[[int, types.Sequence, np.ndarray], None] | None = None,
 ) -> dict[str, Any]:
-    """Scores of the static network and the cell; of the static network on undegraded frames where they exist."""
-    names = ["static", "cell", "static_clean"]
+    """Scores of the static network and the cell; of the static network on undegraded frames where they exist.
+
+    Args:
+      segmenter: network and cell.
+      sequences: each is read once, and kept no longer than it is scored.
+      table: the classes.
+      section: `evaluate` of the configuration.
+      commonest: a class; always answering it is scored, too.
+      watch_fn: sees (number, sequence, static predictions) of each.
+    """
+    names = ["static", "cell", "static_clean", "commonest_class"]
     totals = {name: metrics.SequenceScores(table.names, tuple(section.vc_frames)) for name in names}
+    num_frames, has_clean = 0, True
     with progress.bar(len(sequences), "evaluate") as bar:
-        for sequence in sequences:
+        for number, sequence in enumerate(sequences):
             static, cell = segmenter.segment(sequence.frames)
+            if watch_fn is not None:
+                watch_fn(number, sequence, static)
+            num_frames += len(sequence.frames)
+            has_clean &= sequence.clean is not None
+            totals["commonest_class"].add(sequence.labels, np.full_like(sequence.labels, commonest), sequence.flow)
             totals["static"].add(sequence.labels, static, sequence.flow)
             totals["cell"].add(sequence.labels, cell, sequence.flow)
             if sequence.clean is not None:
                 clean, _ = segmenter.segment(sequence.clean)
                 totals["static_clean"].add(sequence.labels, clean, sequence.flow)
             bar.update()
-    has_clean = all(sequence.clean is not None for sequence in sequences)
     return {
         "classes": list(table.names),
-        "num_frames": sum(len(sequence.frames) for sequence in sequences),
+        "num_frames": num_frames,
         "static": totals["static"].result(),
         "cell": totals["cell"].result(),
         "static_clean": totals["static_clean"].result() if has_clean else None,
+        "commonest_class": totals["commonest_class"].result(),
     }
 
 
-def commonest_class(
-    config: ml_collections.ConfigDict, sequences: list[types.Sequence], table: types.ClassTable
-) -> dict[str, Any]:
-    """Scores of always answering the class that is commonest in the train split."""
-    labels = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames).labels[:, -1]
-    best = np.bincount(np.asarray(labels).ravel(), minlength=256)[: table.num_classes].argmax()
-    total = metrics.SequenceScores(table.names, tuple(config.evaluate.vc_frames))
-    for sequence in sequences:
-        total.add(sequence.labels, np.full_like(sequence.labels, best), sequence.flow)
-    return total.result()
+def commonest_class(config: ml_collections.ConfigDict, table: types.ClassTable) -> int:
+    """The class with most pixels in the train split: on disk, in at most `COUNTED_FRAMES` frames spread over it."""
+    if config.data.name == "synthetic":
+        clips = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames)
+        images = [np.asarray(clips.labels)[:, -1]]
+    else:
+        frames = store.videos(config.data, "train", is_split_up=True)
+        chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), COUNTED_FRAMES)).round().astype(int))
+        images = [frames[number].labels for number in chosen]
+    counts = sum(np.bincount(image.ravel(), minlength=256)[: table.num_classes] for image in images)
+    return int(np.argmax(counts))
 
 
 def latency(segmenter: Segmenter, frames: np.ndarray, num_frames: int) -> dict[str, float]:
@@ -209,34 +233,46 @@ def latency(segmenter: Segmenter, frames: np.ndarray, num_frames: int) -> dict[s
     return {name: float(np.median(values[1:]) * 1e3) for name, values in times.items()}
 
 
-def save_strip(
-    segmenter: Segmenter,
-    sequences: list[types.Sequence],
-    table: types.ClassTable,
-    folder: workdir.Workdir,
-    num_frames: int,
-) -> None:
-    """Keeps the consecutive frames where the static network loses most pixels, for the report."""
-    best: tuple[float, int, int] = (-np.inf, 0, 0)
-    predictions = [segmenter.segment(sequence.frames) for sequence in sequences[:6]]
-    for index, (static, _) in enumerate(predictions):
-        labels = sequences[index].labels
-        valid = labels != types.IGNORE
-        wrong = ((static != labels) & valid).mean(axis=(1, 2))
-        for start in range(max(len(wrong) // 4, 1), max(len(wrong) - num_frames, 2)):
-            window = wrong[start : start + num_frames]
+class Strip:
+    """Finds the consecutive frames where the static network loses most pixels, for the report.
+
+    Args:
+      num_frames: of the strip.
+    """
+
+    def __init__(self, num_frames: int):
+        self._num_frames = num_frames
+        self._best: tuple[float, int, int] = (-np.inf, 0, 0)
+
+    def watch(self, number: int, sequence: types.Sequence, static: np.ndarray) -> None:
+        """Looks at one sequence; only the first few count, since any of them will do."""
+        if number >= STRIP_SEQUENCES:
+            return
+        wrong = ((static != sequence.labels) & (sequence.labels != types.IGNORE)).mean(axis=(1, 2))
+        for start in range(max(len(wrong) // 4, 1), max(len(wrong) - self._num_frames, 2)):
+            window = wrong[start : start + self._num_frames]
             # A degraded frame inside good ones shows best what history repairs.
-            best = max(best, (float(window[1:-1].max(initial=0) - window[0]), index, start))
-    _, index, start = best
-    rows = slice(start, start + num_frames)
-    path = folder.path / STRIP
-    path.parent.mkdir(parents=True, exist_ok=True)
-    static, cell = predictions[index]
-    np.savez_compressed(
-        path,
-        frames=sequences[index].frames[rows],
-        labels=sequences[index].labels[rows],
-        static=static[rows],
-        cell=cell[rows],
-        colors=table.colors,
-    )
+            self._best = max(self._best, (float(window[1:-1].max(initial=0) - window[0]), number, start))
+
+    def save(
+        self,
+        segmenter: Segmenter,
+        sequences: Sequence[types.Sequence],
+        table: types.ClassTable,
+        folder: workdir.Workdir,
+    ) -> None:
+        """Writes frames, labels and predictions of the strip."""
+        _, number, start = self._best
+        rows = slice(start, start + self._num_frames)
+        sequence = sequences[number]
+        static, cell = segmenter.segment(sequence.frames)
+        path = folder.path / STRIP
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            path,
+            frames=sequence.frames[rows],
+            labels=sequence.labels[rows],
+            static=static[rows],
+            cell=cell[rows],
+            colors=table.colors,
+        )

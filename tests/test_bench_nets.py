@@ -1,0 +1,128 @@
+"""`dvsnas bench nets`: its figures are those of the network, its table and JSON hold them."""
+
+import json
+import time
+
+import jax
+import pytest
+
+from dvsnas_jax import cli
+from dvsnas_jax.core import allocator, compilation, errors
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import bench_nets
+
+
+@pytest.fixture(name="result", scope="module")
+def _result() -> dict:
+    config = config_lib.defaults().net
+    config.update({"encoder": "resnet18", "width": 0.125, "decoder_channels": 8, "dropout": 0.5})
+    with compilation.effort("quick"):
+        return bench_nets.run({"tiny": config}, size=(40, 48), train_size=(32, 32), train_batch=2, repeats=2)
+
+
+def test_figures(result):
+    (row,) = result["nets"]
+    assert 1e4 < row["parameters"] < 1e6
+    stem = 20 * 24 * 7 * 7 * 3 * 8
+    assert stem < row["macs"] < 100 * stem
+    for part in ("forward", "train"):
+        assert 0 < row[f"{part}_best_ms"] <= row[f"{part}_ms"]
+        peak = result["matrix_peak_gflops"]["float32"]
+        macs = {"forward": row["macs"], "train": row["train_macs"]}[part]
+        assert row[f"{part}_share"] == pytest.approx(2 * macs / (row[f"{part}_ms"] * 1e6) / peak)
+        assert row[f"{part}_bytes"] > 4 * row["parameters"]  # at least the parameters have to be there
+    assert result["matrix_peak_gflops"]["float32"] > 1
+
+
+def test_table_has_every_column_and_aligns(result):
+    first, head, line = bench_nets.table(result).splitlines()
+    assert result["backend"] in first and "1x40x48" in first and "2x32x32" in first
+    for _, heading, _, _ in bench_nets.COLUMNS:
+        assert heading in head
+    assert line.startswith("tiny") and len(line) == len(head)
+    assert f"{result['nets'][0]['forward_ms']:.1f}" in line
+
+
+def test_the_command_measures_the_network_of_a_config(tmp_path, capsys, monkeypatch):
+    seen = {}
+
+    def run(nets=None, **sizes):
+        seen.update(nets=nets, **sizes)
+        row = {key: 1.0 for key, *_ in bench_nets.COLUMNS}
+        return {
+            "backend": "cpu", "device": "x", "matrix_peak_gflops": {"float32": 1.0}, "size": [1, 1],
+            "train_size": [1, 1, 1], "nets": [{"net": "one", **row}],
+        }  # fmt: skip
+
+    monkeypatch.setattr(bench_nets, "run", run)
+    path = tmp_path / "nets.json"
+    words = ["bench", "nets", "--config.net.encoder=resnet50", "--config.data.height=64", f"--json={path}"]
+    assert cli.main(words) == errors.EXIT_DONE
+    assert json.loads(path.read_text())["nets"][0]["net"] == "one"
+    assert "one" in capsys.readouterr().out
+    assert seen["size"] == (64, 128) and next(iter(seen["nets"].values())).encoder == "resnet50"
+
+
+def test_keeping_memory_is_told():
+    assert allocator.keep_freed_memory() in (True, False)
+    assert allocator.keep_freed_memory() == allocator.keep_freed_memory()
+
+
+def test_standard_networks_are_the_published_and_the_default_one():
+    default = config_lib.defaults().net
+    assert bench_nets.STANDARD["mobilenet_v2 x 0.5 + refinenet 64"] == {
+        "width": default.width,
+        "decoder_channels": default.decoder_channels,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "part", "limit"),
+    [("mobilenet_v2", "forward", 1.0), ("mobilenet_v2", "training", 1.3), ("resnet50", "forward", 1.0)],
+)
+def test_speed_beside_pytorch(name, part, limit):
+    """In turns in one process, both with 2 threads and kept memory, PyTorch channels-last; the best of each counts."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `parity`)")
+    import torch_twins
+
+    assert allocator.keep_freed_memory()
+    torch.set_num_threads(2)
+    twin = torch_twins.MobileNetRefineNet() if name == "mobilenet_v2" else torch_twins.ResNetRefineNet()
+    twin = torch_twins.randomise(twin).to(memory_format=torch.channels_last).train(part == "training")
+    config = config_lib.defaults().net
+    config.update({"encoder": name, "width": 1.0, "decoder_channels": 256})
+    net = static_net.make(config, bench_nets.NUM_CLASSES)
+    if part == "forward":
+        fn, arguments = bench_nets.forward(net, (360, 480))
+        images = torch.randn(1, 3, 360, 480).to(memory_format=torch.channels_last)
+
+        def theirs() -> None:
+            with torch.no_grad():
+                twin(images)
+    else:
+        fn, arguments = bench_nets.training(net, (4, 240, 320))
+        images = torch.randn(4, 3, 240, 320).to(memory_format=torch.channels_last)
+        labels = torch.randint(0, bench_nets.NUM_CLASSES, (4, 240, 320))
+        optimizer = torch.optim.SGD(twin.parameters(), 1e-3)
+
+        def theirs() -> None:
+            optimizer.zero_grad()
+            logits = torch.nn.functional.interpolate(twin(images)["logits"], (240, 320), mode="bilinear")
+            torch.nn.functional.cross_entropy(logits, labels).backward()
+            optimizer.step()
+
+    compiled = jax.jit(fn).lower(*arguments).compile()
+    seconds: dict = {"ours": [], "theirs": []}
+    for turn in range(10):
+        for key, call in (("ours", lambda: jax.block_until_ready(compiled(*arguments))), ("theirs", theirs)):
+            started = time.perf_counter()
+            call()
+            if turn >= 3:
+                seconds[key].append(time.perf_counter() - started)
+    best = {key: min(values) * 1e3 for key, values in seconds.items()}
+    print(
+        f"{name} {part}: {best['ours']:.1f} ms, PyTorch {best['theirs']:.1f} ms, ratio {best['ours'] / best['theirs']:.2f}"
+    )
+    assert best["ours"] < limit * best["theirs"]
