@@ -79,12 +79,14 @@ def clip(tf: Any, images: list[Any], labels: list[Any], code: frames.LabelCode, 
         found = [image(tf, images[t], size) for t in numbers]
         return [words for words, _ in found] + [label(tf, labels[t], code, found[t][1], size) for t in numbers]
 
-    # One decision for what is nearly always so: PNG files of the wanted size.
+    # One decision for what is nearly always so: PNG files of the wanted size. The rest is kept in a function of its own:
+    # TensorFlow visits every operation of a branch that is part of the same graph, taken or not.
     heads = tf.stack([tf.strings.substr(each, 0, _DEPTH_AND_KIND) for each in images])
     label_heads = tf.stack([tf.strings.substr(each, 0, _DEPTH_AND_KIND + 2) for each in labels])
     is_plain = tf.stack([label_heads == _header(size) + kind for kind in (*_kinds(code), b"")])
     is_usual = tf.reduce_all(heads == _header(size)) & tf.reduce_all(tf.reduce_any(is_plain, 0))
-    return tf.cond(is_usual, usual, general)
+    apart = tf.function(general, autograph=False, experimental_attributes={"_noinline": True})
+    return tf.cond(is_usual, usual, apart)
 
 
 def _kinds(code: frames.LabelCode) -> tuple[bytes, ...]:
@@ -211,6 +213,24 @@ def train_ids(tf: Any, values: Any, code: frames.LabelCode) -> Any:
     elif comes_late(code):
         table[types.IGNORE] = types.IGNORE
     found = tf.fill(values.shape, UNKNOWN)
-    for value, train in table.items():
-        found = tf.where(values == value, np.uint8(train), found)
+    for first, last, train, is_shifted in _runs(table):
+        to = tf.cast(values, tf.uint8) + np.uint8((train - first) % 256) if is_shifted else np.uint8(train)
+        is_in = values == first if first == last else (values >= first) & (values <= last)
+        found = tf.where(is_in, to, found)
     return found
+
+
+def _runs(table: dict[int, int]) -> list[tuple[int, int, int, bool]]:
+    """A table as runs of values (first, last, train id of the first, whether train ids rise with the values)."""
+    runs: list[tuple[int, int, int, bool]] = []
+    for value, train in sorted(table.items()):
+        if runs and value == runs[-1][1] + 1:
+            first, last, start, is_shifted = runs[-1]
+            if train == start + value - first and (is_shifted or first == last):
+                runs[-1] = (first, value, start, True)
+                continue
+            if train == start and (not is_shifted or first == last):
+                runs[-1] = (first, value, start, False)
+                continue
+        runs.append((value, value, train, False))
+    return runs

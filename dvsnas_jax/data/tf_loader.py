@@ -104,9 +104,8 @@ class _Programs:
     def _first(self, maps: Any, color: Any, key: Any, *parts: Any) -> Any:
         return self._stage(parts[0] if self._is_packed else self._pack(*parts), maps, color, key)
 
-    def _last(self, pixels: Any) -> tuple[Any, ...]:
-        labels = self._late(pixels[..., 3])
-        return pixels[..., :3], labels, self._tf.reduce_all(labels != tf_decode.UNKNOWN)
+    def _last(self, pixels: Any) -> tuple[Any, Any]:
+        return pixels[..., :3], self._late(pixels[..., 3])
 
     def _pack(self, *parts: Any) -> list[Any]:
         tf, words, half = self._tf, [], len(parts) // 2
@@ -149,8 +148,9 @@ def clip_maker(tf: Any, decoder: Decoder, rules: augment.Rules) -> Callable[...,
             chosen = augment.choose_crop(rules, maps, programs.target(words), xp=tf)
         for program in programs.middle:
             words = program(words, chosen, color, key)
-        found, labels, is_known = programs.last(tf.bitcast(words, tf.uint8))
-        with tf.control_dependencies([tf.debugging.Assert(is_known, ["unknown label"])]):
+        found, labels = programs.last(tf.bitcast(words, tf.uint8))
+        is_unknown = tf.reduce_any(labels == tf_decode.UNKNOWN)
+        with tf.control_dependencies([tf.debugging.Assert(~is_unknown, ["unknown label"])]):
             return found, tf.identity(labels)
 
     return make
