@@ -123,6 +123,5 @@ def test_speed_beside_pytorch(name, part, limit):
                 seconds[key].append(time.perf_counter() - started)
     best = {key: min(values) * 1e3 for key, values in seconds.items()}
     ratio = best["ours"] / best["theirs"]
-        f"{name} {part}: {best['ours']:.1f} ms, PyTorch {best['theirs']:.1f} ms, "
-        f"ratio {best['ours'] / best['theirs']:.2f}"
+    print(f"{name} {part}: {best['ours']:.1f} ms, PyTorch {best['theirs']:.1f} ms, ratio {ratio:.2f}")
     assert ratio < limit

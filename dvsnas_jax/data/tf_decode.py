@@ -61,25 +61,22 @@ def clip(tf: Any, images: list[Any], labels: list[Any], code: frames.LabelCode, 
       size: height and width wanted.
 
     Returns:
-      T images u32 [H, W] (red | green << 8 | blue << 16 | anything << 24), then T arrays [H, W] of what `train_ids`
-      takes: u8 ids, or u32 colours as in the images.
+      T images u8 [H, W, 3], then T arrays [H, W] of what `train_ids` takes: u8 ids, or u32 colours
+      red | green << 8 | blue << 16 | anything << 24.
     """
     numbers = range(len(images))
-    dtype = tf.uint32 if code.is_color else tf.uint8
+    channels, dtype = (4, tf.uint32) if code.is_color else (1, tf.uint8)
 
     def usual() -> list[Any]:
-        channels = 4 if code.is_color else 1
-        pixels = [tf.ensure_shape(tf.io.decode_png(images[t], channels=4), (*size, 4)) for t in numbers]
+        pixels = [tf.ensure_shape(tf.io.decode_png(images[t], channels=3), (*size, 3)) for t in numbers]
         values = [tf.ensure_shape(tf.io.decode_png(labels[t], channels=channels), (*size, channels)) for t in numbers]
-        return [tf.bitcast(each, tf.uint32) for each in pixels] + [
-            tf.bitcast(each, dtype) if code.is_color else tf.reshape(each, size) for each in values
-        ]
+        return pixels + [tf.bitcast(each, dtype) if code.is_color else tf.reshape(each, size) for each in values]
 
     def general() -> list[Any]:
         found = [image(tf, images[t], size) for t in numbers]
-        return [words for words, _ in found] + [label(tf, labels[t], code, found[t][1], size) for t in numbers]
+        return [pixels for pixels, _ in found] + [label(tf, labels[t], code, found[t][1], size) for t in numbers]
 
-    # One decision for what is nearly always so: PNG files of the wanted size. The rest is kept in a function of its own:
+    # One decision for what is nearly always so: PNG files of the wanted size. The rest is in a function of its own:
     # TensorFlow visits every operation of a branch that is part of the same graph, taken or not.
     heads = tf.stack([tf.strings.substr(each, 0, _DEPTH_AND_KIND) for each in images])
     label_heads = tf.stack([tf.strings.substr(each, 0, _DEPTH_AND_KIND + 2) for each in labels])
@@ -100,7 +97,7 @@ def _header(size: tuple[int, int]) -> bytes:
 
 
 def image(tf: Any, content: Any, size: tuple[int, int]) -> tuple[Any, Any]:
-    """One encoded frame as words of pixels.
+    """One encoded frame, resized.
 
     Args:
       tf: TensorFlow.
@@ -108,26 +105,17 @@ def image(tf: Any, content: Any, size: tuple[int, int]) -> tuple[Any, Any]:
       size: height and width wanted.
 
     Returns:
-      u32 [H, W], red | green << 8 | blue << 16 | anything << 24, and the stored size i32 [2].
+      u8 [H, W, 3] and the stored size i32 [2].
     """
 
-    def from_png() -> Any:
-        return tf.io.decode_png(content, channels=4)
-
-    def from_other() -> Any:
-        pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
-        return tf.concat([pixels, tf.zeros_like(pixels[..., :1])], -1)
-
     def resized() -> Any:
-        small = tf.image.resize(pixels[..., :3], size, method="bilinear", antialias=True)
-        small = tf.cast(tf.clip_by_value(tf.round(small), 0.0, 255.0), tf.uint8)
-        return tf.concat([small, tf.zeros_like(small[..., :1])], -1)
+        small = tf.image.resize(pixels, size, method="bilinear", antialias=True)
+        return tf.cast(tf.clip_by_value(tf.round(small), 0.0, 255.0), tf.uint8)
 
-    is_png = tf.strings.substr(content, 0, len(_PNG)) == _PNG
-    pixels = tf.cond(is_png, from_png, from_other)
+    pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
     stored = tf.shape(pixels)[:2]
     pixels = tf.cond(tf.reduce_all(stored == size), lambda: pixels, resized)
-    return tf.bitcast(tf.ensure_shape(pixels, (*size, 4)), tf.uint32), stored
+    return tf.ensure_shape(pixels, (*size, 3)), stored
 
 
 def label(tf: Any, content: Any, code: frames.LabelCode, stored: Any, size: tuple[int, int]) -> Any:

@@ -111,7 +111,8 @@ class _Programs:
         tf, words, half = self._tf, [], len(parts) // 2
         for t, (image, labels) in enumerate(zip(parts[:half], parts[half:-1], strict=True)):
             labels = tf.where(parts[-1][t], self._early(labels), np.uint8(types.IGNORE))
-            words.append(image & np.uint32(0xFFFFFF) | tf.cast(labels, tf.uint32) * np.uint32(1 << 24))
+            channels = [tf.cast(part, tf.uint32) for part in (*tf.unstack(image, axis=-1), labels)]
+            words.append(sum(channel * np.uint32(1 << 8 * i) for i, channel in enumerate(channels)))
         return words
 
 

@@ -63,14 +63,14 @@ def stages(rules: Any) -> list[Stage]:
       rules: of augmentation.
 
     Returns:
-      Stages from words [T, H, W] ([1, H, W] for stills) to words [T, crop_height, crop_width].
+      Stages from words T x [H, W] ([1, H, W] for stills) to words [T, crop_height, crop_width].
     """
     colors: list[Stage] = [functools.partial(_colors, rules)] if rules.jitter else []
     if rules.is_still:
         return [functools.partial(_perspective, rules), *colors]
     if rules.keeps_geometry:
         return colors
-    return [functools.partial(_rows, rules), functools.partial(_columns, rules), _transposed_back]
+    return [functools.partial(_rows, rules), functools.partial(_columns, rules), _transposed]
 
 
 def _blend(xp: Any, a: Any, b: Any, part: Any) -> Any:
@@ -100,7 +100,7 @@ def _centres(size: int) -> np.ndarray:
 
 
 def _rows(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
-    """The vertical half of an axis-parallel map, and the colours, in one loop: T x [H, W] -> [T, crop_height, W]."""
+    """The vertical half of an axis-parallel map, and the colours, in one loop: T x [H, W] -> T x [crop_height, W]."""
     del key
     at = _centres(rules.crop_height) * maps[0, 4] + maps[0, 5]
     first, second, part, is_inside = _neighbours(xp, at, rules.height)
@@ -110,23 +110,26 @@ def _rows(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: Any) -> A
         if rules.jitter:
             mixed = _recolored(xp, mixed, [color[t, i] for i in range(12)])
         done.append(xp.where(is_inside[:, None], mixed, OUTSIDE))
-    return xp.stack(done)
+    return done
 
 
 def _columns(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
-    """The horizontal half: [T, h, W] -> [crop_width, T, h]."""
+    """The horizontal half: T x [h, W] -> T x [crop_width, h]."""
     del color, key
     at = _centres(rules.crop_width) * maps[0, 0] + maps[0, 2]
     first, second, part, is_inside = _neighbours(xp, at, rules.width)
-    words = xp.transpose(words, (2, 0, 1))
-    mixed = _blend(xp, take(xp, words, first, 0), take(xp, words, second, 0), part[:, None, None])
-    return xp.where(is_inside[:, None, None], mixed, OUTSIDE)
+    done = []
+    for frame in words:
+        frame = xp.transpose(frame)
+        mixed = _blend(xp, take(xp, frame, first, 0), take(xp, frame, second, 0), part[:, None])
+        done.append(xp.where(is_inside[:, None], mixed, OUTSIDE))
+    return done
 
 
-def _transposed_back(xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
-    """[crop_width, T, h] -> [T, h, crop_width]."""
+def _transposed(xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
+    """T x [crop_width, h] -> [T, h, crop_width]."""
     del maps, color, key
-    return xp.transpose(words, (1, 2, 0))
+    return xp.stack([xp.transpose(frame) for frame in words])
 
 
 def _perspective(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
