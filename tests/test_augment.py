@@ -28,6 +28,21 @@ def _level_labels(rng, num_rows=6, num_columns=8):
     return np.repeat((labels * 50)[..., None], 3, -1), labels
 
 
+def _apply(rules, frames, labels, rng, uniforms=None):
+    """Augments one clip in memory; for stills only the last frame is looked at."""
+    drawn, key = augment.draw(rng, len(frames), rules.num_tries)
+    used = slice(-1, None) if rules.is_still else slice(None)
+    packed = warp.pack(frames[used], labels[used])
+    return augment.render(rules, packed, drawn if uniforms is None else uniforms, key, len(frames))
+
+
+def _still_clip(frame, labels, num_frames, rules, rng):
+    """The clip that evaluation makes of a still."""
+    uniforms, key = augment.draw(rng, num_frames)
+    history = augment.plain(*labels.shape, jitter=rules.jitter, is_still=True)
+    return augment.render(history, warp.pack(frame[None], labels[None]), augment.neutral(uniforms), key, num_frames)
+
+
 # --- plans ----------------------------------------------------------------------------------------
 
 
@@ -110,7 +125,7 @@ def test_pixels_equal_those_of_scipy(is_still, seed):
     frames = np.stack([_smooth(rng, (48, 64))] * 2)
     labels = np.stack([_level_labels(rng)[1]] * 2)
     uniforms, _ = augment.draw(rng, 2)
-    got_frames, got_labels = augment.apply(rules, frames, labels, rng, uniforms)
+    got_frames, got_labels = _apply(rules, frames, labels, rng, uniforms)
     maps = augment.plan(rules, uniforms, 2)[0][0].astype(np.float64)
     y, x = np.mgrid[:40, :54] + 0.5
     for t in range(2):
@@ -163,7 +178,7 @@ def test_augmentation_moves_frames_and_labels_together():
     rules = _rules(height=48, width=64, crop_height=40, crop_width=60, scale=(0.7, 1.6))
     mirrored = 0
     for seed in range(20):
-        frames, out = augment.apply(
+        frames, out = _apply(
             rules, np.stack([frame, frame]), np.stack([labels, labels]), np.random.default_rng(seed)
         )
         assert frames.shape == (2, 40, 60, 3) and out.shape == (2, 40, 60)
@@ -181,7 +196,7 @@ def test_jitter_keeps_grey_grey_and_is_the_same_over_a_clip_or_not():
             height=8, width=8, crop_height=8, crop_width=8, scale=(1.0, 1.0), jitter=0.5, flip=False,
             jitter_per_frame=per_frame,
         )  # fmt: skip
-        frames, _ = augment.apply(rules, grey, np.zeros((3, 8, 8), np.uint8), np.random.default_rng(1))
+        frames, _ = _apply(rules, grey, np.zeros((3, 8, 8), np.uint8), np.random.default_rng(1))
         levels = frames[:, 0, 0, 0]
         assert (frames == levels[:, None, None, None]).all() and levels[0] != 128
         assert len(set(levels.tolist())) == (3 if per_frame else 1)
@@ -192,7 +207,7 @@ def test_stills_end_in_the_frame_and_warp_labels_with_it():
     moved = 0
     for seed in range(10):
         rules = augment.plain(48, 64, is_still=True)
-        frames, out = augment.still_clip(frame, labels, 4, rules, np.random.default_rng(seed))
+        frames, out = _still_clip(frame, labels, 4, rules, np.random.default_rng(seed))
         np.testing.assert_array_equal(frames[3], frame)
         np.testing.assert_array_equal(out[3], labels)
         for t in range(3):

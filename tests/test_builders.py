@@ -179,7 +179,8 @@ def _assert_same_clips(data, folder, splits):
     total = 0
     for split in splits:
         direct = layouts.find(data, split)
-        source, media = prepared.open_source(str(folder), split)
+        media = prepared.open_media(str(folder), split)
+        source = media.source
         assert source.layout == direct.layout and source.frame_rate == direct.frame_rate
         assert source.table.names == direct.table.names
         np.testing.assert_array_equal(source.table.colors, direct.table.colors)
@@ -224,7 +225,8 @@ def test_any_frames_in_any_order_from_many_threads(tmp_path):
     root = trees.camvid_segnet(tmp_path / "data", is_video=True)
     data = _data("camvid", root, num_frames=2, frame_gap=4)
     prepare.run(data, tmp_path / "out")
-    source, media = prepared.open_source(str(tmp_path / "out"), "val")
+    media = prepared.open_media(str(tmp_path / "out"), "val")
+    source = media.source
     direct = {(frame.sequence, frame.number): frame for frame in layouts.find(data, "val").frames}
     rng = np.random.default_rng(0)
     wanted = [rng.integers(0, len(source.frames), 4).astype(np.int32) for _ in range(200)]
@@ -291,10 +293,11 @@ def test_real_camvid_direct_equals_prepared(tmp_path):
         assert _assert_same_clips(data, tmp_path / split, (split,)) >= minimum
         index = [
             [(frame.sequence, frame.number, frame.image.stem) for frame in source.frames]
-            for source in (layouts.find(data, split), prepared.open_source(str(tmp_path / split), split)[0])
+            for source in (layouts.find(data, split), prepared.open_media(str(tmp_path / split), split).source)
         ]
         assert index[0] == index[1]
-        source, media = prepared.open_source(str(tmp_path / split), split)
+        media = prepared.open_media(str(tmp_path / split), split)
+        source = media.source
         place = len(source.frames) // 2
         (image,), (label,) = media.read(np.array([place]))
         direct, frame = layouts.find(data, split), source.frames[place]

@@ -388,3 +388,22 @@ def test_resizing_averages_frames_and_picks_labels(tmp_path):
     np.testing.assert_array_equal(clips.frames[0, 0], np.asarray(small))
     ids = trees.blocks(name, range(12))[1::2, 1::2]
     np.testing.assert_array_equal(clips.labels[0, 0], np.where(ids == 11, 255, ids))
+
+
+@pytest.mark.parametrize("changes", [{"history": "stills"}, {"frame_gap": 2}], ids=["stills", "frames"])
+def test_some_clips_are_those_of_the_whole_split_and_only_their_frames_are_read(tmp_path, monkeypatch, changes):
+    data = _data("camvid", trees.camvid_segnet(tmp_path), **changes)
+    whole = pipeline.load_clips(data, split="val", num_frames=2)
+    asked = []
+    read = store.read
+
+    def noted(found, places, *rest, **options):
+        asked.extend(places)
+        return read(found, places, *rest, **options)
+
+    monkeypatch.setattr(store, "read", noted)
+    some = pipeline.load_clips(data, split="val", num_frames=2, indices=[2, 0])
+    np.testing.assert_array_equal(some.frames, whole.frames[[2, 0]])
+    np.testing.assert_array_equal(some.labels, whole.labels[[2, 0]])
+    used = store.index(data, "val", 2).places[[2, 0]]
+    assert sorted(asked) == sorted(set(used.ravel().tolist()))

@@ -100,7 +100,8 @@ def test_other_options_are_named(source, tmp_path, capsys):
 def test_size_splits_and_stills(source, tmp_path):
     result = prepare.run(_data(source, history="stills"), tmp_path / "out", splits=("val",), height=15, width=20)
     assert result.is_new and result.counts == {"val": 5}
-    index, media = prepared.open_source(str(tmp_path / "out"), "val")
+    media = prepared.open_media(str(tmp_path / "out"), "val")
+    index = media.source
     assert len(index.frames) == 5  # the labelled ones alone: stills need no history
     assert "has no split train, but val" in _message(prepared.open_media, str(tmp_path / "out"), "train")
     assert "give both" in _message(prepare.run, _data(source), tmp_path / "out2", height=15)
@@ -180,7 +181,8 @@ def test_damaged_records_are_seen(source, tmp_path, damage):
     prepared.open_media.cache_clear()
 
     def read():
-        source, media = prepared.open_source(str(out), "val")
+        media = prepared.open_media(str(out), "val")
+        source = media.source
         for place in range(len(source.frames)):
             media.read(np.array([place]))
 
@@ -204,7 +206,7 @@ def test_two_processes_at_once(source, tmp_path):
     answers = sorted(_end(process) for process in [_start(source, out, *size) for _ in range(2)])
     assert [code for code, _, _ in answers] == [0, 0], answers
     assert sorted(text.split(":")[0] for _, text, _ in answers) == ["already prepared, nothing to do", "prepared"]
-    assert prepared.open_source(str(out), "train")[1].read(np.array([0]))[0][0].startswith(b"\x89PNG")
+    assert prepared.open_media(str(out), "train").read(np.array([0]))[0][0].startswith(b"\x89PNG")
     assert _names(out)[:2] == ["camvid_clips", RECORDS] and not list(out.rglob("incomplete*"))
 
 

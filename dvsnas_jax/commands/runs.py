@@ -64,9 +64,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     common.existing(arguments.workdir, "--workdir")
     from dvsnas_jax.run import evaluate, submission
 
-    print(evaluate.summary(evaluate.run(config, common.open_workdir(arguments.workdir))))
+    folder = common.open_workdir(arguments.workdir)
     if arguments.predictions:
-        print(submission.run(config, common.open_workdir(arguments.workdir), arguments.predictions))
+        result, written = submission.run(config, folder, arguments.predictions)
+        print(f"{evaluate.summary(result)}\n{written}")
+    else:
+        print(evaluate.summary(evaluate.run(config, folder)))
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -255,29 +255,6 @@ def render(
     return warp.unpack(words)
 
 
-def apply(
-    rules: Rules, frames: np.ndarray, labels: np.ndarray, rng: np.random.Generator, uniforms: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Augments one clip.
-
-    Args:
-      rules: what to do.
-      frames: u8 [T, H, W, 3]; for stills only the last one is looked at.
-      labels: u8 [T, H, W].
-      rng: the generator of this example.
-      uniforms: f32 [num_uniforms(T, num_tries)]; drawn from `rng` where None.
-
-    Returns:
-      frames u8 [T, crop_height, crop_width, 3] and labels likewise; 255 where nothing was stored.
-    """
-    if rules.is_identity:
-        return frames, labels
-    drawn, key = draw(rng, len(frames), rules.num_tries)
-    used = slice(-1, None) if rules.is_still else slice(None)
-    packed = warp.pack(frames[used], labels[used])
-    return render(rules, packed, drawn if uniforms is None else uniforms, key, len(frames))
-
-
 def draw(rng: np.random.Generator, num_frames: int, num_tries: int = 1) -> tuple[np.ndarray, np.uint32]:
     """The random numbers of one clip: uniforms f32 [num_uniforms(T, num_tries)] and the key of the noise."""
     return rng.random(num_uniforms(num_frames, num_tries), np.float32), rng.integers(1 << 32, dtype=np.uint32)
@@ -288,23 +265,3 @@ def neutral(uniforms: np.ndarray) -> np.ndarray:
     uniforms = uniforms.copy()
     uniforms[_COLORS:_MOTION] = 0.5
     return uniforms
-
-
-def still_clip(
-    frame: np.ndarray, labels: np.ndarray, num_frames: int, rules: Rules, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """A clip whose last frame is the still itself and whose history is made by camera motions.
-
-    Args:
-      frame: u8 [H, W, 3].
-      labels: u8 [H, W].
-      num_frames: T.
-      rules: with `is_still`; its scale, flip and crop are ignored.
-      rng: decides the motion.
-
-    Returns:
-      frames u8 [T, H, W, 3], labels u8 [T, H, W].
-    """
-    uniforms, key = draw(rng, num_frames)
-    history = plain(*labels.shape, jitter=rules.jitter, is_still=True)
-    return render(history, warp.pack(frame[None], labels[None]), neutral(uniforms), key, num_frames)

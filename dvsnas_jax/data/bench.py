@@ -121,11 +121,5 @@ def _decode(data: ml_collections.ConfigDict, num_frames: int, batch_size: int) -
             sizes.append(tf.cond(label == "", lambda: 0, lambda label=label: num_values(label, 1)))
         return tf.stack(sizes)
 
-    options = tf.data.Options()
-    options.threading.max_intra_op_parallelism = 1
-    options.deterministic = True
     dataset = tf.data.Dataset.from_tensor_slices(index.places).repeat()
-    dataset = dataset.map(
-        tf.autograph.experimental.do_not_convert(decode), num_parallel_calls=tf_loader.num_workers(int(data.workers))
-    )
-    return iter(dataset.batch(batch_size).prefetch(2).with_options(options).as_numpy_iterator())
+    return iter(tf_loader.batched(tf, dataset, decode, batch_size, workers=int(data.workers)).as_numpy_iterator())

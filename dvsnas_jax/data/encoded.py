@@ -7,7 +7,7 @@ import os
 import pathlib
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dvsnas_jax.core import errors
 from dvsnas_jax.data import folders, frames
@@ -43,10 +43,7 @@ def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[byte
     if frame.label is not None:
         label, label_size = _checked(frame.label)
         if label_size != image_size:
-            raise errors.UserError(
-                f"{frame.label}: {label_size[0]}x{label_size[1]} pixels, but its frame {frame.image.name} has "
-                f"{image_size[0]}x{image_size[1]}; make them equal"
-            )
+            raise errors.UserError(folders.size_problem(frame, image_size, label_size))
     if size is None or size == image_size[::-1]:
         return image, label
     small = Image.fromarray(folders.read_image(frame.image, image)).resize(size[::-1], Image.Resampling.LANCZOS)
@@ -55,20 +52,13 @@ def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[byte
 
 def _checked(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
     """The bytes of an image file whose checksums are right, and width and height."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise errors.UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
+    content = frames.read_bytes(path)
     try:
         with Image.open(io.BytesIO(content)) as image:
             size = image.size
             image.verify()
-    except UnidentifiedImageError as error:
-        reason = "no known image format" if content else "the file is empty"
-        raise errors.UserError(f"{path}: not a readable image ({reason}); replace the file") from error
     except Exception as error:  # Pillow raises many kinds for broken files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise errors.UserError(f"{path}: not a readable image ({reason}); replace the file") from error
+        raise folders.unreadable(path, error) from error
     return content, size
 
 

@@ -119,7 +119,8 @@ def nearest(size: int, out: int) -> np.ndarray:
     return ((2 * np.arange(out, dtype=np.int64) + 1) * size // (2 * out)).astype(np.int32)
 
 
-def _unreadable(path: pathlib.Path, error: Exception) -> errors.UserError:
+def unreadable(path: pathlib.Path, error: Exception) -> errors.UserError:
+    """What Pillow said of a file, as an error for people."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
@@ -145,7 +146,7 @@ def read_image(path: pathlib.Path, content: bytes | None = None) -> np.ndarray:
                 return np.repeat(grey[..., None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow raises many kinds for broken files
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def read_label(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | None = None) -> np.ndarray:
@@ -164,7 +165,7 @@ def read_label(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | 
             mode, kind = image.mode, image.format
             pixels = np.asarray(image.convert("RGB") if code.is_color and mode in _COLOR_MODES else image)
     except Exception as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if kind == "JPEG":
         raise errors.UserError(f"{path}: a JPEG blurs labels; save them as PNG, from the original")
     if mode not in (_COLOR_MODES if code.is_color else _ID_MODES):

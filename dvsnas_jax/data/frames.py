@@ -21,6 +21,18 @@ class Frame:
     label: pathlib.Path | None
 
 
+def read_bytes(path: pathlib.Path) -> bytes:
+    """The content of a file of the dataset.
+
+    Raises:
+      UserError: it is not there or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise errors.UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class LabelCode:
     """How the pixels of a label file become train ids.

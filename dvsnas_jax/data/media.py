@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import errors
 from dvsnas_jax.data import folders, frames, layouts, prepared
 
 
@@ -43,16 +41,8 @@ class FolderMedia:
           UserError: a file cannot be read.
         """
         chosen = [self.source.frames[place] for place in places]
-        return [_bytes(frame.image) for frame in chosen], [
-            _bytes(frame.label) if frame.label else b"" for frame in chosen
-        ]
-
-
-def _bytes(path: pathlib.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise errors.UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
+        images = [frames.read_bytes(frame.image) for frame in chosen]
+        return images, [frames.read_bytes(frame.label) if frame.label else b"" for frame in chosen]
 
 
 def open_media(data: ml_collections.ConfigDict, split: str) -> Media:

@@ -6,6 +6,7 @@ Every function takes the `data` section of the configuration. Two loaders give t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceType
@@ -33,13 +34,20 @@ def num_clips(data: ml_collections.ConfigDict, split: str, num_frames: int) -> i
     return len(store.index(data, split, num_frames).places)
 
 
-def load_clips(data: ml_collections.ConfigDict, *, split: str, num_frames: int) -> types.Clip:
-    """All clips of a split in memory, in a fixed order, unaugmented.
+def load_clips(
+    data: ml_collections.ConfigDict,
+    *,
+    split: str,
+    num_frames: int,
+    indices: SequenceType[int] | np.ndarray | None = None,
+) -> types.Clip:
+    """All or some clips of a split in memory, in a fixed order, unaugmented.
 
     Args:
       data: section of the configuration.
       split: train, val or test.
       num_frames: T; 1 gives the target frames alone.
+      indices: numbers of the wanted clips; all where None. Of a dataset on disk only their frames are read.
 
     Returns:
       frames u8 [N, T, H, W, 3], labels u8 [N, T, H, W]; every clip of a split ends in the same target whatever T is,
@@ -48,12 +56,20 @@ def load_clips(data: ml_collections.ConfigDict, *, split: str, num_frames: int) 
     Raises:
       UserError: bad files, or no clip of that many frames.
     """
-    index, stored = store.index(data, split, num_frames), store.load(data, split)
+    index = store.index(data, split, num_frames)
+    if indices is None:
+        numbers, stored, places = np.arange(len(index.places)), store.load(data, split), index.places
+    else:
+        numbers = np.asarray(indices, np.int64)
+        stored, places = store.select(data, split, index.places[numbers])
     if not store.is_still(data) or num_frames == 1:
-        return types.Clip(frames=stored.frames[index.places], labels=stored.labels[index.places])
+        return types.Clip(frames=stored.frames[places], labels=stored.labels[places])
     rules = _plain_rules(data)
-    examples = sharding.evaluation(index.places, num_frames, _seed(data.seed), range(len(index.places)))
-    made = [_render(rules, stored, example, num_frames) for example in examples]
+    examples = sharding.evaluation(index.places, num_frames, _seed(data.seed), map(int, numbers))
+    made = [
+        _render(rules, stored, dataclasses.replace(example, places=own), num_frames)
+        for example, own in zip(examples, places, strict=True)
+    ]
     return types.Clip(frames=np.stack([clip[0] for clip in made]), labels=np.stack([clip[1] for clip in made]))
 
 

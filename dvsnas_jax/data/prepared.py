@@ -136,12 +136,6 @@ def of(data: ml_collections.ConfigDict, split: str) -> PreparedMedia | None:
     return open_media(str(data.prepared), split)
 
 
-def open_source(folder: str, split: str) -> tuple[frames.Source, PreparedMedia]:
-    """The index of one split and its reader; see `open_media`."""
-    media = open_media(folder, split)
-    return media.source, media
-
-
 @functools.lru_cache(maxsize=16)
 def open_media(folder: str, split: str) -> PreparedMedia:
     """Opens one split of a prepared dataset; kept for the life of the process.

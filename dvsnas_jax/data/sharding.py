@@ -49,13 +49,6 @@ WHOLE = Shard()
 """Everything, on every host."""
 
 
-def of_process() -> Shard:
-    """The share of this process among those of `jax.distributed`."""
-    import jax
-
-    return Shard(jax.process_index(), jax.process_count())
-
-
 @dataclasses.dataclass(frozen=True)
 class Example:
     """All that chance decides about one example.

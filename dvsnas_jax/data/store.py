@@ -224,6 +224,29 @@ def load(data: ml_collections.ConfigDict, split: str) -> Store:
     return _synthetic(int(data.seed), split, counts, size, float(data.degrade))
 
 
+def select(data: ml_collections.ConfigDict, split: str, places: np.ndarray) -> tuple[Store, np.ndarray]:
+    """The frames at some places, and where they are in what is returned.
+
+    Args:
+      data: section of the configuration.
+      split: train, val or test.
+      places: i32 [...], of the whole split.
+
+    Returns:
+      A store that has them, on disk no others, and their places in it i64 [...].
+
+    Raises:
+      UserError: as in `load`.
+    """
+    if data.name == "synthetic":
+        return load(data, split), places
+    check(data, split)
+    chosen, own = np.unique(places, return_inverse=True)
+    size, what = (int(data.height), int(data.width)), f"data.{data.name}, {split}"
+    media = prepared.of(data, split)
+    return read(source(data, split), chosen.tolist(), size, what=what, media=media), own.reshape(places.shape)
+
+
 @functools.lru_cache(maxsize=4)
 def _synthetic_sequences(
     seed: int, split: str, counts: tuple[int, int], size: tuple[int, int], degrade: float

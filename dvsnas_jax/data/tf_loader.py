@@ -164,6 +164,15 @@ def num_workers(workers: int) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def batched(tf: Any, dataset: Any, make_fn: Callable[..., Any], batch_size: int, *, workers: int) -> Any:
+    """A dataset of whole batches of what `make_fn` makes, so many elements at a time, in order."""
+    options = tf.data.Options()
+    options.threading.max_intra_op_parallelism = 1  # the elements are what is done in parallel
+    options.deterministic = True
+    made = dataset.map(tf.autograph.experimental.do_not_convert(make_fn), num_parallel_calls=num_workers(workers))
+    return made.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
+
+
 def batches(
     decoder: Decoder,
     rules: augment.Rules,
@@ -191,18 +200,13 @@ def batches(
     """
     tf = tensorflow()
     make = tf.function(clip_maker(tf, decoder, rules), autograph=False)  # traced once for all pieces
-    options = tf.data.Options()
-    options.threading.max_intra_op_parallelism = 1  # the clips are what is done in parallel
-    options.deterministic = True
 
     def prepare() -> tuple[list[Sequence[sharding.Example]], Any]:
         piece = _take(examples, _PIECE)
         if not piece:
             return piece, None
         dataset = tf.data.Dataset.from_tensor_slices(_tensors(rules, num_frames, piece))
-        dataset = dataset.map(tf.autograph.experimental.do_not_convert(make), num_parallel_calls=num_workers(workers))
-        dataset = dataset.batch(len(piece[0]), drop_remainder=True).prefetch(2).with_options(options)
-        return piece, dataset.as_numpy_iterator()
+        return piece, batched(tf, dataset, make, len(piece[0]), workers=workers).as_numpy_iterator()
 
     running: list[Any] = []
     # Readers of prepared datasets are Python: their threads must end before the interpreter does.

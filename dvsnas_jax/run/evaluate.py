@@ -97,7 +97,13 @@ def make_segmenter(
     )
 
 
-def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str, Any]:
+WatchFn = Callable[[int, types.Sequence, np.ndarray, np.ndarray], None]
+"""Sees (number, sequence, predictions of the static network, of the cell) of each sequence."""
+
+
+def run(
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, *, watch_fn: WatchFn | None = None
+) -> dict[str, Any]:
     """The command `evaluate`: scores of the run's network and cell on `config.evaluate.split`.
 
     Writes `evaluation.json` and the frames of the report's strip (`evaluation_SPLIT.json` alone for a split other than
@@ -117,8 +123,14 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
     table = pipeline.class_table(config.data)
     sequences = pipeline.sequences(config.data, config.evaluate.split)
     strip = Strip(config.report.strip_frames)
+
+    def watch(number: int, sequence: types.Sequence, static: np.ndarray, found: np.ndarray) -> None:
+        strip.watch(number, sequence, static)
+        if watch_fn is not None:
+            watch_fn(number, sequence, static, found)
+
     result = score(
-        segmenter, sequences, table, config.evaluate, commonest=commonest_class(config, table), watch_fn=strip.watch
+        segmenter, sequences, table, config.evaluate, commonest=commonest_class(config, table), watch_fn=watch
     )
     result["split"] = config.evaluate.split
     if config.evaluate.latency_frames:
@@ -159,7 +171,7 @@ def score(
     section: ml_collections.ConfigDict,
     *,
     commonest: int,
-    watch_fn: Callable[[int, types.Sequence, np.ndarray], None] | None = None,
+    watch_fn: WatchFn,
 ) -> dict[str, Any]:
     """Scores of the static network and the cell; of the static network on undegraded frames where they exist.
 
@@ -169,7 +181,7 @@ def score(
       table: the classes.
       section: `evaluate` of the configuration.
       commonest: a class; always answering it is scored, too.
-      watch_fn: sees (number, sequence, static predictions) of each.
+      watch_fn: sees each.
     """
     names = ["static", "cell", "static_clean", "commonest_class"]
     totals = {name: metrics.SequenceScores(table.names, tuple(section.vc_frames)) for name in names}
@@ -177,8 +189,7 @@ def score(
     with progress.bar(len(sequences), "evaluate") as bar:
         for number, sequence in enumerate(sequences):
             static, cell = segmenter.segment(sequence.frames)
-            if watch_fn is not None:
-                watch_fn(number, sequence, static)
+            watch_fn(number, sequence, static, cell)
             num_frames += len(sequence.frames)
             has_clean &= sequence.clean is not None
             totals["commonest_class"].add(sequence.labels, np.full_like(sequence.labels, commonest), sequence.flow)

@@ -139,5 +139,4 @@ def train_store(
 
 def select(config: ml_collections.ConfigDict, clips: np.ndarray) -> types.Clip:
     """Some clips of the train split, not augmented."""
-    whole = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames)
-    return types.Clip(frames=whole.frames[clips], labels=whole.labels[clips])
+    return pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames, indices=clips)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from dvsnas_jax.core import compilation, signals, types, workdir
-from dvsnas_jax.data import pipeline
+from dvsnas_jax.data import pipeline, prefetch
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import features, fit, metrics, objective, optim
 
@@ -93,7 +93,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
         stage=STAGE,
         num_steps=section.steps,
         step_fn=lambda state, clip: step_fn(state, clip, teacher.variables),
-        batches_fn=batches,
+        batches_fn=lambda start: prefetch.to_device(batches(start)),
         folder=folder,
         stop=stop,
         checkpoint_every=section.checkpoint_every,
@@ -171,8 +171,8 @@ def make_step(
 
 def make_validate(config: ml_collections.ConfigDict, clips: np.ndarray) -> Callable[[Any], float]:
     """`variables -> mIoU` on the target frames of some training clips."""
-    held_out = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames)
-    frames, labels = np.asarray(held_out.frames)[clips, -1], np.asarray(held_out.labels)[clips, -1]
+    held_out = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames, indices=clips)
+    frames, labels = np.asarray(held_out.frames)[:, -1], np.asarray(held_out.labels)[:, -1]
     num_classes = pipeline.class_table(config.data).num_classes
     forward = features.make_forward(config)
     predict = compilation.jit(lambda logits: static_net.predict(logits, labels.shape[1:]))

@@ -22,14 +22,16 @@ from PIL import Image
 
 from dvsnas_jax.core import errors, progress, workdir
 from dvsnas_jax.data import cityscapes_table, folders, frames, prepared, store
-from dvsnas_jax.run import evaluate, pretrain, train
+from dvsnas_jax.run import evaluate
 
 SegmentFn = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """As `evaluate.Segmenter.segment`."""
 
 
-def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, directory: str | os.PathLike[str]) -> str:
-    """The option `evaluate --predictions`: writes the cell's predictions on `config.evaluate.split`.
+def run(
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, directory: str | os.PathLike[str]
+) -> tuple[dict[str, Any], str]:
+    """The command `evaluate --predictions`: scores the run and writes the cell's predictions on its way.
 
     Cityscapes' train and val are scored with the official evaluator too.
 
@@ -39,36 +41,32 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, directory: s
       directory: for the files, made if need be.
 
     Returns:
-      What was done, for people.
+      What `evaluate.run` returns, and what was written, for people.
 
     Raises:
       UserError: the run folder holds no trained network or cell, or the files cannot be written.
     """
-    variables = pretrain.restore(config, folder)
-    if variables is None:
-        raise errors.UserError(f"{folder.path}: holds no trained static network, run `dvsnas search` first")
-    cell, params, _, _ = train.load_winner(config, folder)
-    segmenter = evaluate.make_segmenter(config, variables, cell, params)
     split = config.evaluate.split
-    written = write(segmenter.segment, config.data, split, directory)
-    lines = [f"written: {len(written)} predictions of {split} in {os.fspath(directory)}"]
+    writer = Writer(config.data, split, directory)
+    result = evaluate.run(config, folder, watch_fn=lambda number, _, __, labels: writer.add(number, labels))
+    lines = [f"written: {len(writer.paths)} predictions of {split} in {os.fspath(directory)}"]
     if config.data.name == "cityscapes" and split != "test":  # the labels of test are kept by the owners
         with ground_truth(config.data, split) as labels:
             scores = official_scores(directory, labels)
         lines.append(f"official evaluator: {100 * scores['miou']:.1f} mIoU of the cell over {len(labels)} frames")
-    return "\n".join(lines)
+    return result, "\n".join(lines)
 
 
 def write(
     segment_fn: SegmentFn, data: ml_collections.ConfigDict, split: str, directory: str | os.PathLike[str]
 ) -> list[pathlib.Path]:
-    """Writes the predictions of a split: of its labelled frames, or of all where none is labelled.
+    """Segments a split and writes the predictions.
 
     Args:
       segment_fn: of the frames u8 [T, H, W, 3] of a video; the second value u8 [T, H, W] is written.
       data: section of the configuration.
       split: train, val or test.
-      directory: for the files, made if need be; files of the same names are replaced.
+      directory: as in `Writer`.
 
     Returns:
       The files.
@@ -76,25 +74,58 @@ def write(
     Raises:
       UserError: bad data, two frames of one name, or the files cannot be written.
     """
-    videos = store.videos(data, split)
-    found: dict[pathlib.Path, None] = {}
-    try:
-        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
-        with progress.bar(len(videos), "predictions") as bar:
-            for number in range(len(videos)):
-                _, predictions = segment_fn(videos[number].frames)
-                for name, labels in _files(videos, number, predictions, prepared.of(data, split)):
-                    path = pathlib.Path(directory) / name
-                    if path in found:
-                        raise errors.UserError(f"--predictions: two frames of {split} have the name {name}; rename one")
-                    Image.fromarray(labels).save(path)
-                    found[path] = None
-                bar.update()
-    except OSError as error:
-        raise errors.UserError(
-            f"--predictions: cannot write into {os.fspath(directory)}: {error.strerror or error}; choose another folder"
-        ) from error
-    return list(found)
+    writer = Writer(data, split, directory)
+    with progress.bar(len(writer.videos), "predictions") as bar:
+        for number in range(len(writer.videos)):
+            writer.add(number, segment_fn(writer.videos[number].frames)[1])
+            bar.update()
+    return writer.paths
+
+
+class Writer:
+    """Writes the predictions of a split: of its labelled frames, or of all where none is labelled.
+
+    Attributes:
+      videos: of the split, in the order of `pipeline.sequences`.
+      paths: files written.
+
+    Args:
+      data: section of the configuration.
+      split: train, val or test.
+      directory: for the files, made if need be; files of the same names are replaced.
+
+    Raises:
+      UserError: bad data, or the folder cannot be made.
+    """
+
+    def __init__(self, data: ml_collections.ConfigDict, split: str, directory: str | os.PathLike[str]):
+        self.videos, self.paths = store.videos(data, split), list[pathlib.Path]()
+        self._media, self._split, self._directory = prepared.of(data, split), split, pathlib.Path(directory)
+        self._known: set[str] = set()
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def add(self, number: int, predictions: np.ndarray) -> None:
+        """Writes the predictions u8 [T, H, W] of a video.
+
+        Raises:
+          UserError: two frames of one name, or the files cannot be written.
+        """
+        for name, labels in _files(self.videos, number, predictions, self._media):
+            if name in self._known:
+                raise errors.UserError(f"--predictions: two frames of {self._split} have the name {name}; rename one")
+            self._known.add(name)
+            try:
+                Image.fromarray(labels).save(self._directory / name)
+            except OSError as error:
+                raise self._refusal(error) from error
+            self.paths.append(self._directory / name)
+
+    def _refusal(self, error: OSError) -> errors.UserError:
+        reason = error.strerror or error
+        return errors.UserError(f"--predictions: cannot write into {self._directory}: {reason}; choose another folder")
 
 
 def _files(
