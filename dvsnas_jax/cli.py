@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from dvsnas_jax.commands import common, data, nets, runs, tools
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import allocator, errors
 
 _PREFIX = "--config."
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if overrides and not hasattr(arguments, "config"):
             raise errors.UserError(f"{_PREFIX}{next(iter(overrides))}: the command {arguments.command} takes no config")
         arguments.overrides = overrides
-        _set_compile_cache(arguments)
+        _prepare_jax(arguments)
         arguments.run_fn(arguments)
     except errors.UserError as error:
         print(f"dvsnas: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -83,10 +83,14 @@ def _parser() -> common.Parser:
     return parser
 
 
-def _set_compile_cache(arguments: Namespace) -> None:
-    """Lets JAX keep compiled programs between runs; an existing JAX_COMPILATION_CACHE_DIR is respected."""
+def _prepare_jax(arguments: Namespace) -> None:
+    """Before JAX is imported, for a command that computes: memory is kept, and compiled programs between runs.
+
+    An existing JAX_COMPILATION_CACHE_DIR is respected.
+    """
     if not hasattr(arguments, "no_compile_cache"):
         return
+    allocator.keep_freed_memory()
     if arguments.no_compile_cache:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         return

@@ -80,9 +80,6 @@ def _bench_data(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _bench_nets(arguments: argparse.Namespace) -> dict[str, Any]:
     """The standard networks, or the one of a config at the size of its frames."""
-    from dvsnas_jax.core import allocator
-
-    allocator.keep_freed_memory()
     from dvsnas_jax.run import bench_nets
 
     if arguments.config or arguments.overrides:

@@ -41,7 +41,7 @@ class Decoder:
 
 @functools.cache
 def tensorflow() -> pytypes.ModuleType:
-    """TensorFlow, kept off the accelerators.
+    """TensorFlow, kept off the accelerators, with one thread an operation: the clips are what is done in parallel.
 
     Raises:
       UserError: it is not installed.
@@ -54,8 +54,10 @@ def tensorflow() -> pytypes.ModuleType:
         ) from error
     try:
         tf.config.set_visible_devices([], "GPU")
+        # XLA's programs take all threads of the process, whatever the options of a dataset say.
+        tf.config.threading.set_intra_op_parallelism_threads(1)
     except RuntimeError:
-        pass  # somebody uses TensorFlow on the accelerator already
+        pass  # somebody uses TensorFlow already
     return tf
 
 
@@ -167,8 +169,9 @@ def num_workers(workers: int) -> int:
 def batched(tf: Any, dataset: Any, make_fn: Callable[..., Any], batch_size: int, *, workers: int) -> Any:
     """A dataset of whole batches of what `make_fn` makes, so many elements at a time, in order."""
     options = tf.data.Options()
-    options.threading.max_intra_op_parallelism = 1  # the elements are what is done in parallel
     options.deterministic = True
+    # There is nothing to tune, and to let go of a tuned iterator takes as long as the tuner happens to sleep: seconds.
+    options.autotune.enabled = False
     made = dataset.map(tf.autograph.experimental.do_not_convert(make_fn), num_parallel_calls=num_workers(workers))
     return made.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
 

@@ -23,6 +23,8 @@ OUTSIDE = _WORD(0xFF000000)
 _RED_BLUE, _LABEL, _BYTE = _WORD(0xFF00FF), _WORD(0xFF000000), _WORD(0xFF)
 _8, _16, _24 = _WORD(1 << 8), _WORD(1 << 16), _WORD(1 << 24)
 _SHIFTS = (_WORD(1), _8, _16)
+_ROUNDING = np.float32(1 << 23)
+"""From here on, floats are whole numbers."""
 _NOISE_MEAN, _NOISE_STD = 4 * 127.5, (4 * (256**2 - 1) / 12) ** 0.5
 """Of the sum of four random bytes."""
 
@@ -38,6 +40,11 @@ def cast(xp: Any, array: Any, dtype: Any) -> Any:
 def take(xp: Any, array: Any, places: Any, axis: int) -> Any:
     """Entries of an axis."""
     return np.take(array, places, axis=axis) if xp is np else xp.gather(array, places, axis=axis)
+
+
+def _bits(xp: Any, array: Any) -> Any:
+    """The bits of floats f32 as u32."""
+    return array.view(np.uint32) if xp is np else xp.bitcast(array, np.uint32)
 
 
 def count(xp: Any, is_true: Any) -> Any:
@@ -169,11 +176,12 @@ def _recolored(xp: Any, words: Any, weights: list[Any], noise: list[Any] | None 
     result = words & _LABEL
     for i, shift in enumerate(_SHIFTS):
         value = weights[4 * i] * channels[0] + weights[4 * i + 1] * channels[1] + weights[4 * i + 2] * channels[2]
-        value = value + (weights[4 * i + 3] + np.float32(0.5))
+        value = value + weights[4 * i + 3]
         if noise is not None:
             value = value + noise[i]
         value = xp.minimum(xp.maximum(value, np.float32(0)), np.float32(255))
-        result = result | cast(xp, cast(xp, value, np.int32), np.uint32) * shift
+        # The sum has the rounded value in its last bits; a cast would look out for infinities and take longer.
+        result = result | (_bits(xp, value + _ROUNDING) & _BYTE) * shift
     return result
 
 
