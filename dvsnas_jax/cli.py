@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from dvsnas_jax.commands import common, data, nets, runs, tools
+from dvsnas_jax.commands import ablate, common, compare, data, nets, runs, tools
 from dvsnas_jax.core import allocator, errors
 
 _PREFIX = "--config."
@@ -78,7 +78,7 @@ def _parser() -> common.Parser:
         prog="dvsnas", description="Search for dynamic cells for video segmentation.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=common.Parser)
-    for part in (runs, tools, data, nets):
+    for part in (runs, compare, ablate, tools, data, nets):
         part.register(common.adder(commands))
     return parser
 

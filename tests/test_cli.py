@@ -16,7 +16,7 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.space import genotype
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-COMMANDS = ("search", "train", "evaluate", "show", "data preview", "report", "bench")
+COMMANDS = ("search", "train", "evaluate", "compare", "show", "data preview", "report", "bench")
 SPACE = genotype.Space(inputs=("prev_state", "decoder"), num_layers=2)
 TOKENS = np.asarray([[0, 1, 4, 1, 2], [2, 1, 0, 3, 0]], np.int32)
 

@@ -219,49 +219,6 @@ def test_average_to_grid():
     np.testing.assert_allclose(constant, np.full((1, 4, 3, 1), 3.0), rtol=1e-6)
 
 
-def test_warp_by_whole_cells_is_a_roll():
-    x = _normal(2, 6, 7, 3)
-    offsets = jnp.broadcast_to(jnp.array([2.0, -1.0]).reshape(1, 1, 1, 2), (2, 6, 7, 2))
-    rolled = jnp.roll(x, (1, -2), axis=(1, 2))  # the result at (row, col) is x at (row - 1, col + 2)
-    np.testing.assert_allclose(layers.warp_bilinear(x, offsets)[:, 1:, :-2], rolled[:, 1:, :-2], rtol=1e-6)
-    np.testing.assert_array_equal(layers.warp_bilinear(x, offsets * 0), x)
-    far = layers.warp_bilinear(x, offsets * 100)  # beyond the top right corner
-    np.testing.assert_array_equal(far, jnp.broadcast_to(x[:, :1, -1:], x.shape))
-
-
-def test_warp_equals_four_taps():
-    x, offsets = _normal(2, 4, 5, 3), _normal(2, 4, 5, 2, seed=1) * 2
-    y = np.asarray(jax.jit(layers.warp_bilinear)(x, offsets))
-    x, offsets = np.asarray(x), np.asarray(offsets)
-    for batch, row, col in itertools.product(range(2), range(4), range(5)):
-        at_x = np.clip(col + offsets[batch, row, col, 0], 0, 4)
-        at_y = np.clip(row + offsets[batch, row, col, 1], 0, 3)
-        expected = np.zeros(3)
-        for i, j in itertools.product(range(4), range(5)):
-            expected += max(0, 1 - abs(at_y - i)) * max(0, 1 - abs(at_x - j)) * x[batch, i, j]
-        np.testing.assert_allclose(y[batch, row, col], expected, atol=1e-5)
-
-
-def test_warp_gradients_equal_differences():
-    x, offsets = _normal(1, 4, 5, 2), _normal(1, 4, 5, 2, seed=1) * 0.2 + 0.5
-    weights = _normal(1, 4, 5, 2, seed=2)
-
-    @jax.jit
-    def fn(x: jax.Array, offsets: jax.Array) -> jax.Array:
-        return (layers.warp_bilinear(x, offsets) * weights).sum()
-
-    grads = jax.grad(fn, (0, 1))(x, offsets)
-    # Bilinear in x and, inside a cell, in each coordinate: central differences are exact but for rounding.
-    for argument, grad in enumerate(grads):
-        direction = _normal(*grad.shape, seed=3) * (1.0 if argument == 0 else jnp.array([[[[1.0, 0.0]]]]))
-        step = 1e-2
-        moved = [[x, offsets], [x, offsets]]
-        moved[0][argument] += step * direction
-        moved[1][argument] -= step * direction
-        difference = (fn(*moved[0]) - fn(*moved[1])) / (2 * step)
-        np.testing.assert_allclose((grad * direction).sum(), difference, rtol=2e-3, atol=2e-3)
-
-
 def test_he_normal_has_the_stated_deviation():
     rng = jax.random.key(0)
     np.testing.assert_allclose(layers.he_normal(rng, (3, 3, 32, 64)).std(), (2 / 288) ** 0.5, rtol=0.02)

@@ -16,7 +16,9 @@ import pytest
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import workdir
-from dvsnas_jax.run import evaluate, pretrain, train
+from dvsnas_jax.data import pipeline as clips_lib
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import features, metrics, pretrain, stream, train
 from dvsnas_jax.search import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -75,9 +77,9 @@ def test_segmenting_by_chunks_equals_frame_by_frame(run_folder: pathlib.Path) ->
     config, folder = load(run_folder)
     variables = pretrain.restore(config, folder)
     cell, params, _, _ = train.load_winner(config, folder)
-    segmenter = evaluate.make_segmenter(config, variables, cell, params)
+    segmenter = stream.make_segmenter(config, variables, cell, params)
     frames = np.random.default_rng(0).integers(0, 255, (19, 32, 48, 3), np.uint8)  # more than one chunk of 16
-    static, labels = segmenter.segment(frames)
+    static, labels, _ = segmenter.segment(frames)
     assert static.shape == labels.shape == (19, 32, 48)
     state = segmenter.initial_state()
     equal = []
@@ -86,6 +88,18 @@ def test_segmenting_by_chunks_equals_frame_by_frame(run_folder: pathlib.Path) ->
         state, one = segmenter.cell_step(state, frame[None])
         equal.append((np.asarray(one)[0] == labels[index]).mean())
     assert min(equal) > 0.999  # arg-max ties may fall either way
+
+
+def test_validation_by_batches_equals_counting_all_frames_at_once(run_folder: pathlib.Path) -> None:
+    config, folder = load(run_folder)
+    variables = pretrain.restore(config, folder)
+    clips = np.arange(20)  # more than one batch of 16
+    whole = clips_lib.load_clips(config.data, split="train", num_frames=config.data.num_frames, indices=clips)
+    parts = [np.asarray(part.logits) for part in features.make_forward(config)(variables, whole.frames[:, -1])]
+    found = static_net.predict(np.concatenate(parts)[:20], whole.labels.shape[-2:])
+    counts = metrics.confusion(whole.labels[:, -1], found, 11)
+    expected = metrics.scores(np.asarray(counts))["miou"]
+    assert pretrain.make_validate(config, clips)(variables) == pytest.approx(expected, abs=1e-9)
 
 
 def test_evaluate_repeats_the_numbers_and_static_on_clean_is_beside_them(run_folder: pathlib.Path) -> None:

@@ -75,8 +75,18 @@ def check_equal(genotypes: np.ndarray, *, tolerance: float = 1e-4) -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance, rtol=0), cut_grads, expected_grads)
 
 
+def covering_genotypes() -> np.ndarray:
+    """Random genotypes in which every operation and every aggregation appears."""
+    slots = 2 * SPACE.num_layers
+    num = max(-(-len(SPACE.operations) // slots), -(-len(SPACE.aggregations) // SPACE.num_layers))
+    genotypes = genotype_lib.random(SPACE, np.random.default_rng(0), num)
+    genotypes[..., 2:4] = np.resize(np.arange(len(SPACE.operations)), (num, SPACE.num_layers, 2))
+    genotypes[..., 4] = np.resize(np.arange(len(SPACE.aggregations)), (num, SPACE.num_layers))
+    return genotypes
+
+
 def test_supernet_equals_cell() -> None:
-    check_equal(genotype_lib.random(SPACE, np.random.default_rng(0), 4))
+    check_equal(covering_genotypes())
 
 
 @pytest.mark.slow
@@ -121,7 +131,7 @@ def test_scan_over_time_equals_frame_by_frame() -> None:
     state, step = cell.initial_state(frames[0]), jax.jit(cell.step)
     for t, frame in enumerate(frames):
         state, logits = step(params, state, frame)
-        np.testing.assert_allclose(logits, scanned[t], atol=1e-5)
+        np.testing.assert_allclose(logits, scanned[t], atol=5e-5)  # predicted offsets amplify the rounding
 
 
 def test_calibrated_cell_does_not_mix_the_clips_of_a_batch() -> None:
@@ -149,7 +159,7 @@ def test_first_frame_is_its_own_history() -> None:
     """A still video: at the first frame `prev_logits` is `logits`, and afterwards it is the cell's answer."""
     features = jax.tree.map(lambda x: x[:, 0], make_features(9))
     params = ports.init(jax.random.key(0), SETTINGS, INPUTS)
-    scope = operations.NormScope()
+    scope = operations.CellScope()
     state = ports.initial_state(SETTINGS, features)
     same = {**params, "inputs": {**params["inputs"], "prev_logits": params["inputs"]["logits"]}}
     maps = ports.cell_inputs(same, state, features, INPUTS, scope)
@@ -159,70 +169,6 @@ def test_first_frame_is_its_own_history() -> None:
     later = state.replace(is_first=jnp.zeros((2,), bool), logits=features.logits[:, ::-1])
     moved = ports.cell_inputs(same, later, features, INPUTS, scope)
     np.testing.assert_allclose(moved["prev_logits"], maps["logits"][:, ::-1], atol=1e-5)
-
-
-PARAMETER_COUNTS = {
-    "none": 0,
-    "skip": 0,
-    "conv_1x1": 64 + 16,
-    "conv_3x3": 9 * 64 + 16,
-    "sep_conv_3x3": 72 + 64 + 16,
-    "sep_conv_5x5": 200 + 64 + 16,
-    "conv_3x3_dil3": 9 * 64 + 16,
-    "conv_3x3_dil12": 9 * 64 + 16,
-    "sep_conv_3x3_dil3": 72 + 64 + 16,
-    "sep_conv_5x5_dil6": 200 + 64 + 16,
-    "max_pool_3x3": 0,
-    "global_average_pool": 64 + 8,
-    "sum": 16,
-    "concat": 128 + 16,
-    "gate": 128 + 16,
-    "warp": 9 * 16 * 2 + 2,
-    "max": 0,
-}
-
-
-@pytest.mark.parametrize("name", [*operations.OPERATIONS, *operations.AGGREGATIONS])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_laws_of_every_operation(name: str, dtype: jnp.dtype) -> None:
-    """Shape and dtype are kept, gradients are finite, the parameter count is known."""
-    table = operations.OPERATIONS if name in operations.OPERATIONS else operations.AGGREGATIONS
-    params = table[name].init(jax.random.key(0), 8)
-    assert sum(x.size for x in jax.tree.leaves(params)) == PARAMETER_COUNTS[name]
-    num_maps = 1 if table is operations.OPERATIONS else 2
-    maps = [jax.random.normal(jax.random.key(i), (2, 7, 9, 8)).astype(dtype) for i in range(num_maps)]
-
-    def apply(params: types.Params, *maps: jax.Array) -> jax.Array:
-        return table[name].apply(params, *maps, operations.NormScope())
-
-    output = jax.jit(apply)(randomised(params, 1), *maps)
-    assert output.shape == maps[0].shape and output.dtype == dtype
-    grads = jax.jit(jax.grad(lambda p, *m: (apply(p, *m).astype(jnp.float32) ** 2).sum(), argnums=(0, 1)))(
-        randomised(params, 1), *maps
-    )
-    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(grads))
-
-
-def test_known_values_of_the_simple_members() -> None:
-    a, b = (jax.random.normal(jax.random.key(i), (1, 4, 4, 8)) for i in range(2))
-    scope = operations.NormScope()
-    table, aggregations = operations.OPERATIONS, operations.AGGREGATIONS
-    np.testing.assert_array_equal(table["none"].apply({}, a, scope), np.zeros_like(a))
-    np.testing.assert_array_equal(table["skip"].apply({}, a, scope), a)
-    np.testing.assert_allclose(table["max_pool_3x3"].apply({}, a, scope)[0, 0, 0], a[0, :2, :2].max(axis=(0, 1)))
-    np.testing.assert_array_equal(aggregations["max"].apply({}, a, b, scope), np.maximum(a, b))
-    weights = aggregations["sum"].init(jax.random.key(0), 8)
-    np.testing.assert_allclose(aggregations["sum"].apply(weights, a, b, scope), 0.5 * (a + b), rtol=1e-6)
-    warp = aggregations["warp"].init(jax.random.key(0), 8)
-    np.testing.assert_allclose(aggregations["warp"].apply(warp, a, b, scope), a + b, rtol=1e-5)
-    shifted = {**warp, "bias": jnp.array([np.arctanh(0.25), 0.0], jnp.float32)}  # 0.25 * max_offset = one cell in x
-    np.testing.assert_allclose(
-        aggregations["warp"].apply(shifted, a, jnp.zeros_like(b), scope)[:, :, :-1], a[:, :, 1:], atol=1e-5
-    )
-    gate = aggregations["gate"].init(jax.random.key(0), 8)
-    for bias, expected in ((50.0, a), (-50.0, b)):
-        saturated = {**gate, "norm": {**gate["norm"], "bias": jnp.full((8,), bias)}}
-        np.testing.assert_allclose(aggregations["gate"].apply(saturated, a, b, scope), expected, atol=1e-5)
 
 
 def test_loose_ends() -> None:
@@ -245,7 +191,7 @@ def test_json_survives_a_longer_vocabulary() -> None:
         inputs=INPUTS[::-1],
         num_layers=3,
         operations=genotype_lib.OPERATIONS[::-1],
-        aggregations=("max", "sum", "warp", "gate", "concat"),
+        aggregations=("max", "sum", "local_attention", "warp", "gate", "concat"),
     )
     _, moved = genotype_lib.from_json(genotype_lib.to_json(SPACE, genotype), longer)
     assert genotype_lib.edges(longer, moved) == genotype_lib.edges(SPACE, genotype)

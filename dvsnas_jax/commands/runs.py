@@ -22,8 +22,9 @@ def register(add: common.Add) -> None:
         "--config=configs/smoke.py --workdir=runs/cell --genotype=runs/smoke/best_genotype.json",
     )
     train.add_argument(
-        "--genotype", metavar="FILE", help="genotype JSON; without it only the static network is trained"
-    )
+        "--genotype", metavar="FILE",
+        help="genotype JSON, or zoo:NAME; without it only the static network is trained",
+    )  # fmt: skip
     evaluate = add(
         "evaluate",
         _evaluate,
@@ -52,7 +53,7 @@ def _search(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
-    if arguments.genotype:
+    if arguments.genotype and not arguments.genotype.startswith("zoo:"):
         common.existing(arguments.genotype, "--genotype")
     from dvsnas_jax.run import train
 

@@ -16,7 +16,9 @@ def register(add: common.Add) -> None:
     show = add(
         "show", _show, "print a genotype as a graph and draw it", "runs/smoke/best_genotype.json --output=cell.svg"
     )
-    show.add_argument("genotype", metavar="GENOTYPE.json")
+    show.add_argument(
+        "genotype", metavar="GENOTYPE.json", help="or zoo:NAME, a hand-designed cell; zoo lists them all"
+    )
     show.add_argument("--output", metavar="FILE", help="picture, .svg or .png; without it only text is printed")
     bench = add("bench", _bench, "measure the speed of a part", "data --config.data.name=camvid --json=data.json")
     bench.add_argument("part", choices=("controller", "cell", "data", "nets"))
@@ -26,20 +28,39 @@ def register(add: common.Add) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from dvsnas_jax.space import draw, genotype
+    from dvsnas_jax.space import draw, genotype, zoo
 
-    path = common.existing(arguments.genotype, "GENOTYPE.json")
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.UserError(f"{path}: cannot be read as text: {error}") from None
-    space, tokens = genotype.from_json(text, where=str(path))
+    if arguments.genotype == zoo.ALL:
+        if arguments.output:
+            raise errors.UserError(f"--output: draws one genotype; choose one, for example {next(iter(zoo.TABLE))!r}")
+        print(zoo.listing())
+        return
+    title = None
+    if arguments.genotype.startswith(zoo.PREFIX):
+        member = zoo.get(arguments.genotype)
+        space, tokens = zoo.genotype(member)
+        title = member.title
+        print(zoo.describe(member))
+    else:
+        space, tokens = _read_genotype(arguments.genotype)
     print(f"genotype {genotype.digest(space, tokens)}, inputs {', '.join(space.inputs)}")
     print(draw.text(space, tokens))
     if arguments.output:
         output = common.picture(arguments.output)
-        draw.render(space, tokens, output)
+        draw.render(space, tokens, output, title=title)
         print(f"written: {output}")
+
+
+def _read_genotype(name: str) -> Any:
+    """The space and the genotype of a file."""
+    from dvsnas_jax.space import genotype
+
+    path = common.existing(name, "GENOTYPE.json")
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.UserError(f"{path}: cannot be read as text: {error}") from None
+    return genotype.from_json(text, where=str(path))
 
 
 def _bench(arguments: argparse.Namespace) -> None:

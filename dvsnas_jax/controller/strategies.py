@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,12 +39,17 @@ class Strategy(NamedTuple):
         goes in is donated: use the one that comes out. Compiled once per N; metrics are floats.
       probable: `(state, rng, num) -> genotypes i32 [num, L, 5]`, distinct, what the strategy believes
         in most, best first; fewer rows only where the space holds fewer genotypes.
+      op_mask: bool [num_ops], operations that it may choose.
+      with_mask: `(op_mask) -> Strategy`, the same compiled functions under another mask, which leaves
+        at least one operation.
     """
 
     init: Callable[[jax.Array], State]
     sample: Callable[[State, jax.Array, int], types.Samples]
     update: Callable[..., tuple[State, Metrics]]
     probable: Callable[[State, jax.Array, int], np.ndarray]
+    op_mask: np.ndarray
+    with_mask: Callable[[np.ndarray], Strategy]
 
 
 def make(name: str, space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
@@ -90,9 +96,19 @@ def operation_mask(space: genotype.Space, masked: tuple[str, ...]) -> np.ndarray
     return mask
 
 
+class _Compiled(NamedTuple):
+    """The jitted functions of PPO, which strategies under several masks share."""
+
+    init: Callable[..., Any]
+    draw: Callable[..., Any]
+    find_mode: Callable[..., Any]
+    score: Callable[..., Any]
+    learn: Callable[..., Any]
+
+
 def make_ppo(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
     """The recurrent policy trained with PPO."""
-    op_mask = jax.device_put(operation_mask(space, tuple(controller_config.masked_operations)))
+    op_mask = operation_mask(space, tuple(controller_config.masked_operations))
     policy = policy_lib.make(
         space,
         hidden=controller_config.hidden,
@@ -100,11 +116,20 @@ def make_ppo(space: genotype.Space, controller_config: ml_collections.ConfigDict
         init_scale=controller_config.init_scale,
     )
     algorithm = ppo.make(policy, controller_config)
-    init = compilation.jit_once(algorithm.init)
-    draw = compilation.jit(policy.sample, static_argnames="num")
-    find_mode = compilation.jit(policy.greedy)
-    score = compilation.jit(policy.score)
-    learn = compilation.jit(algorithm.learn, donate_argnums=0)
+    compiled = _Compiled(
+        init=compilation.jit_once(algorithm.init),
+        draw=compilation.jit(policy.sample, static_argnames="num"),
+        find_mode=compilation.jit(policy.greedy),
+        score=compilation.jit(policy.score),
+        learn=compilation.jit(algorithm.learn, donate_argnums=0),
+    )
+    return _masked_ppo(space, compiled, op_mask)
+
+
+def _masked_ppo(space: genotype.Space, compiled: _Compiled, host_mask: np.ndarray) -> Strategy:
+    """PPO under one mask."""
+    init, draw, find_mode, score, learn = compiled
+    op_mask = jax.device_put(host_mask)
 
     def sample(state: ppo.PPOState, rng: jax.Array, num: int) -> types.Samples:
         samples = draw(state.params, rng, op_mask, num=num)
@@ -135,7 +160,14 @@ def make_ppo(space: genotype.Space, controller_config: ml_collections.ConfigDict
         best = sorted(pool.values(), key=lambda pair: (-pair[1], pair[0].tobytes()))
         return np.stack([row for row, _ in best[:num]])
 
-    return Strategy(init=init, sample=sample, update=update, probable=probable)
+    return Strategy(
+        init=init,
+        sample=sample,
+        update=update,
+        probable=probable,
+        op_mask=host_mask,
+        with_mask=functools.partial(_masked_ppo, space, compiled),
+    )
 
 
 def _scored(genotypes: types.Array, log_prob: types.Array) -> list[tuple[np.ndarray, float]]:
@@ -148,8 +180,6 @@ def make_random(space: genotype.Space, controller_config: ml_collections.ConfigD
     """Uniform draws: the line that every search is compared with. It learns nothing."""
     op_mask = operation_mask(space, tuple(controller_config.masked_operations))
     table = policy_lib.token_table(space)
-    allowed = np.asarray(table.mask(op_mask))
-    log_size = float(np.log(allowed.sum(axis=1)).sum())
 
     @jax.jit
     def init(rng: jax.Array) -> State:
@@ -157,7 +187,9 @@ def make_random(space: genotype.Space, controller_config: ml_collections.ConfigD
         return {"num_seen": jnp.zeros((), jnp.int32)}
 
     @jax.jit(static_argnames="num")
-    def draw(rng: jax.Array, num: int) -> types.Samples:
+    def draw(rng: jax.Array, op_mask: jax.Array, num: int) -> types.Samples:
+        allowed = table.mask(op_mask)
+        log_size = jnp.log(allowed.sum(axis=1)).sum()
         logits = jnp.where(allowed, 0.0, -jnp.inf)
         tokens = jax.random.categorical(rng, logits, shape=(num, table.num_tokens)) - table.offsets[None]
         return types.Samples(
@@ -166,9 +198,18 @@ def make_random(space: genotype.Space, controller_config: ml_collections.ConfigD
             entropy=jnp.full(num, log_size),
         )
 
+    return _masked_random(init, draw, op_mask)
+
+
+def _masked_random(
+    init: Callable[[jax.Array], State], draw: Callable[..., types.Samples], host_mask: np.ndarray
+) -> Strategy:
+    """Uniform draws under one mask; `draw` is `(rng, op_mask, num) -> samples`."""
+    op_mask = jax.device_put(host_mask)
+
     def sample(state: State, rng: jax.Array, num: int) -> types.Samples:
         del state
-        return draw(rng, num=num)
+        return draw(rng, op_mask, num=num)
 
     def update(
         state: State, samples: types.Samples, rewards: types.Array, valid: types.Array, rng: jax.Array
@@ -182,13 +223,20 @@ def make_random(space: genotype.Space, controller_config: ml_collections.ConfigD
         del state
         found: dict[bytes, np.ndarray] = {}
         for turn in range(MAX_DRAWS):
-            rows = jax.device_get(draw(jax.random.fold_in(rng, turn), num=max(NUM_CANDIDATES, num)).genotypes)
+            rows = jax.device_get(draw(jax.random.fold_in(rng, turn), op_mask, num=max(NUM_CANDIDATES, num)).genotypes)
             found.update({row.tobytes(): row for row in rows})
             if len(found) >= num:
                 break
         return np.stack(list(found.values())[:num])
 
-    return Strategy(init=init, sample=sample, update=update, probable=probable)
+    return Strategy(
+        init=init,
+        sample=sample,
+        update=update,
+        probable=probable,
+        op_mask=host_mask,
+        with_mask=functools.partial(_masked_random, init, draw),
+    )
 
 
 TABLE: dict[str, Callable[[genotype.Space, ml_collections.ConfigDict], Strategy]] = {

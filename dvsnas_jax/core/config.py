@@ -80,6 +80,9 @@ _CHOICES = {
     "net.output_stride": (16, 32),
     "net.decoder": ("refinenet", "deeplab"),
     "net.dtype": ("float32", "bfloat16"),
+    "space.mode": ("refine", "propagate"),
+    "space.cut": ("stage1", "stage2", "stage3", "stage4"),
+    "schedule.kind": ("fixed", "adaptive", "regions"),
     "pretrain.schedule": ("cosine", "polynomial"),
     "train.schedule": ("cosine", "polynomial"),
     "search.strategy": ("ppo", "random"),
@@ -102,7 +105,7 @@ _MAY_BE_ZERO = (
     "derive.num_rewarded",
     "derive.num_probable",
 )  # beside the keys whose default is 0
-_OPEN_FRACTION = ("search.meta_val_fraction", "controller.ppo_clip")
+_OPEN_FRACTION = ("schedule.threshold", "search.meta_val_fraction", "controller.ppo_clip")
 _HALF_OPEN_FRACTION = ("net.dropout", "pretrain.polyak", "train.polyak", "controller.baseline_decay")
 
 

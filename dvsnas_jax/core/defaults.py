@@ -17,11 +17,13 @@ def make() -> ml_collections.ConfigDict:
     config.net = _net()
     config.pretrain = _pretrain()
     config.space = _space()
+    config.schedule = _schedule()
     config.controller = _controller()
     config.search = _search()
     config.derive = _derive()
     config.train = _train()
     config.evaluate = ml_collections.ConfigDict({"split": "val", "vc_frames": (8, 16), "latency_frames": 30})
+    config.ablate = ml_collections.ConfigDict({"steps": 12, "warmup_steps": 40})  # of each search of leave-one-out
     config.report = ml_collections.ConfigDict({"strip_frames": 5})
     return config
 
@@ -132,11 +134,26 @@ def _space() -> ml_collections.ConfigDict:
                 "stage2",
                 "image_diff",
             ),
+            "mode": "refine",  # refine: every frame passes the static network | propagate: only key frames do
+            "cut": "stage2",  # propagate: the deepest encoder stage that every frame passes, stage1 .. stage4
             "num_layers": 4,
             "operations": (),  # empty = all of the vocabulary
             "aggregations": (),  # empty = all of the vocabulary
             "channels": 24,
-            "max_offset": 4.0,  # warp: largest displacement, in grid cells
+            "max_offset": 4.0,  # warp, deform_conv_3x3: largest displacement, in grid cells
+            "attention_window": 3,  # local_attention: side of its window, odd, 3 to 9 grid cells
+            "attention_heads": 1,  # local_attention: must divide channels
+        }
+    )
+
+
+def _schedule() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "kind": "fixed",  # of key frames, mode propagate: fixed | adaptive | regions
+            "interval": 5,  # fixed: every so many frames; else the longest distance of two key frames
+            "threshold": 0.1,  # adaptive, regions: predicted share of labels that differ from the static network's
+            "grid": (2, 2),  # regions: rows and columns that are decided by themselves
         }
     )
 
@@ -180,6 +197,8 @@ def _search() -> ml_collections.ConfigDict:
             "reward_clips": 32,  # meta-validation clips behind one reward
             "num_random": 40,  # uniformly drawn genotypes scored on the final shared weights: the random line
             "stability": 0.0,  # exponent of the stability factor (1 - flicker); 0 = off
+            "cost": 0.0,  # exponent of the cost factor, below 1 for a cell of more MACs than cost_target; 0 = off
+            "cost_target": 5.0,  # millions of multiply-adds of the cell per frame
             "checkpoint_every": 10,
         }
     )

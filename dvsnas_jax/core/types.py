@@ -59,8 +59,9 @@ class Features:
 
     Attributes:
       maps: name -> [B, h, w, C_name]: `decoder`, `stage1` .. `stage4`, `image` (the normalised
-        frame averaged to the grid). All at one grid after `static_net.to_grid`.
-      logits: [B, h, w, K], at stride 4.
+        frame averaged to the grid). All at one grid after `static_net.to_grid`. Of a frame that only passed the first
+        encoder stages: those, and `image`.
+      logits: [B, h, w, K], at stride 4; K = 0 where the frame only passed the first encoder stages.
     """
 
     maps: Mapping[str, Array]
@@ -90,10 +91,13 @@ class CellState:
 
     Attributes:
       state: [B, h, w, C], the cell's own output at t - 1.
-      decoder: [B, h, w, C_decoder], the static network's decoder map at t - 1.
-      logits: [B, h, w, K], the cell's logits at t - 1.
+      decoder: [B, h, w, C_decoder], the static network's decoder map at t - 1 (propagate: of the last key frame).
+      logits: [B, h, w, K], the cell's logits at t - 1 (the static network's after a key frame).
       image: [B, h, w, 3], the normalised frame at t - 1, averaged to the grid.
       is_first: bool [B], nothing was seen yet: `prev_*` are the current frame's own values.
+      age: propagate: i32 [B, rows, columns], frames since each region was computed by the static network, -1 = never;
+        refine: None.
+      reference: propagate with a learned schedule: [B, h, w, C_cut], the deepest cheap map of that frame; else None.
     """
 
     state: Array
@@ -101,6 +105,8 @@ class CellState:
     logits: Array
     image: Array
     is_first: Array
+    age: Array | None = None
+    reference: Array | None = None
 
 
 @chex.dataclass(frozen=True, mappable_dataclass=False)

@@ -22,7 +22,8 @@ NORM_EPS = 1e-5
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def _is_cpu(backend: str | None) -> bool:
+def is_cpu(backend: str | None) -> bool:
+    """Whether this backend is a CPU; None: the one in use."""
     return (backend or jax.default_backend()) == "cpu"
 
 
@@ -66,7 +67,7 @@ def conv(
     """
     kh, kw = kernel.shape[:2]
     kernel = kernel.astype(x.dtype)
-    if _is_cpu(backend):
+    if is_cpu(backend):
         return shifted.conv(x, kernel, stride, dilation)
     if kh == kw == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
@@ -96,7 +97,7 @@ def depthwise_conv(
       [B, ceil(h / stride), ceil(w / stride), C], in the type of x.
     """
     kernel = kernel.astype(x.dtype)
-    if _is_cpu(backend):
+    if is_cpu(backend):
         return shifted.depthwise_conv(x, kernel, stride, dilation)
     kh, kw, channels = kernel.shape
     return lax.conv_general_dilated(
@@ -123,7 +124,7 @@ def max_pool(x: jax.Array, window: int, *, stride: int = 1, backend: str | None 
       [B, ceil(h / stride), ceil(w / stride), C]. Where several pixels of a window share the maximum, the
       CPU variant spreads the gradient over them and the other one gives it to the first.
     """
-    if stride == 1 and _is_cpu(backend):
+    if stride == 1 and is_cpu(backend):
         return shifted.max_pool(x, window)
     pad = (window // 2,) * 2
     return lax.reduce_window(
@@ -200,7 +201,7 @@ def resize_bilinear(
     if tuple(size) == x.shape[1:3]:
         return x
     source, size = (x.shape[1], x.shape[2]), (int(size[0]), int(size[1]))
-    if _is_cpu(backend):
+    if is_cpu(backend):
         return _resize_taps(x, source, size, align_corners)
     return _apply_matrices(x, *(_resize_matrix(source[axis], size[axis], align_corners) for axis in (0, 1)))
 
@@ -277,32 +278,3 @@ def average_to_grid(x: jax.Array, size: tuple[int, int]) -> jax.Array:
         return jax.image.resize(x, (batch, rows, cols, channels), "bilinear", antialias=True)
     cells = x.reshape(batch, rows, height // rows, cols, width // cols, channels)
     return jnp.mean(cells, axis=(2, 4), dtype=jnp.float32).astype(x.dtype)
-
-
-def warp_bilinear(x: jax.Array, offsets: jax.Array) -> jax.Array:
-    """Samples a map at displaced positions (Jaderberg et al. 2015, arXiv 1506.02025).
-
-    Args:
-      x: [B, h, w, C].
-      offsets: [B, h, w, 2], (x, y) in grid cells: the result at p is x at p + offset, positions
-        outside the map being moved to its border.
-
-    Returns:
-      [B, h, w, C] in the type of x; differentiable in both arguments.
-    """
-    batch, height, width, channels = x.shape
-    offsets = offsets.astype(jnp.float32)
-    col = jnp.clip(jnp.arange(width, dtype=jnp.float32)[None, None] + offsets[..., 0], 0, width - 1)
-    row = jnp.clip(jnp.arange(height, dtype=jnp.float32)[None, :, None] + offsets[..., 1], 0, height - 1)
-    left, top = jnp.floor(col).astype(jnp.int32), jnp.floor(row).astype(jnp.int32)
-    right, bottom = jnp.minimum(left + 1, width - 1), jnp.minimum(top + 1, height - 1)
-    part_x, part_y = (col - left).astype(x.dtype)[..., None], (row - top).astype(x.dtype)[..., None]
-    first = jnp.arange(batch, dtype=jnp.int32)[:, None, None] * (height * width)
-    pixels = x.reshape(batch * height * width, channels)
-
-    def tap(rows: jax.Array, cols: jax.Array) -> jax.Array:
-        return pixels.at[first + rows * width + cols].get(mode="promise_in_bounds")
-
-    upper = tap(top, left) * (1 - part_x) + tap(top, right) * part_x
-    lower = tap(bottom, left) * (1 - part_x) + tap(bottom, right) * part_x
-    return upper * (1 - part_y) + lower * part_y

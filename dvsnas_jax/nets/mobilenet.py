@@ -93,9 +93,9 @@ class MobileNetV2(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, images: jax.Array, train: bool, last: str = "layer8") -> dict[str, jax.Array]:
         """f32 [B, H, W, 3] -> maps `layer2` (stride 2), `layer3` (4), `layer4` (8), `layer5`, `layer6` (16),
-        `layer7`, `layer8` (output_stride); sizes are ceil(n / stride), step by step."""
+        `layer7`, `layer8` (output_stride), as far as `last`; sizes are ceil(n / stride), step by step."""
         shared: dict[str, Any] = {"is_frozen": self.is_frozen, "dtype": self.dtype}
         stem = scaled(STEM_CHANNELS, self.width)
         x = blocks.ConvNorm(stem, size=3, stride=2, **shared, name="layer1")(images, train)
@@ -119,4 +119,6 @@ class MobileNetV2(nn.Module):
                 )(x, train)
             dilation *= 2 if is_dilated else 1
             maps[f"layer{index}"] = x
+            if last in maps:
+                break
         return maps

@@ -97,8 +97,9 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """f32 [B, H, W, 3] -> maps `layer1` (stride 4), `layer2` (8), `layer3` (16), `layer4` (output_stride)."""
+    def __call__(self, images: jax.Array, train: bool, last: str = "layer4") -> dict[str, jax.Array]:
+        """f32 [B, H, W, 3] -> maps `layer1` (stride 4), `layer2` (8), `layer3` (16), `layer4` (output_stride), as far
+        as `last`."""
         shared: dict[str, Any] = {"is_frozen": self.is_frozen, "dtype": self.dtype}
         x = blocks.ConvNorm(
             mobilenet.scaled(STEM_CHANNELS, self.width), size=7, stride=2,
@@ -119,4 +120,6 @@ class ResNet(nn.Module):
                     name=f"layer{index}_{block}",
                 )(x, train)
             maps[f"layer{index}"] = x
+            if last in maps:
+                break
         return maps

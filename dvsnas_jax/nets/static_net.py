@@ -18,6 +18,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """Of ImageNet, RGB in 0..1."""
 
+GRID_STRIDE = 4
+"""Pixels of a cell of the grid, per axis: of the decoder, the logits and `stage1`."""
+
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ENCODERS = ("mobilenet_v2", *resnet.BLOCKS)
 DECODERS = ("refinenet", "deeplab")
@@ -56,20 +59,26 @@ class StaticNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> types.Features:
+    def __call__(self, images: jax.Array, train: bool, last: str = "decoder") -> types.Features:
         """Segments frames.
 
         Args:
           images: f32 [B, H, W, 3], as `normalise` gives them.
           train: normalise by the batch and update the running statistics (`mutable=["batch_stats"]`).
+          last: `stageN`: stop after that stage of the encoder; there are no deeper maps then, and no logits (K = 0).
 
         Returns:
           Maps `stage1` .. `stage4` at strides 4, 8, 16, `output_stride` and `decoder` at stride 4, logits
           [B, h, w, K] at stride 4, all in `dtype`. In training, where there is an auxiliary classifier, also the map
           `auxiliary`: its logits at stride 16.
         """
+        names = _features(self.encoder)
+        if last in names:
+            maps = self._encoder()(images, train, names[last])
+            found = {name: maps[layer] for name, layer in names.items() if layer in maps}
+            return types.Features(maps=found, logits=jnp.zeros((*found["stage1"].shape[:3], 0), self.dtype))
         maps = self._encoder()(images, train)
-        stages = {name: maps[layer] for name, layer in _features(self.encoder).items()}
+        stages = {name: maps[layer] for name, layer in names.items()}
         decoder = self._decoder()({**maps, **stages}, train)
         logits = blocks.Classifier(self.num_classes, dtype=self.dtype, name="classifier")(decoder)
         found = {**stages, "decoder": decoder}
@@ -209,10 +218,25 @@ def shapes(net: StaticNet) -> types.Params:
     return jax.eval_shape(lambda rng: net.init(rng, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
 
 
-def infer(net: StaticNet, variables: types.Params, frames: types.Array) -> types.Features:
-    """Segments frames u8 [B, H, W, 3] with the running statistics; all maps at the grid, float32."""
+def infer(
+    net: StaticNet, variables: types.Params, frames: types.Array, last: str = "decoder"
+) -> types.Features:
+    """Segments frames u8 [B, H, W, 3] with the running statistics; all maps at the grid, float32.
+
+    Args:
+      net: the network.
+      variables: of it.
+      frames: u8 [B, H, W, 3].
+      last: `stageN`: only the encoder as far as that stage, see `StaticNet.__call__`; `image`: not even that, only
+        the map `image`.
+    """
     images = normalise(frames)
-    features = to_grid(cast(types.Features, net.apply(variables, images, train=False)), images)
+    if last == "image":
+        batch, *size = images.shape[:3]
+        rows, columns = (-(-length // GRID_STRIDE) for length in size)
+        image = layers.average_to_grid(images, (rows, columns))
+        return types.Features(maps={"image": image}, logits=jnp.zeros((batch, rows, columns, 0)))
+    features = to_grid(cast(types.Features, net.apply(variables, images, train=False, last=last)), images)
     return jax.tree.map(lambda x: x.astype(jnp.float32), features)
 
 
@@ -237,12 +261,13 @@ def feature_strides(config: ml_collections.ConfigDict) -> dict[str, int]:
     return {"stage1": 4, "stage2": 8, "stage3": 16, **deepest, "decoder": 4, "logits": 4}
 
 
-def num_macs(net: StaticNet, size: tuple[int, int]) -> int:
+def num_macs(net: StaticNet, size: tuple[int, int], last: str = "decoder") -> int:
     """Multiply-adds of all convolutions for one image, without running anything.
 
     Args:
       net: the network.
       size: height and width of the image.
+      last: `stageN`: only of the encoder as far as that stage.
     """
     total = 0
 
@@ -256,7 +281,7 @@ def num_macs(net: StaticNet, size: tuple[int, int]) -> int:
 
     variables, images = shapes(net), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     with nn.intercept_methods(count_fn):
-        jax.eval_shape(lambda variables, x: net.apply(variables, x, train=False), variables, images)
+        jax.eval_shape(lambda variables, x: net.apply(variables, x, train=False, last=last), variables, images)
     return total
 
 
@@ -268,7 +293,7 @@ def normalise(frames: types.Array) -> jax.Array:
 
 
 def to_grid(features: types.Features, images: jax.Array) -> types.Features:
-    """Brings all maps to the decoder's grid and adds `image`.
+    """Brings all maps to the grid, that of `stage1` and of the decoder, and adds `image`.
 
     Args:
       features: of the network.
@@ -277,7 +302,7 @@ def to_grid(features: types.Features, images: jax.Array) -> types.Features:
     Returns:
       Maps [B, h, w, C_name] (encoder maps bilinearly, half-pixel centres); the logits are unchanged.
     """
-    size = (features.maps["decoder"].shape[1], features.maps["decoder"].shape[2])
+    size = (features.maps["stage1"].shape[1], features.maps["stage1"].shape[2])
     maps = {name: layers.resize_bilinear(jnp.asarray(x), size) for name, x in features.maps.items()}
     image = layers.average_to_grid(images, size).astype(features.logits.dtype)
     return types.Features(maps={**maps, "image": image}, logits=features.logits)

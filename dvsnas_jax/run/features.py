@@ -16,13 +16,19 @@ from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import ports
+from dvsnas_jax.space import schedule as schedule_lib
 
 BATCH_FRAMES = 16
 """Frames that pass the trained static network at a time."""
 
 
 def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
-    """The cell space that a config describes."""
+    """The cell space that a config describes.
+
+    Raises:
+      UserError: an unknown name, or an input that the mode does not provide.
+    """
+    settings_of(config).check(config.space.inputs)
     return genotype_lib.Space(
         inputs=tuple(config.space.inputs),
         num_layers=config.space.num_layers,
@@ -38,12 +44,26 @@ def settings_of(config: ml_collections.ConfigDict) -> ports.CellSettings:
         channels=config.space.channels,
         feature_channels=static_net.feature_channels(config.net, num_classes),
         max_offset=config.space.max_offset,
+        mode=config.space.mode,
+        cut=config.space.cut,
+        schedule=schedule_lib.Schedule(
+            kind=config.schedule.kind,
+            interval=config.schedule.interval,
+            threshold=config.schedule.threshold,
+            grid=tuple(config.schedule.grid),
+        ),
+        attention_window=config.space.attention_window,
+        attention_heads=config.space.attention_heads,
     )
 
 
-def needed_maps(space: genotype_lib.Space) -> tuple[str, ...]:
-    """Names of the feature maps that a cell of this space may read or keep."""
-    return tuple(sorted({"decoder", "image", *(name for name in space.inputs if name.startswith("stage"))}))
+def needed_maps(space: genotype_lib.Space, config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Names of the feature maps that a cell of this space, in the mode of the config, may read or keep."""
+    names = {"decoder", "image", *(name for name in space.inputs if name.startswith("stage"))}
+    settings = settings_of(config)
+    if settings.is_propagating and settings.schedule.is_learned:
+        names.add(settings.cut)
+    return tuple(sorted(names))
 
 
 def make_forward(config: ml_collections.ConfigDict) -> Callable[[Any, np.ndarray], Iterator[types.Features]]:

@@ -94,7 +94,7 @@ def running_mean(steps: npt.ArrayLike, values: npt.ArrayLike, window: int) -> tu
 
 
 @contextlib.contextmanager
-def _canvas(path: str | pathlib.Path, width: float, height: float) -> Iterator[Any]:
+def canvas(path: str | pathlib.Path, width: float, height: float) -> Iterator[Any]:
     """A figure of the house style, written to `path` at the end."""
     import matplotlib
     from matplotlib import figure as figures
@@ -114,7 +114,7 @@ def reward(searched: Records, drawn: Records, path: str | pathlib.Path, *, best_
       path: PNG to write.
       best_hash: of the winner, whose best candidate is marked.
     """
-    with _canvas(path, 9, 4.8) as figure:
+    with canvas(path, 9, 4.8) as figure:
         axes = figure.add_subplot()
         if searched:
             steps = [int(record["step"]) for record in searched]
@@ -163,7 +163,7 @@ def operations(
         counts = [np.bincount(part[:, :, columns].ravel(), minlength=len(names[kind])) for part in quarters]
         rows = np.stack([count / count.sum() for count in counts], axis=1).tolist()
         shares[kind] = dict(zip(names[kind], rows, strict=True))
-    with _canvas(path, 9, 1.8 + 0.46 * sum(len(table) for table in shares.values())) as figure:
+    with canvas(path, 9, 1.8 + 0.46 * sum(len(table) for table in shares.values())) as figure:
         ratios = [len(table) + 1 for table in shares.values()]
         for axes, (kind, table) in zip(figure.subplots(2, 1, height_ratios=ratios), shares.items(), strict=True):
             for quarter in range(4):
@@ -194,7 +194,7 @@ def classes(
       path: PNG to write.
     """
     colors = {"static": GREY, "cell": BLUE}
-    with _canvas(path, 9, 1.2 + 0.45 * len(names)) as figure:
+    with canvas(path, 9, 1.2 + 0.45 * len(names)) as figure:
         axes = figure.add_subplot()
         height = 0.8 / len(series)
         for index, (label, values) in enumerate(series.items()):
@@ -241,7 +241,7 @@ def training(metrics: Records, path: str | pathlib.Path) -> None:
     colors = {"loss": BLUE, "miou": GREEN, "policy_entropy": ORANGE, "reward_mean": RED}
     num_columns = min(3, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
-    with _canvas(path, max(4.0, 3.4 * num_columns), 2.9 * num_rows) as figure:
+    with canvas(path, max(4.0, 3.4 * num_columns), 2.9 * num_rows) as figure:
         grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
         for axes, ((stage, name), (steps, values)) in zip(grid, panels.items(), strict=False):
             values = values * 100 if name == "miou" else values
@@ -291,7 +291,7 @@ def strip(
     per_row = max(1, int((total_width - left) / entry_width))
     bottom = 0.12 + 0.26 * math.ceil(len(entries) / per_row)
     total_height = top + len(rows) * (tile_height + space) + bottom
-    with _canvas(path, total_width, total_height) as figure:
+    with canvas(path, total_width, total_height) as figure:
         figure.set_layout_engine("none")
         for row, (label, images) in enumerate(rows.items()):
             y = total_height - top - (row + 1) * (tile_height + space) + space

@@ -170,16 +170,25 @@ def make_step(
 
 
 def make_validate(config: ml_collections.ConfigDict, clips: np.ndarray) -> Callable[[Any], float]:
-    """`variables -> mIoU` on the target frames of some training clips."""
-    held_out = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames, indices=clips)
-    frames, labels = np.asarray(held_out.frames)[:, -1], np.asarray(held_out.labels)[:, -1]
-    num_classes = pipeline.class_table(config.data).num_classes
+    """`variables -> mIoU` on the target frames of some training clips, read anew each time, a batch in memory."""
+    data, num_frames = config.data, config.data.num_frames
+    size = data.height, data.width
+    # The targets alone where every frame has the history that a clip needs: the clips are then the same.
+    num_clips = (pipeline.num_clips(data, "train", num) for num in (1, num_frames))
+    num_read = 1 if len(set(num_clips)) == 1 else num_frames
+    num_classes = pipeline.class_table(data).num_classes
     forward = features.make_forward(config)
-    predict = compilation.jit(lambda logits: static_net.predict(logits, labels.shape[1:]))
+    predict = compilation.jit(lambda logits: static_net.predict(logits, size))
 
     def validate(variables: Any) -> float:
-        found = [np.asarray(predict(part.logits)) for part in forward(variables, frames)]
-        counts = metrics.confusion(labels, np.concatenate(found)[: len(labels)], num_classes)
-        return float(metrics.scores(np.asarray(counts))["miou"])
+        counts = np.zeros((num_classes, num_classes), np.int64)
+        for start in range(0, len(clips), features.BATCH_FRAMES):
+            chosen = clips[start : start + features.BATCH_FRAMES]
+            clip = pipeline.load_clips(data, split="train", num_frames=num_read, indices=chosen)
+            frames, labels = np.asarray(clip.frames)[:, -1], np.asarray(clip.labels)[:, -1]
+            (found,) = forward(variables, frames)
+            predictions = np.asarray(predict(found.logits))[: len(labels)]
+            counts += np.asarray(metrics.confusion(labels, predictions, num_classes))
+        return float(metrics.scores(counts)["miou"])
 
     return validate

@@ -20,6 +20,7 @@ from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.run import fit, losses, optim, pretrain
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import zoo
 
 CELL_STAGE = "cell"
 BEST = "best_genotype.json"
@@ -49,9 +50,11 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
       What was made: `{"stages": [...], "genotype": path or None}`.
 
     Raises:
-      UserError: the genotype's file is missing or broken.
+      UserError: the genotype's file is missing or broken, or the config does not fit the member of the zoo.
     """
     given = read_genotype(genotype_path) if genotype_path else None
+    if genotype_path and genotype_path.startswith(zoo.PREFIX):
+        zoo.require(zoo.get(genotype_path), mode=config.space.mode, schedule=config.schedule.kind)
     num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
     folder.claim(config)
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
@@ -60,18 +63,20 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
             return {"stages": [pretrain.STAGE], "genotype": None}
         space, genotype = given
         clips, _ = pretrain.split_clips(config, num_clips)
-        store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space))
+        store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space, config))
         params = train_cell(config, space, genotype, store, folder=folder, stop=stop, stage="retrain")
         save_winner(folder, space, genotype, params, {})
     return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
 
 
 def read_genotype(path: str | pathlib.Path) -> tuple[genotype_lib.Space, np.ndarray]:
-    """Reads a genotype file in its own space (its inputs and layers).
+    """Reads a genotype file, or `zoo:NAME`, in its own space (its inputs and layers).
 
     Raises:
-      UserError: the file is missing or broken.
+      UserError: the file is missing or broken, or the zoo has no such member.
     """
+    if str(path).startswith(zoo.PREFIX):
+        return zoo.genotype(zoo.get(str(path)))
     path = pathlib.Path(path)
     if not path.is_file():
         raise errors.UserError(f"genotype {path}: no such file, give a JSON file as `search` writes it")
@@ -151,9 +156,9 @@ def make_step(
     """The jitted step `(state, store, clips i32 [B]) -> (state, metrics)`; the state is donated."""
 
     def loss_fn(params: types.Params, features: types.Features, labels: jax.Array) -> jax.Array:
-        logits = cell.unroll(params, features)
+        logits, schedule_loss = cell.unroll_training(params, features)
         targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), section.label_stride)
-        return losses.cross_entropy(logits, targets)[0]
+        return losses.cross_entropy(logits, targets)[0] + schedule_loss
 
     def step(
         state: CellTrainState, store: types.FeatureStore, clips: jax.Array

@@ -16,6 +16,7 @@ from dvsnas_jax.data import pipeline as clips_lib
 from dvsnas_jax.run import evaluate, features, fit, pretrain, report, train
 from dvsnas_jax.search import derive, loop, reward, steps
 from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import cost
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 
@@ -75,7 +76,7 @@ def compile_steps(config: ml_collections.ConfigDict, space: genotype_lib.Space, 
     section, mesh = config.search, mesh_lib.make()
     where = mesh_lib.replicated(mesh)
     made = steps.make(supernet_lib.make(space, features.settings_of(config)), section, mesh)
-    names = features.needed_maps(space)
+    names = features.needed_maps(space, config)
     num_train, num_val = map(len, pretrain.split_clips(config, num_clips))
     train_store = features.shapes(
         config, names, section.cache_clips or num_train, where, is_augmented=bool(section.cache_clips)
@@ -107,7 +108,7 @@ def assemble(
 ) -> Parts:
     """Computes the features; `compiled` is from `compile_steps`."""
     mesh = mesh_lib.make()
-    names = features.needed_maps(space)
+    names = features.needed_maps(space, config)
     meta_train, meta_val = pretrain.split_clips(config, num_clips)
     return Parts(
         config=config,
@@ -169,7 +170,9 @@ def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, st
         step = start
         while True:
             key = (config.seed, 3, step)
-            genotypes = genotype_lib.random(parts.space, np.random.default_rng(key), section.shared_genotypes)
+            genotypes = genotype_lib.random(
+                parts.space, np.random.default_rng(key), section.shared_genotypes, op_mask=parts.strategy.op_mask
+            )
             yield genotypes, train.draw_clips((*key, 1), parts.train_store.num_clips, _batch_shape(section))
             step += 1
 
@@ -220,9 +223,16 @@ def score(parts: Parts, params: types.Params, genotypes: np.ndarray, num_clips: 
             found.counts[:count],
             found.flicker[:count],
             found.is_finite[:count],
-            stability=section.stability,
+            **_factors(parts, genotypes[start : start + count]),
         )
     return records
+
+
+def _factors(parts: Parts, genotypes: np.ndarray) -> dict[str, Any]:
+    """The keywords of `reward.compute` for the cells of some genotypes."""
+    settings, (height, width) = features.settings_of(parts.config), parts.val_store.features.logits.shape[2:4]
+    macs = [cost.of(parts.space, genotype, settings, (height, width)).macs for genotype in genotypes]
+    return {name: parts.config.search[name] for name in ("stability", "cost", "cost_target")} | {"macs": macs}
 
 
 def evaluation_batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
@@ -244,7 +254,7 @@ def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -
     if not section.num_random:
         return
     rng = np.random.default_rng((parts.config.seed, 5))
-    genotypes = genotype_lib.random(parts.space, rng, section.num_random)
+    genotypes = genotype_lib.random(parts.space, rng, section.num_random, op_mask=parts.strategy.op_mask)
     records = score(parts, state.shared.params, genotypes, section.reward_clips)
     loop.log(folder, lambda genotype: describe(parts.space, genotype, "random"), genotypes, records, step=section.steps)
 
@@ -268,16 +278,16 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
         return params, score_cell(parts, genotype, params)
 
     genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
-    static = score_static(parts, state.shared.params)
+    static = score_static(parts)
     train.save_winner(folder, parts.space, genotype, params, {**record, "static_reward": static["reward"]})
 
 
-def score_static(parts: Parts, params: types.Params) -> dict[str, Any]:
-    """Reward of the static network alone on the whole meta-validation split: of any cell whose correction is zero."""
-    silent = {**params["ports"], "head": jax.tree.map(np.zeros_like, params["ports"]["head"])}
-    genotype = np.zeros((1, parts.space.num_layers, len(genotype_lib.FIELDS)), np.int32)
-    silenced = mesh_lib.replicate(parts.mesh, {**params, "ports": silent})  # as the weights of all other scores
-    return score(parts, silenced, genotype, parts.val_store.num_clips)[0]
+def score_static(parts: Parts) -> dict[str, Any]:
+    """Reward of the static network alone on the whole meta-validation split."""
+    evaluate_static = steps.make_evaluate_static()
+    clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
+    found = steps.add_scores([evaluate_static(parts.val_store, group) for group in clips])
+    return reward.compute(found.counts, found.flicker, found.is_finite, stability=parts.config.search.stability)[0]
 
 
 def score_cell(parts: Parts, genotype: np.ndarray, params: types.Params) -> dict[str, Any]:
@@ -286,4 +296,4 @@ def score_cell(parts: Parts, genotype: np.ndarray, params: types.Params) -> dict
     evaluate_cell = steps.make_evaluate_cell(cell)
     clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
     found = steps.add_scores([evaluate_cell(params, parts.val_store, group) for group in clips])
-    return reward.compute(found.counts, found.flicker, found.is_finite, stability=parts.config.search.stability)[0]
+    return reward.compute(found.counts, found.flicker, found.is_finite, **_factors(parts, genotype[None]))[0]

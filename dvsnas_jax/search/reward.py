@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ PARTS = ("miou", "fwiou", "class_accuracy")
 
 
 def compute(
-    counts: types.Array, flicker: types.Array, is_finite: types.Array, *, stability: float
+    counts: types.Array,
+    flicker: types.Array,
+    is_finite: types.Array,
+    *,
+    stability: float,
+    macs: Sequence[int] | None = None,
+    cost: float = 0.0,
+    cost_target: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Rewards of N candidates.
 
@@ -23,12 +31,17 @@ def compute(
       flicker: i32 [N, 2], changed and all pixels whose truth did not change.
       is_finite: bool [N], whether the candidate's logits were finite.
       stability: exponent of the factor (1 - flicker); 0 = off.
+      macs: N multiply-adds of the cell per frame; None: not known, no factor.
+      cost: exponent of `cost_factor`; 0 = off.
+      cost_target: of `cost_factor`, in millions.
 
     Returns:
       N records: reward and its parts, status `ok`; or reward None and status `diverged`.
     """
+    known_macs = [None] * len(counts) if macs is None else macs
     records: list[dict[str, Any]] = []
-    for count, (changed, total), finite in zip(*map(np.asarray, (counts, flicker, is_finite)), strict=True):
+    rows = zip(*map(np.asarray, (counts, flicker, is_finite)), known_macs, strict=True)
+    for count, (changed, total), finite, num_macs in rows:
         if not finite:
             records.append({"reward": None, "status": "diverged"})
             continue
@@ -37,5 +50,22 @@ def compute(
         parts["flicker"] = float(changed / max(total, 1))
         reward = float(np.prod([parts[name] for name in PARTS]) ** (1 / len(PARTS)))
         reward *= (1.0 - parts["flicker"]) ** stability
+        if num_macs is not None:
+            parts["macs"] = num_macs
+            reward *= cost_factor(num_macs, cost, cost_target)
         records.append({"reward": reward, **parts, "status": "ok"})
     return records
+
+
+def cost_factor(macs: float, cost: float, cost_target: float) -> float:
+    """(target / MACs)^cost where the MACs exceed the target, else 1.
+
+    The hard constraint of MnasNet (Tan et al. 2019, arXiv 1807.11626, equation 2 with alpha = 0, beta = -cost), with
+    multiply-adds instead of the latency on a phone: a cell below the target gains nothing by being cheaper still.
+
+    Args:
+      macs: multiply-adds of the cell per frame.
+      cost: exponent; 0 = off.
+      cost_target: in millions of multiply-adds.
+    """
+    return min(1.0, cost_target * 1e6 / max(macs, 1)) ** cost

@@ -198,6 +198,16 @@ def add_scores(parts: Sequence[SharedScores]) -> SharedScores:
     )
 
 
+def make_evaluate_static() -> Callable[..., SharedScores]:
+    """`(store, clips i32 [R, B]) -> SharedScores` of the static network alone, N = 1."""
+
+    def evaluate_static(store: types.FeatureStore, clips: jax.Array) -> SharedScores:
+        scores = _sum_batches(lambda features: jnp.moveaxis(features.logits, 1, 0), store, clips)
+        return jax.tree.map(lambda x: x[None], scores)
+
+    return compilation.jit(evaluate_static)
+
+
 def make_evaluate_cell(cell: cell_lib.Cell) -> Callable[..., SharedScores]:
     """`(params, store, clips i32 [R, B]) -> SharedScores` of one static cell, N = 1."""
 

@@ -24,19 +24,34 @@ class Cell(NamedTuple):
     """Pure functions of one cell.
 
     Attributes:
+      inputs: names of the inputs that it reads.
       init: `rng -> params`.
       step: `(params, state, features of one frame) -> (state, logits [B, h, w, K])`.
       initial_state: `features of one frame -> state` before the first frame.
       unroll: `(params, features [B, T, ...]) -> logits [T, B, h, w, K]`.
+      unroll_training: `(params, features [B, T, ...]) -> (logits [T, B, h, w, K], loss f32 [])`: key frames come at
+        the schedule's interval; the loss is that of its predicted errors (0 where it predicts none).
       moments: `(params, features [B, T, ...]) -> {path: (mean, var)}`, batch moments of every
-        normalisation, averaged over the frames.
+        normalisation, averaged over the frames (those of the cell's own path: key frames do not count).
+      due: propagate: `(params, state, features) -> bool [B, rows, columns]`, what the static network has to compute
+        of a frame; the maps of the first encoder stages are enough.
+      restart: propagate: `(params, state, features) -> state` after a key frame.
+      advance: `(params, state, features) -> state` after a frame by the cell alone; propagate: the maps of the first
+        encoder stages are enough.
+      merge: propagate: `(restarted, advanced, bool [B, rows, columns]) -> state`, region by region.
     """
 
+    inputs: tuple[str, ...]
     init: Callable[[jax.Array], Params]
     step: types.StepFn
     initial_state: Callable[[types.Features], types.CellState]
     unroll: Callable[[Params, types.Features], jax.Array]
+    unroll_training: Callable[[Params, types.Features], tuple[jax.Array, jax.Array]]
     moments: Callable[[Params, types.Features], operations.Moments]
+    due: Callable[[Params, types.CellState, types.Features], jax.Array]
+    restart: Callable[[Params, types.CellState, types.Features], types.CellState]
+    advance: Callable[[Params, types.CellState, types.Features], types.CellState]
+    merge: Callable[[types.CellState, types.CellState, jax.Array], types.CellState]
 
 
 def used_inputs(space: genotype_lib.Space, genotype: np.ndarray) -> tuple[str, ...]:
@@ -51,53 +66,127 @@ def used_inputs(space: genotype_lib.Space, genotype: np.ndarray) -> tuple[str, .
 
 
 def make(space: genotype_lib.Space, genotype: Any, settings: ports.CellSettings) -> Cell:
-    """Builds the cell of one genotype, integers [L, 5]."""
+    """Builds the cell of one genotype, integers [L, 5].
+
+    Raises:
+      UserError: the genotype is not of the space, or reads an input that the mode does not provide.
+    """
     rows = genotype_lib.validate(space, genotype)
-    names = used_inputs(space, rows)
+    advance = _make_advance(space, rows, settings)
 
     def init(rng: jax.Array) -> Params:
         ports_rng, layers_rng = jax.random.split(rng)
         layer_rngs = jax.random.split(layers_rng, space.num_layers)
-        layers = [operations.init_layer(layer_rng, space, settings.channels) for layer_rng in layer_rngs]
+        layers = [
+            operations.init_layer(layer_rng, space, settings.channels, settings.scope()) for layer_rng in layer_rngs
+        ]
         return _select(space, rows, {"ports": ports.init(ports_rng, settings, space.inputs), "layers": layers})
 
-    def scoped_step(
-        params: Params, state: types.CellState, features: types.Features, record: operations.Moments | None
+    def restart(
+        params: Params, state: types.CellState, features: types.Features, record: operations.Moments | None = None
+    ) -> types.CellState:
+        scope = settings.scope(record).child("ports")
+        return ports.key_frame(params["ports"], settings, state, features, scope)
+
+    def due(params: Params, state: types.CellState, features: types.Features) -> jax.Array:
+        return ports.due(params["ports"], settings, state, features)[0]
+
+    def finish(
+        params: Params,
+        before: types.CellState,
+        features: types.Features,
+        record: operations.Moments | None,
+        *,
+        is_training: bool,
     ) -> tuple[types.CellState, jax.Array]:
-        scope = operations.NormScope(record=record, max_offset=settings.max_offset)
-        port_scope = scope.child("ports")
-        inputs = ports.cell_inputs(params["ports"], state, features, names, port_scope)
-        template = jax.ShapeDtypeStruct((*features.logits.shape[:3], settings.channels), features.logits.dtype)
-        outputs = _run_layers(space, rows, params["layers"], inputs, template=template, scope=scope)
-        loose = genotype_lib.loose_ends(space, rows)
-        mean = functools.reduce(jnp.add, [outputs[layer] for layer in loose]) / len(loose)
-        return ports.cell_output(params["ports"], mean, features, port_scope)
+        after, scope = advance(params, before, features, record), settings.scope(record).child("ports")
+        return ports.finish(params["ports"], settings, before, after, features, scope, is_training=is_training)
 
     def step(
         params: Params, state: types.CellState, features: types.Features
     ) -> tuple[types.CellState, jax.Array]:
-        return scoped_step(params, state, features, None)
-
-    def initial_state(features: types.Features) -> types.CellState:
-        return ports.initial_state(settings, features)
+        state, _ = finish(params, state, features, None, is_training=False)
+        return state, jnp.asarray(state.logits)
 
     def unroll(params: Params, features: types.Features) -> jax.Array:
         state = initial_state(jax.tree.map(lambda x: x[:, 0], features))
         return ports.unroll(lambda s, f: step(params, s, f), state, features)[1]
 
+    def initial_state(features: types.Features) -> types.CellState:
+        return ports.initial_state(settings, features)
+
+    unroll_training, moments = _make_unrolls(initial_state, functools.partial(finish, is_training=True))
+    return Cell(
+        inputs=used_inputs(space, rows),
+        init=init,
+        step=step,
+        initial_state=initial_state,
+        unroll=unroll,
+        unroll_training=unroll_training,
+        moments=moments,
+        due=due,
+        restart=restart,
+        advance=advance,
+        merge=ports.merge,
+    )
+
+
+def _make_advance(
+    space: genotype_lib.Space, rows: np.ndarray, settings: ports.CellSettings
+) -> Callable[..., types.CellState]:
+    """`Cell.advance`; a fourth argument receives the batch moments."""
+    names = used_inputs(space, rows)
+    settings.check(names)
+    loose = genotype_lib.loose_ends(space, rows)
+
+    def advance(
+        params: Params, state: types.CellState, features: types.Features, record: operations.Moments | None = None
+    ) -> types.CellState:
+        scope = settings.scope(record)
+        port_scope = scope.child("ports")
+        inputs = ports.cell_inputs(params["ports"], state, features, names, port_scope)
+        template = jax.ShapeDtypeStruct(state.state.shape, state.state.dtype)
+        outputs = _run_layers(space, rows, params["layers"], inputs, template=template, scope=scope)
+        mean = functools.reduce(jnp.add, [outputs[layer] for layer in loose]) / len(loose)
+        return ports.cell_output(params["ports"], mean, state, features, port_scope)
+
+    return advance
+
+
+def _make_unrolls(
+    initial_state: Callable[[types.Features], types.CellState],
+    step: Callable[..., tuple[types.CellState, jax.Array]],
+) -> tuple[Callable[..., tuple[jax.Array, jax.Array]], Callable[..., operations.Moments]]:
+    """`Cell.unroll_training` and `Cell.moments` from `(params, state, features, record) -> (state, loss)`."""
+
+    def start(features: types.Features) -> types.CellState:
+        return initial_state(jax.tree.map(lambda x: x[:, 0], features))
+
+    def unroll_training(params: Params, features: types.Features) -> tuple[jax.Array, jax.Array]:
+        def scored_step(
+            state: types.CellState, frame: types.Features
+        ) -> tuple[types.CellState, tuple[jax.Array, jax.Array]]:
+            state, loss = step(params, state, frame, None)
+            return state, (jnp.asarray(state.logits), loss)
+
+        _, (logits, losses) = ports.unroll(scored_step, start(features), features)
+        return logits, losses.mean()
+
     def moments(params: Params, features: types.Features) -> operations.Moments:
         def recording_step(
             state: types.CellState, frame: types.Features
-        ) -> tuple[types.CellState, operations.Moments]:
+        ) -> tuple[types.CellState, tuple[operations.Moments, jax.Array]]:
             record: operations.Moments = {}
-            state, _ = scoped_step(params, state, frame, record)
-            return state, record
+            state, _ = step(params, state, frame, record)
+            share = 1.0 if state.age is None else (state.age > 0).mean(dtype=jnp.float32)
+            return state, (record, jnp.asarray(share))
 
-        state = initial_state(jax.tree.map(lambda x: x[:, 0], features))
-        _, record = ports.unroll(recording_step, state, features)
-        return jax.tree.map(lambda x: x.mean(axis=0), record)
+        _, (record, shares) = ports.unroll(recording_step, start(features), features)
+        weights = jnp.where(shares.sum() > 0, shares, 1.0)  # of every frame a key frame, the cell is never used
+        weights /= weights.sum()
+        return jax.tree.map(lambda x: jnp.tensordot(weights, x, axes=1), record)
 
-    return Cell(init, step, initial_state, unroll, moments)
+    return unroll_training, moments
 
 
 def gather_params(space: genotype_lib.Space, genotype: Any, supernet_params: Params) -> Params:
@@ -126,7 +215,9 @@ def freeze_norm(params: Params, moments: operations.Moments) -> Params:
 def _select(space: genotype_lib.Space, rows: np.ndarray, params: Params) -> Params:
     """Keeps what the genotype uses. Layers become a dict `layerN`."""
     names = used_inputs(space, rows)
-    kept = set(names) | ({"decoder"} if "prev_state" in names else set())
+    # It starts the state: of a clip where that is read, of every key frame in propagate mode.
+    is_started = "prev_state" in names or "schedule" in params["ports"]
+    kept = set(names) | ({"decoder"} if is_started else set())
     inputs = {name: value for name, value in params["ports"]["inputs"].items() if name in kept}
     layers = {}
     for index, (row, layer) in enumerate(zip(rows, params["layers"], strict=True)):
@@ -142,7 +233,7 @@ def _run_layers(
     inputs: dict[str, jax.Array],
     *,
     template: jax.ShapeDtypeStruct,
-    scope: operations.NormScope,
+    scope: operations.CellScope,
 ) -> list[jax.Array]:
     """Outputs of the layers in order, each [B, h, w, C]."""
     nodes = {space.inputs.index(name): value for name, value in inputs.items()}

@@ -72,9 +72,11 @@ class _Layout:
         return [sorted(column, key=lambda item: -item.y) for column in columns]
 
 
-def readable(operation: str) -> str:
-    """An operation's name for people, for example `sep 3x3 dil 3`."""
-    name = operation.replace("sep_conv", "sep").replace("global_average_pool", "global avg pool")
+def readable(name: str) -> str:
+    """The name of an operation or aggregation for people, for example `sep 3x3 dil 3`."""
+    shorter = {"sep_conv": "sep", "global_average_pool": "global avg pool", "local_attention": "attention"}
+    for word, short in shorter.items():
+        name = name.replace(word, short)
     return re.sub(r"dil(\d)", r"dil \1", name.replace("_", " "))
 
 
@@ -373,7 +375,8 @@ def _draw_layer(axes: Any, space: genotypes.Space, tokens: np.ndarray, layout: _
         _label(axes, box_x + 0.1, y, "ab"[slot], fontsize=7.5, color="#6B7280")
     _box(axes, box_x, item.y, (_LAYER_WIDTH, _LAYER_HEIGHT), LAYER_COLOR)
     middle = box_x + _LAYER_WIDTH / 2 + 0.04
-    _label(axes, middle, item.y + 0.1, space.aggregations[tokens[layer, 4]], fontweight="bold", fontsize=11.5)
+    words = readable(space.aggregations[tokens[layer, 4]])
+    _label(axes, middle, item.y + 0.1, words, fontweight="bold", fontsize=11.5 if len(words) < 7 else 10)
     _label(axes, middle, item.y - 0.16, f"layer {layer}", fontsize=8, color="#5A616B")
 
 

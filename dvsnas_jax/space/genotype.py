@@ -34,8 +34,9 @@ OPERATIONS = (
     "sep_conv_5x5_dil6",
     "max_pool_3x3",
     "global_average_pool",
+    "deform_conv_3x3",
 )
-AGGREGATIONS = ("sum", "concat", "gate", "warp", "max")
+AGGREGATIONS = ("sum", "concat", "gate", "warp", "max", "local_attention")
 REFINE_INPUTS = (
     "prev_state",
     "prev_decoder",
@@ -130,9 +131,24 @@ def validate(space: Space, genotype: Any) -> np.ndarray:
     return tokens.astype(np.int32)
 
 
-def random(space: Space, rng: np.random.Generator, num: int) -> np.ndarray:
-    """Draws genotypes uniformly, i32 [num, L, 5]."""
-    return rng.integers(0, space.limits(), size=(num, space.num_layers, len(FIELDS)), dtype=np.int32)
+def random(space: Space, rng: np.random.Generator, num: int, *, op_mask: np.ndarray | None = None) -> np.ndarray:
+    """Draws genotypes uniformly.
+
+    Args:
+      space: of the genotypes.
+      rng: a full mask draws what no mask draws.
+      num: how many.
+      op_mask: bool [num_ops], operations that may be drawn, at least one; None: all.
+
+    Returns:
+      i32 [num, L, 5].
+    """
+    limits = space.limits()
+    allowed = np.arange(len(space.operations)) if op_mask is None else np.flatnonzero(op_mask)
+    limits[:, 2:4] = len(allowed)
+    tokens = rng.integers(0, limits, size=(num, space.num_layers, len(FIELDS)), dtype=np.int32)
+    tokens[..., 2:4] = allowed[tokens[..., 2:4]]
+    return tokens
 
 
 def loose_ends(space: Space, genotype: np.ndarray) -> tuple[int, ...]:

@@ -7,6 +7,8 @@ from being stored.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,14 +37,24 @@ class Supernet(NamedTuple):
 
 
 def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
-    """Builds the supernet of a space."""
-    scope = operations.NormScope(max_offset=settings.max_offset)
+    """Builds the supernet of a space.
+
+    In propagate mode its key frames come at the schedule's interval: what a learned schedule would decide, it only
+    learns with one cell.
+
+    Raises:
+      UserError: the mode does not provide an input of the space.
+    """
+    settings.check(space.inputs)
+    settings = dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, kind="fixed"))
+    scope = settings.scope()
 
     def init(rng: jax.Array) -> Params:
         ports_rng, layers_rng = jax.random.split(rng)
         layer_rngs = jax.random.split(layers_rng, space.num_layers)
         # One leading axis L on every array: the layers are scanned, which compiles one layer instead of L.
-        stacked = jax.vmap(lambda layer_rng: operations.init_layer(layer_rng, space, settings.channels))(layer_rngs)
+        init_fn = functools.partial(operations.init_layer, space=space, channels=settings.channels, scope=scope)
+        stacked = jax.vmap(init_fn)(layer_rngs)
         return {"ports": ports.init(ports_rng, settings, space.inputs), "layers": stacked}
 
     def step(
@@ -52,7 +64,9 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
         outputs = _run_layers(space, params["layers"], genotype, jnp.stack(list(inputs.values())), scope)
         weights = loose_end_weights(space, genotype).astype(outputs.dtype)
         mean = jnp.tensordot(weights, outputs, axes=1)
-        return ports.cell_output(params["ports"], mean, features, scope)
+        after = ports.cell_output(params["ports"], mean, state, features, scope)
+        state, _ = ports.finish(params["ports"], settings, state, after, features, scope)
+        return state, jnp.asarray(state.logits)
 
     def unroll(params: Params, genotype: jax.Array, features: types.Features) -> jax.Array:
         first = jax.tree.map(lambda x: x[:, 0], features)
@@ -75,7 +89,7 @@ def _run_layers(
     params: Params,
     genotype: jax.Array,
     inputs: jax.Array,
-    scope: operations.NormScope,
+    scope: operations.CellScope,
 ) -> jax.Array:
     """Runs the layers over the node buffer.
 
@@ -109,7 +123,7 @@ def _run_layers(
 
 
 def _branch(
-    operation: operations.Operation, name: str, scope: operations.NormScope
+    operation: operations.Operation, name: str, scope: operations.CellScope
 ) -> Callable[..., jax.Array]:
     """One branch of the switch: picks its own parameters out of the slot's."""
     apply_fn = jax.checkpoint(lambda params, *maps: operation.apply(params, *maps, scope))

@@ -1,0 +1,24 @@
+"""Speed: the static network on every 5th frame of the embedded clips, the first encoder stages and a cell in between.
+
+Command: dvsnas search --config=configs/propagate.py --workdir=runs/propagate
+"""
+
+from dvsnas_jax.core import config as config_lib
+
+
+def get_config():
+    config = config_lib.defaults()
+    config.space.mode = "propagate"
+    config.space.inputs = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff")
+    config.schedule.interval = 5
+    config.data.num_frames = 5  # the longest stretch: a key frame and the four that follow
+    config.controller.learning_rate = 3e-3
+    config.controller.buffer = 20
+    config.controller.minibatch = 5
+    config.controller.epochs = 4
+    config.controller.normalize_advantage = True
+    config.search.steps = 60
+    config.search.genotypes_per_step = 5
+    config.search.shared_steps = 6
+    config.search.warmup_steps = 120
+    return config

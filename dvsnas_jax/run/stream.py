@@ -1,0 +1,350 @@
+"""A trained network and cell over the frames of a video, and what a frame costs.
+
+In propagate mode a frame is looked at first (the schedule), then computed by the static network, by the cell, or region
+by region: the decision is taken on the host, so that what is not needed is not run.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import compilation, types
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import features as features_lib
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import ports
+from dvsnas_jax.space import schedule as schedule_lib
+
+HALO = 32
+"""Pixels around a region that the static network sees as well."""
+
+CellStep = Callable[[types.CellState, np.ndarray], tuple[types.CellState, jax.Array]]
+
+
+class Labels(NamedTuple):
+    """The frames of a sequence, segmented.
+
+    Attributes:
+      static: u8 [T, H, W], of the static network alone.
+      cell: u8 [T, H, W], with the cell.
+      key_share: f32 [T], share of each frame that the static network computed for the cell (refine: 1).
+    """
+
+    static: np.ndarray
+    cell: np.ndarray
+    key_share: np.ndarray
+
+
+class Segmenter(NamedTuple):
+    """A trained network and cell as functions over the frames of one sequence.
+
+    Attributes:
+      segment: `frames u8 [T, H, W, 3] -> Labels`.
+      static_step: `frame u8 [1, H, W, 3] -> labels u8 [1, H, W]`.
+      cell_step: `(state, frame u8 [1, H, W, 3]) -> (state, labels u8 [1, H, W])`, as a video is segmented: the
+        static network only where the schedule wants it.
+      initial_state: `() -> state` of one sequence before its first frame.
+    """
+
+    segment: Callable[[np.ndarray], Labels]
+    static_step: Callable[[np.ndarray], jax.Array]
+    cell_step: CellStep
+    initial_state: Callable[[], types.CellState]
+
+
+def make_segmenter(
+    config: ml_collections.ConfigDict, variables: Any, cell: cell_lib.Cell, params: types.Params
+) -> Segmenter:
+    """Jits the network and the cell.
+
+    Args:
+      config: of the run.
+      variables: of the static network.
+      cell: the static graph.
+      params: its weights, with running statistics.
+    """
+    size = config.data.height, config.data.width
+    settings = features_lib.settings_of(config)
+    net = static_net.make(config.net, settings.num_classes)
+    frame = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+
+    def initial_state() -> types.CellState:
+        return cell.initial_state(jax.eval_shape(functools.partial(static_net.infer, net), variables, frame))
+
+    def static_step(variables: Any, frame: jax.Array) -> jax.Array:
+        return static_net.predict(static_net.infer(net, variables, frame).logits, size)
+
+    static_fn = compilation.jit(static_step)
+    make_step = _make_propagate_step if settings.is_propagating else _make_refine_step
+    cell_step = make_step(net, size, cell, settings, variables=variables, params=params)
+    follow = _make_follow(config, variables, cell, params)
+    if settings.is_propagating and settings.schedule.kind == "regions":
+        # Regions are cut out before they are computed: their borders differ from those of the whole frame.
+        segment = _make_frame_by_frame(follow, cell_step, initial_state)
+    else:
+        segment = functools.partial(follow, initial_state=initial_state)
+    return Segmenter(
+        segment=segment,
+        static_step=lambda frame: static_fn(variables, frame),
+        cell_step=cell_step,
+        initial_state=initial_state,
+    )
+
+
+def key_share(state: types.CellState) -> jax.Array:
+    """Share of the last frame that the static network computed, f32 []; refine: 1."""
+    return jnp.ones(()) if state.age is None else (state.age == 0).mean(dtype=jnp.float32)
+
+
+def depth(cell: cell_lib.Cell, settings: ports.CellSettings) -> str:
+    """How far a frame passes the encoder where the cell segments it: the deepest stage that is read, else `image`."""
+    if settings.schedule.is_learned:
+        return settings.cut
+    return max((name for name in cell.inputs if name in ports.STAGES), default="image")
+
+
+def _make_follow(
+    config: ml_collections.ConfigDict, variables: Any, cell: cell_lib.Cell, params: types.Params
+) -> Callable[..., Labels]:
+    """`(frames, initial_state=fn) -> Labels`: many frames at a time, the same labels as step by step."""
+    size = config.data.height, config.data.width
+    forward = features_lib.make_forward(config)
+
+    def follow_part(
+        params: types.Params, state: types.CellState, found: types.Features
+    ) -> tuple[types.CellState, tuple[jax.Array, jax.Array, jax.Array]]:
+        def step(state: types.CellState, frame: types.Features) -> tuple[types.CellState, tuple[jax.Array, jax.Array]]:
+            state, logits = cell.step(params, state, frame)
+            return state, (logits, key_share(state))
+
+        batch = jax.tree.map(lambda x: x[None], found)  # one clip, its frames along T
+        state, (logits, shares) = ports.unroll(step, state, batch)
+        return state, (static_net.predict(found.logits, size), static_net.predict(logits[:, 0], size), shares)
+
+    follow_fn = compilation.jit(follow_part)
+
+    def follow(frames: np.ndarray, initial_state: Callable[[], types.CellState]) -> Labels:
+        state, parts = initial_state(), []
+        for found in forward(variables, frames):
+            state, part = follow_fn(params, state, found)
+            parts.append(part)
+        columns = zip(*jax.device_get(parts), strict=True)
+        return Labels(*(np.concatenate(column)[: len(frames)] for column in columns))
+
+    return follow
+
+
+def _make_frame_by_frame(
+    follow: Callable[..., Labels], cell_step: CellStep, initial_state: Callable[[], types.CellState]
+) -> Callable[[np.ndarray], Labels]:
+    """`Segmenter.segment` by `cell_step`; the static network's labels come from `follow`."""
+
+    def segment(frames: np.ndarray) -> Labels:
+        state, labels, shares = initial_state(), [], []
+        for frame in frames:
+            state, found = cell_step(state, frame[None])
+            labels.append(np.asarray(found)[0])
+            shares.append(float(key_share(state)))
+        whole = follow(frames, initial_state)
+        return whole._replace(cell=np.stack(labels), key_share=np.array(shares, np.float32))
+
+    return segment
+
+
+def _make_refine_step(
+    net: static_net.StaticNet,
+    size: tuple[int, int],
+    cell: cell_lib.Cell,
+    settings: ports.CellSettings,
+    *,
+    variables: Any,
+    params: types.Params,
+) -> CellStep:
+    """Network and cell on every frame, one program."""
+    del settings
+
+    def step(
+        variables: Any, params: types.Params, state: types.CellState, frame: jax.Array
+    ) -> tuple[types.CellState, jax.Array]:
+        state, logits = cell.step(params, state, static_net.infer(net, variables, frame))
+        return state, static_net.predict(logits, size)
+
+    step_fn = compilation.jit(step)
+    return lambda state, frame: step_fn(variables, params, state, frame)
+
+
+def _make_propagate_step(
+    net: static_net.StaticNet,
+    size: tuple[int, int],
+    cell: cell_lib.Cell,
+    settings: ports.CellSettings,
+    *,
+    variables: Any,
+    params: types.Params,
+) -> CellStep:
+    """A program for key frames, one for the others, one for each shape of region."""
+    schedule, last = settings.schedule, depth(cell, settings)
+
+    def labelled(state: types.CellState) -> tuple[types.CellState, jax.Array]:
+        return state, static_net.predict(state.logits, size)
+
+    @compilation.jit
+    def key(variables: Any, params: types.Params, state: types.CellState, frame: jax.Array) -> Any:
+        return labelled(cell.restart(params, state, static_net.infer(net, variables, frame)))
+
+    @compilation.jit
+    def other(variables: Any, params: types.Params, state: types.CellState, frame: jax.Array) -> Any:
+        return labelled(cell.advance(params, state, static_net.infer(net, variables, frame, last)))
+
+    @compilation.jit
+    def look(variables: Any, params: types.Params, state: types.CellState, frame: jax.Array) -> Any:
+        cheap = static_net.infer(net, variables, frame, last)
+        return cheap, cell.due(params, state, cheap)
+
+    @compilation.jit
+    def other_seen(params: types.Params, state: types.CellState, cheap: types.Features) -> Any:
+        return labelled(cell.advance(params, state, cheap))
+
+    finish_regions = _make_regions(net, size, cell, labelled)
+
+    def step(state: types.CellState, frame: np.ndarray) -> tuple[types.CellState, jax.Array]:
+        if not schedule.is_learned:
+            is_due = schedule_lib.due(schedule, np.asarray(state.age), None)
+            return (key if is_due.all() else other)(variables, params, state, frame)
+        cheap, found = look(variables, params, state, frame)
+        is_due = np.asarray(found)
+        if is_due.all():
+            return key(variables, params, state, frame)
+        if not is_due.any():
+            return other_seen(params, state, cheap)
+        return finish_regions(variables, params, state, cheap, is_due, frame=frame)
+
+    return step
+
+
+def _make_regions(
+    net: static_net.StaticNet,
+    size: tuple[int, int],
+    cell: cell_lib.Cell,
+    labelled: Callable[[types.CellState], tuple[types.CellState, jax.Array]],
+) -> Callable[..., tuple[types.CellState, jax.Array]]:
+    """The static network on the regions that are due, the cell on the whole frame, put together."""
+
+    @functools.partial(compilation.jit, static_argnames=("crop", "shape"))
+    def paint(
+        variables: Any, canvas: tuple[jax.Array, jax.Array], frame: jax.Array, places: np.ndarray,
+        *, crop: tuple[int, int], shape: tuple[int, int],
+    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+        pixels = jax.lax.dynamic_slice(frame, (0, places[0], places[1], 0), (1, *crop, 3))
+        found = static_net.infer(net, variables, pixels)
+        painted = []
+        for whole, part in zip(canvas, (found.maps["decoder"], found.logits), strict=True):
+            inner = jax.lax.dynamic_slice(part, (0, places[2], places[3], 0), (1, *shape, part.shape[-1]))
+            painted.append(jax.lax.dynamic_update_slice(whole, inner, (0, places[4], places[5], 0)))
+        return painted[0], painted[1]
+
+    @compilation.jit
+    def join(
+        params: types.Params, state: types.CellState, cheap: types.Features, canvas: Any, is_due: jax.Array
+    ) -> tuple[types.CellState, jax.Array]:
+        full = types.Features(maps={**cheap.maps, "decoder": canvas[0]}, logits=canvas[1])
+        return labelled(cell.merge(cell.restart(params, state, full), cell.advance(params, state, cheap), is_due))
+
+    def finish(
+        variables: Any, params: types.Params, state: types.CellState, cheap: types.Features, is_due: np.ndarray,
+        *, frame: np.ndarray,
+    ) -> tuple[types.CellState, jax.Array]:  # fmt: skip
+        canvas = jnp.zeros_like(state.decoder), jnp.zeros_like(state.logits)
+        grid = state.logits.shape[1:3]
+        for row, column in np.argwhere(is_due[0]):
+            rows, columns = (
+                _crop(schedule_lib.region_bounds(length, num)[index], pixels)
+                for length, num, index, pixels in zip(grid, is_due.shape[1:], (row, column), size, strict=True)
+            )
+            places = np.array([rows[0], columns[0], rows[2], columns[2], rows[3], columns[3]], np.int32)
+            canvas = paint(
+                variables, canvas, frame, places, crop=(rows[1], columns[1]), shape=(rows[4], columns[4])
+            )
+        return join(params, state, cheap, canvas, is_due)
+
+    return finish
+
+
+def _crop(bounds: tuple[int, int], pixels: int) -> tuple[int, int, int, int, int]:
+    """What is cut out along one axis for a region with its halo.
+
+    Args:
+      bounds: of the region, first and last + 1 grid cell.
+      pixels: of the whole axis.
+
+    Returns:
+      First pixel and number of pixels of the crop; first grid cell of the region in the crop and in the whole; number
+      of its grid cells.
+    """
+    first, last = bounds
+    start = max(first * static_net.GRID_STRIDE - HALO, 0)
+    stop = min(last * static_net.GRID_STRIDE + HALO, pixels)
+    return start, stop - start, first - start // static_net.GRID_STRIDE, first, last - first
+
+
+def latency(segmenter: Segmenter, frames: np.ndarray, num_frames: int) -> dict[str, dict[str, Any]]:
+    """Times of single frames, one at a time and synchronised, of the static network alone and with the cell.
+
+    Args:
+      segmenter: network and cell.
+      frames: u8 [T, H, W, 3], repeated as often as needed.
+      num_frames: how many are timed, after as many to warm up.
+
+    Returns:
+      `static` and `cell`, each with `ms_per_frame` and `latency`: for every kind of frame (`key`, `cell`, `regions`;
+      in refine mode and for the static network `all`) `count`, and `mean`, `median`, `p95`, `worst` in milliseconds.
+      `ms_per_frame` is the median of each kind, weighted by how often it came.
+    """
+    state = segmenter.initial_state()
+    times: dict[str, dict[str, list[float]]] = {"static": {}, "cell": {}}
+    for index in range(2 * num_frames):
+        frame = frames[index % num_frames % len(frames)][None]
+        if index == num_frames:
+            state = segmenter.initial_state()
+        started = time.perf_counter()
+        jax.block_until_ready(segmenter.static_step(frame))
+        between = time.perf_counter()
+        state, labels = segmenter.cell_step(state, frame)
+        jax.block_until_ready(labels)
+        ended = time.perf_counter()
+        if index >= num_frames:
+            times["static"].setdefault("all", []).append(between - started)
+            times["cell"].setdefault(_kind(state), []).append(ended - between)
+    return {name: _summary(kinds) for name, kinds in times.items()}
+
+
+def _kind(state: types.CellState) -> str:
+    """What kind of frame the last one was."""
+    if state.age is None:
+        return "all"
+    share = float(key_share(state))
+    return {1.0: "key", 0.0: "cell"}.get(share, "regions")
+
+
+def _summary(kinds: dict[str, list[float]]) -> dict[str, Any]:
+    """Statistics of the seconds of each kind of frame."""
+    rows = {
+        kind: {
+            "count": len(seconds),
+            "mean": float(np.mean(seconds) * 1e3),
+            "median": float(np.median(seconds) * 1e3),
+            "p95": float(np.percentile(seconds, 95) * 1e3),
+            "worst": float(np.max(seconds) * 1e3),
+        }
+        for kind, seconds in sorted(kinds.items())
+    }
+    total = sum(row["count"] for row in rows.values())
+    return {"ms_per_frame": sum(row["count"] * row["median"] for row in rows.values()) / total, "latency": rows}

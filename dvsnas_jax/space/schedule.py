@@ -1,0 +1,152 @@
+"""When propagate mode runs the whole static network: on key frames, or in key regions of a frame (pure functions).
+
+`fixed`: every k-th frame. `adaptive`: a small head predicts from the cheap maps where the cell's labels will differ
+from the static network's, and a frame whose predicted share exceeds the threshold becomes a key frame (Li, Shi, Lin,
+CVPR 2018, arXiv 1804.00389). `regions`: the same decision for each region of the frame by itself (Xu et al., CVPR 2018,
+arXiv 1804.00931). The longest distance between key frames is the interval in all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.nets import layers
+from dvsnas_jax.space import operations
+
+Params = dict[str, Any]
+
+KINDS = ("fixed", "adaptive", "regions")
+ERROR_CHANNELS = 16
+"""Of the hidden map of the head that predicts errors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Which frames are key frames.
+
+    Attributes:
+      kind: one of `KINDS`.
+      interval: k: `fixed`: every k-th frame; else the longest distance of two key frames.
+      threshold: predicted share of differing labels from which a frame or region is computed anew.
+      grid: rows and columns of regions that kind `regions` decides by themselves.
+    """
+
+    kind: str = "fixed"
+    interval: int = 5
+    threshold: float = 0.1
+    grid: tuple[int, int] = (2, 2)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise errors.UserError(f"schedule.kind: unknown {self.kind!r}, allowed are {', '.join(KINDS)}")
+        if self.interval < 1:
+            raise errors.UserError(
+                f"schedule.interval: a schedule needs key frames, give at least 1 (every frame), got {self.interval}"
+            )
+        if not 0 < self.threshold < 1:
+            raise errors.UserError(f"schedule.threshold: must lie between 0 and 1, got {self.threshold}")
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise errors.UserError(f"schedule.grid: needs two numbers (rows, columns) of at least 1, got {self.grid}")
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether it has a head that predicts errors."""
+        return self.kind != "fixed"
+
+    @property
+    def regions(self) -> tuple[int, int]:
+        """Rows and columns of what is decided by itself; the whole frame: (1, 1)."""
+        return self.grid if self.kind == "regions" else (1, 1)
+
+
+def init(rng: jax.Array, schedule: Schedule, channels: int) -> Params:
+    """Parameters of the head, {} where there is none.
+
+    Args:
+      rng: a key.
+      schedule: decides whether there is one.
+      channels: of the cheap map that it looks at.
+    """
+    if not schedule.is_learned:
+        return {}
+    return {
+        "hidden": operations.init_kernel(rng, 3, 2 * channels, ERROR_CHANNELS),
+        "hidden_bias": jnp.zeros((ERROR_CHANNELS,)),
+        "output": jnp.zeros((1, 1, ERROR_CHANNELS, 1)),
+        "output_bias": jnp.zeros((1,)),
+    }
+
+
+def predict_error(params: Params, current: jax.Array, reference: jax.Array) -> jax.Array:
+    """Log-odds that the cell's label of a grid cell will differ from the static network's.
+
+    Args:
+      params: of `init`.
+      current: [B, h, w, C], the deepest cheap map of this frame.
+      reference: [B, h, w, C], the same map when the place was last a key frame.
+
+    Returns:
+      f32 [B, h, w].
+    """
+    both = jnp.concatenate([current - reference, current], axis=-1)
+    hidden = layers.conv(both, params["hidden"].astype(both.dtype))
+    hidden = jax.nn.relu(hidden + layers.per_channel(params["hidden_bias"].astype(both.dtype), 4))
+    found = layers.conv(hidden, params["output"].astype(both.dtype)).astype(jnp.float32)
+    return (found + layers.per_channel(params["output_bias"], 4))[..., 0]
+
+
+def error_loss(log_odds: jax.Array, is_different: jax.Array, is_counted: jax.Array) -> jax.Array:
+    """Cross-entropy of predicted errors with what came out.
+
+    Args:
+      log_odds: f32 [B, h, w], of `predict_error`.
+      is_different: bool [B, h, w], whether the labels do differ.
+      is_counted: bool [B]; a first frame has nothing to predict from.
+
+    Returns:
+      f32 [], mean over the grid and the batch.
+    """
+    losses = jax.nn.softplus(log_odds) - is_different.astype(jnp.float32) * log_odds
+    return jnp.mean(jnp.mean(losses, axis=(1, 2)) * is_counted.astype(jnp.float32))
+
+
+def due(schedule: Schedule, age: types.Array, log_odds: types.Array | None) -> Any:
+    """Which regions have to be computed by the static network.
+
+    Args:
+      schedule: of the cell.
+      age: i32 [B, rows, columns], frames since the region was; below 0: never.
+      log_odds: f32 [B, h, w] of `predict_error`, None where the schedule has no head.
+
+    Returns:
+      bool [B, rows, columns]; NumPy's where `age` is and there is no `log_odds`.
+    """
+    is_due = (age < 0) | (age + 1 >= schedule.interval)
+    if log_odds is not None:
+        is_due |= region_means(jax.nn.sigmoid(jnp.asarray(log_odds)), schedule.regions) > schedule.threshold
+    return is_due
+
+
+def region_bounds(size: int, num: int) -> list[tuple[int, int]]:
+    """First and last + 1 grid row (or column) of each of `num` regions that share `size` rows evenly."""
+    edges = [-(-size * index // num) for index in range(num + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def region_means(x: jax.Array, regions: tuple[int, int]) -> jax.Array:
+    """Mean over each region, [B, h, w] -> [B, rows, columns]."""
+    rows, columns = (region_bounds(size, num) for size, num in zip(x.shape[1:], regions, strict=True))
+    means = [x[:, top:end, left:right].mean(axis=(1, 2)) for top, end in rows for left, right in columns]
+    return jnp.stack(means, axis=1).reshape(-1, *regions)
+
+
+def spread(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The decision at every grid cell: bool [B, rows, columns] -> bool [B, *size, 1]."""
+    bounds = [region_bounds(length, num) for length, num in zip(size, mask.shape[1:], strict=True)]
+    rows, columns = ([index for index, (a, b) in enumerate(pairs) for _ in range(b - a)] for pairs in bounds)
+    return mask[:, jnp.array(rows)][:, :, jnp.array(columns)][..., None]

@@ -1,0 +1,382 @@
+"""The comparison: its jobs, what it refuses, how it goes on after a stop, and its table and picture."""
+
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dvsnas_jax import cli
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import errors, workdir
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import compare, compare_report, pretrain, train
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import zoo
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMOKE = str(ROOT / "configs" / "smoke.py")
+PROPAGATE = {"space.mode": "propagate", "space.inputs": "prev_state,prev_decoder,stage1,stage2"}
+
+
+def load(**changes: str):
+    return config_lib.load(SMOKE, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def load_propagate():
+    return config_lib.load(SMOKE, PROPAGATE)
+
+
+def scores(miou: float) -> dict:
+    return {
+        **{name: 0.5 for name in compare.SCORES},
+        "miou": miou,
+        "vc": {"8": 0.8, "16": None},
+    }
+
+
+def times(ms: float, **kinds: float) -> dict:
+    return {"ms_per_frame": ms, "latency": {kind: {"median": median} for kind, median in kinds.items()}}
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
+    """Jobs without networks: what was trained, in order; the score of a cell is its number of layers and its seed."""
+    done: list[tuple[str, int, str]] = []
+
+    def train_cell(config, space, genotype, store, *, folder, stop, stage):
+        done.append((genotype_lib.digest(space, genotype), config.seed, config.schedule.kind))
+        return {"seed": config.seed}
+
+    def evaluate(config, shared, entry, params):
+        miou = (len(entry.genotype) + params["seed"]) / 10
+        costs = {"parameters": 100, "macs": 2000}
+        return {
+            "num_frames": 20,
+            "static": scores(0.25),
+            "cell": {**scores(miou), "key_share": 0.25},
+            "times": {"static": times(4.0, all=4.0), "cell": times(5.0 + params["seed"], key=4.5, cell=1.5)},
+            "cost": {"static": costs, "cell": {**costs, "macs": 3000}},
+        }
+
+    def prepare(config, folder, stop, *, entries, num_clips):
+        assert entries
+        return compare.Shared({}, None, [], None, folder, stop)
+
+    monkeypatch.setattr(train, "train_cell", train_cell)
+    monkeypatch.setattr(compare, "_evaluate", evaluate)
+    monkeypatch.setattr(compare, "_prepare", prepare)
+    return done
+
+
+# --- which genotypes ----------------------------------------------------------------------------------------------
+
+
+def names_of(entries: list[compare.Entry]) -> list[str]:
+    return [entry.name for entry in entries]
+
+
+def test_zoo_stands_for_the_members_of_the_mode_that_are_not_named() -> None:
+    assert names_of(compare.resolve(load(), ["zoo"])) == ["zoo:static", "zoo:netwarp", "zoo:grfp"]
+    assert names_of(compare.resolve(load(), ["zoo:grfp", "zoo"])) == ["zoo:grfp", "zoo:static", "zoo:netwarp"]
+
+
+def test_the_schedule_of_a_member_overrides_the_config_in_its_jobs_only() -> None:
+    config = load_propagate()
+    entries = compare.resolve(config, ["zoo"])
+    kinds = {entry.name: entry.config.schedule.kind for entry in entries}
+    assert kinds == {f"zoo:{member.name}": member.schedule for member in zoo.of_mode("propagate")}
+    assert {entry.config.schedule.interval for entry in entries} == {config.schedule.interval}
+    assert config.schedule.kind == "fixed"
+    assert len({entry.job(0) for entry in entries}) == len(entries) == 5
+
+
+def test_a_file_keeps_the_schedule_of_the_config(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cell.json"
+    path.write_text(json.dumps(zoo.get("dff").genotype))
+    (entry,) = compare.resolve(load_propagate(), [str(path)])
+    assert entry.config.schedule.kind == "fixed" and entry.name == str(path)
+    assert genotype_lib.to_dict(entry.space, entry.genotype) == zoo.get("dff").genotype
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--genotypes=", "--genotypes: names no genotype; give zoo"),
+        ("--genotypes=,", "--genotypes: names no genotype; give zoo"),
+        ("--genotypes=zoo:static,zoo:grfp,zoo:static", "named more than once: zoo:static; name each once"),
+        ("--genotypes=zoo,zoo", "named more than once: zoo"),
+        ("--genotypes=zoo:statik", "did you mean 'zoo:static'"),
+        ("--genotypes=zoo:dvsnet", "zoo:dvsnet: the config does not fit it; add --config.space.mode=propagate"),
+        ("--genotypes=nowhere.json", "nowhere.json: no such file"),
+        ("--genotypes=zoo --seeds=0", "--seeds: must be at least 1, got 0"),
+        ("--genotypes=zoo --seeds=some", "invalid int value: 'some'"),
+    ],
+)
+def test_wrong_words_are_one_line_and_leave_no_folder(words, message, tmp_path, capsys) -> None:
+    folder = tmp_path / "run"
+    assert cli.main(["compare", f"--config={SMOKE}", f"--workdir={folder}", *words.split()]) == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(rf"dvsnas: error: .*{re.escape(message)}.*\n", captured.err) and captured.out == ""
+    assert not folder.exists()
+
+
+def test_a_genotype_that_the_mode_does_not_feed_is_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "refine.json"
+    path.write_text(json.dumps(zoo.get("netwarp").genotype))
+    with pytest.raises(errors.UserError, match=r"refine.json: .*does not provide decoder"):
+        compare.resolve(load_propagate(), [str(path)])
+    shallow = config_lib.load(SMOKE, {**PROPAGATE, "space.cut": "stage1", "space.inputs": "prev_state,stage1"})
+    with pytest.raises(errors.UserError, match=r"zoo:clockwork: .*does not provide stage2"):
+        compare.resolve(shallow, ["zoo:clockwork"])
+
+
+# --- jobs ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_job_a_genotype_and_seed_and_one_row_a_genotype(jobs, tmp_path: pathlib.Path) -> None:
+    folder = workdir.Workdir(tmp_path)
+    result = compare.run(load(seed="4"), folder, ["zoo:netwarp", "zoo:grfp"], num_seeds=3)
+    assert [seed for _, seed, _ in jobs] == [4, 4, 5, 5, 6, 6] and len({digest for digest, _, _ in jobs}) == 2
+    assert len(list((tmp_path / "jobs").iterdir())) == 6
+    static, netwarp, grfp = result["rows"]
+    assert [row["name"] for row in result["rows"]] == [compare.STATIC, "zoo:netwarp", "zoo:grfp"]
+    assert netwarp["miou"]["values"] == pytest.approx([0.6, 0.7, 0.8])
+    assert netwarp["miou"]["mean"] == pytest.approx(0.7) and netwarp["miou"]["std"] == pytest.approx(0.1)
+    assert grfp["miou"]["mean"] == pytest.approx(0.8) and grfp["ms"]["mean"] == pytest.approx(10.0)
+    assert grfp["time_ratio"]["values"] == pytest.approx([9 / 4, 10 / 4, 11 / 4])
+    assert grfp["vc_8"]["mean"] == pytest.approx(0.8) and grfp["vc_16"] is None
+    assert static["miou"] == {"mean": 0.25, "std": None, "values": [0.25]}
+    assert static["ms"]["mean"] == 4.0 and len(static["ms"]["values"]) == 6
+    assert (static["macs"]["mean"], grfp["macs"]["mean"]) == (2000, 3000)
+    assert json.loads((tmp_path / compare.RESULT).read_text()) == result
+    assert "arXiv 1708.03088" in (tmp_path / compare.MARKDOWN).read_text()
+    assert (tmp_path / compare.PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_jobs_are_skipped_and_more_are_added(jobs, tmp_path: pathlib.Path) -> None:
+    folder = workdir.Workdir(tmp_path)
+    first = compare.run(load(), folder, ["zoo:netwarp"], num_seeds=1)
+    assert compare.run(load(), folder, ["zoo:netwarp"], num_seeds=1) == first and len(jobs) == 1
+    result = compare.run(load(), folder, ["zoo:netwarp", "zoo:static"], num_seeds=2)
+    assert [seed for _, seed, _ in jobs] == [0, 0, 1, 1]  # netwarp, then static, then both with the second seed
+    assert [row["num_ok"] for row in result["rows"]] == [1, 2, 2]
+    with pytest.raises(errors.UserError, match="these keys differ: train.steps"):
+        compare.run(load(train__steps="7"), folder, ["zoo:netwarp"])
+
+
+def test_jobs_of_members_take_their_own_schedule(jobs, tmp_path: pathlib.Path) -> None:
+    names = ["zoo:dvsnet", "zoo:low_latency", "zoo:dff"]
+    result = compare.run(load_propagate(), workdir.Workdir(tmp_path), names)
+    head, static, *_, dff = compare_report.cells(result)
+    assert head[-3:] == ["ms key", "ms cell", "key share"]
+    assert static[-3:] == ["-", "-", "100"] and dff[-3:] == ["4.5", "1.5", "25"]
+    assert [kind for _, _, kind in jobs] == ["regions", "adaptive", "fixed"]
+
+
+def test_one_genotype_under_two_names_is_one_job(jobs, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cell.json"
+    path.write_text(json.dumps(zoo.get("grfp").genotype))
+    result = compare.run(load(), workdir.Workdir(tmp_path / "run"), ["zoo:grfp", str(path)])
+    assert len(jobs) == 1 and result["rows"][1]["miou"] == result["rows"][2]["miou"]
+
+
+def test_a_stop_keeps_finished_jobs_and_the_same_command_goes_on(jobs, tmp_path, monkeypatch, capsys) -> None:
+    train_cell, calls = train.train_cell, []
+
+    def interrupted(*args, stop, **kwargs):
+        calls.append(None)
+        if len(calls) == 3:
+            raise errors.Stopped("in the third job")
+        if len(calls) == 4:
+            stop.requested = True  # a signal that arrives at the end of the third job's second start
+        return train_cell(*args, stop=stop, **kwargs)
+
+    monkeypatch.setattr(train, "train_cell", interrupted)
+    words = ["compare", f"--config={SMOKE}", f"--workdir={tmp_path}", "--genotypes=zoo", "--seeds=2"]
+    assert cli.main(words) == 75
+    assert "in the third job" in capsys.readouterr().err and len(jobs) == 2
+    assert cli.main(words) == 75
+    assert "compare: 3 of 6 jobs are left" in capsys.readouterr().err and len(jobs) == 3
+    assert not (tmp_path / compare.RESULT).exists()
+    assert cli.main(words) == 0
+    assert len(jobs) == len(set(jobs)) == 6 and len(calls) == 7
+    table = capsys.readouterr().out
+    assert table.splitlines()[0].startswith("val, 20 frames; mode refine") and "written: " in table
+
+
+def test_a_diverged_job_is_told_and_left_out_of_the_mean(jobs, tmp_path, monkeypatch) -> None:
+    train_cell = train.train_cell
+
+    def diverging(config, *args, **kwargs):
+        if config.seed == 1:
+            raise FloatingPointError("the loss is nan at step 5")
+        return train_cell(config, *args, **kwargs)
+
+    monkeypatch.setattr(train, "train_cell", diverging)
+    result = compare.run(load(), workdir.Workdir(tmp_path), ["zoo:netwarp"], num_seeds=3)
+    row = result["rows"][1]
+    assert (row["num_ok"], row["num_seeds"]) == (2, 3) and row["miou"]["values"] == pytest.approx([0.2, 0.4])
+    assert "2 (1 diverged)" in compare_report.table(result)
+    (record,) = [json.loads(path.read_text()) for path in (tmp_path / "jobs").glob("*seed0001.json")]
+    assert record["status"] == "diverged" and record["reason"] == "the loss is nan at step 5"
+
+
+# --- real networks ------------------------------------------------------------------------------------------------
+
+TINY = {
+    "data.height": "32", "data.width": "48", "data.crop_height": "32", "data.crop_width": "48",
+    "net.decoder_channels": "8", "space.channels": "4", "train.steps": "3", "train.norm_batches": "1",
+    "data.num_train_clips": "6", "data.val_frames": "5", "data.num_val_clips": "1", "evaluate.latency_frames": "5",
+}  # fmt: skip
+
+
+def test_cost_of_a_frame() -> None:
+    (entry,) = compare.resolve(config_lib.load(SMOKE, TINY), ["zoo:netwarp"])
+    found = compare.frame_cost(entry.config, entry, 1.0)
+    grid = 8 * 12
+    # Two 1x1 projections of 8 channels to 4, offsets by 3x3 of 8 channels to 2, the output 4 to 4, the head 4 to 11.
+    assert found["cell"]["macs"] - found["static"]["macs"] == grid * (2 * 8 * 4 + 9 * 8 * 2 + 4 * 4 + 4 * 11)
+    # Likewise; scale and bias of three normalisations, biases of the offsets, two weights a channel, the head's biases.
+    assert found["cell"]["parameters"] - found["static"]["parameters"] == 268 + 3 * 8 + 2 + 8 + 11
+
+
+def test_cost_of_a_frame_between_key_frames() -> None:
+    config = config_lib.load(SMOKE, {**TINY, **PROPAGATE})
+    entries = {entry.name: entry for entry in compare.resolve(config, ["zoo"])}
+    net = static_net.make(config.net, 11)
+    full, cheap = static_net.num_macs(net, (32, 48)), static_net.num_macs(net, (32, 48), "stage2")
+    channels = static_net.feature_channels(config.net, 11)
+    grid = 8 * 12
+    key = full + grid * 8 * 4  # the decoder map is projected to start the state
+    sums = cheap + grid * 4 * (8 + channels["stage1"] + channels["stage2"] + 4 + 11)
+    for share in (0.0, 0.2, 1.0):
+        found = compare.frame_cost(entries["zoo:clockwork"].config, entries["zoo:clockwork"], share)["cell"]
+        assert (found["macs_key"], found["macs_cell"]) == (key, sums)
+        assert found["macs"] == pytest.approx(share * key + (1 - share) * sums)
+    # A learned schedule looks at every frame: the cheap stages, 3x3 of twice stage2 to 16 channels, 16 to 1.
+    look = cheap + grid * (9 * 2 * channels["stage2"] * 16 + 16)
+    found = compare.frame_cost(entries["zoo:dvsnet"].config, entries["zoo:dvsnet"], 1.0)["cell"]
+    assert found["macs"] == found["macs_key"] == key + look
+
+
+def test_a_cell_is_trained_and_evaluated(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One member in propagate mode, on a static network with its first weights."""
+
+    def first_weights(config, folder, stop):
+        return static_net.init(static_net.make(config.net, 11), jax.random.key(0))
+
+    monkeypatch.setattr(pretrain, "run", first_weights)
+    config = config_lib.load(SMOKE, {**TINY, **PROPAGATE, "schedule.interval": "2", "data.num_frames": "2"})
+    result = compare.run(config, workdir.Workdir(tmp_path), ["zoo:clockwork"], num_seeds=1)
+    static, row = result["rows"]
+    assert result["num_frames"] == 5 and (static["num_ok"], row["num_ok"]) == (1, 1)
+    assert row["key_share"]["mean"] == pytest.approx(0.6) and static["key_share"]["mean"] == 1
+    kinds = 0.6 * row["ms_key"]["mean"] + 0.4 * row["ms_cell"]["mean"]
+    assert row["ms"]["mean"] == pytest.approx(kinds) and row["ms_cell"]["mean"] > 0
+    for name in ("miou", "fwiou", "flicker"):
+        assert 0 <= row[name]["mean"] <= 1 and 0 <= static[name]["mean"] <= 1
+    assert row["miou"] != static["miou"] and row["vc_8"] is None  # five frames hold no window of eight
+    losses = [line["loss"] for line in workdir.Workdir(tmp_path).read("metrics.jsonl")]
+    assert len(losses) == 1 and 0 < losses[0] < 10
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_ends_in_the_same_table(tmp_path: pathlib.Path) -> None:
+    changes = [f"--config.{key}={value}" for key, value in {**TINY, "evaluate.latency_frames": "0"}.items()]
+    words = ["compare", f"--config={SMOKE}", "--genotypes=zoo:static,zoo:netwarp", "--seeds=2", *changes]
+
+    def start(folder: pathlib.Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "dvsnas_jax", *words, f"--workdir={folder}"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait(timeout=500) == 0
+    process = start(tmp_path / "parts")
+    deadline = time.monotonic() + 400
+    while not list((tmp_path / "parts").glob("jobs/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=400) == errors.EXIT_STOPPED
+    assert len(list((tmp_path / "parts").glob("jobs/*.json"))) < 4
+    assert start(tmp_path / "parts").wait(timeout=500) == 0
+    texts = [(tmp_path / name / compare.RESULT).read_bytes() for name in ("whole", "parts")]
+    assert texts[0] == texts[1]
+
+
+# --- what is shown ------------------------------------------------------------------------------------------------
+
+
+def test_front_keeps_what_no_other_beats() -> None:
+    points = [(4.0, 60.0), (5.0, 65.0), (5.0, 64.0), (3.0, 60.0), (6.0, 65.0), (7.0, 70.0)]
+    assert compare_report.front(points) == [3, 1, 5]
+    assert compare_report.front([(1.0, 1.0), (1.0, 1.0)]) == [0]
+    rng = np.random.default_rng(0)
+    drawn = [tuple(point) for point in rng.integers(0, 9, (40, 2)).tolist()]
+    kept = compare_report.front(drawn)
+    beaten = {
+        index
+        for index, (cost, score) in enumerate(drawn)
+        if any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in drawn)
+    }
+    assert beaten.isdisjoint(kept) and {drawn[i] for i in kept} == {p for i, p in enumerate(drawn) if i not in beaten}
+
+
+def result_of(rows: list[dict]) -> dict:
+    return {
+        "mode": "refine", "interval": 5, "split": "val", "num_frames": 288, "train_steps": 600, "seeds": [0, 1, 2],
+        "vc_frames": [8, 16], "rows": rows,
+    }  # fmt: skip
+
+
+def number(mean: float, std: float | None = None) -> dict:
+    return {"mean": mean, "std": std, "values": [mean]}
+
+
+ROWS = [
+    {
+        "name": compare.STATIC, "source": "", "num_ok": 1, "num_seeds": 1, "miou": number(0.614), "fwiou": number(0.8),
+        "vc_8": number(0.9), "vc_16": None, "flicker": number(0.0123), "parameters": number(250_000),
+        "macs": number(300e6), "ms": number(4.0, 0.2), "time_ratio": number(1.0),
+    },
+    {
+        "name": "zoo:grfp", "source": "Nilsson", "num_ok": 3, "num_seeds": 3, "miou": number(0.65, 0.011),
+        "fwiou": number(0.81, 0.002), "vc_8": number(0.93, 0.01), "vc_16": None, "flicker": number(0.01, 0.001),
+        "parameters": number(260_000), "macs": number(340e6), "ms": number(5.25, 0.3),
+        "time_ratio": number(1.31, 0.02),
+    },
+    {"name": "runs/a/best.json", "source": "", "num_ok": 0, "num_seeds": 3},
+]  # fmt: skip
+
+
+def test_table_and_markdown_show_percent_mean_and_deviation() -> None:
+    lines = compare_report.table(result_of(ROWS)).splitlines()
+    assert lines[0] == "val, 288 frames; mode refine; 600 training steps each"
+    assert lines[1].split() == [
+        "seeds", "mIoU", "fwIoU", "VC_8", "VC_16", "flicker", "parameters", "k", "MMAC/frame", "ms/frame",
+        "of", "static",
+    ]  # fmt: skip
+    assert lines[2].split() == [
+        "static", "network", "1", "61.4", "80.0", "90.0", "-", "1.23", "250.0", "300.0", "4.0", "±", "0.2", "1.00"
+    ]  # fmt: skip
+    assert lines[3].startswith("zoo:grfp") and "65.0 ± 1.1" in lines[3] and lines[3].endswith("5.2 ± 0.3  1.31 ± 0.02")
+    assert lines[4].split() == ["runs/a/best.json", "0", "(3", "diverged)", *"-" * 9]
+    text = compare_report.markdown(result_of(ROWS))
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1 and len(table) == 5
+    assert "- `zoo:grfp`: Nilsson." in text and "static network`:" not in text
+
+
+def test_the_picture_takes_macs_where_no_time_was_measured(tmp_path: pathlib.Path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(compare_report, "front", lambda points: seen.append(points) or [0])
+    compare_report.picture(result_of(ROWS), tmp_path / "a.png")
+    compare_report.picture(result_of([{**row, "ms": None} for row in ROWS]), tmp_path / "b.png")
+    assert seen[0] == [(4.0, pytest.approx(61.4)), (5.25, pytest.approx(65.0))]
+    assert [cost for cost, _ in seen[1]] == pytest.approx([0.3, 0.34])
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()

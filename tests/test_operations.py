@@ -1,0 +1,296 @@
+"""The laws that every operation and aggregation keeps, and what each one does where the answer is known."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.nets import layers
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import operations, ports
+from dvsnas_jax.space import supernet as supernet_lib
+
+MEMBERS = {**operations.OPERATIONS, **operations.AGGREGATIONS}
+SCOPE = operations.CellScope(max_offset=3.0, attention_window=5, attention_heads=2)
+EVERY = pytest.mark.parametrize("name", list(MEMBERS))
+
+PARAMETER_COUNTS = {
+    "none": lambda c: 0,
+    "skip": lambda c: 0,
+    "conv_1x1": lambda c: c * c + 2 * c,
+    "conv_3x3": lambda c: 9 * c * c + 2 * c,
+    "sep_conv_3x3": lambda c: 9 * c + c * c + 2 * c,
+    "sep_conv_5x5": lambda c: 25 * c + c * c + 2 * c,
+    "conv_3x3_dil3": lambda c: 9 * c * c + 2 * c,
+    "conv_3x3_dil12": lambda c: 9 * c * c + 2 * c,
+    "sep_conv_3x3_dil3": lambda c: 9 * c + c * c + 2 * c,
+    "sep_conv_5x5_dil6": lambda c: 25 * c + c * c + 2 * c,
+    "max_pool_3x3": lambda c: 0,
+    "global_average_pool": lambda c: c * c + c,
+    "deform_conv_3x3": lambda c: 9 * c * c + 9 * c * 27 + 27 + 2 * c,
+    "sum": lambda c: 2 * c,
+    "concat": lambda c: 2 * c * c + 2 * c,
+    "gate": lambda c: 2 * c * c + 2 * c,
+    "warp": lambda c: 9 * 2 * c * 2 + 2,
+    "max": lambda c: 0,
+    "local_attention": lambda c: 2 * c * c + 5 * 5 * 2,  # window 5, 2 heads
+}
+
+
+def make_maps(name: str, *, seed: int = 0, size: tuple[int, int] = (7, 9), dtype: jnp.dtype = jnp.float32) -> list:
+    """One map for an operation, two for an aggregation, [2, h, w, 8]."""
+    num_maps = 1 if name in operations.OPERATIONS else 2
+    return [jax.random.normal(jax.random.key(seed + i), (2, *size, 8)).astype(dtype) for i in range(num_maps)]
+
+
+def make_params(name: str, *, seed: int = 1, deviation: float = 0.2) -> types.Params:
+    """Every weight away from its special start (those of warp, deform_conv and the query are zero)."""
+    leaves, tree = jax.tree.flatten(MEMBERS[name].init(jax.random.key(seed), 8, SCOPE))
+    rngs = jax.random.split(jax.random.key(seed + 1), len(leaves)) if leaves else []
+    moved = [x + deviation * jax.random.normal(rng, x.shape) for x, rng in zip(leaves, rngs, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def value_and_grads(name: str, params: types.Params, maps: list[jax.Array]) -> tuple:
+    """The map, and the gradients by parameters and maps of a fixed random weighting of it."""
+
+    def both(params: types.Params, *maps: jax.Array) -> tuple:
+        output, pull_fn = jax.vjp(lambda params, *maps: MEMBERS[name].apply(params, *maps, SCOPE), params, *maps)
+        return output, pull_fn(jax.random.normal(jax.random.key(9), output.shape).astype(output.dtype))
+
+    return jax.jit(both)(params, *maps)
+
+
+def test_the_tables_are_the_vocabulary() -> None:
+    assert tuple(operations.OPERATIONS) == genotype_lib.OPERATIONS
+    assert tuple(operations.AGGREGATIONS) == genotype_lib.AGGREGATIONS
+
+
+@EVERY
+@pytest.mark.parametrize("channels", [8, 12])
+def test_parameter_count(name: str, channels: int) -> None:
+    params = jax.eval_shape(lambda rng: MEMBERS[name].init(rng, channels, SCOPE), jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(params)) == PARAMETER_COUNTS[name](channels)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_shape_dtype_and_gradients(name: str, dtype: jnp.dtype) -> None:
+    """Shape and type are kept, gradients are finite, no parameter is dead, bfloat16 is float32 but for rounding."""
+    maps, params = make_maps(name, dtype=dtype), make_params(name)
+    output, (params_grad, *maps_grad) = value_and_grads(name, params, maps)
+    assert output.shape == maps[0].shape and output.dtype == dtype
+    chex.assert_trees_all_equal_shapes_and_dtypes((params_grad, *maps_grad), (params, *maps))
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((params_grad, maps_grad)))
+    if dtype == jnp.float32:
+        assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(params_grad))
+    else:
+        exact = MEMBERS[name].apply(params, *[x.astype(jnp.float32) for x in maps], SCOPE)
+        error = jnp.abs(output.astype(jnp.float32) - exact)
+        assert float(error.mean()) < 0.02 and float(error.max()) < 0.5
+
+
+@EVERY
+def test_untrained_members_have_finite_gradients(name: str) -> None:
+    """At the start offsets are whole cells and queries are zero."""
+    _, grads = value_and_grads(name, MEMBERS[name].init(jax.random.key(0), 8, SCOPE), make_maps(name))
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(grads))
+
+
+@EVERY
+def test_backend_variants_are_equal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for is_cpu in (True, False):
+        monkeypatch.setattr(layers, "is_cpu", lambda backend, is_cpu=is_cpu: is_cpu)
+        results.append(value_and_grads(name, make_params(name), make_maps(name)))
+    chex.assert_trees_all_close(*results, atol=2e-4, rtol=2e-4)
+
+
+@EVERY
+def test_other_weights_and_maps_trace_nothing(name: str) -> None:
+    traces = []
+
+    @jax.jit
+    def apply_fn(params: types.Params, *maps: jax.Array) -> jax.Array:
+        traces.append(name)
+        return MEMBERS[name].apply(params, *maps, SCOPE)
+
+    outputs = [
+        apply_fn(MEMBERS[name].init(jax.random.key(0), 8, SCOPE), *make_maps(name)),
+        apply_fn(make_params(name), *make_maps(name, seed=5)),
+    ]
+    assert traces == [name]
+    assert name == "none" or float(jnp.abs(outputs[0] - outputs[1]).max()) > 0.1
+
+
+def test_known_values_of_the_simple_members() -> None:
+    a, b = make_maps("max")
+    np.testing.assert_array_equal(MEMBERS["none"].apply({}, a, SCOPE), np.zeros_like(a))
+    np.testing.assert_array_equal(MEMBERS["skip"].apply({}, a, SCOPE), a)
+    np.testing.assert_allclose(MEMBERS["max_pool_3x3"].apply({}, a, SCOPE)[0, 0, 0], a[0, :2, :2].max(axis=(0, 1)))
+    np.testing.assert_array_equal(MEMBERS["max"].apply({}, a, b, SCOPE), np.maximum(a, b))
+    weights = MEMBERS["sum"].init(jax.random.key(0), 8, SCOPE)
+    np.testing.assert_allclose(MEMBERS["sum"].apply(weights, a, b, SCOPE), 0.5 * (a + b), rtol=1e-6)
+
+
+def test_gate_saturates_to_either_input() -> None:
+    a, b = make_maps("gate")
+    gate = MEMBERS["gate"].init(jax.random.key(0), 8, SCOPE)
+    for bias, expected in ((50.0, a), (-50.0, b)):
+        saturated = {**gate, "norm": {**gate["norm"], "bias": jnp.full((8,), bias)}}
+        np.testing.assert_allclose(MEMBERS["gate"].apply(saturated, a, b, SCOPE), expected, atol=1e-5)
+
+
+def test_warp_starts_as_the_identity_and_moves_by_its_bias() -> None:
+    a, b = make_maps("warp")
+    warp = MEMBERS["warp"].init(jax.random.key(0), 8, SCOPE)
+    np.testing.assert_allclose(MEMBERS["warp"].apply(warp, a, b, SCOPE), a + b, rtol=1e-5, atol=1e-6)
+    one_cell = {**warp, "bias": jnp.array([np.arctanh(1 / SCOPE.max_offset), 0.0], jnp.float32)}
+    moved = MEMBERS["warp"].apply(one_cell, a, 0 * b, SCOPE)
+    np.testing.assert_allclose(moved[:, :, :-1], a[:, :, 1:], atol=1e-5)
+    np.testing.assert_allclose(moved[:, :, -1], a[:, :, -1], atol=1e-5)  # the border is repeated
+    too_far = MEMBERS["warp"].apply({**warp, "bias": jnp.array([0.0, 99.0])}, a, 0 * b, SCOPE)
+    np.testing.assert_allclose(too_far[:, :-3], a[:, 3:], atol=1e-5)  # never more than max_offset, 3 cells
+
+
+def _smooth_map(rng: jax.Array) -> jax.Array:
+    """A map without fine detail, [4, 11, 13, 8]."""
+    return layers.resize_bilinear(jax.random.normal(rng, (4, 5, 6, 8)), (11, 13), align_corners=True)
+
+
+def test_trained_warp_aligns_a_shifted_input() -> None:
+    """The first map is the second one moved by (2, -1); after training the warp undoes that on maps it has not seen."""
+    warp = MEMBERS["warp"]
+
+    def misfit(params: types.Params, rng: jax.Array) -> jax.Array:
+        target = _smooth_map(rng)
+        moved = jnp.roll(target, (-1, 2), axis=(1, 2))  # moved[row, col] = target[row + 1, col - 2]
+        error = warp.apply(params, moved, target, SCOPE) - 2 * target  # the warp adds the second map
+        return jnp.square(error[:, 2:-2, 3:-3]).mean()
+
+    optimizer = optax.adam(0.01)
+
+    def step(carry: tuple, index: jax.Array) -> tuple:
+        params, state = carry
+        grads = jax.grad(misfit)(params, jax.random.fold_in(jax.random.key(0), index))
+        updates, state = optimizer.update(grads, state)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = warp.init(jax.random.key(1), 8, SCOPE)
+    trained, _ = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(200))[0])((start, optimizer.init(start)))
+    unseen = jax.random.key(2)
+    assert float(misfit(start, unseen)) > 0.2
+    assert float(misfit(trained, unseen)) < 0.01 * float(misfit(start, unseen))
+    np.testing.assert_allclose(SCOPE.max_offset * jnp.tanh(trained["bias"]), [2.0, -1.0], atol=0.1)
+
+
+def test_attention_to_one_pixel_of_the_window_copies_it() -> None:
+    a, b = make_maps("local_attention")
+    params = make_params("local_attention")
+    position = jnp.zeros((5, 5, 2)).at[0, 3, 0].set(1e3).at[4, 2, 1].set(1e3)  # head 0: (-2, 1), head 1: (2, 0)
+    copied = MEMBERS["local_attention"].apply({**params, "position": position}, a, b, SCOPE) - b
+    np.testing.assert_allclose(copied[:, 2:, :-1, :4], a[:, :-2, 1:, :4], atol=1e-5)
+    np.testing.assert_allclose(copied[:, :-2, :, 4:], a[:, 2:, :, 4:], atol=1e-5)
+
+
+def test_attention_starts_with_half_of_the_weight_on_the_pixel_itself() -> None:
+    a, b = make_maps("local_attention")
+    params = MEMBERS["local_attention"].init(jax.random.key(0), 8, SCOPE)
+    blurred = MEMBERS["local_attention"].apply(params, a, b, SCOPE) - b
+    others = (a[:, 1:6, 2:7].sum(axis=(1, 2)) - a[:, 3, 4]) / 24
+    np.testing.assert_allclose(blurred[:, 3, 4], 0.5 * (a[:, 3, 4] + others), atol=1e-5)
+
+
+def test_attention_weights_sum_to_one_at_the_border_too() -> None:
+    _, b = make_maps("local_attention")
+    flat = jnp.broadcast_to(jnp.arange(8.0).reshape(1, 1, 1, 8), b.shape)
+    mean = MEMBERS["local_attention"].apply(make_params("local_attention"), flat, b, SCOPE) - b
+    np.testing.assert_allclose(mean, flat, atol=1e-5)
+
+
+def test_attention_decides_by_content() -> None:
+    """One pixel of the first map has the key that all queries look for: its neighbours copy it, no others do."""
+    marked = jnp.zeros((1, 9, 9, 8)).at[0, 4, 4].set(1.0)
+    params = {
+        "query": 30.0 * jnp.eye(8)[None, None],
+        "key": jnp.eye(8)[None, None],
+        "position": jnp.zeros((5, 5, 2)),
+    }
+    seeking = jnp.ones((1, 9, 9, 8))
+    taken = MEMBERS["local_attention"].apply(params, marked, seeking, SCOPE) - seeking
+    expected = np.zeros((1, 9, 9, 8))
+    expected[:, 2:7, 2:7] = 1
+    np.testing.assert_allclose(taken, expected, atol=1e-5)
+
+
+def _frozen(kernel: jax.Array) -> types.Params:
+    """Parameters of `conv_3x3` whose normalisation lets everything pass (running statistics 0 and 1, a bias)."""
+    norm = {"scale": jnp.ones((8,)), "bias": jnp.full((8,), 5.0), "mean": jnp.zeros((8,)), "var": jnp.ones((8,))}
+    return {"kernel": kernel, "norm": norm}
+
+
+def _deform(x: jax.Array, kernel: jax.Array, bias: list[float]) -> jax.Array:
+    params = {**_frozen(kernel), "offset": {"kernel": jnp.zeros((3, 3, 8, 27)), "bias": jnp.asarray(bias, jnp.float32)}}
+    return MEMBERS["deform_conv_3x3"].apply(params, x, SCOPE)
+
+
+def test_deform_conv_starts_as_the_plain_convolution() -> None:
+    (x,) = make_maps("deform_conv_3x3")
+    params = MEMBERS["deform_conv_3x3"].init(jax.random.key(0), 8, SCOPE)
+    plain = MEMBERS["conv_3x3"].apply({key: params[key] for key in ("kernel", "norm")}, x, SCOPE)
+    np.testing.assert_allclose(MEMBERS["deform_conv_3x3"].apply(params, x, SCOPE), plain, atol=1e-5)
+
+
+def test_deform_conv_with_a_constant_offset_is_the_convolution_of_the_shifted_map() -> None:
+    (x,) = make_maps("deform_conv_3x3")
+    kernel = layers.he_normal(jax.random.key(3), (3, 3, 8, 8))
+    plain = MEMBERS["conv_3x3"].apply(_frozen(kernel), x, SCOPE)
+    per_tap = np.arctanh(np.array([1.0, -2.0]) / SCOPE.max_offset)
+    moved = _deform(x, kernel, [*np.tile(per_tap, 9), *[0.0] * 9])
+    np.testing.assert_allclose(moved[:, 3:-1, 1:-2], plain[:, 1:-3, 2:-1], atol=1e-4)
+    furthest = _deform(x, kernel, [*np.tile([0.0, 99.0], 9), *[0.0] * 9])  # never more than max_offset, 3 cells
+    np.testing.assert_allclose(furthest[:, 1:-4], plain[:, 4:-1], atol=1e-4)
+
+
+def test_deform_conv_masks_its_taps() -> None:
+    """Masks of 2 on one tap and of 0 on the others leave twice that tap; taps and masks are in the same order."""
+    (x,) = make_maps("deform_conv_3x3")
+    kernel = layers.he_normal(jax.random.key(3), (3, 3, 8, 8))
+    tap = 5  # row 1, column 2: the pixel to the right
+    y = _deform(x, kernel, [0.0] * 18 + [50.0 if i == tap else -50.0 for i in range(9)])
+    shifted = jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0)))[:, :, 1:]
+    expected = jax.nn.relu(2 * shifted @ kernel[1, 2] / np.sqrt(1 + layers.NORM_EPS) + 5.0)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"attention_window": 4}, "space.attention_window: must be 3, 5, 7 or 9, got 4"),
+        ({"attention_window": 11}, "space.attention_window: must be 3, 5, 7 or 9, got 11"),
+        ({"attention_heads": 3}, r"space.attention_heads: must divide space.channels \(8\), got 3"),
+        ({"attention_heads": 0}, r"space.attention_heads: must divide space.channels \(8\), got 0"),
+    ],
+)
+def test_wrong_sizes_are_named(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(errors.UserError, match=message):
+        ports.CellSettings(channels=8, feature_channels={"logits": 4}, **changes)
+
+
+def test_the_settings_reach_the_members() -> None:
+    settings = ports.CellSettings(
+        channels=8,
+        feature_channels={"decoder": 6, "logits": 4, "image": 3},
+        max_offset=2.5,
+        attention_window=7,
+        attention_heads=4,
+    )
+    scope = settings.scope()
+    assert (scope.max_offset, scope.attention_window, scope.attention_heads) == (2.5, 7, 4)
+    space = genotype_lib.Space(inputs=("decoder",), num_layers=2, aggregations=("local_attention",))
+    params = jax.eval_shape(supernet_lib.make(space, settings).init, jax.random.key(0))
+    assert params["layers"]["agg"]["local_attention"]["position"].shape == (2, 7, 7, 4)

@@ -1,0 +1,99 @@
+"""Frame by frame in propagate mode: only what is due is computed, and it gives what the whole computation gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dvsnas_jax.core import compilation
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import features, stream
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import schedule as schedule_lib
+
+SPACE = genotype_lib.Space(inputs=("prev_state", "prev_decoder", "stage1", "image_diff"), num_layers=2)
+GENOTYPE = genotype_lib.from_dict(
+    {
+        "version": 1,
+        "inputs": list(SPACE.inputs),
+        "layers": [
+            {"in": ["prev_state", "stage1"], "ops": ["skip", "conv_1x1"], "agg": "sum"},
+            {"in": ["layer0", "image_diff"], "ops": ["skip", "skip"], "agg": "max"},
+        ],
+    },
+    SPACE,
+)[1]
+FRAMES = np.random.default_rng(0).integers(0, 255, (18, 34, 70, 3), np.uint8)  # no multiples of 4, two chunks of 16
+
+
+def _segmenter(kind: str, threshold: float = 0.5) -> stream.Segmenter:
+    config = config_lib.defaults()
+    config.data.update({"height": 34, "width": 70})
+    config.net.update({"encoder": "resnet18", "width": 0.125, "decoder_channels": 8})
+    config.space.update({"mode": "propagate", "cut": "stage1", "channels": 4, "inputs": SPACE.inputs})
+    config.schedule.update({"kind": kind, "interval": 4, "threshold": threshold, "grid": (1, 2)})
+    settings = features.settings_of(config)
+    net = static_net.make(config.net, settings.num_classes)
+    variables = static_net.init(net, jax.random.key(0))
+    cell = cell_lib.make(SPACE, GENOTYPE, settings)
+    params = cell.init(jax.random.key(1))
+    shape = (1, 2, 9, 18)
+    drawn = {
+        name: np.random.default_rng(1).normal(size=(*shape, channels)).astype(np.float32)
+        for name, channels in settings.feature_channels.items()
+    }
+    logits = drawn.pop("logits")
+    params = cell_lib.freeze_norm(params, cell.moments(params, features.types.Features(maps=drawn, logits=logits)))
+    if settings.schedule.is_learned:  # predictions that vary from region to region and frame to frame
+        head = params["ports"]["schedule"]
+        head["output"] = head["output"] + 1.0
+        cheap = static_net.infer(net, variables, FRAMES, "stage1").maps["stage1"]
+        log_odds = schedule_lib.predict_error(head, cheap[1:], jnp.broadcast_to(cheap[:1], cheap[1:].shape))
+        head["output_bias"] = head["output_bias"] - jnp.median(log_odds)
+    return stream.make_segmenter(config, variables, cell, params)
+
+
+def _stream(segmenter: stream.Segmenter) -> tuple[np.ndarray, list[float]]:
+    state, labels, shares = segmenter.initial_state(), [], []
+    for frame in FRAMES:
+        state, found = segmenter.cell_step(state, frame[None])
+        labels.append(np.asarray(found)[0])
+        shares.append(float(stream.key_share(state)))
+    return np.stack(labels), shares
+
+
+@pytest.mark.parametrize("kind", ["fixed", "adaptive", "regions"])
+def test_streaming_equals_segmenting_whole_sequences(kind):
+    with compilation.effort("quick"):
+        segmenter = _segmenter(kind)
+        whole = segmenter.segment(FRAMES)
+        labels, shares = _stream(segmenter)
+        assert labels.shape == whole.static.shape == FRAMES.shape[:3]
+        np.testing.assert_allclose(shares, whole.key_share, atol=1e-6)
+        assert (labels == whole.cell).mean() > 0.999  # arg-max ties may fall either way
+        is_key = np.array(shares) == 1
+        assert (whole.cell[is_key] == whole.static[is_key]).mean() > 0.999
+        assert (whole.cell[~is_key] != whole.static[~is_key]).mean() > 0.05
+        if kind == "fixed":
+            assert is_key.tolist() == [index % 4 == 0 for index in range(18)]
+            times = stream.latency(segmenter, FRAMES, 9)
+            counts = {name: row["count"] for name, row in times["cell"]["latency"].items()}
+            assert counts == {"key": 3, "cell": 6} and times["static"]["latency"]["all"]["count"] == 9
+            for row in times["cell"]["latency"].values():
+                assert 0 < row["median"] <= row["p95"] <= row["worst"] and row["mean"] <= row["worst"]
+            rows = times["cell"]["latency"]
+            mean = (rows["key"]["median"] + 2 * rows["cell"]["median"]) / 3
+            assert times["cell"]["ms_per_frame"] == pytest.approx(mean)
+        if kind == "adaptive":
+            assert is_key[0] and not is_key.all() and set(shares) == {0.0, 1.0}
+        if kind == "regions":
+            assert 0.5 in shares
+
+
+def test_a_region_is_computed_from_its_own_surroundings():
+    """Its crop: the region with 32 pixels around it, in whole grid cells."""
+    assert stream._crop((0, 9), 70) == (0, 68, 0, 0, 9)
+    assert stream._crop((9, 18), 70) == (4, 66, 8, 9, 9)
+    assert stream._crop((0, 9), 34) == (0, 34, 0, 0, 9)
