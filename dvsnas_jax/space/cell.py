@@ -74,14 +74,6 @@ def make(space: genotype_lib.Space, genotype: Any, settings: ports.CellSettings)
     rows = genotype_lib.validate(space, genotype)
     advance = _make_advance(space, rows, settings)
 
-    def init(rng: jax.Array) -> Params:
-        ports_rng, layers_rng = jax.random.split(rng)
-        layer_rngs = jax.random.split(layers_rng, space.num_layers)
-        layers = [
-            operations.init_layer(layer_rng, space, settings.channels, settings.scope()) for layer_rng in layer_rngs
-        ]
-        return _select(space, rows, {"ports": ports.init(ports_rng, settings, space.inputs), "layers": layers})
-
     def restart(
         params: Params, state: types.CellState, features: types.Features, record: operations.Moments | None = None
     ) -> types.CellState:
@@ -118,7 +110,7 @@ def make(space: genotype_lib.Space, genotype: Any, settings: ports.CellSettings)
     unroll_training, moments = _make_unrolls(initial_state, functools.partial(finish, is_training=True))
     return Cell(
         inputs=used_inputs(space, rows),
-        init=init,
+        init=_make_init(space, rows, settings),
         step=step,
         initial_state=initial_state,
         unroll=unroll,
@@ -129,6 +121,22 @@ def make(space: genotype_lib.Space, genotype: Any, settings: ports.CellSettings)
         advance=advance,
         merge=ports.merge,
     )
+
+
+def _make_init(
+    space: genotype_lib.Space, rows: np.ndarray, settings: ports.CellSettings
+) -> Callable[[jax.Array], Params]:
+    """`Cell.init`."""
+
+    def init(rng: jax.Array) -> Params:
+        ports_rng, layers_rng = jax.random.split(rng)
+        layer_rngs = jax.random.split(layers_rng, space.num_layers)
+        layers = [
+            operations.init_layer(layer_rng, space, settings.channels, settings.scope()) for layer_rng in layer_rngs
+        ]
+        return _select(space, rows, {"ports": ports.init(ports_rng, settings, space.inputs), "layers": layers})
+
+    return init
 
 
 def _make_advance(
