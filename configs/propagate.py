@@ -17,6 +17,8 @@ def get_config():
     config.controller.minibatch = 5
     config.controller.epochs = 4
     config.controller.normalize_advantage = True
+    config.search.cost = 0.2  # otherwise it finds cells as dear as the encoder that they are to replace
+    config.search.cost_target = 4.0
     config.search.steps = 60
     config.search.genotypes_per_step = 5
     config.search.shared_steps = 6

@@ -267,8 +267,10 @@ def num_macs(net: StaticNet, size: tuple[int, int], last: str = "decoder") -> in
     Args:
       net: the network.
       size: height and width of the image.
-      last: `stageN`: only of the encoder as far as that stage.
+      last: as in `infer`.
     """
+    if last == "image":
+        return 0
     total = 0
 
     def count_fn(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

@@ -230,9 +230,15 @@ def score(parts: Parts, params: types.Params, genotypes: np.ndarray, num_clips: 
 
 def _factors(parts: Parts, genotypes: np.ndarray) -> dict[str, Any]:
     """The keywords of `reward.compute` for the cells of some genotypes."""
-    settings, (height, width) = features.settings_of(parts.config), parts.val_store.features.logits.shape[2:4]
+    section, settings = parts.config.search, features.settings_of(parts.config)
+    height, width = parts.val_store.features.logits.shape[2:4]
     macs = [cost.of(parts.space, genotype, settings, (height, width)).macs for genotype in genotypes]
-    return {name: parts.config.search[name] for name in ("stability", "cost", "cost_target")} | {"macs": macs}
+    return {
+        "stability": section.stability,
+        "cost": section.cost,
+        "cost_target": section.cost_target,
+        "macs": macs,
+    }
 
 
 def evaluation_batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
