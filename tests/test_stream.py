@@ -97,3 +97,34 @@ def test_a_region_is_computed_from_its_own_surroundings():
     assert stream._crop((0, 9), 70) == (0, 68, 0, 0, 9)
     assert stream._crop((9, 18), 70) == (4, 66, 8, 9, 9)
     assert stream._crop((0, 9), 34) == (0, 34, 0, 0, 9)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind", "expected"),
+    [
+        (("prev_state", "stage2", "stage1"), "fixed", "stage2"),
+        (("prev_decoder", "image_diff"), "fixed", "image"),
+        (("prev_decoder", "stage1"), "adaptive", "stage3"),
+    ],
+)
+def test_a_frame_passes_the_encoder_as_far_as_the_cell_reads(inputs, kind, expected):
+    config = config_lib.defaults()
+    config.space.update({"mode": "propagate", "cut": "stage3"})
+    config.schedule.kind = kind
+    settings = features.settings_of(config)
+    assert stream.depth(inputs, settings) == expected
+
+
+def test_the_encoder_costs_more_the_deeper_it_goes_and_its_first_maps_are_the_same():
+    config = config_lib.defaults().net
+    config.update({"width": 0.25, "decoder_channels": 8})
+    net = static_net.make(config, 11)
+    macs = [static_net.num_macs(net, (32, 48), last) for last in ("image", "stage1", "stage2", "stage3", "decoder")]
+    assert macs[0] == 0 and macs == sorted(set(macs))
+    variables = static_net.init(net, jax.random.key(0))
+    whole = static_net.infer(net, variables, FRAMES[:1])
+    for last, names in (("stage2", {"stage1", "stage2", "image"}), ("image", {"image"})):
+        part = static_net.infer(net, variables, FRAMES[:1], last)
+        assert set(part.maps) == names and part.logits.shape == (1, 9, 18, 0)
+        for name in names:
+            np.testing.assert_allclose(part.maps[name], whole.maps[name], atol=1e-6)

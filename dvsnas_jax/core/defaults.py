@@ -198,7 +198,7 @@ def _search() -> ml_collections.ConfigDict:
             "num_random": 40,  # uniformly drawn genotypes scored on the final shared weights: the random line
             "stability": 0.0,  # exponent of the stability factor (1 - flicker); 0 = off
             "cost": 0.0,  # exponent of the cost factor, below 1 for a cell of more MACs than cost_target; 0 = off
-            "cost_target": 5.0,  # millions of multiply-adds of the cell per frame
+            "cost_target": 5.0,  # millions of multiply-adds a frame: of the cell; propagate: and of the stages it reads
             "checkpoint_every": 10,
         }
     )

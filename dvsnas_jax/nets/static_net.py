@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, cast
 
@@ -261,6 +262,7 @@ def feature_strides(config: ml_collections.ConfigDict) -> dict[str, int]:
     return {"stage1": 4, "stage2": 8, "stage3": 16, **deepest, "decoder": 4, "logits": 4}
 
 
+@functools.cache
 def num_macs(net: StaticNet, size: tuple[int, int], last: str = "decoder") -> int:
     """Multiply-adds of all convolutions for one image, without running anything.
 

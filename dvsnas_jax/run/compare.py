@@ -274,7 +274,7 @@ def frame_cost(config: ml_collections.ConfigDict, entry: Entry, key_share: float
     macs = cost.of(entry.space, entry.genotype, settings, grid).macs
     found: dict[str, float] = {"parameters": static_size + cell_size, "macs": full + macs}
     if settings.is_propagating:
-        cheap = static_net.num_macs(net, size, stream.depth(cell, settings))
+        cheap = static_net.num_macs(net, size, stream.depth(cell.inputs, settings))
         start = math.prod(grid) * settings.input_channels("decoder") * settings.channels
         fixed = dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, kind="fixed"))
         head = macs - cost.of(entry.space, entry.genotype, fixed, grid).macs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -104,11 +104,16 @@ def key_share(state: types.CellState) -> jax.Array:
     return jnp.ones(()) if state.age is None else (state.age == 0).mean(dtype=jnp.float32)
 
 
-def depth(cell: cell_lib.Cell, settings: ports.CellSettings) -> str:
-    """How far a frame passes the encoder where the cell segments it: the deepest stage that is read, else `image`."""
+def depth(inputs: Iterable[str], settings: ports.CellSettings) -> str:
+    """How far a frame passes the encoder where the cell segments it: the deepest stage that is read, else `image`.
+
+    Args:
+      inputs: that the cell reads.
+      settings: of the cell, mode propagate.
+    """
     if settings.schedule.is_learned:
         return settings.cut
-    return max((name for name in cell.inputs if name in ports.STAGES), default="image")
+    return max((name for name in inputs if name in ports.STAGES), default="image")
 
 
 def _make_follow(
@@ -191,7 +196,7 @@ def _make_propagate_step(
     params: types.Params,
 ) -> CellStep:
     """A program for key frames, one for the others, one for each shape of region."""
-    schedule, last = settings.schedule, depth(cell, settings)
+    schedule, last = settings.schedule, depth(cell.inputs, settings)
 
     def labelled(state: types.CellState) -> tuple[types.CellState, jax.Array]:
         return state, static_net.predict(state.logits, size)

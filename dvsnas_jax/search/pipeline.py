@@ -13,10 +13,11 @@ from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import evaluate, features, fit, pretrain, report, train
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import evaluate, features, fit, pretrain, report, stream, train
 from dvsnas_jax.search import derive, loop, reward, steps
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cost
+from dvsnas_jax.space import cost, ports
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 
@@ -232,13 +233,25 @@ def _factors(parts: Parts, genotypes: np.ndarray) -> dict[str, Any]:
     """The keywords of `reward.compute` for the cells of some genotypes."""
     section, settings = parts.config.search, features.settings_of(parts.config)
     height, width = parts.val_store.features.logits.shape[2:4]
-    macs = [cost.of(parts.space, genotype, settings, (height, width)).macs for genotype in genotypes]
+    macs = [
+        cost.of(parts.space, genotype, settings, (height, width)).macs + _encoder_macs(parts, settings, genotype)
+        for genotype in genotypes
+    ]
     return {
         "stability": section.stability,
         "cost": section.cost,
         "cost_target": section.cost_target,
         "macs": macs,
     }
+
+
+def _encoder_macs(parts: Parts, settings: ports.CellSettings, genotype: np.ndarray) -> int:
+    """Multiply-adds of the encoder stages that a cell makes necessary: in propagate mode, as far as it reads."""
+    if not settings.is_propagating:
+        return 0
+    last = stream.depth(cell_lib.used_inputs(parts.space, genotype), settings)
+    net = static_net.make(parts.config.net, settings.num_classes)
+    return static_net.num_macs(net, (parts.config.data.height, parts.config.data.width), last)
 
 
 def evaluation_batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
