@@ -260,6 +260,12 @@ def test_cost_of_a_frame_between_key_frames() -> None:
         found = compare.frame_cost(entries["zoo:clockwork"].config, entries["zoo:clockwork"], share)["cell"]
         assert (found["macs_key"], found["macs_cell"]) == (key, sums)
         assert found["macs"] == pytest.approx(share * key + (1 - share) * sums)
+    # A cell that reads stage1 alone needs the encoder no further: two projections, 5x5 depthwise and 1x1, offsets,
+    # output, head.
+    first = static_net.num_macs(net, (32, 48), "stage1")
+    warped = first + grid * (4 * (8 + channels["stage1"]) + 25 * 4 + 16 + 9 * 8 * 2 + 16 + 4 * 11)
+    assert first < cheap
+    assert compare.frame_cost(entries["zoo:dff"].config, entries["zoo:dff"], 0.0)["cell"]["macs"] == warped
     # A learned schedule looks at every frame: the cheap stages, 3x3 of twice stage2 to 16 channels, 16 to 1.
     look = cheap + grid * (9 * 2 * channels["stage2"] * 16 + 16)
     found = compare.frame_cost(entries["zoo:dvsnet"].config, entries["zoo:dvsnet"], 1.0)["cell"]

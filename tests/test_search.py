@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types as types_lib
 
 import chex
 import jax
@@ -14,8 +15,9 @@ import pytest
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, mesh, signals, types, workdir
-from dvsnas_jax.run import losses, optim
-from dvsnas_jax.search import bench, derive, loop, reward, steps
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import features, losses, optim
+from dvsnas_jax.search import bench, derive, loop, pipeline, reward, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import ports
@@ -314,3 +316,19 @@ def test_a_supernet_step_costs_at_most_three_static_steps() -> None:
     found = bench.cell(num_genotypes=20, repeats=3)
     assert found["traces"] == 1
     assert found["ratio"] <= 3.0, found
+
+
+def test_in_propagate_mode_a_cell_pays_for_the_encoder_stages_that_it_reads() -> None:
+    config = config_lib.defaults()
+    config.space.update({"mode": "propagate", "inputs": ("prev_state", "stage1", "stage2")})
+    space = genotype_lib.Space(inputs=config.space.inputs, num_layers=1, operations=("none", "skip"))
+    parts = types_lib.SimpleNamespace(space=space, config=config)
+    settings = features.settings_of(config)
+    net = static_net.make(config.net, settings.num_classes)
+    size = config.data.height, config.data.width
+    for inputs, ops, last in (([0, 2], [1, 1], "stage2"), ([0, 2], [1, 0], "image"), ([1, 0], [1, 1], "stage1")):
+        genotype = np.array([[*inputs, *ops, 0]], np.int32)
+        expected = static_net.num_macs(net, size, last)
+        assert pipeline._encoder_macs(parts, settings, genotype) == expected  # type: ignore[arg-type]
+    config.space.mode = "refine"
+    assert pipeline._encoder_macs(parts, features.settings_of(config), genotype) == 0  # type: ignore[arg-type]
