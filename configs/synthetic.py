@@ -1,8 +1,8 @@
 """The quickstart: a search on the embedded street clips.
 
 Command: dvsnas search --config=configs/synthetic.py --workdir=runs/quickstart
-Time: 10 minutes on 2 CPU cores, the candidates 2.5 of them.
-Score: static network 36.0 mIoU, flicker 14.4 %; with the cell 40.5 and 6.9 % (seed 0).
+Time: 9 minutes on 2 CPU cores, the candidates 2.5 of them.
+Score: static network 35.3 mIoU, flicker 14.5 %; with the cell 40.6 and 7.5 % (seed 0).
 """
 
 from dvsnas_jax.core import config as config_lib
