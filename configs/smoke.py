@@ -1,7 +1,7 @@
 """The shortest run that passes every stage: to see that an installation works.
 
 Command: dvsnas search --config=configs/smoke.py --workdir=runs/smoke
-Time: 46 seconds on 2 CPU cores from an empty compile cache, 29 after that.
+Time: 48 seconds on 2 CPU cores from an empty compile cache.
 Score: none to expect, the networks are barely trained.
 """
 
