@@ -215,6 +215,8 @@ def test_resize_with_aligned_corners(backend, size):
 def test_average_to_grid():
     x = _normal(1, 6, 8, 2)
     np.testing.assert_allclose(layers.average_to_grid(x, (3, 2))[0, 1, 1], x[0, 2:4, 4:8].mean((0, 1)), rtol=1e-5)
+    on_gpu = layers.average_to_grid(x, (3, 2), backend="gpu")
+    _assert_close(layers.average_to_grid(x, (3, 2), backend="cpu"), on_gpu)
     constant = layers.average_to_grid(jnp.full((1, 9, 10, 1), 3.0), (4, 3))
     np.testing.assert_allclose(constant, np.full((1, 4, 3, 1), 3.0), rtol=1e-6)
 

@@ -318,3 +318,14 @@ def test_frames_of_one_size_are_compiled_once(small):
             frames = jax.device_put(rng.integers(0, 256, (1, 40, 48, 3)).astype(np.uint8))
             assert segment(variables, frames).shape == (1, 40, 48)
     assert traces == 1 and segment._cache_size() == 1
+
+
+@pytest.mark.parametrize("last", ["image", "stage1", "stage3", "decoder"])
+def test_needed_variables_give_the_same_maps(small, last):
+    net, variables = small
+    frames = np.random.default_rng(0).integers(0, 256, (1, 32, 40, 3), np.uint8)
+    part = static_net.needed(net, variables, last)
+    whole, found = (static_net.infer(net, tree, frames, last) for tree in (variables, part))
+    jax.tree.map(np.testing.assert_array_equal, whole, found)
+    counts = [len(jax.tree.leaves(tree)) for tree in (part, variables)]
+    assert counts[0] == counts[1] if last == "decoder" else counts[0] < counts[1]

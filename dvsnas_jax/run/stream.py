@@ -197,6 +197,7 @@ def _make_propagate_step(
 ) -> CellStep:
     """A program for key frames, one for the others, one for each shape of region."""
     schedule, last = settings.schedule, depth(cell.inputs, settings)
+    first_stages = static_net.needed(net, variables, last)
 
     def labelled(state: types.CellState) -> tuple[types.CellState, jax.Array]:
         return state, static_net.predict(state.logits, size)
@@ -223,8 +224,10 @@ def _make_propagate_step(
     def step(state: types.CellState, frame: np.ndarray) -> tuple[types.CellState, jax.Array]:
         if not schedule.is_learned:
             is_due = schedule_lib.due(schedule, np.asarray(state.age), None)
-            return (key if is_due.all() else other)(variables, params, state, frame)
-        cheap, found = look(variables, params, state, frame)
+            if is_due.all():
+                return key(variables, params, state, frame)
+            return other(first_stages, params, state, frame)
+        cheap, found = look(first_stages, params, state, frame)
         is_due = np.asarray(found)
         if is_due.all():
             return key(variables, params, state, frame)
