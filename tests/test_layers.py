@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.core import compilation
-from dvsnas_jax.nets import layers
+from dvsnas_jax.nets import blocks, layers
 
 
 def _normal(*shape: int, seed: int = 0) -> jax.Array:
@@ -87,6 +87,28 @@ def test_every_stride_and_dilation_agrees(is_depthwise):
     for (size, stride, _), (ours, theirs) in zip(cases, run(kernel), strict=True):
         assert ours.shape[1:3] == tuple(-(-n // stride) for n in size)
         _assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("features", "stride"), [(6, 2), (None, 1)])
+def test_running_statistics_in_the_kernel_equal_those_on_the_result(features, stride):
+    module = blocks.ConvNorm(features, size=3, stride=stride, activation_fn=None)
+    x = _normal(2, 9, 8, 4)
+    drawn = module.init(jax.random.key(0), x, False)
+    variables = jax.tree.map(lambda leaf: jnp.abs(_normal(*leaf.shape, seed=3)) + 0.5, drawn)
+    stats, params = variables["batch_stats"], {**variables["params"], "bias": _normal(features or 4, seed=4)}
+
+    def run(backend: str) -> tuple:
+        with compilation.target(backend):
+            return _value_and_grad(
+                lambda x, params: module.apply({"params": params, "batch_stats": stats}, x, False), x, params
+            )
+
+    _assert_close(run("cpu"), run("gpu"))
+    conv_fn = layers.conv if features else layers.depthwise_conv
+    plain = np.asarray(conv_fn(x, params["kernel"], stride=stride))
+    mean, var, scale, bias = map(np.asarray, (stats["mean"], stats["var"], params["scale"], params["bias"]))
+    expected = (plain - mean) / np.sqrt(var + layers.NORM_EPS) * scale + bias
+    np.testing.assert_allclose(run("cpu")[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

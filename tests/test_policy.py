@@ -191,6 +191,16 @@ def test_written_gradient_is_the_derivative():
         assert np.abs(expected).max() > 0.1
 
 
+def test_written_gradient_of_a_product_is_the_derivative():
+    rng = jax.random.split(jax.random.key(8), 3)
+    x, weights = jax.random.normal(rng[0], (4, 3, 5)), jax.random.normal(rng[1], (5, 2))
+    weight = jax.random.normal(rng[2], (4, 3, 2))
+    gradient = lambda run: jax.jit(jax.grad(lambda x, w: jnp.sum(weight * run(x, w)), argnums=(0, 1)))(x, weights)  # noqa: E731
+    for got, expected in zip(gradient(policy_lib._product), gradient(jnp.matmul), strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-6)
+        assert np.abs(expected).max() > 0.1
+
+
 def test_another_operation_mask_traces_nothing(tiny):
     policy, params = tiny
     traces = []

@@ -164,6 +164,19 @@ def test_update_equals_single_steps_of_a_plain_loop(policy):
     assert not np.any(new.buffer.filled)
 
 
+@pytest.mark.parametrize(("size", "norm"), [(0.3, 1.5), (3.0, 2.0)])
+def test_clipping_is_that_of_optax_with_its_state(size, norm):
+    updates = {"a": size * jnp.asarray([[3.0, 0.0], [-2.0, 2.0]]), "b": size * jnp.asarray([2.0, -2.0])}
+    ours, theirs = ppo.clip_by_norm(2.0), optax.clip_by_global_norm(2.0)
+    state = ours.init(updates)
+    assert isinstance(state, type(theirs.init(updates)))
+    got, state = ours.update(updates, state)
+    expected, _ = theirs.update(updates, theirs.init(updates))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, expected)
+    np.testing.assert_allclose(optax.tree.norm(got), norm, rtol=1e-6)
+    assert isinstance(state, type(theirs.init(updates)))
+
+
 @pytest.mark.parametrize("minibatch", [1, 3])
 def test_rows_that_are_not_filled_do_not_count(policy, minibatch):
     """3 of 8 rows are filled; what the others hold, and the ragged last minibatch, changes no bit."""

@@ -232,7 +232,7 @@ class RecurrentPolicy(nn.Module):
         chex.assert_rank(tokens, 2)
         # Products with one-hot rows, since the gradient of a gather is a scatter: on a CPU a loop, row by row.
         one_hot = jax.nn.one_hot(tokens.T, self.embedding.shape[0])
-        before = one_hot[:-1] @ self.embedding
+        before = _product(one_hot[:-1], self.embedding)
         start = jnp.zeros((1, *before.shape[1:]))
         pre = jnp.concatenate([start, before]) + self._first_input()[:, None]
         outputs = _recurrence(self.recurrent[0], pre)
@@ -253,7 +253,36 @@ class RecurrentPolicy(nn.Module):
 
 def _affine(x: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
     """`x @ weights + bias` for x of any rank."""
-    return x @ weights + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+    return _product(x, weights) + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """x [..., P] @ weights [P, Q]. The gradient is written out: that of autodiff makes transposed copies on a CPU."""
+    return x @ weights
+
+
+def _product_forward(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ weights, (x, weights)
+
+
+def _product_backward(residuals: tuple[jax.Array, jax.Array], d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, weights = residuals
+    return _times_transposed(d_out, weights), _over_rows(x, d_out)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _times_transposed(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """x [..., Q] @ weights.T for weights [P, Q]."""
+    return jax.lax.dot_general(x, weights, (((x.ndim - 1,), (1,)), ((), ())))
+
+
+def _over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Sum over all rows of x [..., P] times y [..., Q], [P, Q]."""
+    rows = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    return jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))
 
 
 def _log_prob_and_entropy(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -275,12 +304,14 @@ def _cell(
       cell: f32 [N, hidden], of the step before.
 
     Returns:
-      The new output and cell, and what the gates received, f32 [N, 4 hidden].
+      The new output and cell, and the gates, f32 [N, 4 hidden].
     """
-    total = pre + output @ weights
-    i, f, u, o = jnp.split(total, 4, axis=-1)
-    cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(u)
-    return jax.nn.sigmoid(o) * jnp.tanh(cell), cell, total
+    # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one operation for all four gates.
+    scale = np.repeat(np.asarray([[0.5, 0.5, 1.0, 0.5]], np.float32), weights.shape[0], axis=1)
+    gates = jnp.tanh((pre + output @ weights) * scale) * scale + (1 - scale)
+    i, f, u, o = jnp.split(gates, 4, axis=-1)
+    cell = f * cell + i * u
+    return o * jnp.tanh(cell), cell, gates
 
 
 @jax.custom_vjp
@@ -295,46 +326,46 @@ def _recurrence(weights: jax.Array, pre: jax.Array) -> jax.Array:
 
 
 def _run(weights: jax.Array, pre: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gate pre-activations [S, N, 4 hidden], outputs and cells [S, N, hidden]."""
-    hidden = weights.shape[0]
-    zeros = jnp.zeros((pre.shape[1], hidden))
+    """Gates [S, N, 4 hidden], outputs and cells [S, N, hidden]."""
+    zeros = jnp.zeros((pre.shape[1], weights.shape[0]))
 
-    def advance(state: tuple[jax.Array, jax.Array], pre: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        output, cell, total = _cell(weights, pre, *state)
-        return (output, cell), jnp.concatenate([total, output, cell], axis=-1)
+    def advance(
+        state: tuple[jax.Array, jax.Array], pre: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+        output, cell, gates = _cell(weights, pre, *state)
+        return (output, cell), (gates, output, cell)
 
-    _, rows = jax.lax.scan(advance, (zeros, zeros), pre)
-    return rows[..., : 4 * hidden], rows[..., 4 * hidden : 5 * hidden], rows[..., 5 * hidden :]
+    return jax.lax.scan(advance, (zeros, zeros), pre)[1]
 
 
 def _recurrence_forward(weights: jax.Array, pre: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    total, outputs, cells = _run(weights, pre)
-    return outputs, (weights, total, outputs, cells)
+    gates, outputs, cells = _run(weights, pre)
+    return outputs, (weights, gates, outputs, cells)
 
 
 def _recurrence_backward(residuals: tuple[jax.Array, ...], d_outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    weights, total, outputs, cells = residuals
-    hidden = weights.shape[0]
+    weights, gates, outputs, cells = residuals
     zeros = jnp.zeros_like(outputs[:1])
     outputs_before = jnp.concatenate([zeros, outputs[:-1]])
     cells_before = jnp.concatenate([zeros, cells[:-1]])
-    i, f, u, o = jnp.split(total, 4, axis=-1)
-    i, f, u, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(u), jax.nn.sigmoid(o)
+    i, f, u, o = jnp.split(gates, 4, axis=-1)
     squashed = jnp.tanh(cells)
-    # Rows of the loop: d gates / d (cell, cell, cell, output); d output / d cell; f; d loss / d output.
+    # d gates / d (cell, cell, cell, output)
     by_gate = [u * i * (1 - i), cells_before * f * (1 - f), i * (1 - u * u), squashed * o * (1 - o)]
-    rows = jnp.concatenate([*by_gate, o * (1 - squashed * squashed), f, d_outputs], axis=-1)
+    rows = jnp.concatenate(by_gate, axis=-1), o * (1 - squashed * squashed), f, d_outputs
 
-    def back(state: tuple[jax.Array, jax.Array], row: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    def back(
+        state: tuple[jax.Array, jax.Array], row: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         d_output, d_cell = state
-        output_by_cell, forget, d_here = jnp.split(row[:, 4 * hidden :], 3, axis=-1)
+        factors, output_by_cell, forget, d_here = row
         d_output = d_output + d_here
         d_cell = d_cell + d_output * output_by_cell
-        d_total = jnp.concatenate([d_cell, d_cell, d_cell, d_output], axis=-1) * row[:, : 4 * hidden]
-        return (d_total @ weights.T, d_cell * forget), d_total
+        d_total = jnp.concatenate([d_cell, d_cell, d_cell, d_output], axis=-1) * factors
+        return (_times_transposed(d_total, weights), d_cell * forget), d_total
 
     _, d_pre = jax.lax.scan(back, (zeros[0], zeros[0]), rows, reverse=True)
-    return jnp.einsum("snh,sng->hg", outputs_before, d_pre), d_pre
+    return _over_rows(outputs_before, d_pre), d_pre
 
 
 _recurrence.defvjp(_recurrence_forward, _recurrence_backward)

@@ -97,9 +97,7 @@ def make(policy: policy_lib.Policy, controller_config: ml_collections.ConfigDict
       UserError: a size is below 1, or the minibatch does not fit into the buffer.
     """
     _check(controller_config)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(controller_config.clip_norm), optax.adam(controller_config.learning_rate)
-    )
+    optimizer = optax.chain(clip_by_norm(controller_config.clip_norm), optax.adam(controller_config.learning_rate))
     capacity = controller_config.buffer
 
     def init(rng: jax.Array) -> PPOState:
@@ -128,6 +126,23 @@ def _check(controller_config: ml_collections.ConfigDict) -> None:
             f"controller.minibatch: {controller_config.minibatch} rollouts do not fit into "
             f"controller.buffer = {controller_config.buffer}, make it at most that"
         )
+
+
+def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` (same state) as one factor for all gradients.
+
+    XLA fuses a product with a scalar into both of Adam's averages; optax's division it writes out for every array.
+
+    Args:
+      max_norm: of all gradients together.
+    """
+
+    def clip(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        del params
+        factor = max_norm / jnp.maximum(optax.tree.norm(updates), max_norm)
+        return jax.tree.map(lambda update: update * factor, updates)
+
+    return optax.stateless(clip)
 
 
 def _empty(capacity: int, num_layers: int) -> Rollouts:

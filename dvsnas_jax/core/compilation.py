@@ -12,6 +12,7 @@ import jax
 
 EFFORTS = ("full", "quick")
 _effort = contextvars.ContextVar("effort", default="full")
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
 
 
 @contextlib.contextmanager
@@ -22,6 +23,24 @@ def effort(name: str) -> Iterator[None]:
         yield
     finally:
         _effort.reset(token)
+
+
+@contextlib.contextmanager
+def target(backend: str) -> Iterator[None]:
+    """What is traced inside is meant for this backend ("cpu", "gpu" or "tpu"), whichever runs it.
+
+    Trace functions that were traced nowhere else: JAX keeps what it traced, and knows nothing of this.
+    """
+    token = _target.set(backend)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def backend() -> str:
+    """The backend that is traced for: that of `target`, else the one in use."""
+    return _target.get() or jax.default_backend()
 
 
 def jit(fn: Callable[..., Any], **kwargs: Any) -> Any:

@@ -30,7 +30,8 @@ def relu6(x: jax.Array) -> jax.Array:
 class ConvNorm(nn.Module):
     """A convolution without bias, batch normalisation and, if wanted, an activation.
 
-    In evaluation, and where the statistics are frozen, the running statistics are folded into the kernel.
+    In evaluation, and where the statistics are frozen, the running statistics are folded into the kernel; on a CPU they
+    scale the result instead, in the pass that adds the bias (at batch 1, a scaled copy of all kernels costs more).
 
     Attributes:
       features: output channels; None: a depthwise convolution.
@@ -69,6 +70,9 @@ class ConvNorm(nn.Module):
             if not self.is_initializing():
                 mean.value = NORM_DECAY * mean.value + (1 - NORM_DECAY) * batch_mean
                 var.value = NORM_DECAY * var.value + (1 - NORM_DECAY) * batch_var
+        elif layers.is_cpu(None):
+            y = conv_fn(x, kernel, stride=self.stride, dilation=self.dilation)
+            y = layers.normalize(y, scale, bias, mean.value, var.value)
         else:
             factor = scale * lax.rsqrt(var.value + layers.NORM_EPS)
             folded = kernel * layers.per_channel(factor, kernel.ndim)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dvsnas_jax.core import compilation
 from dvsnas_jax.nets import shifted
 
 NORM_EPS = 1e-5
@@ -23,8 +24,8 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def is_cpu(backend: str | None) -> bool:
-    """Whether this backend is a CPU; None: the one in use."""
-    return (backend or jax.default_backend()) == "cpu"
+    """Whether this backend is a CPU; None: the one that is traced for."""
+    return (backend or compilation.backend()) == "cpu"
 
 
 def per_channel(values: jax.Array, ndim: int) -> jax.Array:
