@@ -85,7 +85,10 @@ _CHOICES = {
     "schedule.kind": ("fixed", "adaptive", "regions"),
     "pretrain.schedule": ("cosine", "polynomial"),
     "train.schedule": ("cosine", "polynomial"),
-    "search.strategy": ("ppo", "random"),
+    "search.store": ("auto", "device", "host", "disk"),
+    "search.mode": ("share", "scratch"),
+    "search.reuse": ("auto", "always", "never"),
+    "search.strategy": ("ppo", "reinforce", "evolution", "random"),
     "evaluate.split": ("train", "val", "test"),
 }
 _MAY_BE_ZERO = (
@@ -106,7 +109,13 @@ _MAY_BE_ZERO = (
     "derive.num_probable",
 )  # beside the keys whose default is 0
 _OPEN_FRACTION = ("schedule.threshold", "search.meta_val_fraction", "controller.ppo_clip")
-_HALF_OPEN_FRACTION = ("net.dropout", "pretrain.polyak", "train.polyak", "controller.baseline_decay")
+_HALF_OPEN_FRACTION = (
+    "net.dropout",
+    "pretrain.polyak",
+    "train.polyak",
+    "search.scratch_polyak",
+    "controller.baseline_decay",
+)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -122,6 +131,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise errors.UserError(f"config key {key!r}: must be {problem}, got {value!r}")
     if config.data.scale[0] > config.data.scale[1]:
         raise errors.UserError(f"config key 'data.scale': must be (smallest, largest), got {config.data.scale!r}")
+    if config.search.batch_size % config.search.batch_parts:
+        raise errors.UserError(
+            f"config key 'search.batch_parts': must divide search.batch_size ({config.search.batch_size}), "
+            f"got {config.search.batch_parts}"
+        )
+    if config.search.scratch_steps % config.search.scratch_parts:
+        raise errors.UserError(
+            f"config key 'search.scratch_parts': must divide search.scratch_steps ({config.search.scratch_steps}), "
+            f"got {config.search.scratch_parts}"
+        )
     if config.derive.num_rewarded + config.derive.num_probable < config.derive.num_retrain:
         raise errors.UserError(
             "config key 'derive.num_retrain': must be at most derive.num_rewarded + derive.num_probable, "

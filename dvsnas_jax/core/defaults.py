@@ -170,10 +170,17 @@ def _controller() -> ml_collections.ConfigDict:
             "buffer": 100,  # rollouts per update
             "minibatch": 1,  # rollouts per gradient step of an update
             "epochs": 1,
+            # Coefficient of the entropy bonus; 0 as in the sibling code: drawing explores by itself, and a bonus has to
+            # fit the size of the rewards (raise it where the entropy falls to nothing early in a search).
             "entropy": 0.0,
             "baseline_decay": 0.95,
+            # To variance 1 over the rows of an update (ppo: and mean 0). False: the baseline centres already, Adam
+            # takes out a constant scale, and few rows would be scaled by noise. True pays with ten rows or more: steps
+            # then do not shrink while the rewards of a search come closer together.
             "normalize_advantage": False,
             "masked_operations": (),  # names of operations that the policy must not choose
+            "population": 20,  # evolution: members; the first so many draws are uniform (published: 100 of 20,000)
+            "tournament": 5,  # evolution: the best of so many members is the parent (published: a quarter as well)
         }
     )
 
@@ -181,13 +188,24 @@ def _controller() -> ml_collections.ConfigDict:
 def _search() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
-            "strategy": "ppo",  # ppo | random
+            "strategy": "ppo",  # ppo | reinforce | evolution | random
+            "mode": "share",  # share: candidates share trained weights | scratch: each is trained from the same start
             "steps": 50,  # iterations: sample, train shared weights, score, update the policy
             "genotypes_per_step": 4,  # N, scored per iteration
             "shared_steps": 8,  # optimizer steps on the shared weights per iteration
             "shared_genotypes": 1,  # genotypes whose gradients are averaged in one optimizer step
+            "scratch_steps": 30,  # scratch: optimizer steps of a candidate
+            "scratch_parts": 2,  # scratch: after each but the last, those below the mean so far stop; 1 = none
+            "scratch_polyak": 0.9,  # scratch: decay of the averaged weights that are scored, 0 = off; for short runs
+            # auto: a cell equal to an earlier one takes its reward from the log in mode scratch, where training it
+            # again gives the same; not in mode share, where the weights have moved on.
+            "reuse": "auto",  # auto | always | never
+            # Iterations before the strategy learns; 0, as warmup_steps already makes the first rewards mean something.
+            "controller_warmup": 0,
             "warmup_steps": 100,  # optimizer steps on uniformly drawn genotypes before the first iteration
             "batch_size": 8,
+            "batch_parts": 1,  # parts of a batch, each normalised by itself: as many devices can share one genotype
+            "store": "auto",  # where features are kept: auto | device | host | disk
             "learning_rate": 3e-3,
             "weight_decay": 1e-5,
             "clip_norm": 3.0,

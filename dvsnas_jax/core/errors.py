@@ -11,4 +11,16 @@ class UserError(ValueError):
 
 
 class Stopped(Exception):  # noqa: N818 - it is not an error
-    """SIGTERM or SIGINT arrived and the state was saved (exit code 75)."""
+    """SIGTERM or SIGINT arrived and the state was saved (exit code 75).
+
+    Attributes:
+      advice: what was saved, and what to do.
+    """
+
+    advice = "state saved; start the same command again to go on"
+
+
+class StoppedEarly(Stopped):  # noqa: N818
+    """The same for a command that does not go on where it was: what is done is kept."""
+
+    advice = "what was done is kept; the same command starts anew"

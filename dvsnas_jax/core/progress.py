@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TextIO
+
+from dvsnas_jax.core import distributed
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -123,7 +126,8 @@ def bar(
     total = steps if isinstance(steps, int) else None
     if isinstance(steps, Sized):
         total = initial + len(steps)
-    return Bar(iterable, total=total, label=label, initial=initial, stream=stream or sys.stderr, clock=clock)
+    shown = sys.stderr if distributed.is_main() else io.StringIO()
+    return Bar(iterable, total=total, label=label, initial=initial, stream=stream or shown, clock=clock)
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from dvsnas_jax.core import distributed
+
 
 @dataclasses.dataclass
 class StopFlag:
@@ -21,6 +23,17 @@ class StopFlag:
 
     requested: bool = False
     name: str = ""
+
+    def is_due(self, step: int, *, every: int = 1) -> bool:
+        """Whether the run stops after this step: all of its processes after the same one.
+
+        Args:
+          step: just done.
+          every: several processes ask each other only after so many steps.
+        """
+        if distributed.num_processes() == 1:
+            return self.requested
+        return step % every == 0 and distributed.agree(self.requested)
 
 
 _ACTIVE: list[StopFlag] = []

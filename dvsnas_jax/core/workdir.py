@@ -8,13 +8,15 @@ import logging
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from dvsnas_jax.core import checkpoint, errors
+from dvsnas_jax.core import checkpoint, distributed, errors
 from dvsnas_jax.core import config as config_lib
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -23,6 +25,8 @@ _LOGGER = logging.getLogger(__name__)
 
 class Workdir:
     """All that one run keeps on disk. Nothing is written before `claim` or the first write.
+
+    Of several processes all see the same folder, and only the main one writes; checkpoints are written by all.
 
     Attributes:
       path: of the folder.
@@ -48,9 +52,8 @@ class Workdir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            current = self._current_config(config, ignore)
-            if current is None:
-                self.write_json("environment.json", environment())
+            if not self._is_claimed(config, ignore):
+                self.write_json("environment.json", {**environment(), "command": _command()})
                 self.write_json("config.json", config_lib.to_json_dict(config))
                 return
             self._note_environment()
@@ -69,14 +72,13 @@ class Workdir:
             raise errors.UserError(f"{self.path}: holds no run (no config.json); give the --workdir of one")
         return config_lib.from_json_dict(self.read_json("config.json"), str(self.path / "config.json"))
 
-    def _current_config(self, config: ml_collections.ConfigDict, ignore: Sequence[str]) -> dict[str, Any] | None:
-        """The folder's configuration, None where it has none."""
+    def _is_claimed(self, config: ml_collections.ConfigDict, ignore: Sequence[str]) -> bool:
+        """Whether the folder has a configuration, which must be this one; keys it lacks have their defaults."""
         if not (self.path / "config.json").exists():
-            return None
-        current = self.read_json("config.json")
+            return False
         keys = [
             key
-            for key in config_lib.differences(current, config)
+            for key in config_lib.differences(self.config(), config)
             if not any(key == name or key.startswith(f"{name}.") for name in ignore)
         ]
         if keys:
@@ -85,21 +87,23 @@ class Workdir:
                 f"--workdir: {self.path} holds a run of another config, these keys differ: {shown}; "
                 "use another --workdir or the same config"
             )
-        return current
+        return True
 
     def _note_environment(self) -> None:
         """Adds the environment of a resumed run where it is another than before."""
         now = environment()
         known = self.read_json("environment.json") if (self.path / "environment.json").exists() else {}
         others = known.get("resumed_with", [])
-        first = {key: value for key, value in known.items() if key != "resumed_with"}
+        first = {key: value for key, value in known.items() if key not in ("resumed_with", "command")}
         if not first:
-            self.write_json("environment.json", now)
+            self.write_json("environment.json", {**now, "command": _command()})
         elif now != (others or [first])[-1]:
-            self.write_json("environment.json", {**first, "resumed_with": [*others, now]})
+            self.write_json("environment.json", {**known, "resumed_with": [*others, now]})
 
     def append(self, file: str, record: Mapping[str, Any]) -> None:
         """Appends one line to a JSONL file. What is appended survives the death of the process."""
+        if not distributed.is_main():
+            return
         if file not in self._repaired:
             self._repair(file)
         line = json.dumps(record, default=_plain) + "\n"
@@ -128,6 +132,8 @@ class Workdir:
 
     def _repair(self, file: str) -> None:
         """Cuts off a last line that a crash left incomplete."""
+        if not distributed.is_main():
+            return
         self._repaired.add(file)
         path = self.path / file
         if not path.exists():
@@ -145,6 +151,8 @@ class Workdir:
 
         At resume it drops what was written after the checkpoint, as the run will write it again.
         """
+        if not distributed.is_main():
+            return
         records = self.read(file)
         kept = [record for record in records if keep_fn(record)]
         if len(kept) < len(records):
@@ -171,6 +179,8 @@ class Workdir:
 
     def _replace(self, file: str, text: str) -> None:
         """Puts a file in place of another, never half of it."""
+        if not distributed.is_main():
+            return
         path = self.path / file
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
@@ -186,6 +196,8 @@ class Workdir:
           values: name -> number.
         """
         numbers = {name: float(value) for name, value in values.items()}
+        if not distributed.is_main():
+            return
         self.append("metrics.jsonl", {"stage": stage, "step": int(step), **numbers})
         writer = self._writer(stage, int(step))
         if writer is not None:
@@ -231,6 +243,12 @@ def environment() -> dict[str, Any]:
         "num_processes": jax.process_count(),
         "git_commit": _git_commit(),
     }
+
+
+def _command() -> str:
+    """The words that started the process, the program by its name alone."""
+    program, *words = sys.argv or [""]
+    return shlex.join([pathlib.Path(program).name, *words])
 
 
 def _git_commit() -> str | None:

@@ -139,6 +139,11 @@ def require_memory(num: int, size: tuple[int, int], what: str) -> None:
         )
 
 
+def free_memory() -> int:
+    """Bytes of this host's memory that can be had without swapping."""
+    return _free_memory()
+
+
 def _free_memory() -> int:
     """Bytes that can be had without swapping; a large number where the system does not tell."""
     try:

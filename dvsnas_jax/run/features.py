@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import compilation, progress, types
+from dvsnas_jax.core import compilation, distributed, progress, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import feature_cache, feature_store
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import ports
 from dvsnas_jax.space import schedule as schedule_lib
@@ -106,6 +107,13 @@ def build(
     Returns:
       The store, bfloat16 maps on the default device.
     """
+    return jax.device_put(compute(config, variables, clip, names))
+
+
+def compute(
+    config: ml_collections.ConfigDict, variables: Any, clip: types.Clip, names: tuple[str, ...]
+) -> types.FeatureStore:
+    """What `build` returns, as host arrays."""
     num_clips, num_frames = clip.labels.shape[:2]
     frames = np.asarray(clip.frames).reshape(-1, *clip.frames.shape[2:])
     parts = []
@@ -117,14 +125,14 @@ def build(
     merged = jax.tree.map(
         lambda *xs: np.concatenate(xs)[: len(frames)].reshape(num_clips, num_frames, *xs[0].shape[1:]), *parts
     )
-    return jax.device_put(types.FeatureStore(features=merged, labels=np.asarray(clip.labels)))
+    return types.FeatureStore(features=merged, labels=np.asarray(clip.labels))
 
 
 def shapes(
     config: ml_collections.ConfigDict,
     names: tuple[str, ...],
     num_clips: int,
-    sharding: jax.sharding.Sharding,
+    sharding: jax.sharding.Sharding | None,
     *,
     is_augmented: bool = False,
 ) -> types.FeatureStore:
@@ -147,14 +155,65 @@ def train_store(
     config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...]
 ) -> types.FeatureStore:
     """The store of the meta-training clips: each as it is, or `cache_clips` augmented draws of them."""
+    return build(config, variables, draw(config, clips, 0, config.search.cache_clips or len(clips)), names)
+
+
+def draw(config: ml_collections.ConfigDict, clips: np.ndarray, first: int, last: int) -> types.Clip:
+    """Number `first` to before `last` of what `train_store` keeps: clips as they are, or augmented draws of them."""
     if not config.search.cache_clips:
-        return build(config, variables, select(config, clips), names)
+        return select(config, clips[first:last])
     batches = pipeline.train_batches(
-        config.data, batch_size=1, num_frames=config.data.num_frames, seed=config.seed + 1, indices=clips
+        config.data,
+        batch_size=1,
+        num_frames=config.data.num_frames,
+        seed=config.seed + 1,
+        start_step=first,
+        indices=clips,
     )
-    drawn = [next(batches) for _ in range(config.search.cache_clips)]
-    merged = jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
-    return build(config, variables, merged, names)
+    drawn = [next(batches) for _ in range(first, last)]
+    return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
+
+
+def placed(
+    config: ml_collections.ConfigDict,
+    variables: Any,
+    clips: np.ndarray,
+    names: tuple[str, ...],
+    *,
+    placement: feature_store.Placement,
+    folder: workdir.Workdir | None,
+    is_training: bool,
+) -> feature_store.AnyStore:
+    """The features of the meta-training or meta-validation clips, where `placement` wants them.
+
+    Several processes share the work by way of the cache on disk, below `features/` of the run folder.
+
+    Args:
+      config: of the run.
+      variables: of the static network.
+      clips: numbers of the clips of the train split.
+      names: the maps to keep.
+      placement: from `feature_store.plan`.
+      folder: the run folder; only several processes, and the disk, need one.
+      is_training: augmented draws of the clips, if `search.cache_clips` asks for them.
+    """
+    num_drawn = config.search.cache_clips if is_training else 0
+    num_clips, variables = num_drawn or len(clips), jax.device_get(variables)
+
+    def make(first: int, last: int) -> types.FeatureStore:
+        clip = draw(config, clips, first, last) if is_training else select(config, clips[first:last])
+        return compute(config, variables, clip, names)
+
+    source: feature_store.Source
+    if placement.kind == feature_store.DISK or distributed.num_processes() > 1:
+        assert folder is not None, "no folder for the cache on disk"
+        key = feature_cache.key(config, variables, clips, names, num_drawn=num_drawn)
+        source = feature_cache.build(folder.path / "features" / key, num_clips, make)
+        if placement.kind == feature_store.HOST:
+            source = feature_cache.Memory(source.take(np.arange(num_clips)))
+    else:
+        source = feature_cache.Memory(make(0, num_clips))
+    return feature_store.place(placement, source, num_clips)
 
 
 def select(config: ml_collections.ConfigDict, clips: np.ndarray) -> types.Clip:

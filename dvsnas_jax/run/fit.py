@@ -59,14 +59,20 @@ def fit(
             if after_fn is not None:
                 state = after_fn(done, state)
             if done % log_every == 0 or done == num_steps:
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                if not np.isfinite(values["loss"]):
-                    raise FloatingPointError(f"{stage}: the loss is {values['loss']} at step {done}")
-                folder.scalars(stage, done, values)
-                bar.note(f"loss {values['loss']:.3f}")
+                bar.note(f"loss {_log(folder, stage, done, metrics):.3f}")
             bar.update()
-            if done % checkpoint_every == 0 or done == num_steps or stop.requested:
+            is_stopping = stop.is_due(done, every=log_every)
+            if done % checkpoint_every == 0 or done == num_steps or is_stopping:
                 checkpoints.save(done, state)
-            if stop.requested and done < num_steps:
+            if is_stopping and done < num_steps:
                 raise errors.Stopped(f"{stage}: stopped after step {done} of {num_steps}")
     return state
+
+
+def _log(folder: workdir.Workdir, stage: str, done: int, metrics: dict[str, jax.Array]) -> float:
+    """Writes the metrics of a step, gives its loss."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not np.isfinite(values["loss"]):
+        raise FloatingPointError(f"{stage}: the loss is {values['loss']} at step {done}")
+    folder.scalars(stage, done, values)
+    return values["loss"]

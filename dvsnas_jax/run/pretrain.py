@@ -1,7 +1,11 @@
-"""Training of the static network on single frames; the best weights on held-out clips are kept."""
+"""Training of the static network on single frames; the best weights on held-out clips are kept.
+
+It is data parallel over all devices; the batch statistics are those of the whole batch.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +17,8 @@ import numpy as np
 import optax
 
 from dvsnas_jax.core import compilation, signals, types, workdir
-from dvsnas_jax.data import pipeline, prefetch
+from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.data import pipeline, prefetch, sharding
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import features, fit, metrics, objective, optim
 
@@ -61,20 +66,22 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
     state = init(static_net.start(config.net, net, rng), optimizer)
     teacher = objective.load_teacher(section.teacher, num_classes, restore)
     num_frames = 1 if config.data.history == "stills" else config.data.num_frames
+    batch_size = max(section.batch_size // num_frames, 1)
     num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
     meta_train, meta_val = split_clips(config, num_clips)
 
-    def batches(start: int) -> Iterator[types.Clip]:
-        return pipeline.train_batches(
-            config.data,
-            batch_size=max(section.batch_size // num_frames, 1),
-            num_frames=num_frames,
-            seed=config.seed,
-            start_step=start,
-            indices=meta_train,
-        )
+    batches = functools.partial(
+        pipeline.train_batches,
+        config.data,
+        batch_size=batch_size,
+        num_frames=num_frames,
+        seed=config.seed,
+        indices=meta_train,
+    )
+    if jax.device_count() > 1:
+        state = mesh_lib.replicate_for_batch(state, batch_size)
 
-    weights = objective.class_weights(section.class_weights, num_classes, lambda: batches(0))
+    weights = objective.class_weights(section.class_weights, num_classes, batches)
     step_fn = make_step(objective.make(section, net, teacher.net, weights), optimizer, section.polyak, rng)
     validate = make_validate(config, meta_val)
 
@@ -93,13 +100,21 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
         stage=STAGE,
         num_steps=section.steps,
         step_fn=lambda state, clip: step_fn(state, clip, teacher.variables),
-        batches_fn=lambda start: prefetch.to_device(batches(start)),
+        batches_fn=lambda start: _on_devices(batches, batch_size, start),
         folder=folder,
         stop=stop,
         checkpoint_every=section.checkpoint_every,
         after_fn=after,
     )
     return state.best
+
+
+def _on_devices(batches: Callable[..., Iterator[types.Clip]], batch_size: int, start: int) -> Iterator[types.Clip]:
+    """The batches from a step on, each process loads its share, ahead of the steps on the devices."""
+    if jax.device_count() == 1:
+        return prefetch.to_device(batches(start_step=start))
+    own = batches(start_step=start, shard=sharding.Shard(*mesh_lib.host_shard(batch_size)))
+    return prefetch.on_host(mesh_lib.put_batch(clip, batch_size) for clip in own)
 
 
 def restore(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any | None:

@@ -14,10 +14,11 @@ import ml_collections
 import numpy as np
 import optax
 
-from dvsnas_jax.core import compilation, errors, signals, types, workdir
+from dvsnas_jax.core import compilation, distributed, errors, signals, types, workdir
+from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.data import pipeline
+from dvsnas_jax.run import feature_store, fit, losses, optim, pretrain
 from dvsnas_jax.run import features as features_lib
-from dvsnas_jax.run import fit, losses, optim, pretrain
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
@@ -87,7 +88,7 @@ def train_cell(
     config: ml_collections.ConfigDict,
     space: genotype_lib.Space,
     genotype: np.ndarray,
-    store: types.FeatureStore,
+    store: feature_store.AnyStore,
     *,
     folder: workdir.Workdir,
     stop: signals.StopFlag,
@@ -111,7 +112,8 @@ def train_cell(
     cell = cell_lib.make(space, genotype, features_lib.settings_of(config))
     optimizer = optim.make(section)
     # Where the store is: a state that is committed to no device would compile the step twice.
-    state = jax.device_put(init(cell, optimizer, config.seed), jnp.asarray(store.labels).sharding)
+    where = feature_store.state_sharding(store)
+    state = jax.tree.map(lambda x: mesh_lib.put(x, where), init(cell, optimizer, config.seed))
     step_fn = make_step(cell, optimizer, section)
 
     def batches(start: int) -> Iterator[np.ndarray]:
@@ -124,7 +126,7 @@ def train_cell(
         state,
         stage=stage,
         num_steps=section.steps,
-        step_fn=lambda state, clips: step_fn(state, store, clips),
+        step_fn=lambda state, clips: step_fn(state, *feature_store.anywhere(store, clips)),
         batches_fn=batches,
         folder=folder,
         stop=stop,
@@ -175,7 +177,7 @@ def make_step(
 
 
 def calibrate(
-    cell: cell_lib.Cell, params: types.Params, store: types.FeatureStore, batches: list[np.ndarray]
+    cell: cell_lib.Cell, params: types.Params, store: feature_store.AnyStore, batches: list[np.ndarray]
 ) -> types.Params:
     """Running statistics: the mean of the batch moments of the final weights over some batches."""
 
@@ -184,8 +186,9 @@ def calibrate(
         features = jax.tree.map(lambda x: x[clips].astype(jnp.float32), store.features)
         return cell.moments(params, features)
 
-    drawn = [jax.device_get(moments(params, store, clips)) for clips in batches]
-    mean = jax.tree.map(lambda *xs: jnp.asarray(np.mean(xs, axis=0)), *drawn)
+    drawn = [jax.device_get(moments(params, *feature_store.anywhere(store, clips))) for clips in batches]
+    where = feature_store.state_sharding(store)
+    mean = jax.tree.map(lambda *xs: mesh_lib.put(np.mean(xs, axis=0), where), *drawn)
     return cell_lib.freeze_norm(params, mean)
 
 
@@ -201,6 +204,7 @@ def save_winner(
     latest = checkpoints.latest_step()
     checkpoints.save(0 if latest is None else latest + 1, params)
     folder.write_json(BEST, {**genotype_lib.to_dict(space, genotype), "scores": scores})
+    distributed.barrier("winner")  # written by one process, read by all
 
 
 def require_winner(folder: workdir.Workdir) -> pathlib.Path:

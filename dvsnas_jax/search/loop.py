@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import chex
 import jax
 import numpy as np
 
-from dvsnas_jax.core import errors, progress, signals, types, workdir
+from dvsnas_jax.core import checkpoint, errors, progress, signals, types, workdir
 
 LOG = "genotypes.jsonl"
 STAGE = "search"
@@ -62,31 +63,41 @@ def search(
       Stopped: a signal arrived; the state was saved.
     """
     checkpoints = folder.checkpointer(STAGE)
-    start = checkpoints.latest_step() or 0
-    if start:
-        state = checkpoints.restore(state)
-    folder.truncate(LOG, lambda record: record["step"] < start)
-    folder.truncate("metrics.jsonl", lambda record: record["stage"] != STAGE or record["step"] <= start)
+    state, start = _resume(state, checkpoints, folder)
     with progress.bar(num_steps, STAGE, initial=start) as bar:
         for step in range(start, num_steps):
             samples = sample(state.strategy, step)
             genotypes = np.asarray(samples.genotypes)
             chex.assert_rank(genotypes, 3)
+            started = time.perf_counter()
             shared, train_metrics = train(state.shared, state.strategy, step)
             records = evaluate(shared, genotypes)
+            speed = {"seconds_per_candidate": (time.perf_counter() - started) / len(genotypes)}
             rewards, valid = to_arrays(records)
             strategy, update_metrics = update(state.strategy, samples, rewards, valid, step)
             state = LoopState(strategy=strategy, shared=shared)
             log(folder, describe, genotypes, records, step=step)
-            folder.scalars(STAGE, step + 1, {**train_metrics, **_floats(update_metrics), **summary(rewards, valid)})
+            metrics = {**train_metrics, **_floats(update_metrics), **summary(rewards, valid), **speed}
+            folder.scalars(STAGE, step + 1, metrics)
             bar.note(f"reward {np.mean(rewards[valid]) if valid.any() else float('nan'):.3f}")
             bar.update()
             done = step + 1
-            if done % checkpoint_every == 0 or done == num_steps or stop.requested:
+            is_stopping = stop.is_due(done)
+            if done % checkpoint_every == 0 or done == num_steps or is_stopping:
                 checkpoints.save(done, state)
-            if stop.requested and done < num_steps:
+            if is_stopping and done < num_steps:
                 raise errors.Stopped(f"search: stopped after step {done} of {num_steps}")
     return state
+
+
+def _resume(state: LoopState, checkpoints: checkpoint.Checkpointer, folder: workdir.Workdir) -> tuple[LoopState, int]:
+    """The state of the last checkpoint and its step; lines of later steps, which will be done again, are dropped."""
+    start = checkpoints.latest_step() or 0
+    if start:
+        state = checkpoints.restore(state)
+    folder.truncate(LOG, lambda record: record["step"] < start)
+    folder.truncate("metrics.jsonl", lambda record: record["stage"] != STAGE or record["step"] <= start)
+    return state, start
 
 
 def to_arrays(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

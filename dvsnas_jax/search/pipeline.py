@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,14 +12,12 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.controller import strategies
-from dvsnas_jax.core import compilation, signals, types, workdir
+from dvsnas_jax.core import compilation, distributed, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import evaluate, features, fit, pretrain, report, stream, train
-from dvsnas_jax.search import derive, loop, reward, steps
+from dvsnas_jax.run import evaluate, feature_store, features, fit, pretrain, report, train
+from dvsnas_jax.search import derive, loop, reward, scratch, steps
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cost, ports
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 
@@ -40,8 +40,8 @@ class Parts(NamedTuple):
     mesh: jax.sharding.Mesh
     steps: steps.Steps
     strategy: strategies.Strategy
-    train_store: types.FeatureStore
-    val_store: types.FeatureStore
+    train_store: feature_store.AnyStore
+    val_store: feature_store.AnyStore
 
 
 def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str, Any]:
@@ -60,36 +60,81 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
     num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     folder.claim(config)
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-        is_searched = (folder.path / train.BEST).is_file()
-        compiled = None if is_searched else compile_steps(config, space, num_clips)
+        compiled = None
+        if not (folder.path / train.BEST).is_file():
+            placement = place(config, space, num_clips)
+            compiled = compile_steps(config, space, num_clips, placement)
         variables = pretrain.run(config, folder, stop)
         if compiled is not None:
-            parts = assemble(config, space, strategy, variables, num_clips, compiled=compiled)
+            parts = assemble(
+                config, space, strategy, variables, num_clips, compiled=compiled, placement=placement, folder=folder
+            )
             state = run_search(parts, folder, stop)
             find_winner(parts, state, folder, stop)
     result = evaluate.run(config, folder)
-    report.write(folder.path)
+    if distributed.is_main():
+        report.write(folder.path)
     return result
 
 
-def compile_steps(config: ml_collections.ConfigDict, space: genotype_lib.Space, num_clips: int) -> steps.Steps:
-    """The steps on the shared weights, compiled in threads while the static network trains."""
-    section, mesh = config.search, mesh_lib.make()
+def place(config: ml_collections.ConfigDict, space: genotype_lib.Space, num_clips: int) -> feature_store.Placement:
+    """Chooses the mesh and where features lie, and says why."""
+    names, cached = features.needed_maps(space, config), config.search.cache_clips
+    num_train, num_val = map(len, pretrain.split_clips(config, num_clips))
+    shapes = {
+        "training": features.shapes(config, names, cached or num_train, None, is_augmented=bool(cached)),
+        "validation": features.shapes(config, names, num_val, None),
+    }
+    found = feature_store.plan(config.search, shapes)
+    if distributed.is_main():
+        print(found.reason, file=sys.stderr, flush=True)
+    return found
+
+
+def compile_steps(
+    config: ml_collections.ConfigDict,
+    space: genotype_lib.Space,
+    num_clips: int,
+    placement: feature_store.Placement | None = None,
+) -> steps.Steps:
+    """The steps on the shared weights, compiled in threads while the static network trains.
+
+    Args:
+      config: of the run.
+      space: the cell space.
+      num_clips: of the train split.
+      placement: from `place`; None: every device holds all clips.
+    """
+    section, placement = config.search, placement or feature_store.everywhere(config.search)
+    mesh = placement.mesh
     where = mesh_lib.replicated(mesh)
-    made = steps.make(supernet_lib.make(space, features.settings_of(config)), section, mesh)
-    names = features.needed_maps(space, config)
+    made = steps.make(
+        supernet_lib.make(space, features.settings_of(config)),
+        section,
+        mesh,
+        train_rows=placement.train_rows,
+        val_rows=placement.val_rows,
+    )
+    if section.mode == "scratch":
+        return made
+    names, groups = features.needed_maps(space, config), evaluation_batches(1, section)
     num_train, num_val = map(len, pretrain.split_clips(config, num_clips))
     train_store = features.shapes(
-        config, names, section.cache_clips or num_train, where, is_augmented=bool(section.cache_clips)
+        config,
+        names,
+        placement.train_row_count(section.cache_clips or num_train, *_batch_shape(section)),
+        mesh_lib.sharding(mesh, placement.train_rows),
+        is_augmented=bool(section.cache_clips),
     )
-    val_store = features.shapes(config, names, num_val, where)
+    val_store = features.shapes(
+        config, names, placement.val_row_count(num_val, *groups[0].shape), mesh_lib.sharding(mesh, placement.val_rows)
+    )
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), made.state)
 
     def tokens(num: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((num, space.num_layers, len(genotype_lib.FIELDS)), np.int32)
 
     clips = jax.ShapeDtypeStruct(_batch_shape(section), np.int32)
-    groups = evaluation_batches(1, section)
     return made._replace(
         train_shared=compilation.Ahead(made.train_shared, state, tokens(section.shared_genotypes), train_store, clips),
         evaluate_shared=compilation.Ahead(
@@ -106,19 +151,30 @@ def assemble(
     num_clips: int,
     *,
     compiled: steps.Steps,
+    placement: feature_store.Placement | None = None,
+    folder: workdir.Workdir | None = None,
 ) -> Parts:
-    """Computes the features; `compiled` is from `compile_steps`."""
-    mesh = mesh_lib.make()
+    """Computes the features; `compiled` is from `compile_steps`, with the same placement.
+
+    Features that are kept on disk, or made by several processes, go to the run folder.
+    """
+    placement = placement or feature_store.everywhere(config.search)
     names = features.needed_maps(space, config)
     meta_train, meta_val = pretrain.split_clips(config, num_clips)
+
+    def placed(clips: np.ndarray, is_training: bool) -> feature_store.AnyStore:
+        return features.placed(
+            config, variables, clips, names, placement=placement, folder=folder, is_training=is_training
+        )
+
     return Parts(
         config=config,
         space=space,
-        mesh=mesh,
+        mesh=placement.mesh,
         steps=compiled,
         strategy=strategy,
-        train_store=mesh_lib.replicate(mesh, features.train_store(config, variables, meta_train, names)),
-        val_store=mesh_lib.replicate(mesh, features.build(config, variables, features.select(config, meta_val), names)),
+        train_store=placed(meta_train, True),
+        val_store=placed(meta_val, False),
     )
 
 
@@ -130,21 +186,32 @@ def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) ->
     state = loop.LoopState(strategy=parts.strategy.init(jax.random.fold_in(rng, 2)), shared=shared)
     sample_rng, train_rng, update_rng = (jax.random.fold_in(rng, use) for use in (3, 4, 5))
     num_shared = section.shared_steps * section.shared_genotypes
+    answers = scratch.make_answers(section, folder, loop.LOG, parts.space)
 
     def sample(strategy_state: Any, step: int) -> types.Samples:
         return parts.strategy.sample(strategy_state, jax.random.fold_in(sample_rng, step), section.genotypes_per_step)
 
     def train_fn(shared: Any, strategy_state: Any, step: int) -> tuple[Any, dict[str, float]]:
+        if section.mode == "scratch":
+            return shared, {}
         drawn = parts.strategy.sample(strategy_state, jax.random.fold_in(train_rng, step), num_shared)
         batches = training_batches(parts, np.asarray(drawn.genotypes), (config.seed, 4, step))
         logged = []
         for genotypes, clips in batches:
-            shared, metrics = parts.steps.train_shared(shared, genotypes, parts.train_store, clips)
+            shared, metrics = parts.steps.train_shared(
+                shared, genotypes, *feature_store.training(parts.train_store, clips)
+            )
             logged.append(metrics)
         values = jax.device_get(logged)
         return shared, {name: float(np.mean([value[name] for value in values])) for name in values[0]}
 
+    def evaluate_fn(shared: Any, genotypes: np.ndarray) -> list[dict[str, Any]]:
+        score_fn = functools.partial(score, parts, shared.params, num_clips=section.reward_clips)
+        return answers.evaluate(genotypes, score_fn)
+
     def update(strategy_state: Any, samples: Any, rewards: Any, valid: Any, step: int) -> tuple[Any, dict[str, Any]]:
+        if step < section.controller_warmup:
+            return strategy_state, {"num_updates": 0.0}
         return parts.strategy.update(strategy_state, samples, rewards, valid, jax.random.fold_in(update_rng, step))
 
     state = loop.search(
@@ -152,7 +219,7 @@ def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) ->
         num_steps=section.steps,
         sample=sample,
         train=train_fn,
-        evaluate=lambda shared, genotypes: score(parts, shared.params, genotypes, section.reward_clips),
+        evaluate=evaluate_fn,
         update=update,
         describe=lambda genotype: describe(parts.space, genotype, section.strategy),
         folder=folder,
@@ -174,14 +241,16 @@ def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, st
             genotypes = genotype_lib.random(
                 parts.space, np.random.default_rng(key), section.shared_genotypes, op_mask=parts.strategy.op_mask
             )
-            yield genotypes, train.draw_clips((*key, 1), parts.train_store.num_clips, _batch_shape(section))
+            yield genotypes, _draw(parts, (*key, 1), _batch_shape(section))
             step += 1
 
     return fit.fit(
         shared,
         stage="warmup",
-        num_steps=section.warmup_steps,
-        step_fn=lambda state, batch: parts.steps.train_shared(state, batch[0], parts.train_store, batch[1]),
+        num_steps=section.warmup_steps if section.mode == "share" else 0,
+        step_fn=lambda state, batch: parts.steps.train_shared(
+            state, batch[0], *feature_store.training(parts.train_store, batch[1])
+        ),
         batches_fn=batches,
         folder=folder,
         stop=stop,
@@ -193,8 +262,14 @@ def training_batches(parts: Parts, genotypes: np.ndarray, key: tuple[int, ...]) 
     """Groups of genotypes [G, L, 5], each with the clips [G, B] of its step."""
     section = parts.config.search
     groups = genotypes.reshape(section.shared_steps, section.shared_genotypes, *genotypes.shape[1:])
-    clips = train.draw_clips(key, parts.train_store.num_clips, (section.shared_steps, *_batch_shape(section)))
+    clips = _draw(parts, key, (section.shared_steps, *_batch_shape(section)))
     return list(zip(groups, clips, strict=True))
+
+
+def _draw(parts: Parts, key: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Training clips i32 [..., B], a pure function of the key; each part of a batch has clips of its own."""
+    num_clips = parts.train_store.num_clips
+    return feature_store.deal(train.draw_clips(key, num_clips, shape), num_clips, parts.config.search.batch_parts)
 
 
 def _batch_shape(section: ml_collections.ConfigDict) -> tuple[int, int]:
@@ -207,51 +282,46 @@ def describe(space: genotype_lib.Space, genotype: np.ndarray, source: str) -> di
     return {"source": source, "genotype": np.asarray(genotype).tolist(), "hash": digest}
 
 
-def score(parts: Parts, params: types.Params, genotypes: np.ndarray, num_clips: int) -> list[dict[str, Any]]:
-    """Rewards of genotypes with shared weights on the first `num_clips` meta-validation clips."""
+def score(
+    parts: Parts,
+    params: types.Params,
+    genotypes: np.ndarray,
+    num_clips: int,
+    floors: list[float | None] | None = None,
+) -> list[dict[str, Any]]:
+    """Rewards of genotypes [N, L, 5] on the first `num_clips` meta-validation clips.
+
+    With the shared weights `params`; in mode scratch each is trained from them, with the `floors` of `scratch.score`.
+    """
     section = parts.config.search
-    size = section.genotypes_per_step
     clips = evaluation_batches(min(num_clips, parts.val_store.num_clips), section)
-    records: list[dict[str, Any]] = []
+    if section.mode == "scratch":
+        return scratch.score(
+            genotypes,
+            start=parts.steps.start_alone(params),
+            train_fn=scratch.make_train(parts.config, parts.steps, parts.train_store),
+            evaluate_fn=lambda state, genotype: _score_shared(parts, state.average, genotype[None], clips)[0],
+            num_parts=section.scratch_parts,
+            floors=floors,
+        )
+    size, records = section.genotypes_per_step, []
     for start in range(0, len(genotypes), size):
         # Padded to one shape: one trace for the rewards, the random line and the re-scoring.
         rows = np.minimum(np.arange(start, start + size), len(genotypes) - 1)
-        found = steps.add_scores(
-            [parts.steps.evaluate_shared(params, genotypes[rows], parts.val_store, group) for group in clips]
-        )
-        count = min(size, len(genotypes) - start)
-        records += reward.compute(
-            found.counts[:count],
-            found.flicker[:count],
-            found.is_finite[:count],
-            **_factors(parts, genotypes[start : start + count]),
-        )
+        records += _score_shared(parts, params, genotypes[rows], clips)[: len(genotypes) - start]
     return records
 
 
-def _factors(parts: Parts, genotypes: np.ndarray) -> dict[str, Any]:
-    """The keywords of `reward.compute` for the cells of some genotypes."""
-    section, settings = parts.config.search, features.settings_of(parts.config)
-    height, width = parts.val_store.features.logits.shape[2:4]
-    macs = [
-        cost.of(parts.space, genotype, settings, (height, width)).macs + _encoder_macs(parts, settings, genotype)
-        for genotype in genotypes
-    ]
-    return {
-        "stability": section.stability,
-        "cost": section.cost,
-        "cost_target": section.cost_target,
-        "macs": macs,
-    }
-
-
-def _encoder_macs(parts: Parts, settings: ports.CellSettings, genotype: np.ndarray) -> int:
-    """Multiply-adds of the encoder stages that a cell makes necessary: in propagate mode, as far as it reads."""
-    if not settings.is_propagating:
-        return 0
-    last = stream.depth(cell_lib.used_inputs(parts.space, genotype), settings)
-    net = static_net.make(parts.config.net, settings.num_classes)
-    return static_net.num_macs(net, (parts.config.data.height, parts.config.data.width), last)
+def _score_shared(parts: Parts, params: types.Params, genotypes: np.ndarray, clips: np.ndarray) -> list[dict[str, Any]]:
+    """Rewards of a group of genotypes with the same weights on groups of batches."""
+    found = steps.add_scores(
+        [
+            parts.steps.evaluate_shared(params, genotypes, *feature_store.evaluation(parts.val_store, group))
+            for group in clips
+        ]
+    )
+    keywords = reward.factors(parts.config, parts.space, genotypes, feature_store.grid(parts.val_store))
+    return reward.compute(found.counts, found.flicker, found.is_finite, **keywords)
 
 
 def evaluation_batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
@@ -261,9 +331,10 @@ def evaluation_batches(num_clips: int, section: ml_collections.ConfigDict) -> np
     """
     num_batches = -(-section.reward_clips // section.batch_size)
     num_groups = -(-num_clips // (num_batches * section.batch_size))
-    padded = np.full(num_groups * num_batches * section.batch_size, -1, np.int32)
-    padded[:num_clips] = np.arange(num_clips)
-    return padded.reshape(num_groups, num_batches, section.batch_size)
+    batches = feature_store.in_order(
+        num_clips, num_groups * num_batches * section.batch_size, section.batch_size, section.batch_parts
+    )
+    return batches.reshape(num_groups, num_batches, section.batch_size)
 
 
 def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -> None:
@@ -281,6 +352,7 @@ def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -
 def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, stop: signals.StopFlag) -> None:
     """Derives the winner and writes its weights and its genotype."""
     config, section = parts.config, parts.config.derive
+    distributed.barrier("log")  # written by one process, read by all
     log = [record for record in folder.read(loop.LOG) if record["step"] < config.search.steps]
     probable_rng = jax.random.fold_in(jax.random.key(config.seed), 6)
     probable = np.zeros((0, parts.space.num_layers, len(genotype_lib.FIELDS)), np.int32)
@@ -305,7 +377,7 @@ def score_static(parts: Parts) -> dict[str, Any]:
     """Reward of the static network alone on the whole meta-validation split."""
     evaluate_static = steps.make_evaluate_static()
     clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
-    found = steps.add_scores([evaluate_static(parts.val_store, group) for group in clips])
+    found = steps.add_scores([evaluate_static(*feature_store.anywhere(parts.val_store, group)) for group in clips])
     return reward.compute(found.counts, found.flicker, found.is_finite, stability=parts.config.search.stability)[0]
 
 
@@ -314,5 +386,8 @@ def score_cell(parts: Parts, genotype: np.ndarray, params: types.Params) -> dict
     cell = cell_lib.make(parts.space, genotype, features.settings_of(parts.config))
     evaluate_cell = steps.make_evaluate_cell(cell)
     clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
-    found = steps.add_scores([evaluate_cell(params, parts.val_store, group) for group in clips])
-    return reward.compute(found.counts, found.flicker, found.is_finite, **_factors(parts, genotype[None]))[0]
+    found = steps.add_scores(
+        [evaluate_cell(params, *feature_store.anywhere(parts.val_store, group)) for group in clips]
+    )
+    keywords = reward.factors(parts.config, parts.space, genotype[None], feature_store.grid(parts.val_store))
+    return reward.compute(found.counts, found.flicker, found.is_finite, **keywords)[0]

@@ -1,7 +1,11 @@
 """The jitted steps on the shared weights: training and scoring. Pure functions, one trace each.
 
-On a mesh each slice of the `arch` axis runs other genotypes (`jax.shard_map`: a device executes only
-its own branches); the gradients of all are averaged by one all-reduce.
+On a mesh each slice of the `arch` axis runs other genotypes, each slice of `data` other parts of their batches
+(`jax.shard_map`: a device executes only its own branches); the gradients of all are added up by one all-reduce.
+
+A batch has `search.batch_parts` parts. Each part is normalised by its own statistics and has its own mean loss (ghost
+batches, Hoffer et al. 2017, arXiv 1705.08741), so what a step computes does not depend on how parts and genotypes are
+spread over devices, and no device waits for another inside a branch.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import mesh as mesh_lib
@@ -54,6 +59,23 @@ class SharedScores:
     is_finite: types.Array
 
 
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class AloneState:
+    """What `train_alone` changes.
+
+    Attributes:
+      params: of the supernet; only those of one genotype matter.
+      average: moving average of them.
+      opt_state: of the optimizer.
+      step: i32 [], optimizer steps taken.
+    """
+
+    params: types.Params
+    average: types.Params
+    opt_state: optax.OptState
+    step: types.Array
+
+
 class Steps(NamedTuple):
     """The steps of one search.
 
@@ -61,38 +83,46 @@ class Steps(NamedTuple):
       init: `rng -> SharedState`.
       state: its shapes.
       train_shared: `(state, genotypes i32 [G, L, 5], store, clips i32 [G, B]) -> (state, metrics)`;
-        the state is donated. G is a multiple of the mesh's `arch` slices, B of its `data` slices.
+        the state is donated. Clips are rows of the store. B is a multiple of `batch_parts`, which is one of the mesh's
+        `data` slices; where G is no multiple of its `arch` slices, some of them idle.
       evaluate_shared: `(params, genotypes i32 [N, L, 5], store, clips i32 [R, B]) -> SharedScores`;
-        clip -1 = padding. N is a multiple of the `arch` slices, B of the `data` slices.
+        clip -1 = padding. As above.
+      start_alone: `params -> AloneState` of a candidate that is trained by itself.
+      train_alone: `(state, genotype i32 [L, 5], store, clips i32 [S, B]) -> AloneState` after S optimizer steps. It
+        is not mapped over the mesh: every device does the same.
     """
 
     init: Callable[[jax.Array], SharedState]
     state: SharedState
     train_shared: Callable[..., tuple[SharedState, dict[str, jax.Array]]]
     evaluate_shared: Callable[..., SharedScores]
+    start_alone: Callable[[types.Params], AloneState]
+    train_alone: Callable[..., AloneState]
 
 
-def make(supernet: supernet_lib.Supernet, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Steps:
+def make(
+    supernet: supernet_lib.Supernet,
+    config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh,
+    *,
+    train_rows: PartitionSpec = mesh_lib.REPLICATED,
+    val_rows: PartitionSpec = mesh_lib.REPLICATED,
+) -> Steps:
     """Builds the steps.
 
     Args:
       supernet: the cell with a traced genotype.
       config: the `search` section.
       mesh: of `core.mesh`.
+      train_rows: how the rows of the store of `train_shared` lie on the mesh: a device has those of its own clips.
+      val_rows: likewise, of `evaluate_shared`.
     """
     optimizer = optim.make(config, is_constant=True)
-    gradient_fn = _make_gradient(supernet, config.label_stride)
     sharded_gradient = mesh_lib.map_shards(
-        gradient_fn,
+        _make_gradient(supernet, config.label_stride, train_rows),
         mesh,
-        in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, mesh_lib.REPLICATED, mesh_lib.BY_ARCH_AND_DATA),
+        in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, train_rows, mesh_lib.BY_ARCH_AND_DATA),
         out_specs=mesh_lib.REPLICATED,
-    )
-    sharded_scores = mesh_lib.map_shards(
-        _make_scores(supernet),
-        mesh,
-        in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, mesh_lib.REPLICATED, mesh_lib.BATCHES_BY_DATA),
-        out_specs=mesh_lib.BY_ARCH,
     )
 
     def initial(rng: jax.Array) -> SharedState:
@@ -106,7 +136,12 @@ def make(supernet: supernet_lib.Supernet, config: ml_collections.ConfigDict, mes
         state: SharedState, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
     ) -> tuple[SharedState, dict[str, jax.Array]]:
         chex.assert_rank([genotypes, clips], [3, 2])
-        gradient, step_metrics = sharded_gradient(state.params, genotypes, store, clips)
+        units = mesh_lib.split_units(mesh, genotypes, clips, config.batch_parts)
+        gradient, loss, share_finite = jax.tree.map(
+            lambda total: total / (clips.shape[0] * config.batch_parts),
+            sharded_gradient(state.params, units[0], store, units[1]),
+        )
+        step_metrics = {"loss": loss / jnp.maximum(share_finite, 1e-6), "share_finite": share_finite}
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         step_metrics["gradient_norm"] = optax.tree.norm(gradient)
         params = optax.apply_updates(state.params, updates)
@@ -117,8 +152,58 @@ def make(supernet: supernet_lib.Supernet, config: ml_collections.ConfigDict, mes
         init,
         jax.eval_shape(initial, jax.random.key(0)),
         compilation.jit(train_shared, donate_argnums=0, out_shardings=replicated),
-        compilation.jit(sharded_scores, out_shardings=replicated),
+        compilation.jit(_make_evaluate(supernet, config.batch_parts, mesh, val_rows), out_shardings=replicated),
+        *_make_alone(supernet, config, mesh),
     )
+
+
+def _make_alone(
+    supernet: supernet_lib.Supernet, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[Callable[[types.Params], AloneState], Callable[..., AloneState]]:
+    """`Steps.start_alone` and `Steps.train_alone`."""
+    optimizer = optim.make(config, is_constant=True)
+    loss_fn = _make_loss(supernet, config.label_stride)
+
+    def start(params: types.Params) -> AloneState:
+        opt_state = optimizer.init(params)
+        return AloneState(params=params, average=params, opt_state=opt_state, step=jnp.zeros((), jnp.int32))
+
+    def train_alone(state: AloneState, genotype: jax.Array, store: types.FeatureStore, clips: jax.Array) -> AloneState:
+        chex.assert_rank([genotype, clips], 2)
+
+        def step(state: AloneState, batch: jax.Array) -> tuple[AloneState, None]:
+            features, labels = take(store, batch)
+            grads = jax.grad(loss_fn)(state.params, genotype, features, labels)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            average = optim.polyak(config.scratch_polyak, state.average, params, state.step)
+            return AloneState(params=params, average=average, opt_state=opt_state, step=state.step + 1), None
+
+        return jax.lax.scan(step, state, clips)[0]
+
+    where = mesh_lib.replicated(mesh)
+    return compilation.jit(start, out_shardings=where), compilation.jit(train_alone, out_shardings=where)
+
+
+def _make_evaluate(
+    supernet: supernet_lib.Supernet, num_parts: int, mesh: jax.sharding.Mesh, rows: PartitionSpec
+) -> Callable[..., SharedScores]:
+    """`Steps.evaluate_shared`, not jitted."""
+    sharded_scores = mesh_lib.map_shards(
+        _make_scores(supernet, rows),
+        mesh,
+        in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, rows, mesh_lib.BATCHES_BY_DATA),
+        out_specs=mesh_lib.BY_ARCH,
+    )
+
+    def evaluate_shared(
+        params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
+    ) -> SharedScores:
+        batches = mesh_lib.split_batches(mesh, clips, num_parts)
+        scores = sharded_scores(params, mesh_lib.pad_genotypes(mesh, genotypes), store, batches)
+        return jax.tree.map(lambda x: mesh_lib.keep_whole(mesh, x)[: genotypes.shape[0]], scores)
+
+    return evaluate_shared
 
 
 def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, jax.Array]:
@@ -127,35 +212,41 @@ def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, j
     return features, store.labels[clips]
 
 
-def _make_gradient(
-    supernet: supernet_lib.Supernet, label_stride: int
-) -> Callable[..., tuple[types.Params, dict[str, jax.Array]]]:
-    """Mean gradient over the genotypes of every device, each on its own clips."""
+def _make_loss(supernet: supernet_lib.Supernet, label_stride: int) -> Callable[..., jax.Array]:
+    """`(params, genotype, features, labels) -> loss`, the mean over the labelled pixels of all frames."""
 
     def loss_fn(params: types.Params, genotype: jax.Array, features: types.Features, labels: jax.Array) -> jax.Array:
         logits = supernet.unroll(params, genotype, features)
         targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), label_stride)
         return losses.cross_entropy(logits, targets)[0]
 
+    return loss_fn
+
+
+def _make_gradient(
+    supernet: supernet_lib.Supernet, label_stride: int, rows_spec: PartitionSpec
+) -> Callable[..., tuple[types.Params, jax.Array, jax.Array]]:
+    """Sums of gradient, loss and "is finite" over the units of every device: a part of a batch of one genotype each."""
+    loss_fn = _make_loss(supernet, label_stride)
+
     def gradient(
         params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
-    ) -> tuple[types.Params, dict[str, jax.Array]]:
+    ) -> tuple[types.Params, jax.Array, jax.Array]:
         def one(
             total: types.Params, xs: tuple[jax.Array, jax.Array]
         ) -> tuple[types.Params, tuple[jax.Array, jax.Array]]:
             genotype, batch = xs
-            features, labels = take(store, batch)
+            features, labels = take(store, jnp.maximum(batch, 0))
             loss, grads = jax.value_and_grad(loss_fn)(params, genotype, features, labels)
             # A candidate that diverges must not poison the weights that all share.
-            is_finite = jnp.isfinite(optax.tree.norm(grads))
-            total = jax.tree.map(lambda t, g: t + jnp.where(is_finite, g, 0.0), total, grads)
-            return total, (jnp.where(is_finite, loss, 0.0), is_finite.astype(jnp.float32))
+            counts = jnp.isfinite(optax.tree.norm(grads)) & (batch[0] >= 0)
+            total = jax.tree.map(lambda t, g: t + jnp.where(counts, g, 0.0), total, grads)
+            return total, (jnp.where(counts, loss, 0.0), counts.astype(jnp.float32))
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        total, (losses, finite) = jax.lax.scan(one, zeros, (genotypes, clips))
-        local = (jax.tree.map(lambda t: t / clips.shape[0], total), losses.mean(), finite.mean())
-        grads, loss, share_finite = mesh_lib.mean_over_mesh(local)
-        return grads, {"loss": loss / jnp.maximum(share_finite, 1e-6), "share_finite": share_finite}
+        rows = mesh_lib.local_rows(clips, store.num_clips, rows_spec)
+        units = jnp.repeat(genotypes, rows.shape[1], axis=0), rows.reshape(-1, rows.shape[2])
+        total, (losses, finite) = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), units)
+        return mesh_lib.sum_over_mesh((total, losses.sum(), finite.sum()))
 
     return gradient
 
@@ -218,12 +309,15 @@ def make_evaluate_cell(cell: cell_lib.Cell) -> Callable[..., SharedScores]:
     return compilation.jit(evaluate_cell)
 
 
-def _make_scores(supernet: supernet_lib.Supernet) -> Callable[..., SharedScores]:
+def _make_scores(supernet: supernet_lib.Supernet, rows_spec: PartitionSpec) -> Callable[..., SharedScores]:
     """Counts of every genotype on every clip of every device."""
 
     def scores(params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array) -> SharedScores:
+        rows = mesh_lib.local_rows(clips, store.num_clips, rows_spec)
+        batches = rows.reshape(-1, rows.shape[2])
+
         def one(genotype: jax.Array) -> SharedScores:
-            return _sum_batches(lambda features: supernet.unroll(params, genotype, features), store, clips)
+            return _sum_batches(lambda features: supernet.unroll(params, genotype, features), store, batches)
 
         local = jax.lax.map(one, genotypes)
         total = mesh_lib.sum_over_data((local.counts, local.flicker, (~local.is_finite).astype(jnp.int32)))
