@@ -13,7 +13,7 @@ def get_config():
     config.space.mode = "propagate"
     config.space.inputs = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff")
     config.schedule.interval = 5
-    config.schedule.threshold = 0.2  # of low_latency: 30 % key frames on held-out training clips (0.1: 99 %, 0.25: 20 %)
+    config.schedule.threshold = 0.2  # of low_latency: 30 % key frames on held-out clips (0.1: 99 %, 0.25: 20 %)
     config.data.num_frames = 5  # the longest stretch: a key frame and the four that follow
     config.controller.learning_rate = 3e-3
     config.controller.buffer = 20

@@ -297,7 +297,7 @@ def test_leave_one_out_is_one_compilation_for_all_searches(folder):
         records = ablate_runs.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4, parts=fresh)
     assert [record["without"] for record in records] == [None, *OPERATIONS]
     assert fresh.steps.train_shared._cache_size() == fresh.steps.evaluate_shared._cache_size() == 1
-    once = dict.fromkeys(("initial", "init", "train_shared", "scores", "learn"), 1)
+    once = dict.fromkeys(("initial", "init", "train_shared", "evaluate_shared", "learn"), 1)
     # Genotypes to score and genotypes to train on are drawn in two numbers.
     assert {name[4:-1]: count for name, count in counts.items()} == {**once, "sample": 2}
     place = folder.path / ablate_runs.FOLDER / "search_4_steps_2_warmup"
@@ -391,7 +391,7 @@ def test_the_table_of_searches_compares_with_the_whole(tmp_path):
     [
         ({"what": "leave_one_out"}, "unknown 'leave_one_out', did you mean 'leave-one-out'"),
         ({"what": "leave-one-out", "genotype": "x.json"}, "takes none"),
-        ({"what": "replace", "num_steps": 3}, "replace trains nothing"),
+        ({"what": "replace", "num_steps": 3}, "replace scores as the search did"),
         ({"what": "retrain", "num_steps": 0}, "--steps: must be at least 1"),
         ({"what": "retrain", "limit": 0}, "--limit: must be at least 1"),
         ({"genotype": "missing.json"}, "missing.json: no such file"),

@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import types as types_lib
 
 import chex
 import jax
@@ -17,7 +16,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, mesh, signals, types, workdir
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import features, losses, optim
-from dvsnas_jax.search import bench, derive, loop, pipeline, reward, steps
+from dvsnas_jax.search import bench, derive, loop, reward, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import ports
@@ -128,6 +127,22 @@ def test_reward_is_the_geometric_mean_times_stability() -> None:
     assert records[2] == {"reward": None, "status": "diverged"}
 
 
+def test_reward_with_all_factors_keeps_every_part() -> None:
+    counts, flicker = np.array([[[3, 1], [0, 4]]]), np.array([[2, 8]])
+    record = reward.compute(
+        counts, flicker, np.array([True]), stability=0.5, macs=[8_000_000], cost=0.25, cost_target=0.5
+    )[0]
+    # Class IoU 3/4 and 4/5, frequencies 1/2 and 1/2, class accuracies 3/4 and 1; 1 - 2/8; (0.5 / 8)^(1/4) = 1/2.
+    expected = (0.775 * 0.775 * 0.875) ** (1 / 3) * 0.75**0.5 * 0.5
+    assert record.pop("reward") == pytest.approx(expected)
+    parts = {"miou": 0.775, "fwiou": 0.775, "class_accuracy": 0.875, "accuracy": 0.875, "flicker": 0.25}
+    assert record.pop("status") == "ok" and record.pop("macs") == 8_000_000
+    assert record == pytest.approx(parts)
+    unequal = reward.compute(np.array([[[1, 0], [1, 6]]]), flicker, np.array([True]), stability=0.0)[0]
+    assert unequal["fwiou"] == pytest.approx(1 / 8 * 1 / 2 + 7 / 8 * 6 / 7)
+    assert unequal["class_accuracy"] == pytest.approx((1 + 6 / 7) / 2) and unequal["accuracy"] == pytest.approx(7 / 8)
+
+
 def test_derive_takes_the_best_distinct_and_keeps_the_winner() -> None:
     genotypes = genotype_lib.random(SPACE, np.random.default_rng(0), 4)
     hashes = [genotype_lib.digest(SPACE, g) for g in genotypes]
@@ -136,6 +151,8 @@ def test_derive_takes_the_best_distinct_and_keeps_the_winner() -> None:
         {"step": i, "index": 0, "genotype": genotypes[g].tolist(), "hash": hashes[g], "reward": r}
         for i, (g, r) in enumerate(rewards)
     ]
+    # The same cell as the first, written otherwise.
+    records.append({**records[1], "genotype": genotypes[2].tolist(), "hash": hashes[2], "same_as": hashes[1]})
     chosen = derive.candidates(SPACE, records, genotypes[[0, 3]], num_rewarded=2)
     np.testing.assert_array_equal(chosen, genotypes[[1, 0, 3]])
     rescored = [{"reward": 0.3}, {"reward": None}, {"reward": 0.6}]
@@ -322,13 +339,12 @@ def test_in_propagate_mode_a_cell_pays_for_the_encoder_stages_that_it_reads() ->
     config = config_lib.defaults()
     config.space.update({"mode": "propagate", "inputs": ("prev_state", "stage1", "stage2")})
     space = genotype_lib.Space(inputs=config.space.inputs, num_layers=1, operations=("none", "skip"))
-    parts = types_lib.SimpleNamespace(space=space, config=config)
     settings = features.settings_of(config)
     net = static_net.make(config.net, settings.num_classes)
     size = config.data.height, config.data.width
     for inputs, ops, last in (([0, 2], [1, 1], "stage2"), ([0, 2], [1, 0], "image"), ([1, 0], [1, 1], "stage1")):
         genotype = np.array([[*inputs, *ops, 0]], np.int32)
         expected = static_net.num_macs(net, size, last)
-        assert pipeline._encoder_macs(parts, settings, genotype) == expected  # type: ignore[arg-type]
+        assert reward.encoder_macs(config, space, genotype) == expected
     config.space.mode = "refine"
-    assert pipeline._encoder_macs(parts, features.settings_of(config), genotype) == 0  # type: ignore[arg-type]
+    assert reward.encoder_macs(config, space, genotype) == 0

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from dvsnas_jax.controller import evolution, ppo, reinforce, uniform
 from dvsnas_jax.controller import policy as policy_lib
-from dvsnas_jax.controller import ppo
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.space import genotype
 
@@ -97,7 +97,7 @@ def operation_mask(space: genotype.Space, masked: tuple[str, ...]) -> np.ndarray
 
 
 class _Compiled(NamedTuple):
-    """The jitted functions of PPO, which strategies under several masks share."""
+    """The jitted functions of a strategy with a policy, which strategies under several masks share."""
 
     init: Callable[..., Any]
     draw: Callable[..., Any]
@@ -108,6 +108,18 @@ class _Compiled(NamedTuple):
 
 def make_ppo(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
     """The recurrent policy trained with PPO."""
+    return _make_learned(space, controller_config, ppo.make)
+
+
+def make_reinforce(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
+    """The recurrent policy trained with the plain policy gradient."""
+    return _make_learned(space, controller_config, reinforce.make)
+
+
+def _make_learned(
+    space: genotype.Space, controller_config: ml_collections.ConfigDict, make_fn: Callable[..., Any]
+) -> Strategy:
+    """The recurrent policy trained with an algorithm: `make_fn(policy, config)` has `init` and `learn`."""
     op_mask = operation_mask(space, tuple(controller_config.masked_operations))
     policy = policy_lib.make(
         space,
@@ -115,7 +127,7 @@ def make_ppo(space: genotype.Space, controller_config: ml_collections.ConfigDict
         lstm_layers=controller_config.lstm_layers,
         init_scale=controller_config.init_scale,
     )
-    algorithm = ppo.make(policy, controller_config)
+    algorithm = make_fn(policy, controller_config)
     compiled = _Compiled(
         init=compilation.jit_once(algorithm.init),
         draw=compilation.jit(policy.sample, static_argnames="num"),
@@ -123,31 +135,30 @@ def make_ppo(space: genotype.Space, controller_config: ml_collections.ConfigDict
         score=compilation.jit(policy.score),
         learn=compilation.jit(algorithm.learn, donate_argnums=0),
     )
-    return _masked_ppo(space, compiled, op_mask)
+    return _masked_learned(space, compiled, op_mask)
 
 
-def _masked_ppo(space: genotype.Space, compiled: _Compiled, host_mask: np.ndarray) -> Strategy:
-    """PPO under one mask."""
+def _masked_learned(space: genotype.Space, compiled: _Compiled, host_mask: np.ndarray) -> Strategy:
+    """A trained policy under one mask."""
     init, draw, find_mode, score, learn = compiled
     op_mask = jax.device_put(host_mask)
 
-    def sample(state: ppo.PPOState, rng: jax.Array, num: int) -> types.Samples:
+    def sample(state: Any, rng: jax.Array, num: int) -> types.Samples:
         samples = draw(state.params, rng, op_mask, num=num)
         chex.assert_shape(samples.genotypes, (num, space.num_layers, len(genotype.FIELDS)))
         chex.assert_shape([samples.log_prob, samples.entropy], (num,))
         return samples
 
     def update(
-        state: ppo.PPOState, samples: types.Samples, rewards: types.Array, valid: types.Array, rng: jax.Array
-    ) -> tuple[ppo.PPOState, Metrics]:
-        scores = jax.device_put((np.asarray(rewards, np.float32), np.asarray(valid, bool)))
-        state, metrics = learn(state, samples, *scores, rng, op_mask)
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        state: Any, samples: types.Samples, rewards: types.Array, valid: types.Array, rng: jax.Array
+    ) -> tuple[Any, Metrics]:
+        state, metrics = learn(state, samples, *_on_device(rewards, valid), rng, op_mask)
+        values = _floats(metrics)
         if not values["num_updates"]:
             values = {name: values[name] for name in ("num_updates", "baseline")}
         return state, values
 
-    def probable(state: ppo.PPOState, rng: jax.Array, num: int) -> np.ndarray:
+    def probable(state: Any, rng: jax.Array, num: int) -> np.ndarray:
         first = find_mode(state.params, op_mask)[None]
         pool = {row.tobytes(): (row, value) for row, value in _scored(first, score(state.params, first, op_mask)[0])}
         num_candidates = max(NUM_CANDIDATES, num)
@@ -166,8 +177,16 @@ def _masked_ppo(space: genotype.Space, compiled: _Compiled, host_mask: np.ndarra
         update=update,
         probable=probable,
         op_mask=host_mask,
-        with_mask=functools.partial(_masked_ppo, space, compiled),
+        with_mask=functools.partial(_masked_learned, space, compiled),
     )
+
+
+def _on_device(rewards: types.Array, valid: types.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.device_put((np.asarray(rewards, np.float32), np.asarray(valid, bool)))
+
+
+def _floats(metrics: dict[str, jax.Array]) -> Metrics:
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
 def _scored(genotypes: types.Array, log_prob: types.Array) -> list[tuple[np.ndarray, float]]:
@@ -176,29 +195,79 @@ def _scored(genotypes: types.Array, log_prob: types.Array) -> list[tuple[np.ndar
     return [(row, float(value)) for row, value in zip(rows, values, strict=True)]
 
 
+class _Breeding(NamedTuple):
+    """The jitted functions of evolution, which strategies under several masks share."""
+
+    init: Callable[..., Any]
+    draw: Callable[..., Any]
+    draw_uniform: Callable[..., Any]
+    learn: Callable[..., Any]
+
+
+def make_evolution(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
+    """Regularised evolution: mutated winners of small tournaments, the oldest members die."""
+    op_mask = operation_mask(space, tuple(controller_config.masked_operations))
+    algorithm = evolution.make(space, controller_config)
+    draw_uniform = functools.partial(uniform.draw, policy_lib.token_table(space))
+    compiled = _Breeding(
+        init=compilation.jit_once(algorithm.init),
+        draw=compilation.jit(algorithm.sample, static_argnames="num"),
+        draw_uniform=compilation.jit(draw_uniform, static_argnames="num"),
+        learn=compilation.jit(algorithm.learn, donate_argnums=0),
+    )
+    return _masked_evolution(compiled, op_mask)
+
+
+def _masked_evolution(compiled: _Breeding, host_mask: np.ndarray) -> Strategy:
+    """Evolution under one mask."""
+    init, draw, draw_uniform, learn = compiled
+    op_mask = jax.device_put(host_mask)
+
+    def sample(state: Any, rng: jax.Array, num: int) -> types.Samples:
+        return draw(state, rng, op_mask, num=num)
+
+    def update(
+        state: Any, samples: types.Samples, rewards: types.Array, valid: types.Array, rng: jax.Array
+    ) -> tuple[Any, Metrics]:
+        del rng
+        state, metrics = learn(state, samples, *_on_device(rewards, valid))
+        return state, _floats(metrics)
+
+    def probable(state: Any, rng: jax.Array, num: int) -> np.ndarray:
+        members, rewards, filled = jax.device_get((state.genotypes, state.reward, state.filled()))
+        order = sorted(np.flatnonzero(filled), key=lambda row: (-rewards[row], members[row].tobytes()))
+        allowed = [members[row] for row in order if host_mask[members[row][:, 2:4]].all()]
+        found = {row.tobytes(): row for row in allowed}
+        for turn in range(MAX_DRAWS):
+            if len(found) >= num:
+                break
+            turn_rng, size = jax.random.fold_in(rng, turn), max(NUM_CANDIDATES, num)
+            # Children first; where those are too few, any genotype.
+            drawn = draw_uniform(turn_rng, op_mask, num=size) if turn else draw(state, turn_rng, op_mask, num=size)
+            for row in jax.device_get(drawn.genotypes):
+                found.setdefault(row.tobytes(), row)
+        return np.stack(list(found.values())[:num])
+
+    return Strategy(
+        init=init,
+        sample=sample,
+        update=update,
+        probable=probable,
+        op_mask=host_mask,
+        with_mask=functools.partial(_masked_evolution, compiled),
+    )
+
+
 def make_random(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
     """Uniform draws: the line that every search is compared with. It learns nothing."""
     op_mask = operation_mask(space, tuple(controller_config.masked_operations))
-    table = policy_lib.token_table(space)
 
-    @jax.jit
     def init(rng: jax.Array) -> State:
         del rng
         return {"num_seen": jnp.zeros((), jnp.int32)}
 
-    @jax.jit(static_argnames="num")
-    def draw(rng: jax.Array, op_mask: jax.Array, num: int) -> types.Samples:
-        allowed = table.mask(op_mask)
-        log_size = jnp.log(allowed.sum(axis=1)).sum()
-        logits = jnp.where(allowed, 0.0, -jnp.inf)
-        tokens = jax.random.categorical(rng, logits, shape=(num, table.num_tokens)) - table.offsets[None]
-        return types.Samples(
-            genotypes=tokens.astype(jnp.int32).reshape(num, space.num_layers, len(genotype.FIELDS)),
-            log_prob=jnp.full(num, -log_size),
-            entropy=jnp.full(num, log_size),
-        )
-
-    return _masked_random(init, draw, op_mask)
+    draw = compilation.jit(functools.partial(uniform.draw, policy_lib.token_table(space)), static_argnames="num")
+    return _masked_random(compilation.jit_once(init), draw, op_mask)
 
 
 def _masked_random(
@@ -241,5 +310,7 @@ def _masked_random(
 
 TABLE: dict[str, Callable[[genotype.Space, ml_collections.ConfigDict], Strategy]] = {
     "ppo": make_ppo,
+    "reinforce": make_reinforce,
+    "evolution": make_evolution,
     "random": make_random,
 }

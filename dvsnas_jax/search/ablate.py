@@ -1,6 +1,6 @@
 """What a cell owes to each of its tokens, and a search to each operation: the genotype and the mask are data.
 
-Three questions: `replace` (shared weights of a finished search, one token changed), `leave-one-out` (searches under
+Three questions: `replace` (one token changed, scored as in the search), `leave-one-out` (searches under
 masks, one compiled program for all), `retrain` (one token changed, trained from scratch as a static graph).
 """
 
@@ -133,7 +133,7 @@ def _check(folder: workdir.Workdir, what: str, genotype: str | None, num_steps: 
     if what == ablate_runs.LEAVE_ONE_OUT and genotype:
         raise errors.UserError("--genotype: leave-one-out searches for genotypes, it takes none")
     if what == ablate_runs.REPLACE and num_steps is not None:
-        raise errors.UserError("--steps: replace trains nothing, it takes no number of steps")
+        raise errors.UserError("--steps: replace scores as the search did, it takes no number of steps")
     for flag, value in (("--steps", num_steps), ("--limit", limit)):
         if value is not None and value < 1:
             raise errors.UserError(f"{flag}: must be at least 1, got {value}")

@@ -41,7 +41,7 @@ def write_replacements(folder: workdir.Workdir, what: str, genotype: Mapping[str
     """
     base, rows = records[0]["reward"], tokens(records)
     content = {"what": what, "genotype": genotype, "reward": base, "tokens": rows, "records": list(records)}
-    title = "retrained from scratch" if what == "retrain" else "shared weights of the search"
+    title = "retrained from scratch" if what == "retrain" else "scored as in the search"
     lines = [
         f"Change of the reward x 100 when one token is replaced, {title}; "
         f"the genotype itself: {_points(base, is_signed=False)}",

@@ -74,12 +74,12 @@ def replace(
     rows: np.ndarray,
     chosen: Sequence[variants_lib.Variant],
 ) -> list[dict[str, Any]]:
-    """Rewards with the shared weights, of the genotype first; all of them run the same compiled program."""
+    """Rewards as in the search, of the genotype first; all of them run the same compiled program."""
     space = features.space_of(config)
     log = _Log(folder, space, {"what": REPLACE, "base": genotype_lib.digest(space, rows)})
     pending = log.pending(rows, chosen)
     if pending:
-        parts = assemble(config, folder, is_training=False)
+        parts = assemble(config, folder, is_training=config.search.mode == "scratch")
         params = trained_weights(parts, folder)
         size = config.search.genotypes_per_step
         with progress.bar(len(pending), REPLACE) as bar:

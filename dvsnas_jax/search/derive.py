@@ -28,7 +28,8 @@ def candidates(
     Returns:
       i32 [N, L, 5], distinct.
     """
-    scored = [record for record in records if record.get("reward") is not None]
+    # A cell that was answered from the log stands there already, written otherwise.
+    scored = [record for record in records if record.get("reward") is not None and "same_as" not in record]
     scored.sort(key=lambda record: (-record["reward"], record["step"], record["index"]))
     chosen: dict[str, np.ndarray] = {}
     for record in scored:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import types
-from dvsnas_jax.run import metrics
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import features, metrics, stream
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import cost as cost_lib
+from dvsnas_jax.space import genotype as genotype_lib
 
 PARTS = ("miou", "fwiou", "class_accuracy")
 """Whose geometric mean is the reward; the accuracy is the mean over classes, as in the sibling code."""
@@ -69,3 +74,30 @@ def cost_factor(macs: float, cost: float, cost_target: float) -> float:
       cost_target: in millions of multiply-adds.
     """
     return min(1.0, cost_target * 1e6 / max(macs, 1)) ** cost
+
+
+def factors(
+    config: ml_collections.ConfigDict, space: genotype_lib.Space, genotypes: np.ndarray, grid: tuple[int, int]
+) -> dict[str, Any]:
+    """The keywords of `compute` for the cells of some genotypes, i32 [N, L, 5], on a feature grid (height, width)."""
+    section, settings = config.search, features.settings_of(config)
+    macs = [
+        cost_lib.of(space, genotype, settings, grid).macs + encoder_macs(config, space, genotype)
+        for genotype in genotypes
+    ]
+    return {
+        "stability": section.stability,
+        "cost": section.cost,
+        "cost_target": section.cost_target,
+        "macs": macs,
+    }
+
+
+def encoder_macs(config: ml_collections.ConfigDict, space: genotype_lib.Space, genotype: np.ndarray) -> int:
+    """Multiply-adds of the encoder stages that a cell makes necessary: in propagate mode, as far as it reads."""
+    settings = features.settings_of(config)
+    if not settings.is_propagating:
+        return 0
+    last = stream.depth(cell_lib.used_inputs(space, genotype), settings)
+    net = static_net.make(config.net, settings.num_classes)
+    return static_net.num_macs(net, (config.data.height, config.data.width), last)

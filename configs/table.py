@@ -1,0 +1,40 @@
+"""The tabular benchmark: a sub-space of 896 distinct cells, small enough to train every one of them alone.
+
+Command: dvsnas compare-strategies --config=configs/table.py --make-table --workdir=runs/table
+Time: see the head of the table.
+Score: see the README.
+"""
+
+from dvsnas_jax.core import config as config_lib
+
+
+def get_config():
+    config = config_lib.defaults()
+    config.data.height = 48
+    config.data.width = 64
+    config.data.crop_height = 48
+    config.data.crop_width = 64
+    config.data.num_frames = 3
+    config.data.num_train_clips = 240
+    config.net.encoder = "resnet18"
+    config.net.width = 0.25
+    config.net.decoder_channels = 32
+    config.pretrain.steps = 400
+    config.pretrain.eval_every = 100
+    config.pretrain.checkpoint_every = 200
+    config.space.mode = "propagate"
+    config.space.inputs = ("prev_state", "prev_logits", "stage1", "stage2", "image_diff")
+    config.space.num_layers = 1
+    config.space.operations = ("none", "skip", "sep_conv_3x3", "sep_conv_3x3_dil3", "global_average_pool")
+    config.space.aggregations = ("sum", "gate", "warp")
+    config.space.channels = 16
+    config.search.meta_val_fraction = 0.25
+    config.search.batch_size = 20
+    config.search.reward_clips = 60
+    config.train.steps = 100
+    config.train.batch_size = 4
+    config.train.learning_rate = 1e-2
+    config.train.warmup_steps = 5
+    config.train.polyak = 0.9
+    config.train.label_stride = 4
+    return config

@@ -1,0 +1,130 @@
+"""The command that shows whether a search finds anything: compare-strategies."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import Any
+
+from dvsnas_jax.commands import common
+from dvsnas_jax.core import errors
+
+PACKAGED = "packaged"
+
+
+def register(add: common.Add) -> None:
+    """Adds the command."""
+    compare = add(
+        "compare-strategies",
+        _compare,
+        "compare search strategies on equal budgets, on a table of rewards or by real searches",
+        "--table --strategies=ppo,random --seeds=200 --budget=0.05 --output=runs/strategies",
+    )
+    common.add_config(compare, is_required=False)
+    compare.add_argument(
+        "--table", nargs="?", const=PACKAGED, metavar="FILE",
+        help="replay against a table of rewards; alone: the table of the package",
+    )  # fmt: skip
+    compare.add_argument("--make-table", action="store_true", help="train all cells of the config's space into a table")
+    compare.add_argument("--workdir", metavar="DIR", help="run folder of real searches and of --make-table")
+    compare.add_argument("--strategies", metavar="NAMES", default="ppo,random", help="separated by commas")
+    compare.add_argument(
+        "--seeds", type=int, metavar="N",
+        help="runs of each strategy (default: 200 on a table, else 3); with --make-table: trainings of each cell (2)",
+    )  # fmt: skip
+    compare.add_argument(
+        "--budget", type=float, metavar="X", default=0.05,
+        help="evaluations of a run on a table, below 1: as a share of its cells (default: 0.05)",
+    )  # fmt: skip
+    compare.add_argument("--per-step", type=int, metavar="N", default=3, help="on a table: genotypes between updates")
+    compare.add_argument(
+        "--training-seeds", metavar="N,...", help="columns of the table to use, separated by commas; default: all"
+    )
+    compare.add_argument(
+        "--cached", action="store_true", help="a cell evaluated before is answered from the log and costs nothing"
+    )
+    compare.add_argument("--top", type=int, metavar="N", default=5, help="derived cells of each search to retrain")
+    compare.add_argument(
+        "--correlate", type=int, metavar="N", default=30,
+        help="genotypes behind the rank correlation of rewards with stand-alone quality, 0 = none",
+    )  # fmt: skip
+    compare.add_argument("--output", metavar="DIR", help="folder of the report; default: the run folder, or none")
+    common.add_compile_cache(compare)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    if arguments.seeds is not None and arguments.seeds < 1:
+        raise errors.UserError(f"--seeds: must be at least 1, got {arguments.seeds}")
+    if arguments.table and arguments.make_table:
+        raise errors.UserError("--make-table: makes a table, --table reads one; give one of them")
+    if arguments.table:
+        _print(_replay(arguments))
+        return
+    for flag, value in (("--config", arguments.config), ("--workdir", arguments.workdir)):
+        if not value:
+            raise errors.UserError(f"{flag}: is needed, or --table to replay against the table of the package")
+    if arguments.make_table:
+        _make_table(arguments)
+    else:
+        _print(_search(arguments))
+
+
+def _print(report: Any) -> None:
+    print(report.text)
+    for path in report.paths:
+        print(f"written: {path}")
+
+
+def _names(arguments: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name for name in arguments.strategies.split(",") if name)
+
+
+def _output(arguments: argparse.Namespace) -> pathlib.Path | None:
+    return pathlib.Path(arguments.output) if arguments.output else None
+
+
+def _replay(arguments: argparse.Namespace) -> Any:
+    from dvsnas_jax.search import replay, table
+
+    return replay.run(
+        table.load(table.PACKAGED if arguments.table == PACKAGED else pathlib.Path(arguments.table)),
+        _names(arguments),
+        config_path=arguments.config,
+        overrides=arguments.overrides,
+        budget=arguments.budget,
+        num_runs=200 if arguments.seeds is None else arguments.seeds,
+        per_step=arguments.per_step,
+        training_seeds=arguments.training_seeds,
+        is_cached=arguments.cached,
+        output=_output(arguments),
+    )
+
+
+def _make_table(arguments: argparse.Namespace) -> None:
+    from dvsnas_jax.search import table, table_maker
+
+    num_seeds = arguments.seeds or 2
+    command = (
+        f"dvsnas compare-strategies --make-table --config={arguments.config} --workdir={arguments.workdir} "
+        f"--seeds={num_seeds}"
+    )
+    folder = common.open_workdir(arguments.workdir)
+    made = table_maker.run(common.load_config(arguments), folder, num_seeds=num_seeds, command=command)
+    path = _output(arguments) or folder.path
+    table.save(made, path / "table.json")
+    print(f"{made.num_cells} cells, {made.rewards.shape[1]} trainings each")
+    print(f"written: {path / 'table.json'}")
+
+
+def _search(arguments: argparse.Namespace) -> Any:
+    from dvsnas_jax.search import evidence_runs
+
+    return evidence_runs.run(
+        common.load_config(arguments),
+        common.open_workdir(arguments.workdir),
+        _names(arguments),
+        num_seeds=3 if arguments.seeds is None else arguments.seeds,
+        num_top=arguments.top,
+        num_correlated=arguments.correlate,
+        output=_output(arguments),
+    )

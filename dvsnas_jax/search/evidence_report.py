@@ -1,0 +1,111 @@
+"""What strategies found, as JSON, as a table in Markdown and as a picture."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dvsnas_jax.core import errors
+from dvsnas_jax.run import figures
+
+COLORS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.SKY, figures.GREY, figures.INK)
+NAME = "strategies"
+Results = Mapping[str, Mapping[str, Any]]
+
+
+class Report(NamedTuple):
+    """What a comparison found.
+
+    Attributes:
+      content: of the JSON file.
+      text: the table.
+      paths: the files written.
+    """
+
+    content: dict[str, Any]
+    text: str
+    paths: list[str]
+
+
+def write_replays(content: dict[str, Any], output: pathlib.Path | None) -> Report:
+    """Writes the comparison of strategies on a table.
+
+    Args:
+      content: `results` (strategy -> what `evidence.summarize` returns), `verdict`, and the settings `budget`,
+        `num_runs`, `num_cells`, `training_seeds`, `is_cached`.
+      output: a folder for the files; None: only the text is made.
+    """
+    results, verdict = content["results"], content["verdict"]
+    repeats = "answered from the log, free" if content["is_cached"] else "cost an evaluation each"
+    lines = [
+        f"{content['num_runs']} runs of {content['budget']} evaluations, on {content['num_cells']} distinct cells; "
+        f"repeated cells {repeats}; training seeds {', '.join(map(str, content['training_seeds']))}. "
+        "Rewards and regrets x 100, 95 % intervals in brackets.",
+        "",
+        "| strategy | regret, median | regret, mean | chooses a top-1 % cell | evaluates one | reward, last quarter "
+        "| new cells | s a run |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        cells = [name, _points(result["regret_median"]), _points(result["regret_mean"])]
+        cells += [_percent(result["chosen_top"]), _percent(result["seen_top"]), _points(result["last_quarter"])]
+        cells += [f"{100 * result['distinct']['value']:.0f} %", f"{result['seconds_per_run']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", f"Least median regret: {verdict['best']}."]
+    if verdict["regret_by_random"]:
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in verdict["regret_by_random"].items())
+        lines[-1] += f" Median regret as a share of random's: {ratios}."
+    return write(content, lines, output, lambda path: _draw_replays(results, path))
+
+
+def write(content: dict[str, Any], lines: Sequence[str], output: pathlib.Path | None, draw_fn: Any) -> Report:
+    """The three files, if there is a folder for them.
+
+    Raises:
+      UserError: the folder cannot be made.
+    """
+    text = "\n".join(lines)
+    if output is None:
+        return Report(content, text, [])
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f"--output: cannot make the folder {output}: {error.strerror}") from None
+    paths = [output / f"{NAME}{suffix}" for suffix in (".json", ".md", ".png")]
+    paths[0].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    paths[1].write_text(text + "\n", encoding="utf-8")
+    draw_fn(paths[2])
+    return Report(content, text, [str(path) for path in paths])
+
+
+def _points(value: Mapping[str, float]) -> str:
+    """A reward in hundredths with its interval."""
+    return f"{100 * value['value']:.2f} [{100 * value['low']:.2f}, {100 * value['high']:.2f}]"
+
+
+def _percent(value: Mapping[str, float]) -> str:
+    """A share with its interval."""
+    return f"{100 * value['value']:.0f} % [{100 * value['low']:.0f}, {100 * value['high']:.0f}]"
+
+
+def _draw_replays(results: Results, path: pathlib.Path) -> None:
+    """Regret after every evaluation: the mean with its 95 % band, and the median with the quartiles."""
+    with figures.canvas(path, 11, 4.6) as figure:
+        left, right = figure.subplots(1, 2)
+        for color, (name, result) in zip(COLORS, results.items(), strict=False):
+            curve = {key: 100 * np.asarray(values) for key, values in result["curve"].items()}
+            steps = 1 + np.arange(len(curve["mean"]))
+            margin = 1.96 * curve["error"]
+            left.plot(steps, curve["mean"], color=color, lw=2, label=name)
+            left.fill_between(steps, curve["mean"] - margin, curve["mean"] + margin, color=color, alpha=0.18, lw=0)
+            right.plot(steps, curve["median"], color=color, lw=2, label=name)
+            right.fill_between(steps, *curve["quartiles"], color=color, alpha=0.12, lw=0)
+        left.set(xlabel="evaluations", ylabel="regret x 100", title="Mean over runs, 95 % band")
+        right.set(xlabel="evaluations", title="Median over runs, quartiles")
+        for axes in (left, right):
+            axes.set_ylim(bottom=0)
+            axes.legend()

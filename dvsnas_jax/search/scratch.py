@@ -1,0 +1,173 @@
+"""Candidates trained alone (mode `scratch`), poor ones stopped early, and rewards answered from the log.
+
+Every candidate starts from the same initial weights and sees the same batches in the same order, so that a reward is a
+function of the genotype. As in the authors' public sibling code (Fast NAS, CVPR 2019), training has parts, and after a
+part a candidate goes on only if its reward is not below the mean of those that came so far before it. One that is
+stopped keeps the reward that it has, with the status `stopped`, and the strategy learns from it: left out, a policy
+would never hear that such cells are poor. One that diverges has no reward, and no strategy sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import distributed, workdir
+from dvsnas_jax.run import feature_store, train
+from dvsnas_jax.search import steps
+from dvsnas_jax.space import canonical
+from dvsnas_jax.space import genotype as genotype_lib
+
+STOPPED = "stopped"
+Record = dict[str, Any]
+_NAMES = ("step", "index", "source", "genotype", "hash")
+
+
+def score(
+    genotypes: np.ndarray,
+    *,
+    start: Any,
+    train_fn: Callable[[Any, np.ndarray, int], Any],
+    evaluate_fn: Callable[[Any, np.ndarray], Record],
+    num_parts: int,
+    floors: Sequence[float | None] | None = None,
+) -> list[Record]:
+    """Trains and scores candidates one after the other.
+
+    Args:
+      genotypes: i32 [N, L, 5].
+      start: state before the first part, of every candidate.
+      train_fn: `(state, genotype, part) -> state`.
+      evaluate_fn: `(state, genotype) -> record` with reward and status.
+      num_parts: P, of a training.
+      floors: P - 1 rewards below which a candidate is stopped after a part, None: it is not; None: nothing is
+        evaluated before the end.
+
+    Returns:
+      N records; `partial` holds the rewards after all parts but the last.
+    """
+    records = []
+    for genotype in genotypes:
+        state, partial = start, []
+        for part in range(num_parts):
+            state = train_fn(state, genotype, part)
+            is_last = part == num_parts - 1
+            if floors is None and not is_last:
+                continue
+            record = evaluate_fn(state, genotype)
+            if is_last or record["reward"] is None:
+                break
+            partial.append(record["reward"])
+            floor = floors[part] if floors is not None else None
+            if floor is not None and record["reward"] < floor:
+                record = {**record, "status": STOPPED}
+                break
+        records.append({**record, "partial": partial})
+    return records
+
+
+def make_train(
+    config: ml_collections.ConfigDict, made: steps.Steps, store: feature_store.AnyStore
+) -> Callable[[steps.AloneState, np.ndarray, int], steps.AloneState]:
+    """`(state, genotype, part) -> state`: a part of a training, on the same batches for every candidate."""
+    section = config.search
+    shape = (section.scratch_parts, section.scratch_steps // section.scratch_parts, section.batch_size)
+    batches = train.draw_clips((config.seed, 7), store.num_clips, shape)
+
+    def train_part(state: steps.AloneState, genotype: np.ndarray, part: int) -> steps.AloneState:
+        return made.train_alone(state, genotype, *feature_store.anywhere(store, batches[part]))
+
+    return train_part
+
+
+def floors_of(records: Sequence[Record], num_parts: int) -> list[float | None]:
+    """Mean reward of earlier candidates after each part but the last, None where there are none."""
+    found: list[float | None] = []
+    for part in range(num_parts - 1):
+        values = [record["partial"][part] for record in records if len(record.get("partial", ())) > part]
+        found.append(float(np.mean(values)) if values else None)
+    return found
+
+
+class Answers:
+    """What the log of a search knows: rewards of equal cells, and how far earlier candidates came.
+
+    Equal is what has the same canonical form: such cells differ in the names of their weights alone. The log is read
+    at the first call, when a resumed search has cut off what it will do again.
+
+    Args:
+      folder: of the search.
+      file: its log.
+      space: of the genotypes.
+      num_parts: of a training; 1 where nothing is stopped.
+      is_reusing: whether an equal cell is answered from the log.
+    """
+
+    def __init__(
+        self, folder: workdir.Workdir, file: str, space: genotype_lib.Space, *, num_parts: int, is_reusing: bool
+    ) -> None:
+        self._folder, self._file, self._space = folder, file, space
+        self._num_parts, self._is_reusing = num_parts, is_reusing
+        self._trained: list[Record] = []
+        self._known: dict[canonical.Form, tuple[str, Record]] = {}
+        self._is_read = num_parts == 1 and not is_reusing  # nothing of the log is needed
+
+    def evaluate(self, genotypes: np.ndarray, score_fn: Callable[..., list[Record]]) -> list[Record]:
+        """Scores genotypes, those that the log does not answer with `score_fn(genotypes, floors=...)`.
+
+        Returns:
+          A record for each; `same_as` of one that was answered is the hash of the genotype that was scored.
+        """
+        if not self._is_read:
+            self._read()
+        if not self._is_reusing:
+            return self._score(genotypes, score_fn)
+        forms = [canonical.of(self._space, genotype) for genotype in genotypes]
+        is_first = [form not in self._known and forms.index(form) == row for row, form in enumerate(forms)]
+        fresh = np.flatnonzero(is_first)
+        scored = dict(zip(fresh.tolist(), self._score(genotypes[fresh], score_fn) if len(fresh) else [], strict=True))
+        return [scored[row] if row in scored else self._answer(form) for row, form in enumerate(forms)]
+
+    def _read(self) -> None:
+        distributed.barrier("answers")  # the first process has cut the log
+        lines = self._folder.read(self._file)
+        distributed.barrier("answers")  # and goes on writing when all have read
+        for line in lines:
+            record = {name: value for name, value in line.items() if name not in _NAMES}
+            self._add(np.asarray(line["genotype"], np.int32), record)
+        self._is_read = True
+
+    def _score(self, genotypes: np.ndarray, score_fn: Callable[..., list[Record]]) -> list[Record]:
+        records = score_fn(genotypes, floors=floors_of(self._trained, self._num_parts))
+        for genotype, record in zip(genotypes, records, strict=True):
+            self._add(genotype, record)
+        return records
+
+    def _add(self, genotype: np.ndarray, record: Record) -> None:
+        if "same_as" in record:
+            return
+        self._trained.append(record)
+        if self._is_reusing:
+            name = genotype_lib.digest(self._space, genotype)
+            self._known.setdefault(canonical.of(self._space, genotype), (name, record))
+
+    def _answer(self, form: canonical.Form) -> Record:
+        name, record = self._known[form]
+        return {**record, "same_as": name}
+
+
+def make_answers(
+    section: ml_collections.ConfigDict, folder: workdir.Workdir, file: str, space: genotype_lib.Space
+) -> Answers:
+    """The answers of a search with this section `search`."""
+    is_alone = section.mode == "scratch"
+    return Answers(
+        folder,
+        file,
+        space,
+        num_parts=section.scratch_parts if is_alone else 1,
+        is_reusing=section.reuse == "always" or (section.reuse == "auto" and is_alone),
+    )

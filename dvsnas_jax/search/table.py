@@ -1,0 +1,222 @@
+"""The tabular benchmark: the rewards of all cells of a small space, so that a search can be replayed in no time.
+
+A table is one JSON file: a head that says how it was made, and a line for each distinct cell with its reward and the
+parts of the reward for each training seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import errors, workdir
+from dvsnas_jax.space import canonical
+from dvsnas_jax.space import genotype as genotype_lib
+
+VERSION = 1
+PARTS = ("reward", "miou", "fwiou", "class_accuracy", "accuracy", "flicker")
+PACKAGED = pathlib.Path(__file__).with_name("table_synthetic.json")
+DIGITS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The rewards of a space.
+
+    Attributes:
+      space: what the genotypes refer to.
+      cells: i32 [M, L, 5], a genotype of each distinct cell.
+      parts: name -> f64 [M, seeds]; `reward` and its parts, nan where a training diverged.
+      index: i32 [space.size()], the row of every genotype in the order of `canonical.codes`.
+      head: how it was made: `command`, `config`, `config_hash`, `environment`, `seconds` (of all trainings),
+        `seconds_per_training` (median), `static` and so on.
+    """
+
+    space: genotype_lib.Space
+    cells: np.ndarray
+    parts: Mapping[str, np.ndarray]
+    index: np.ndarray
+    head: Mapping[str, Any]
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.cells)
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """f64 [M, seeds]."""
+        return self.parts["reward"]
+
+    def rows(self, genotypes: np.ndarray) -> np.ndarray:
+        """The rows of genotypes i32 [N, L, 5], i32 [N]; equal for equal cells."""
+        return self.index[canonical.codes(self.space, genotypes)]
+
+    def quality(self, seeds: Sequence[int] | None = None) -> np.ndarray:
+        """Mean reward of every cell over training seeds (None: all), f64 [M]; -inf where none has a reward."""
+        chosen = self.rewards if seeds is None else self.rewards[:, list(seeds)]
+        counts = np.isfinite(chosen).sum(axis=1)
+        return np.where(counts > 0, np.nansum(chosen, axis=1) / np.maximum(counts, 1), -np.inf)
+
+
+def from_lines(
+    space: genotype_lib.Space,
+    cells: np.ndarray,
+    lines: Sequence[Mapping[str, Any]],
+    *,
+    config: ml_collections.ConfigDict,
+    static: Mapping[str, Any],
+    command: str,
+) -> Table:
+    """Puts a table together.
+
+    Args:
+      space: of the cells.
+      cells: i32 [M, L, 5], all distinct ones.
+      lines: `cell`, `seed`, `seconds`, `status` and the parts of the reward, one for each training.
+      config: of the run.
+      static: reward of the static network on the same clips.
+      command: that made it.
+
+    Raises:
+      UserError: a cell or a seed has no line.
+    """
+    num_seeds = 1 + max((line["seed"] for line in lines), default=0)
+    parts = {name: np.full((len(cells), num_seeds), np.nan) for name in PARTS}
+    is_there = np.zeros((len(cells), num_seeds), bool)
+    for line in lines:
+        place = line["cell"], line["seed"]
+        is_there[place] = True
+        for name in PARTS:
+            value = line.get(name)
+            parts[name][place] = np.nan if value is None else round(value, DIGITS)
+    if not is_there.all():
+        raise errors.UserError(f"table: {int((~is_there).sum())} of {is_there.size} trainings are missing")
+    values = config_lib.to_json_dict(config)
+    head = {
+        "command": command,
+        "config": values,
+        "config_hash": hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12],
+        "environment": workdir.environment(),
+        "seconds": round(sum(line["seconds"] for line in lines), 1),
+        "seconds_per_training": round(float(np.median([line["seconds"] for line in lines])), 2),
+        "num_cells": len(cells),
+        "num_seeds": num_seeds,
+        "static": {name: round(static[name], DIGITS) for name in PARTS},
+    }
+    return Table(space, cells, parts, canonical.enumerate_cells(space)[1], head)
+
+
+def save(table: Table, path: pathlib.Path) -> None:
+    """Writes a table, one line a cell, with a checksum over all of it."""
+    content = _content(table)
+    content["checksum"] = _checksum(content)
+    rows = content.pop("rows")
+    head = json.dumps(content, indent=1).removesuffix("\n}")
+    body = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{head},\n "rows": [\n{body}\n]}}\n', encoding="utf-8")
+
+
+def load(path: pathlib.Path = PACKAGED) -> Table:
+    """Reads a table.
+
+    Raises:
+      UserError: no table, a damaged one, or one of another version of this program.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise errors.UserError(
+            f"--table: {path} does not exist; --table alone takes the table of the package, --make-table makes one"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise errors.UserError(f"--table: {path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        raise errors.UserError(f"--table: {path} is no table of version {VERSION}; make one with --make-table")
+    if content.pop("checksum", None) != _checksum(content):
+        raise errors.UserError(f"--table: {path} is damaged, its checksum is another; make it again with --make-table")
+    names = content["space"]
+    space = genotype_lib.Space(
+        inputs=tuple(names["inputs"]),
+        num_layers=names["num_layers"],
+        operations=tuple(names["operations"]),
+        aggregations=tuple(names["aggregations"]),
+    )
+    rows, columns = content["rows"], content["columns"]
+    cells = np.asarray([row[0] for row in rows], np.int32).reshape(-1, space.num_layers, len(genotype_lib.FIELDS))
+    expected, index = canonical.enumerate_cells(space)
+    if not np.array_equal(cells, expected):
+        raise errors.UserError(f"--table: {path} lists other cells than this program; make it again with --make-table")
+    parts = {name: np.asarray([row[1 + place] for row in rows], np.float64) for place, name in enumerate(columns)}
+    return Table(space, cells, parts, index, content["head"])
+
+
+def _content(table: Table) -> dict[str, Any]:
+    """All that a file holds but the checksum."""
+    space = table.space
+    columns = {name: _with_none(table.parts[name]) for name in PARTS}
+    return {
+        "version": VERSION,
+        "space": {
+            "inputs": list(space.inputs),
+            "num_layers": space.num_layers,
+            "operations": list(space.operations),
+            "aggregations": list(space.aggregations),
+        },
+        "head": dict(table.head),
+        "columns": list(PARTS),
+        "rows": [
+            [cell.ravel().tolist(), *(columns[name][row] for name in PARTS)] for row, cell in enumerate(table.cells)
+        ],
+    }
+
+
+def _with_none(values: np.ndarray) -> list[list[float | None]]:
+    """JSON knows no nan."""
+    return [[None if np.isnan(value) else float(value) for value in row] for row in values]
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def made_up(space: genotype_lib.Space, seed: int, *, num_seeds: int = 2, noise: float = 0.3) -> Table:
+    """A table of made-up rewards, for tests and for the tuning of strategies: nothing was trained.
+
+    The quality of a cell is a sum of random effects of its aggregation, of its branches and of their pairs, over the
+    nodes of its canonical form; every training adds noise.
+
+    Args:
+      space: a small one.
+      seed: the table is a function of it.
+      num_seeds: trainings of each cell.
+      noise: standard deviation, where that of the qualities is 1.
+    """
+    cells, index = canonical.enumerate_cells(space)
+    rng = np.random.default_rng(seed)
+    effects: dict[Any, float] = {}
+
+    def effect(key: Any, scale: float) -> float:
+        return effects.setdefault(key, scale * rng.normal())
+
+    def quality(form: canonical.Form) -> float:
+        total = effect(form.outputs, 0.5)
+        for node in form.nodes:
+            total += effect(node.aggregation, 0.5) + effect(node, 0.5)
+            for operation, source in node.branches:
+                total += effect(operation, 0.7) + effect(source, 0.7) + effect((operation, source), 0.7)
+        return total
+
+    values = np.asarray([quality(canonical.of(space, cell)) for cell in cells])
+    values = (values - values.mean()) / values.std()
+    rewards = values[:, None] + noise * rng.normal(size=(len(cells), num_seeds))
+    head = {"command": "made up", "config_hash": "", "num_cells": len(cells), "num_seeds": num_seeds}
+    return Table(space, cells, {name: rewards for name in PARTS}, index, head)

@@ -1,0 +1,241 @@
+"""Which genotypes are the same cell: a canonical form.
+
+Two genotypes of equal form are the same function up to a renaming of their parameters: the weights of one can be
+moved (to another layer, to the other slot, to the other half of a kernel, some with their sign turned) so that the
+other computes the same. The renaming keeps the distribution of freshly drawn weights, so that cells of equal form
+also train alike. The form is sound, not complete: cells of different forms may still be equal in rare cases (for
+example `max` with `none` of a map that cannot be negative).
+
+What is taken away:
+- the order of layers, and the order of the inputs of a symmetric aggregation. `sum`, `concat` and `max` are symmetric
+  with their weights swapped; so is `gate`, whose gate becomes its complement where its kernel and bias turn their sign;
+  `warp` and `local_attention` are not.
+- the input of `none`; layers that are read through `none` alone; a map that is zero whatever the weights are.
+- layers that only pass a map on: `warp` and `local_attention` of `none` and x are x; so are `max` and `gate` of x and
+  x, where x has no weights; and `max` of `none` and of an operation that ends in a ReLU.
+- a second copy of a layer without weights, and common factors of how often a map is among the loose ends.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dvsnas_jax.space import genotype as genotype_lib
+
+SYMMETRIC = ("sum", "concat", "gate", "max")
+WEIGHTLESS = ("none", "skip", "max_pool_3x3")
+"""Operations that learn nothing; they make zeros of zeros. All others end in a ReLU."""
+PASS, CONSTANT, ZERO_NAME = "pass", "constant", "zero"
+"""A node that passes its one branch on; what any operation with weights makes of zeros (a trained value a channel)."""
+_ZERO = -1
+
+
+class Node(NamedTuple):
+    """A layer that matters.
+
+    Attributes:
+      aggregation: its name, or `pass`.
+      branches: (operation, source) of each slot, one for `pass`; sorted where the aggregation is symmetric. A source is
+        an input, `zero` or `layerN`, the N-th node.
+    """
+
+    aggregation: str
+    branches: tuple[tuple[str, str], ...]
+
+
+class Form(NamedTuple):
+    """The canonical form; equal for equal cells, hashable.
+
+    Attributes:
+      nodes: in an order that is canonical itself.
+      outputs: (source, how often) of the mean that is the cell's output, sorted.
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[tuple[str, int], ...]
+
+
+class Place(NamedTuple):
+    """Where a node is in a genotype.
+
+    Attributes:
+      layer: index.
+      is_swapped: the node's first branch is in slot b.
+    """
+
+    layer: int
+    is_swapped: bool
+
+
+class _Draft(NamedTuple):
+    """A node before the order is known; branches are (operation, reference), in slots a and b."""
+
+    aggregation: str
+    branches: tuple[tuple[str, int], ...]
+    place: Place
+
+
+_NONE = ("none", _ZERO)
+
+
+def of(space: genotype_lib.Space, genotype: Any) -> Form:
+    """The form of a genotype, integers [L, 5].
+
+    Raises:
+      UserError: the genotype is not of the space.
+    """
+    return trace(space, genotype)[0]
+
+
+def trace(space: genotype_lib.Space, genotype: Any) -> tuple[Form, tuple[Place, ...]]:
+    """The form of a genotype, and where each of its nodes is.
+
+    Raises:
+      UserError: the genotype is not of the space.
+    """
+    return _trace(space, genotype_lib.validate(space, genotype).tolist())
+
+
+def digest(form: Form) -> str:
+    """A short name of a form."""
+    return hashlib.sha256(json.dumps(form).encode()).hexdigest()[:12]
+
+
+def enumerate_cells(space: genotype_lib.Space) -> tuple[np.ndarray, np.ndarray]:
+    """All distinct cells of a small space.
+
+    Returns:
+      One genotype of each form, the first in the order of `codes`, i32 [M, L, 5]; and for every genotype of the space,
+      in that order, the row of its form, i32 [space.size()].
+    """
+    rows: dict[Form, int] = {}
+    firsts: list[list[tuple[int, ...]]] = []
+    index = np.empty(space.size(), np.int32)
+    for code, genotype in enumerate(_all(space)):
+        form = _trace(space, genotype)[0]
+        if form not in rows:
+            rows[form] = len(firsts)
+            firsts.append(genotype)
+        index[code] = rows[form]
+    return np.asarray(firsts, np.int32), index
+
+
+def codes(space: genotype_lib.Space, genotypes: np.ndarray) -> np.ndarray:
+    """The place of genotypes i32 [N, L, 5] in the order of all genotypes of a space (last token fastest), i64 [N]."""
+    limits = space.limits().ravel()
+    return np.ravel_multi_index(tuple(np.asarray(genotypes).reshape(-1, limits.size).T), tuple(limits))
+
+
+def _all(space: genotype_lib.Space) -> Iterator[list[tuple[int, ...]]]:
+    """Every genotype as rows, in the order of `codes`."""
+    layers = [list(itertools.product(*map(range, limits))) for limits in space.limits().tolist()]
+    return (list(rows) for rows in itertools.product(*layers))
+
+
+def _trace(space: genotype_lib.Space, rows: Sequence[Sequence[int]]) -> tuple[Form, tuple[Place, ...]]:
+    """As `trace`, of a valid genotype."""
+    drafts, references = _simplify(space, rows)
+    used = {int(node) for row in rows for node in row[:2]}
+    loose = [references[node] for node in range(space.num_inputs, space.num_nodes) if node not in used]
+    counts = collections.Counter(loose)
+    divisor = math.gcd(*counts.values())
+    outputs = {reference: count // divisor for reference, count in counts.items()}
+    names = {_ZERO: ZERO_NAME, **dict(enumerate(space.inputs))}
+    alive = _alive(space.num_inputs, drafts, outputs)
+    return min(_orders(drafts, alive, outputs, names, ()))
+
+
+def _simplify(space: genotype_lib.Space, rows: Sequence[Sequence[int]]) -> tuple[dict[int, _Draft], list[int]]:
+    """Drafts by reference, and the reference of every node of the genotype (inputs refer to themselves)."""
+    references = list(range(space.num_inputs))
+    drafts: dict[int, _Draft] = {}
+    weightless: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {}
+    for layer, (in_a, in_b, op_a, op_b, agg) in enumerate(rows):
+        first = _branch(space.operations[op_a], references[in_a])
+        second = _branch(space.operations[op_b], references[in_b])
+        name, branches, is_swapped = _reduce(space.aggregations[agg], first, second)
+        if name == PASS and branches[0][0] in ("none", "skip"):
+            references.append(branches[0][1])
+            continue
+        reference = space.num_inputs + layer
+        if name in (PASS, "max") and all(operation in WEIGHTLESS for operation, _ in branches):
+            reference = weightless.setdefault((name, tuple(sorted(branches))), reference)
+        references.append(reference)
+        drafts.setdefault(reference, _Draft(name, branches, Place(layer, is_swapped)))
+    return drafts, references
+
+
+def _branch(operation: str, reference: int) -> tuple[str, int]:
+    """An operation on a map; on zeros it is `none` or makes a constant."""
+    if operation == "none" or (reference == _ZERO and operation in WEIGHTLESS):
+        return _NONE
+    return (CONSTANT if reference == _ZERO else operation), reference
+
+
+def _reduce(
+    aggregation: str, first: tuple[str, int], second: tuple[str, int]
+) -> tuple[str, tuple[tuple[str, int], ...], bool]:
+    """The aggregation, its branches, and whether the only one left is that of slot b."""
+    if first == second == _NONE:
+        return PASS, ((CONSTANT, _ZERO) if aggregation == "concat" else _NONE,), False
+    if first == _NONE and aggregation in ("warp", "local_attention"):
+        return PASS, (second,), True
+    if first == second and aggregation in ("max", "gate") and first[0] in WEIGHTLESS:
+        return PASS, (first,), False
+    if aggregation == "max" and _NONE in (first, second):
+        is_second = first == _NONE
+        other = second if is_second else first
+        if other[0] not in WEIGHTLESS:
+            return PASS, (other,), is_second
+    return aggregation, (first, second), False
+
+
+def _alive(num_inputs: int, drafts: dict[int, _Draft], outputs: dict[int, int]) -> frozenset[int]:
+    """References of the nodes that the output depends on."""
+    found: set[int] = set()
+    pending = list(outputs)
+    while pending:
+        reference = pending.pop()
+        if reference >= num_inputs and reference not in found:
+            found.add(reference)
+            pending += [source for _, source in drafts[reference].branches]
+    return frozenset(found)
+
+
+def _orders(
+    drafts: dict[int, _Draft],
+    alive: frozenset[int],
+    outputs: dict[int, int],
+    names: dict[int, str],
+    placed: tuple[tuple[Node, Place], ...],
+) -> Iterator[tuple[Form, tuple[Place, ...]]]:
+    """The form in every order that puts the least possible node next; more than one only where nodes are alike."""
+    rest = [reference for reference in alive if reference not in names]
+    if not rest:
+        nodes, places = tuple(node for node, _ in placed), tuple(place for _, place in placed)
+        counted = tuple(sorted((names[reference], count) for reference, count in outputs.items()))
+        yield Form(nodes, counted), places
+        return
+    ready = [reference for reference in rest if all(source in names for _, source in drafts[reference].branches)]
+    candidates = [(*_named(drafts[reference], names), reference) for reference in ready]
+    least = min(node for node, _, _ in candidates)
+    for node, place, reference in candidates:
+        if node == least:
+            grown = {**names, reference: f"layer{len(placed)}"}
+            yield from _orders(drafts, alive, outputs, grown, (*placed, (node, place)))
+
+
+def _named(draft: _Draft, names: dict[int, str]) -> tuple[Node, Place]:
+    """A draft whose sources have names."""
+    branches = tuple((operation, names[source]) for operation, source in draft.branches)
+    if draft.aggregation in SYMMETRIC and branches[1] < branches[0]:
+        return Node(draft.aggregation, branches[::-1]), Place(draft.place.layer, True)
+    return Node(draft.aggregation, branches), draft.place

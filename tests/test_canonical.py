@@ -1,0 +1,227 @@
+"""The canonical form: equal forms compute the same function, other forms another one."""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dvsnas_jax.core import compilation, errors, types
+from dvsnas_jax.space import canonical, ports
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import supernet as supernet_lib
+
+SPACE = genotype_lib.Space(
+    inputs=("prev_state", "decoder"),
+    num_layers=3,
+    operations=("none", "skip", "conv_1x1", "sep_conv_3x3", "max_pool_3x3", "global_average_pool"),
+)
+SMALL = genotype_lib.Space(
+    inputs=("prev_state", "decoder"),
+    num_layers=2,
+    operations=("none", "skip", "conv_3x3"),
+    aggregations=("sum", "gate"),
+)
+SETTINGS = ports.CellSettings(channels=4, feature_channels={"decoder": 3, "logits": 3, "image": 3})
+SHAPE = (2, 2, 5, 6)  # clips (two: the normalisation takes away what is constant over all), frames, grid
+
+
+def features() -> types.Features:
+    rng = np.random.default_rng(0)
+    maps = {"decoder": rng.normal(size=(*SHAPE, 3)), "image": rng.normal(size=(*SHAPE, 3))}
+    maps = {name: jnp.asarray(value, jnp.float32) for name, value in maps.items()}
+    return types.Features(maps=maps, logits=jnp.asarray(rng.normal(size=(*SHAPE, 3)), jnp.float32))
+
+
+def rows(*layers: tuple[str, str, str, str, str], space: genotype_lib.Space = SPACE) -> np.ndarray:
+    """Layers as (aggregation, operation a, source a, operation b, source b)."""
+    nodes = [genotype_lib.node_name(space, node) for node in range(space.num_nodes)]
+    return np.asarray(
+        [
+            [nodes.index(a), nodes.index(b), space.operations.index(op_a), space.operations.index(op_b),
+             space.aggregations.index(agg)]
+            for agg, op_a, a, op_b, b in layers
+        ],
+        np.int32,
+    )  # fmt: skip
+
+
+def draw(tree: dict, *key: object) -> dict:
+    """Random values for a tree of parameters, a function of the key and of the place of each leaf."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    values = []
+    for path, leaf in leaves:
+        seed = [ord(letter) for letter in repr((key, jax.tree_util.keystr(path)))]
+        values.append(jnp.asarray(np.random.default_rng(seed).normal(0.3, 0.7, leaf.shape), jnp.float32))
+    return jax.tree_util.tree_unflatten(structure, values)
+
+
+def swap_halves(kernel: jax.Array) -> jax.Array:
+    first, second = jnp.split(kernel, 2, axis=2)
+    return jnp.concatenate([second, first], axis=2)
+
+
+def swapped(aggregation: str, params: dict) -> dict:
+    """The weights of an aggregation whose two inputs are exchanged."""
+    if aggregation == "sum":
+        return {"weight_a": params["weight_b"], "weight_b": params["weight_a"]}
+    if aggregation == "concat":
+        return {**params, "kernel": swap_halves(params["kernel"])}
+    if aggregation == "gate":
+        norm = {**params["norm"], "bias": -params["norm"]["bias"]}
+        return {"kernel": -swap_halves(params["kernel"]), "norm": norm}
+    return params
+
+
+def constant(params: dict, key: int) -> dict:
+    """Weights with which any operation makes the same constant of zeros."""
+    bias = draw({"bias": jnp.zeros(SETTINGS.channels)}, key, "constant")["bias"]
+    return {**params, "bias": bias} if "bias" in params else {**params, "norm": {**params["norm"], "bias": bias}}
+
+
+@functools.cache
+def unroll():
+    """The supernet, whose genotype is data, compiled once; and a set of weights for its parameters."""
+    supernet = supernet_lib.make(SPACE, SETTINGS)
+    batch = features()
+    run_fn = compilation.jit_once(lambda params, genotype: supernet.unroll(params, genotype, batch)[-1])
+    return run_fn, draw(jax.eval_shape(supernet.init, jax.random.key(0)), "shared")
+
+
+def compute(genotype: np.ndarray) -> np.ndarray:
+    """Logits with weights that follow from the canonical form alone: node k has the same wherever it is."""
+    run_fn, shared = unroll()
+    layers = [jax.tree.map(lambda x, index=index: x[index], shared["layers"]) for index in range(SPACE.num_layers)]
+    form, places = canonical.trace(SPACE, genotype)
+    for index, (node, place) in enumerate(zip(form.nodes, places, strict=True)):
+        layer, tokens = layers[place.layer], genotype[place.layer]
+        agg = SPACE.aggregations[tokens[4]]
+        slots = ("b", "a") if place.is_swapped else ("a", "b")
+        for branch, (operation, _) in enumerate(node.branches):
+            slot = slots[branch]
+            name = SPACE.operations[tokens[2 + "ab".index(slot)]]
+            if operation != canonical.CONSTANT:
+                layer[slot][name] = draw(layer[slot][name], index, branch)
+            elif agg == "concat" and node.aggregation == canonical.PASS:
+                layer["agg"][agg] = constant(layer["agg"][agg], index)
+            else:
+                layer[slot][name] = constant(layer[slot][name], index)
+        if node.aggregation != canonical.PASS:
+            weights = draw(layer["agg"][agg], index, "agg")
+            layer["agg"][agg] = swapped(agg, weights) if place.is_swapped else weights
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
+    return np.asarray(run_fn({"ports": shared["ports"], "layers": stacked}, genotype))
+
+
+def groups(num: int) -> list[list[np.ndarray]]:
+    """Random genotypes by their form, only forms that several have."""
+    found = collections.defaultdict(dict)
+    for genotype in genotype_lib.random(SPACE, np.random.default_rng(0), num):
+        found[canonical.of(SPACE, genotype)][genotype.tobytes()] = genotype
+    return [list(group.values()) for group in found.values() if len(group) > 1]
+
+
+def skips(aggregation: str, source: str) -> tuple[str, str, str, str, str]:
+    return aggregation, "skip", source, "skip", source
+
+
+EQUAL = {
+    "order of layers": (
+        [("sum", "skip", "decoder", "conv_1x1", "decoder"), ("warp", "skip", "prev_state", "skip", "decoder"),
+         ("gate", "skip", "layer0", "conv_1x1", "layer1")],
+        [("warp", "skip", "prev_state", "skip", "decoder"), ("sum", "skip", "decoder", "conv_1x1", "decoder"),
+         ("gate", "conv_1x1", "layer0", "skip", "layer1")],
+    ),
+    "a layer that only none reads": (
+        [("sum", "skip", "decoder", "conv_1x1", "decoder"), ("gate", "none", "layer0", "skip", "prev_state"),
+         ("concat", "skip", "layer1", "conv_1x1", "decoder")],
+        [("max", "conv_1x1", "decoder", "skip", "prev_state"), ("gate", "skip", "prev_state", "none", "layer0"),
+         ("concat", "conv_1x1", "decoder", "skip", "layer1")],
+    ),
+    "layers that pass on": (
+        [("warp", "none", "decoder", "skip", "prev_state"), skips("max", "layer0"),
+         ("sum", "conv_1x1", "layer1", "skip", "decoder")],
+        [skips("gate", "decoder"), ("local_attention", "none", "layer0", "skip", "layer0"),
+         ("sum", "skip", "layer1", "conv_1x1", "prev_state")],
+    ),
+    "constants": (
+        [("concat", "none", "decoder", "none", "decoder"), skips("max", "layer0"),
+         ("gate", "skip", "layer1", "skip", "decoder")],
+        [("sum", "none", "decoder", "none", "prev_state"), ("warp", "skip", "layer0", "sep_conv_3x3", "layer0"),
+         ("gate", "skip", "decoder", "skip", "layer1")],
+    ),
+    "the same map three times in the mean": (
+        [skips("max", "decoder"), skips("gate", "decoder"), ("warp", "none", "prev_state", "skip", "decoder")],
+        [skips("max", "decoder"), skips("max", "layer0"), skips("max", "layer1")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_known_equals(name):
+    first, second = (rows(*layers) for layers in EQUAL[name])
+    assert canonical.of(SPACE, first) == canonical.of(SPACE, second)
+    np.testing.assert_allclose(compute(first), compute(second), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        [("warp", "skip", "decoder", "skip", "prev_state")],  # the inputs of a warp
+        [("sum", "conv_1x1", "decoder", "skip", "prev_state")],  # an operation
+        [("max", "none", "decoder", "skip", "prev_state")],  # a ReLU
+        [("sum", "none", "decoder", "skip", "prev_state")],  # per-channel weights
+    ],
+)
+def test_known_differences(change):
+    space = genotype_lib.Space(inputs=SPACE.inputs, num_layers=1, operations=SPACE.operations)
+    base = canonical.of(space, rows(("warp", "skip", "prev_state", "skip", "decoder"), space=space))
+    passed = canonical.of(space, rows(("warp", "none", "decoder", "skip", "prev_state"), space=space))
+    assert canonical.of(space, rows(*change, space=space)) not in (base, passed)
+    assert passed == canonical.Form((), (("prev_state", 1),))
+
+
+def test_equal_forms_compute_the_same():
+    rng = np.random.default_rng(1)
+    chosen = [[group[index] for index in rng.permutation(len(group))[:2]] for group in groups(6000)][:32]
+    assert len(chosen) == 32
+    for first, second in chosen:
+        np.testing.assert_allclose(compute(first), compute(second), rtol=1e-5, atol=1e-4, err_msg=f"{first} {second}")
+
+
+def test_other_forms_compute_another_function():
+    """With the same shared weights, one token changed: either the form is the same or the values differ."""
+    run_fn, shared = unroll()
+    other_weights = draw(shared, "other")
+    rng = np.random.default_rng(2)
+    num_compared = 0
+    for genotype in genotype_lib.random(SPACE, rng, 60):
+        other = genotype.copy()
+        layer, field = rng.integers(SPACE.num_layers), rng.integers(len(genotype_lib.FIELDS))
+        other[layer, field] = rng.integers(SPACE.limits()[layer, field])
+        if canonical.of(SPACE, genotype) != canonical.of(SPACE, other):
+            # Two sets of weights: with one of them, ReLUs may hide the difference.
+            pairs = [(run_fn(params, genotype), run_fn(params, other)) for params in (shared, other_weights)]
+            assert max(np.abs(first - second).max() for first, second in pairs) > 1e-3, f"{genotype} {other}"
+            num_compared += 1
+    assert num_compared >= 30
+
+
+def test_enumeration():
+    cells, index = canonical.enumerate_cells(SMALL)
+    assert len(cells) == 1123 and index.shape == (SMALL.size(),) and index.max() == len(cells) - 1
+    assert len({canonical.of(SMALL, cell) for cell in cells}) == len(cells)
+    np.testing.assert_array_equal(index[canonical.codes(SMALL, cells)], np.arange(len(cells)))
+    for genotype in genotype_lib.random(SMALL, np.random.default_rng(3), 50):
+        row = index[canonical.codes(SMALL, genotype[None])[0]]
+        assert canonical.of(SMALL, genotype) == canonical.of(SMALL, cells[row])
+
+
+def test_forms_are_values_with_names():
+    first, second = (canonical.of(SPACE, rows(*layers)) for layers in EQUAL["order of layers"])
+    assert hash(first) == hash(second) and canonical.digest(first) == canonical.digest(second)
+    assert canonical.digest(first) != canonical.digest(canonical.Form((), (("decoder", 1),)))
+    with pytest.raises(errors.UserError, match="layer 0, field in_a"):
+        canonical.of(SPACE, np.full((3, 5), 9))

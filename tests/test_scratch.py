@@ -1,0 +1,242 @@
+"""Mode scratch: candidates trained alone, poor ones stopped, equal ones answered from the log, exact restarts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dvsnas_jax.controller import strategies
+from dvsnas_jax.core import compilation, errors, mesh, signals, types, workdir
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.run import features
+from dvsnas_jax.search import ablate_runs, loop, pipeline, scratch, steps
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import supernet as supernet_lib
+
+
+def make_config():
+    config = config_lib.defaults()
+    config.compile_effort = "quick"
+    config.space.inputs = ("decoder", "logits")
+    config.space.operations, config.space.aggregations = ("none", "skip", "conv_1x1"), ("sum",)
+    config.space.num_layers, config.space.channels = 1, 8
+    config.net.decoder_channels = 12
+    config.controller.update({"population": 3, "tournament": 2})
+    config.search.update(
+        {
+            "mode": "scratch", "strategy": "evolution", "steps": 5, "genotypes_per_step": 3, "scratch_steps": 4,
+            "learning_rate": 0.03, "batch_size": 2, "reward_clips": 4, "num_random": 2, "checkpoint_every": 2,
+        }
+    )  # fmt: skip
+    config_lib.validate(config)
+    return config
+
+
+CONFIG = make_config()
+SPACE, SETTINGS = features.space_of(CONFIG), features.settings_of(CONFIG)
+
+
+def make_store(num_clips: int, seed: int) -> types.FeatureStore:
+    """Random features of 4x4 cells; the label of a cell is the strongest of the decoder's first channels."""
+    rng = np.random.default_rng(seed)
+
+    def draw(channels: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=(num_clips, 2, 4, 4, channels)), jnp.bfloat16)
+
+    maps = {name: draw(SETTINGS.feature_channels[name]) for name in ("decoder", "image")}
+    labels = np.asarray(maps["decoder"][..., : SETTINGS.num_classes], np.float32).argmax(axis=-1).astype(np.uint8)
+    labels = labels.repeat(4, axis=2).repeat(4, axis=3)
+    found = types.Features(maps=maps, logits=draw(SETTINGS.num_classes))
+    return types.FeatureStore(features=found, labels=jnp.asarray(labels))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    devices = mesh.make()
+    with compilation.effort("quick"):
+        strategy = strategies.make("evolution", SPACE, CONFIG.controller)
+        made = steps.make(supernet_lib.make(SPACE, SETTINGS), CONFIG.search, devices)
+    stores = [mesh.replicate(devices, make_store(num, seed)) for num, seed in ((6, 0), (4, 1))]
+    return pipeline.Parts(CONFIG, SPACE, devices, made, strategy, *stores)
+
+
+# --- with functions in place of networks --------------------------------------------------------------------------
+
+
+def play(rewards, floors, num_parts=2):
+    """Candidates whose reward after each part is given; the state is the parts done."""
+    trained = []
+
+    def train(state, genotype, part):
+        assert len(state) == part
+        trained.append((int(genotype[0, 0]), part))
+        return (*state, part)
+
+    def evaluate(state, genotype):
+        value = rewards[int(genotype[0, 0])][len(state) - 1]
+        return {"reward": value, "status": "diverged" if value is None else "ok"}
+
+    genotypes = np.zeros((len(rewards), 1, 5), np.int32)
+    genotypes[:, 0, 0] = np.arange(len(rewards))
+    records = scratch.score(
+        genotypes, start=(), train_fn=train, evaluate_fn=evaluate, num_parts=num_parts, floors=floors
+    )
+    return records, trained
+
+
+def test_poor_candidates_stop_and_keep_what_they_have():
+    records, trained = play([(0.2, 0.9), (0.5, 0.6), (None, 0.7), (0.4, None), (0.3, 0.8)], [0.3])
+    assert records == [
+        {"reward": 0.2, "status": "stopped", "partial": [0.2]},
+        {"reward": 0.6, "status": "ok", "partial": [0.5]},
+        {"reward": None, "status": "diverged", "partial": []},
+        {"reward": None, "status": "diverged", "partial": [0.4]},
+        {"reward": 0.8, "status": "ok", "partial": [0.3]},  # not below
+    ]
+    assert trained == [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0), (4, 1)]
+    rewards, valid = loop.to_arrays(records)
+    assert valid.tolist() == [True, True, False, False, True] and rewards[0] == np.float32(0.2)
+    first, _ = play([(0.2, 0.9)], [None])  # nothing to compare with
+    assert first[0]["status"] == "ok" and first[0]["reward"] == 0.9
+    whole, trained = play([(0.2, 0.9)], None)
+    assert whole == [{"reward": 0.9, "status": "ok", "partial": []}] and len(trained) == 2
+
+
+def test_a_floor_is_the_mean_of_those_that_came_so_far():
+    records = [{"partial": [0.2, 0.5]}, {"partial": [0.4]}, {"partial": []}, {}]
+    assert scratch.floors_of(records, 3) == [pytest.approx(0.3), 0.5]
+    assert scratch.floors_of([], 3) == [None, None] and scratch.floors_of(records, 1) == []
+
+
+def test_equal_cells_are_answered_from_the_log(tmp_path):
+    folder = workdir.Workdir(tmp_path)
+    calls = []
+
+    def score(genotypes, floors):
+        calls.append((genotypes.tolist(), floors))
+        return [{"reward": 0.1 * (1 + row), "status": "ok", "partial": [0.1 * row]} for row in range(len(genotypes))]
+
+    def make(**changes):
+        settings = {"num_parts": 2, "is_reusing": True, **changes}
+        return scratch.Answers(folder, loop.LOG, SPACE, **settings)
+
+    a, b = [[0, 1, 1, 2, 0]], [[0, 1, 2, 2, 0]]
+    swapped = [[1, 0, 2, 1, 0]]  # a with its branches exchanged: `sum` is symmetric
+    rows, answers = np.array([a, b, a, swapped], np.int32), make()
+    found = answers.evaluate(rows, score)
+    assert calls == [([a, b], [None])]
+    name = genotype_lib.digest(SPACE, np.array(a))
+    assert found[2] == found[3] == {**found[0], "same_as": name} and "same_as" not in found[1]
+    for index, (row, record) in enumerate(zip(rows, found, strict=True)):
+        folder.append(loop.LOG, {"step": 0, "index": index, **pipeline.describe(SPACE, row, "ppo"), **record})
+    for resumed in (answers, make()):  # the one that was there, and one that reads the log
+        calls.clear()
+        again = resumed.evaluate(np.array([swapped, [[0, 0, 1, 2, 0]]], np.int32), score)
+        assert again[0] == found[2]
+        assert calls == [([[[0, 0, 1, 2, 0]]], [pytest.approx(0.05)])]  # answers do not move the mean
+    calls.clear()
+    make(is_reusing=False).evaluate(rows, score)
+    assert len(calls[0][0]) == 4
+
+
+# --- with a network -----------------------------------------------------------------------------------------------
+
+
+def share_close(a, b) -> float:
+    """Of the weights of two trees that Adam moved; where a gradient is rounding alone, its sign is a matter of luck."""
+    same = jax.tree.leaves(jax.tree.map(lambda x, y: np.isclose(x, y, atol=1e-3), a, b))
+    return float(np.concatenate([leaf.ravel() for leaf in same]).mean())
+
+
+def test_training_alone_is_what_training_shared_is_for_one_genotype(parts):
+    params = parts.steps.init(jax.random.key(3)).params
+    conv = SPACE.operations.index("conv_1x1")
+    genotype, clips = np.array([[0, 1, conv, conv, 0]], np.int32), np.array([[0, 2], [4, 5]], np.int32)
+    alone = parts.steps.train_alone(parts.steps.start_alone(params), genotype, parts.train_store, clips)
+    shared = parts.steps.init(jax.random.key(3))
+    trail = []
+    for batch in clips:
+        shared, _ = parts.steps.train_shared(shared, genotype[None], parts.train_store, batch[None])
+        trail.append(jax.tree.map(np.asarray, shared.params))
+    assert int(alone.step) == 2
+    kernel = lambda tree: np.asarray(tree["ports"]["inputs"]["decoder"]["kernel"])  # noqa: E731
+    assert np.abs(kernel(alone.params) - kernel(params)).max() > 0.01
+    assert share_close(alone.params, trail[1]) > 0.98 > share_close(alone.params, trail[0])
+    # The average of step 0 is the first weights alone; that of step 1 has a decay of 1 / 11.
+    expected = jax.tree.map(lambda x, y: x / 11 + y * 10 / 11, trail[0], trail[1])
+    assert share_close(alone.average, expected) > 0.98
+
+
+def test_a_killed_search_ends_in_the_same_log_and_compiles_once(parts, tmp_path, monkeypatch):
+    parts.steps.train_alone.clear_cache()
+    parts.steps.evaluate_shared.clear_cache()
+    whole, halves = workdir.Workdir(tmp_path / "whole"), workdir.Workdir(tmp_path / "halves")
+    whole.claim(CONFIG)
+    halves.claim(CONFIG)
+    state = pipeline.run_search(parts, whole, signals.StopFlag())
+    assert parts.steps.train_alone._cache_size() == parts.steps.evaluate_shared._cache_size() == 1
+    records = whole.read(loop.LOG)
+    assert [(r["step"], r["index"]) for r in records] == [(s, i) for s in range(5) for i in range(3)] + [(5, 0), (5, 1)]
+    searched = records[:15]
+    assert {r["status"] for r in searched} == {"ok", "stopped"} and any("same_as" in r for r in searched)
+    for record in searched:
+        assert record["reward"] == record["partial"][0] or record["status"] == "ok"
+        assert {"miou", "fwiou", "class_accuracy", "accuracy", "flicker", "macs", "hash", "genotype"} <= record.keys()
+    trained = [r for r in searched if "same_as" not in r]
+    for record in trained:
+        earlier = [r["partial"][0] for r in trained if r["step"] < record["step"]]
+        is_below = bool(earlier) and record["partial"][0] < np.mean(earlier)
+        assert record["status"] == ("stopped" if is_below else "ok")
+    # The same genotype scored again is the same number, wherever it stands.
+    best = max(searched, key=lambda r: r["reward"])
+    again = pipeline.score(parts, state.shared.params, np.array([best["genotype"]], np.int32), 4)
+    assert again[0]["reward"] == best["reward"] and again[0]["partial"] == []
+    metrics = [line for line in whole.read("metrics.jsonl") if line["stage"] == loop.STAGE]
+    assert len(metrics) == 5 and all(line["seconds_per_candidate"] > 0 for line in metrics)
+
+    stop, calls, real_score = signals.StopFlag(), [], pipeline.score
+
+    def score(*args, **kwargs):
+        calls.append(1)
+        stop.requested = len(calls) == 3
+        return real_score(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "score", score)
+    with pytest.raises(errors.Stopped):
+        pipeline.run_search(parts, halves, stop)
+    with (halves.path / loop.LOG).open("a") as log:
+        log.write('{"step": 4, "index": 0, "reward": 9.0, "hash": "x", "genotype": []}\n{"step": 4, "ind')
+    resumed = pipeline.run_search(parts, workdir.Workdir(halves.path), signals.StopFlag())
+    assert (halves.path / loop.LOG).read_bytes() == (whole.path / loop.LOG).read_bytes()
+    jax.tree.map(np.testing.assert_array_equal, resumed, state)
+
+
+def test_the_strategy_learns_after_its_warm_up(parts, tmp_path):
+    config = CONFIG.copy_and_resolve_references()
+    config.search.update({"steps": 3, "controller_warmup": 2, "num_random": 0})
+    state = pipeline.run_search(parts._replace(config=config), workdir.Workdir(tmp_path), signals.StopFlag())
+    assert int(state.strategy.num_added) == 3  # those of the last of three steps
+
+
+def test_an_ablation_trains_each_variant_as_the_search_did(parts, tmp_path, monkeypatch):
+    folder, needs_training_clips = workdir.Workdir(tmp_path), []
+    folder.claim(CONFIG)
+    pipeline.run_search(parts, folder, signals.StopFlag())
+    best = max(folder.read(loop.LOG), key=lambda record: record["reward"])
+    assert best["status"] == "ok"
+
+    def assemble(*_, is_training):
+        needs_training_clips.append(is_training)
+        return parts
+
+    monkeypatch.setattr(ablate_runs, "assemble", assemble)
+    records = ablate_runs.replace(CONFIG, folder, signals.StopFlag(), np.array(best["genotype"], np.int32), [])
+    assert needs_training_clips == [True]
+    assert [record["reward"] for record in records] == [best["reward"]]  # the four clips are all there are
+
+
+def test_parts_must_divide_the_steps():
+    config = CONFIG.copy_and_resolve_references()
+    config.search.scratch_parts = 3
+    with pytest.raises(errors.UserError, match="'search.scratch_parts': must divide search.scratch_steps .4., got 3"):
+        config_lib.validate(config)

@@ -1,0 +1,187 @@
+"""The tabular benchmark: its file, its rows, and its making with real (tiny) trainings."""
+
+import json
+import pathlib
+import types as types_lib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dvsnas_jax.core import compilation, errors, mesh, signals, types, workdir
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.run import features, losses, optim
+from dvsnas_jax.search import pipeline, steps, table, table_maker
+from dvsnas_jax.space import canonical, ports
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import supernet as supernet_lib
+
+SPACE = genotype_lib.Space(
+    inputs=("prev_state", "decoder"), num_layers=1, operations=("none", "skip", "conv_1x1"), aggregations=("sum",)
+)
+SETTINGS = ports.CellSettings(channels=4, feature_channels={"decoder": 5, "logits": 3, "image": 3})
+
+
+def make_config():
+    config = config_lib.defaults()
+    config.compile_effort = "quick"
+    config.space.inputs, config.space.num_layers = SPACE.inputs, SPACE.num_layers
+    config.space.operations, config.space.aggregations = SPACE.operations, SPACE.aggregations
+    config.train.update({"steps": 4, "batch_size": 2, "warmup_steps": 1, "polyak": 0.5, "label_stride": 4})
+    config.search.update({"batch_size": 2, "reward_clips": 4})
+    return config
+
+
+def make_store(seed: int, num_clips: int = 4) -> types.FeatureStore:
+    rng = np.random.default_rng(seed)
+    draw = {name: rng.normal(size=(num_clips, 2, 4, 6, channels)) for name, channels in
+            (("decoder", 5), ("image", 3), ("logits", 3))}  # fmt: skip
+    maps = {name: jnp.asarray(value, jnp.bfloat16) for name, value in draw.items()}
+    labels = np.asarray(maps["decoder"][..., :3], np.float32).argmax(axis=-1).astype(np.uint8)
+    labels = jnp.asarray(labels.repeat(4, axis=2).repeat(4, axis=3))
+    return types.FeatureStore(features=types.Features(logits=maps.pop("logits"), maps=maps), labels=labels)
+
+
+@pytest.fixture
+def parts(monkeypatch) -> pipeline.Parts:
+    """The parts of a search on features that no network made."""
+    config = make_config()
+    monkeypatch.setattr(features, "settings_of", lambda config: SETTINGS)
+    supernet, here = supernet_lib.make(SPACE, SETTINGS), mesh.make()
+    strategy = types_lib.SimpleNamespace(op_mask=np.ones(3, bool))
+    with compilation.effort("quick"):
+        made = steps.make(supernet, config.search, here)
+    return pipeline.Parts(config, SPACE, here, made, strategy, make_store(0), make_store(1))
+
+
+def test_a_table_survives_its_file(tmp_path):
+    made = table.made_up(SPACE, 3, num_seeds=2)
+    made.parts["reward"][1, 0] = np.nan
+    table.save(made, tmp_path / "a" / "table.json")
+    read = table.load(tmp_path / "a" / "table.json")
+    assert read.space == SPACE and read.head == made.head and read.num_cells == 15
+    np.testing.assert_array_equal(read.cells, made.cells)
+    np.testing.assert_array_equal(read.rewards, made.rewards)
+    assert read.quality()[1] == made.rewards[1, 1] and read.quality((0,))[1] == -np.inf
+    assert read.quality()[0] == pytest.approx(made.rewards[0].mean())
+
+
+def test_equal_cells_share_a_row():
+    made = table.made_up(SPACE, 0)
+    none, skip, conv = range(3)
+    same = [[0, 1, skip, conv, 0], [1, 0, conv, skip, 0], [0, 1, skip, none, 0], [1, 0, none, skip, 0]]
+    same = np.asarray(same)[:, None]
+    rows = made.rows(same)
+    assert rows[0] == rows[1] and rows[2] == rows[3] and rows[0] != rows[2]
+    for genotype, row in zip(same, rows, strict=True):
+        assert canonical.of(SPACE, genotype) == canonical.of(SPACE, made.cells[row])
+
+
+def damage(path: pathlib.Path, **changes) -> pathlib.Path:
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"version": 9}, "no table of version 1"), ({"rows": []}, "is damaged"), (None, "cannot be read as JSON")],
+)
+def test_a_bad_file_is_told_in_one_line(tmp_path, changes, message):
+    path = tmp_path / "table.json"
+    table.save(table.made_up(SPACE, 0), path)
+    if changes is None:
+        path.write_text("{")
+    else:
+        damage(path, **changes)
+    with pytest.raises(errors.UserError, match=message):
+        table.load(path)
+    with pytest.raises(errors.UserError, match="does not exist"):
+        table.load(tmp_path / "none.json")
+
+
+def test_a_table_of_other_cells_is_refused(tmp_path):
+    path = tmp_path / "table.json"
+    made = table.made_up(SPACE, 0)
+    table.save(table.Table(SPACE, made.cells[::-1], made.parts, made.index, made.head), path)
+    with pytest.raises(errors.UserError, match="lists other cells"):
+        table.load(path)
+
+
+def test_the_trainer_takes_the_steps_of_a_plain_loop(parts):
+    section = parts.config.train
+    with compilation.effort("quick"):
+        trainer = table_maker.make_trainer(parts, 2)
+    assert trainer.clips.shape == (2, 4, 2)
+    supernet, optimizer = supernet_lib.make(SPACE, SETTINGS), optim.make(section)
+
+    def loss_fn(params, genotype, clips):
+        batch, labels = steps.take(parts.train_store, clips)
+        targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), 4)
+        return losses.cross_entropy(supernet.unroll(params, genotype, batch), targets)[0]
+
+    gradient = compilation.jit_once(jax.grad(loss_fn))
+    for genotype in (np.asarray([[0, 1, 1, 2, 0]], np.int32), np.asarray([[1, 1, 2, 0, 0]], np.int32)):
+        found = trainer.train(trainer.initial, genotype, parts.train_store, trainer.clips)
+        params = jax.tree.map(lambda x: x[1], trainer.initial)
+        average, state = params, optimizer.init(params)
+        for index, clips in enumerate(trainer.clips[1]):
+            updates, state = optimizer.update(gradient(params, genotype, clips), state, params)
+            params = optax.apply_updates(params, updates)
+            average = optim.polyak(0.5, average, params, index)
+        for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(average), strict=True):
+            np.testing.assert_allclose(ours[1], theirs, atol=2e-5)
+    assert trainer.train._cache_size() == 1  # one program for all genotypes
+
+
+def test_making_a_table_goes_on_where_it_stopped(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_maker, "assemble", lambda config, folder, stop: parts)
+    folder = workdir.Workdir(tmp_path / "run")
+    whole = table_maker.run(parts.config, folder, num_seeds=2, command="make it")
+    lines = folder.read(table_maker.LOG)
+    assert len(lines) == 30 and {line["status"] for line in lines} == {"ok"}
+    assert whole.head["command"] == "make it" and whole.head["config"]["train"]["steps"] == 4
+    kept = {line["cell"] for line in lines[:9]}  # four whole cells, and one of which a seed is missing
+    log = folder.path / table_maker.LOG
+    log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:9]) + '{"cell": 3, "se')
+    again = table_maker.run(parts.config, workdir.Workdir(tmp_path / "run"), num_seeds=2, command="make it")
+    for name in table.PARTS:
+        np.testing.assert_array_equal(again.parts[name], whole.parts[name])
+    rewritten = workdir.Workdir(tmp_path / "run").read(table_maker.LOG)
+    assert [line["seconds"] for line in rewritten[:8]] == [line["seconds"] for line in lines[:8]] and len(kept) == 5
+    assert np.unique(whole.rewards).size > 5
+
+
+def test_making_a_table_stops_between_cells(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_maker, "assemble", lambda config, folder, stop: parts)
+    with signals.stop_on_signal() as stop:
+        stop.requested = True
+        with pytest.raises(errors.Stopped, match="0 of 15 cells"):
+            table_maker.run(parts.config, workdir.Workdir(tmp_path / "run"), num_seeds=1, command="")
+
+
+def test_missing_trainings_and_large_spaces_are_refused(tmp_path):
+    config = make_config()
+    cells, _ = canonical.enumerate_cells(SPACE)
+    line = {"cell": 0, "seed": 0, "seconds": 1.0, **dict.fromkeys(table.PARTS, 0.5)}
+    with pytest.raises(errors.UserError, match="14 of 15 trainings are missing"):
+        table.from_lines(SPACE, cells, [line], config=config, static=line, command="")
+    config.space.num_layers, config.space.operations = 4, ()
+    with pytest.raises(errors.UserError, match="a table at most 20000"):
+        table_maker.run(config, workdir.Workdir(tmp_path), num_seeds=1, command="")
+
+
+def test_the_packaged_table():
+    packaged = table.load()
+    assert packaged.num_cells == 896 and packaged.rewards.shape == (896, 2)
+    assert table.PACKAGED.stat().st_size < 1 << 20
+    assert np.isfinite(packaged.rewards).mean() > 0.99
+    quality = packaged.quality()
+    assert 0 < quality.min() < 0.5 * quality.max() and quality.max() < 1
+    # Both trainings agree: what a search can find is not luck.
+    assert np.corrcoef(packaged.rewards.T)[0, 1] > 0.8
+    for name in ("command", "config", "config_hash", "environment", "seconds", "static"):
+        assert packaged.head[name]
