@@ -1,3 +1,26 @@
 """Neural architecture search of dynamic cells for video segmentation, in JAX."""
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dvsnas_jax.run import load as load_lib
+
 __version__ = "0.1.0"
+
+
+def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> load_lib.Segmenter:
+    """Opens a trained network and cell for the frames of a video, see `dvsnas_jax.run.load`.
+
+    Args:
+      path: a run folder, or one that `dvsnas export` wrote.
+      key_interval: propagate: the (longest) distance of key frames, in place of the trained one.
+
+    Raises:
+      UserError: the folder is missing, holds nothing trained or is damaged.
+    """
+    from dvsnas_jax.run import load as load_lib
+
+    return load_lib.load(path, key_interval=key_interval)

@@ -7,8 +7,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from dvsnas_jax.commands import ablate, common, compare, data, nets, runs, tools
-from dvsnas_jax.core import allocator, errors
+from dvsnas_jax.commands import ablate, common, compare, data, doctor, export, nets, runs, segment, strategies, tools
+from dvsnas_jax.core import allocator, distributed, errors
 
 _PREFIX = "--config."
 
@@ -20,9 +20,16 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the words after `dvsnas`; None: those of the process.
 
     Returns:
-      0 done; 2 the user's input is wrong; 75 stopped after saving; anything else raises (the process then ends with 1).
+      0 done; 1 `doctor` found something broken; 2 the user's input is wrong; 75 stopped after saving; anything else
+      raises (the process then ends with 1).
+      One of several processes ends with 75, too, where another one is lost.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    return distributed.guard(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Runs one command and tells what went wrong."""
     try:
         words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
         arguments = _parser().parse_args(words)
@@ -30,12 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise errors.UserError(f"{_PREFIX}{next(iter(overrides))}: the command {arguments.command} takes no config")
         arguments.overrides = overrides
         _prepare_jax(arguments)
-        arguments.run_fn(arguments)
+        _join(arguments)
+        code = arguments.run_fn(arguments)
     except errors.UserError as error:
         print(f"dvsnas: error: {' '.join(str(error).split())}", file=sys.stderr)
         return errors.EXIT_USER
     except errors.Stopped as stopped:
-        print(f"dvsnas: stopped ({stopped}), state saved; start the same command again to go on", file=sys.stderr)
+        if distributed.is_main():
+            print(f"dvsnas: stopped ({stopped}), {stopped.advice}", file=sys.stderr)
         return errors.EXIT_STOPPED
     except KeyboardInterrupt:
         print("dvsnas: interrupted before the state was saved; the last checkpoint is kept", file=sys.stderr)
@@ -43,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, for example `dvsnas show x.json | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return errors.EXIT_FAULT
-    return errors.EXIT_DONE
+    return errors.EXIT_DONE if code is None else code
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -78,7 +87,7 @@ def _parser() -> common.Parser:
         prog="dvsnas", description="Search for dynamic cells for video segmentation.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=common.Parser)
-    for part in (runs, compare, ablate, tools, data, nets):
+    for part in (runs, segment, export, compare, ablate, strategies, tools, data, nets, doctor):
         part.register(common.adder(commands))
     return parser
 
@@ -96,3 +105,22 @@ def _prepare_jax(arguments: Namespace) -> None:
         return
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, "dvsnas_jax", "xla"))
+
+
+def _join(arguments: Namespace) -> None:
+    """Joins the other processes of a run, where the command can have several and a flag or a launcher says so."""
+    if not hasattr(arguments, "coordinator"):
+        return
+    launch = distributed.detect(
+        os.environ,
+        coordinator=arguments.coordinator,
+        num_processes=arguments.num_processes,
+        process_id=arguments.process_id,
+    )
+    if launch is not None:
+        distributed.start(launch)
+        from dvsnas_jax.core import mesh
+
+        mesh.connect(mesh.make())
+        if not distributed.is_main():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process

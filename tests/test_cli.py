@@ -16,12 +16,15 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.space import genotype
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-COMMANDS = ("search", "train", "evaluate", "compare", "show", "data preview", "report", "bench")
+COMMANDS = ("search", "train", "evaluate", "compare", "show", "data preview", "report", "bench", "doctor")
 SPACE = genotype.Space(inputs=("prev_state", "decoder"), num_layers=2)
 TOKENS = np.asarray([[0, 1, 4, 1, 2], [2, 1, 0, 3, 0]], np.int32)
 
 
-_SCORES = {"miou": 0.5, "fwiou": 0.6, "accuracy": 0.7, "vc": {"8": None}, "flicker": 0.1}
+_SCORES = {
+    "miou": 0.5, "fwiou": 0.6, "accuracy": 0.7, "class_accuracy": 0.61, "vc": {"8": None}, "flicker": 0.1,
+    "flow_consistency": None,
+}  # fmt: skip
 RESULT = {
     "split": "val",
     "num_frames": 12,
@@ -165,8 +168,8 @@ def test_search_passes_the_config_and_the_folder_on(tmp_path, monkeypatch, capsy
     assert calls == [(77, (1.0, 2.0), tmp_path)]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "val, 12 frames" and len(lines) == 5
-    assert lines[2].split() == ["static", "network", "50.0", "60.0", "70.0", "-", "10.0", "3.5"]
-    assert lines[3].split() == ["with", "the", "cell", "55.5", "60.0", "70.0", "80.0", "5.0", "-"]
+    assert lines[2].split() == ["static", "network", "50.0", "60.0", "70.0", "61.0", "-", "10.0", "-", "3.5"]
+    assert lines[3].split() == ["with", "the", "cell", "55.5", "60.0", "70.0", "61.0", "80.0", "5.0", "-", "-"]
 
 
 def test_stopped_is_75_and_interrupt_is_1_and_a_fault_raises(tmp_path, monkeypatch, capsys):

@@ -55,6 +55,7 @@ def test_scores_equal_scikit_learn(maps):
     assert result["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(truth, found))
     recall = sklearn.metrics.recall_score(truth, found, average=None, labels=range(CLASSES - 1), zero_division=0)
     assert result["class_accuracy"] == pytest.approx(recall.mean())
+    assert result["class_accuracies"] == [*(pytest.approx(value) for value in recall), None]
 
 
 def test_scores_by_hand():
@@ -135,4 +136,22 @@ def test_sequence_scores():
     assert result["vc"] == {"2": pytest.approx(2 / 3), "8": None}
     assert result["flicker"] == pytest.approx(1 / 3)
     assert result["flow_consistency"] == pytest.approx(3 / 4)
+    assert result["class_accuracies"] == {"road": pytest.approx(4 / 5), "car": 1.0, "sky": None}
+    assert total.pixel_counts() == {
+        "confusion": [[4, 1, 0], [0, 1, 0], [0, 0, 0]],
+        "counts": {"vc": {"2": [2, 3], "8": [0, 0]}, "flicker": [1, 3], "flow_consistency": [3, 4]},
+    }
     assert metrics.SequenceScores(("road", "car", "sky")).result()["flow_consistency"] is None
+
+
+def test_sequences_counted_apart_and_merged_are_those_counted_together(maps):
+    labels, predictions = maps
+    flow = np.zeros((*labels.shape, 2), np.float32)
+    names = tuple("abcde")
+    together, merged = metrics.SequenceScores(names, (2,)), metrics.SequenceScores(names, (2,))
+    for rows in (slice(0, 2), slice(1, 3)):
+        part = metrics.SequenceScores(names, (2,))
+        for total in (together, part):
+            total.add(labels[rows], predictions[rows], flow[rows])
+        merged.merge(part)
+    assert merged.pixel_counts() == together.pixel_counts() and merged.result() == together.result()

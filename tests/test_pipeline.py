@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -47,7 +48,7 @@ def load(folder: pathlib.Path):
 
 def test_run_folder_is_complete(run_folder: pathlib.Path) -> None:
     names = ["config.json", "environment.json", "genotypes.jsonl", "metrics.jsonl", "best_genotype.json"]
-    for name in [*names, "evaluation.json", "report.html", "figures/reward.png", "figures/cell.png"]:
+    for name in [*names, "evaluation.json", "report.html", "figures/reward.svg", "figures/cell.png"]:
         assert (run_folder / name).stat().st_size > 0, name
     config, folder = load(run_folder)
     records = folder.read("genotypes.jsonl")
@@ -56,6 +57,17 @@ def test_run_folder_is_complete(run_folder: pathlib.Path) -> None:
     assert all(r["status"] == "ok" and 0 < r["reward"] < 1 for r in records)
     stages = {r["stage"] for r in folder.read("metrics.jsonl")}
     assert {"pretrain", "pretrain_val", "warmup", "search"} <= stages
+
+
+def test_the_report_counts_the_parameters(run_folder: pathlib.Path) -> None:
+    config, folder = load(run_folder)
+    _, cell, _, _ = train.load_winner(config, folder)
+    trees = pretrain.restore(config, folder)["params"], cell
+    is_trained = [[path[-1].key not in ("mean", "var") for path, _ in jax.tree.leaves_with_path(t)] for t in trees]
+    sizes = [[np.size(leaf) for leaf in jax.tree.leaves(tree)] for tree in trees]
+    static, more = (np.dot(*pair) for pair in zip(sizes, is_trained, strict=True))
+    row = f"<td>{static / 1e3:.1f}</td><td>{(static + more) / 1e3:.1f}</td>"
+    assert f"<th scope=row>parameters, thousands</th>{row}" in (run_folder / "report.html").read_text()
 
 
 def test_the_winner_is_one_of_the_candidates_and_has_its_numbers(run_folder: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import html
 import html.parser
+import io
 import json
 import pathlib
 import re
@@ -9,9 +10,10 @@ import re
 import matplotlib.image
 import numpy as np
 import pytest
+from PIL import Image
 
 from dvsnas_jax.core import errors
-from dvsnas_jax.run import figures, report
+from dvsnas_jax.run import figures, report, report_data, report_html, report_pictures
 from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
 
@@ -23,6 +25,7 @@ COLORS = np.array(
     np.uint8,
 )
 NUM_STEPS = 40
+TORN = '{"step": 40, "index": 20, "source": "ran'
 
 
 def _score(miou, flicker, **more):
@@ -80,16 +83,25 @@ def _fill(path: pathlib.Path) -> list[dict]:
     evaluation = {"split": "val", "classes": CLASSES, "num_frames": 288, "commonest_class": _score(0.05, 0.0)}
     evaluation |= {"static": _score(0.4321, 0.0500, ms_per_frame=12.34), "static_clean": _score(0.5555, 0.0210)}
     evaluation |= {"cell": _score(0.4765, 0.0350, ms_per_frame=15.0)}
+    confusion = (np.eye(len(CLASSES), dtype=int) * 80 + 2).tolist()
+    confusion[3][5] = 41  # of pavement's 133 pixels, as car
+    times = {"count": 3, "median": 15.0, "mean": 16.0, "p95": 19.5, "worst": 20.0, "samples": [13.0, 15.0, 20.0]}
+    evaluation["cell"] |= {"confusion": confusion, "latency": {"all": times}}
+    sequence = {"name": "street <0>", "num_frames": 24, "static": _score(0.41, 0.05), "cell": _score(0.45, 0.03)}
+    evaluation["sequences"] = [sequence]
     best = max((r for r in records if r["source"] == "ppo" and r["reward"]), key=lambda r: r["reward"])
     files = {"config.json": config, "evaluation.json": evaluation}
     files["best_genotype.json"] = genotypes.to_dict(SPACE, best["genotype"]) | {"scores": {"reward": best["reward"]}}
-    files["environment.json"] = {"versions": {"jax": "0.10.2"}, "devices": ["cpu:0 cpu"], "git_commit": "abc<123>"}
+    environment = {"versions": {"jax": "0.10.2"}, "devices": ["cpu:0 cpu"], "git_commit": "abc<123>"}
+    later = environment | {"versions": {"jax": "0.10.3"}}
+    files["environment.json"] = environment | {"command": "dvsnas search --workdir=runs/a", "resumed_with": [later]}
     for name, value in files.items():
         (path / name).write_text(json.dumps(value))
     for name, lines in (("genotypes.jsonl", records), ("metrics.jsonl", metrics)):
         (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (path / "figures").mkdir()
     np.savez_compressed(path / "figures" / "strip.npz", **_scene(rng))
+    np.savez_compressed(path / "figures" / "clip.npz", **_scene(rng, num=8))
     return records
 
 
@@ -99,29 +111,55 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("run_<1>")
     records = _fill(path)
     with (path / "genotypes.jsonl").open("a") as out:
-        out.write('{"step": 40, "index": 20, "source": "ran')
+        out.write(TORN)
     written = report.write(path)
     return path, written, (path / "report.html").read_text(), records
 
 
 def test_figures_are_written_and_not_blank(run):
     path, written, _, _ = run
-    names = ["strip.png", "cell.svg", "cell.png", "reward.png", "operations.png", "classes.png", "training.png"]
+    names = ["strip.png", "classes.svg", "latency.svg", "cell.png", "cell.svg", "reward.svg", "entropy.svg"]
+    names += [f"training_{index:02d}.svg" for index in range(3)]
     assert written == [*(str(path / "figures" / name) for name in names), str(path / "report.html")]
     for file in written:
         if file.endswith(".png"):
             image = matplotlib.image.imread(file)[..., :3]
             assert min(image.shape[:2]) > 200, file
             assert image.std() > 0.03, file
+        elif file.endswith(".svg"):
+            assert pathlib.Path(file).read_text().count("<path") > 5, file
 
 
 def test_page_is_self_contained(run):
     _, _, page, _ = run
-    sources = re.findall(r"<img[^>]*src=\"([^\"]*)\"", page)
-    assert len(sources) == page.count("<img") == 6
-    assert all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
-    assert "://" not in page and "<script" not in page and "<link" not in page and "url(" not in page
+    sources = re.findall(r"(?:src|srcset)=\"([^\"]*)\"", page)
+    assert len(sources) == page.count("<img") + 1 == 8  # six rows, the clip and its still
+    assert all(source.startswith("data:image/webp;base64,UklGR") for source in sources)
+    assert page.count("<svg") == 8 and len(page) < 3_000_000
+    assert "://" not in page and "<script" not in page and "<link" not in page
+    references = re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", page)
+    names = re.findall(r"\sid=\"([^\"]+)\"", page)
+    assert set(references) <= set(names) and len(set(names)) == len(names)
     assert 'name="viewport"' in page and "prefers-color-scheme:dark" in page
+
+
+def test_figures_follow_the_colour_scheme(run):
+    """No figure keeps a colour of its own that would be unreadable on a dark page."""
+    _, _, page, _ = run
+    figures_text = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert "var(--blue)" in figures_text and re.findall(r"#[0-9a-f]{6}\b", figures_text) == []
+
+
+def test_headings_are_in_order_and_pictures_are_told(run):
+    _, _, page, _ = run
+    levels = [int(level) for level in re.findall(r"<h(\d)", page)]
+    assert levels[0] == 1 and set(levels[1:]) == {2}
+    for tag in re.findall(r"<img[^>]*>", page):
+        assert len(re.search(r'alt="([^"]*)"', tag)[1]) > 10
+    for tag in re.findall(r"<svg[^>]*>", page):
+        assert "role=img" in tag and len(re.search(r'aria-label="([^"]*)"', tag)[1]) > 10
+    for table in re.findall(r"<table.*?</table>", page, re.DOTALL):
+        assert "<th scope=row>" in table
 
 
 def test_page_closes_every_tag(run):
@@ -130,7 +168,7 @@ def test_page_closes_every_tag(run):
 
     class Parser(html.parser.HTMLParser):
         def handle_starttag(self, tag, attrs):
-            if tag not in ("meta", "img"):
+            if tag not in ("meta", "img", "wbr", "source"):
                 stack.append(tag)
 
         def handle_endtag(self, tag):
@@ -142,6 +180,7 @@ def test_page_closes_every_tag(run):
 
 def _table(page):
     """The result table: metric -> texts of its cells."""
+    page = page[page.index("<h2>Result</h2>") :]
     body = page[page.index("<tbody>") : page.index("</tbody>")]
     rows = re.findall(r"<tr>(.*?)</tr>", body)
     return {re.search(r"<th scope=row>(.*?)</th>", row)[1]: re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows}
@@ -163,7 +202,7 @@ def test_search_is_told_in_numbers(run):
     _, _, page, records = run
     line = [r["reward"] for r in records if r["source"] == "random"]
     late = [r["reward"] for r in records if r["source"] == "ppo" and r["step"] >= 0.75 * (NUM_STEPS - 1)]
-    assert f"159 candidates were scored; mean reward in the last quarter: {np.mean(late):.3f}." in page
+    assert f"ppo: 159 candidates were scored; mean reward in the last quarter: {np.mean(late):.3f}." in page
     assert f"20 uniformly drawn genotypes, scored on the same final shared weights: {np.mean(line):.3f} ±" in page
     assert "1 without a valid score" in page
 
@@ -180,7 +219,14 @@ def test_text_is_escaped(run):
     assert html.escape(path.resolve().name) in page and path.name not in page
     assert "abc&lt;123&gt;" in page and "abc<123>" not in page
     assert "&lt;b&gt;&amp;" in page
-    assert "<th scope=row>versions.jax</th><td>0.10.2</td>" in page
+    assert "<th scope=row>versions.<wbr>jax</th><td>0.10.2</td>" in page
+
+
+def test_provenance_tells_the_command_and_what_a_resume_changed(run):
+    rows = dict(re.findall(r"<th scope=row>(.*?)</th><td>(.*?)</td>", run[2][run[2].index("<h2>Provenance") :]))
+    assert rows["command"] == "dvsnas search --workdir=runs/a"
+    resumed = {key: value for key, value in rows.items() if key.startswith("resumed")}
+    assert resumed == {"resumed with versions.<wbr>jax": "0.10.3"}
 
 
 @pytest.mark.parametrize(
@@ -198,13 +244,15 @@ def test_text_is_escaped(run):
 def test_only_the_part_of_a_file_is_there(run, tmp_path, file, heading):
     """A folder with one file only has that file's part and no other."""
     path, _, page, _ = run
-    headings = [f"<h2>{text}</h2>" for text in re.findall("<h2>(.*?)</h2>", page)]
+    general = ("Summary", "Not in this report")
+    headings = [f"<h2>{text}</h2>" for text in re.findall("<h2>(.*?)</h2>", page) if text not in general]
     assert heading in headings
     (tmp_path / "figures").mkdir()
     (tmp_path / file).write_bytes((path / file).read_bytes())
     report.write(tmp_path)
     alone = (tmp_path / "report.html").read_text()
-    also = ["<h2>Class by class</h2>"] if file == "evaluation.json" else []
+    also = ["<h2>Class by class</h2>", "<h2>Sequence by sequence</h2>", "<h2>Time of a frame</h2>"]
+    also = also if file == "evaluation.json" else []
     assert [text for text in headings if text in alone] == [heading, *also]
 
 
@@ -233,24 +281,161 @@ def test_running_mean_equals_a_plain_loop():
         np.testing.assert_allclose(means[index], values[kept].mean(), err_msg=str(step))
 
 
-def test_shares_of_operations(tmp_path):
-    """First quarter all none/sum, last quarter half skip, half conv."""
-    names = {"operations": ("none", "skip", "conv_1x1"), "aggregations": ("sum", "gate")}
-    rows = [[0, 0, 0, 0, 0]] * 3 + [[0, 0, 1, 2, 1]]
+def test_shares_of_choices():
+    """First stretch all none/sum of the first input, the last half skip, half conv, of input 1 and an earlier layer."""
+    space = genotypes.Space(("decoder", "logits"), 2, ("none", "skip", "conv_1x1"), ("sum", "gate"))
+    rows = [[0, 0, 0, 0, 0]] * 3 + [[1, 2, 1, 2, 1]]
     records = [{"step": 3 - s, "genotype": [rows[3 - s]] * 2, "reward": 1.0} for s in range(4)]
-    shares = figures.operations(records, names, tmp_path / "o.png")
+    shares = figures.choices(records, space, 4)
+    assert shares["bins"] == [0, 1, 2, 3]
+    assert shares["inputs"] == {"decoder": [1, 1, 1, 0], "logits": [0, 0, 0, 0.5], "an earlier layer": [0, 0, 0, 0.5]}
     assert shares["operations"] == {"none": [1, 1, 1, 0], "skip": [0, 0, 0, 0.5], "conv_1x1": [0, 0, 0, 0.5]}
     assert shares["aggregations"] == {"sum": [1, 1, 1, 0], "gate": [0, 0, 0, 1]}
+    assert figures.choices(records, space, 2)["bins"] == [1, 3]
+    assert figures.choices(records[:1], space)["bins"] == [3]
+
+
+def test_confusion_is_told_in_shares_and_words(run):
+    _, _, page, _ = run
+    assert "Most pixels are lost by pavement as car (31 % of it)" in page
+    matrix = page[page.index("Dynamic cell: % of each true class") :]
+    row = re.search(r"<th scope=row>pavement</th>(.*?)</tr>", matrix)[1]
+    shown = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?</td>", row)]
+    assert shown == ["2", "2", "2", "62", "2", "31", "2"]
+
+
+def test_sequences_are_told(run):
+    _, _, page, _ = run
+    start = "<th scope=row>street &lt;0&gt;</th><td>24</td>"
+    assert f"{start}<td>41.0</td><td>45.0</td><td>66.0</td><td>70.0</td><td>5.00</td><td>3.00</td>" in page
+
+
+def test_errors_are_marked():
+    frames = np.full((1, 2, 2, 3), 100, np.uint8)
+    labels, found = np.array([[[0, 1], [255, 1]]], np.uint8), np.array([[[0, 0], [0, 1]]], np.uint8)
+    marked = report_pictures.marked_errors(frames, labels, found)[0]
+    assert marked[0, 0].tolist() == marked[1, 1].tolist() == [155, 155, 155]
+    assert marked[0, 1].tolist() == [185, 96, 25] and marked[1, 0].tolist() == [35, 35, 35]
+    assert report_pictures.wrong_share(labels, found) == pytest.approx(1 / 3)
+    assert report_pictures.wrong_share(np.full_like(labels, 255), found) is None
+
+
+def test_the_clip_moves_and_fits():
+    moving, still = report_pictures.clip(_scene(np.random.default_rng(0), num=4))
+    with Image.open(io.BytesIO(moving)) as image:
+        assert image.n_frames == 4 and image.size == (640, 480)
+        first = np.asarray(image.convert("RGB"), np.int64)
+        image.seek(2)
+        assert np.abs(np.asarray(image.convert("RGB"), np.int64) - first).mean() > 1
+    with Image.open(io.BytesIO(still)) as image:
+        assert getattr(image, "n_frames", 1) == 1 and image.size == (640, 480)
+    assert len(moving) < 1_500_000
+
+
+def test_a_large_clip_is_thinned_and_shortened(monkeypatch):
+    scene = _scene(np.random.default_rng(0), num=6, height=80, width=960)
+    monkeypatch.setattr(report_pictures, "MAX_CLIP_BYTES", 9_000)
+    moving, _ = report_pictures.clip(scene)
+    with Image.open(io.BytesIO(moving)) as image:
+        assert image.size == (640, 52) and 1 <= image.n_frames < 6
+    assert len(moving) <= 9_000
+
+
+def test_older_folders_say_what_makes_the_rest(tmp_path):
+    evaluation = {"split": "val", "classes": CLASSES, "num_frames": 9, "static": _score(0.5, 0.02)}
+    evaluation["static"]["latency"] = {"all": {"count": 3, "median": 15.0}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    lines = dict(re.findall(r"<li>([^<]*): <code>([^<]*)</code>", page[page.index("<h2>Not in this report") :]))
+    evaluate = f"dvsnas evaluate --config=CONFIG --workdir={tmp_path}"
+    wanted = ("Frames", "The confusion matrices", "The histogram of the times of single frames")
+    assert {part: lines[part] for part in wanted} == dict.fromkeys(wanted, evaluate)
+    assert lines["An ablation"].startswith("dvsnas ablate ")
+
+
+def test_ablation_and_comparison_are_shown(tmp_path):
+    row = {"layer": 0, "field": "op_a", "now": "skip", "none": -0.0123, "skip": None, "others": 0.002, "best": 0.004}
+    row |= {"best_name": "conv_1x1", "count": 3, "diverged": 0}
+    (tmp_path / "ablation_replace.json").write_text(json.dumps({"what": "replace", "reward": 0.3, "tokens": [row]}))
+    search = {"without": None, "best": 0.3, "mean_last_quarter": 0.25, "num_diverged": 0}
+    searches = [search, {**search, "without": "none", "best_change": 0.0101, "mean_last_quarter_change": -0.02}]
+    (tmp_path / "ablation_leave_one_out.json").write_text(json.dumps({"searches": searches}))
+
+    def entry(name, miou, ms):
+        numbers = {"miou": miou, "fwiou": miou, "vc_8": miou, "flicker": 0.02, "parameters": 4e5, "macs": 2e7, "ms": ms}
+        found = {key: {"mean": value, "std": None, "values": [value]} for key, value in numbers.items()}
+        return {"name": name, "source": "", "num_seeds": 1, "num_ok": 1, "time_ratio": None, **found}
+
+    rows = [entry("static network", 0.35, 5.0), entry("zoo:dff", 0.34, 3.0)]
+    result = {"mode": "refine", "split": "val", "num_frames": 8, "train_steps": 5, "vc_frames": [8], "rows": rows}
+    (tmp_path / "compare.json").write_text(json.dumps(result))
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    start = "<th scope=row>layer 0, operation a: skip</th>"
+    assert f"{start}<td>−1.23</td><td>–</td><td>+0.20</td><td>+0.40 (conv 1x1)</td><td>3</td>" in page
+    assert "<th scope=row>without none</th><td>30.00 (+1.01)</td><td>25.00 (−2.00)</td>" in page
+    assert "<h2>Comparison with other cells</h2>" in page
+    assert "<th scope=row>zoo:dff</th><td>1</td><td>34.0</td>" in page
+
+
+def test_several_runs_are_set_side_by_side(run, tmp_path):
+    path, other = tmp_path / "run <1>", tmp_path / "other"
+    for folder in (path, other):
+        folder.mkdir()
+        for file in ("config.json", "evaluation.json", "genotypes.jsonl"):
+            (folder / file).write_bytes((run[0] / file).read_bytes())
+    config = json.loads((other / "config.json").read_text())
+    config["search"]["steps"], config["seed"] = 41, 7
+    (other / "config.json").write_text(json.dumps(config))
+    before = sorted(path.rglob("*"))
+    written = report.write(path, other, output=tmp_path / "both.html")
+    assert written == [str(tmp_path / "both.html")] and sorted(path.rglob("*")) == before
+    page = (tmp_path / "both.html").read_text()
+    headings = re.findall("<h2>(.*?)</h2>", page)
+    assert headings == ["Side by side", html.escape(path.resolve().name), "other"]
+    assert [int(level) for level in re.findall(r"<h(\d)", page)][:3] == [1, 2, 2]
+    differing = page[page.index("Keys of the configuration that differ</caption>") :].split("</table>")[0]
+    assert re.findall(r"<th scope=row>(.*?)</th><td>(.*?)</td><td>(.*?)</td>", differing) == [
+        ("seed", "0", "7"), ("search.steps", str(NUM_STEPS), "41"),
+    ]  # fmt: skip
+    assert "<td>43.2</td><td>47.6</td><td>43.2</td><td>47.6</td>" in page
+    names = re.findall(r"\sid=\"([^\"]+)\"", page)
+    assert len(set(names)) == len(names)
+
+
+def test_a_folder_given_twice_is_refused(run):
+    with pytest.raises(errors.UserError, match="given twice"):
+        report.write(run[0], run[0] / ".")
+
+
+def test_an_unwritable_page_is_told(run, tmp_path):
+    with pytest.raises(errors.UserError, match="cannot write .*; choose another --output"):
+        report.write(run[0], output=tmp_path / "no" / "page.html")
+
+
+def test_differences_of_configs():
+    configs = [{"a": 1, "b": {"c": [1, 2], "d": None}}, {"a": 1, "b": {"c": [1, 3]}, "e": 5}]
+    found = report_data.differences(configs)
+    assert found == [("b.c", ["1, 2", "1, 3"]), ("e", ["–", "5"])]
+
+
+def test_numbers():
+    assert [report_html.number(value, 1, is_signed=True) for value in (1.25, -0.01, -3.0, None)] == [
+        "+1.2", "0.0", "−3.0", "–",
+    ]  # fmt: skip
 
 
 def test_a_random_search_is_not_its_own_line():
     records = [{"source": "random", "step": step, "reward": 0.1 * step} for step in range(5)]
     records += [{"source": "random", "step": 1, "reward": value} for value in (None, float("nan"))]
     records += [{"source": "random", "step": 1, "reward": 0.0, "status": "diverged"}]
+    # One that was stopped early counts, as it did for the strategy.
+    records += [{"source": "random", "step": 2, "reward": 0.1, "status": "stopped"}]
     searched, drawn = figures.split_sources(records, 3)
-    assert [record["step"] for record in searched] == [0, 1, 2]
+    assert [record["step"] for record in searched] == [0, 1, 2, 2]
     assert [record["step"] for record in drawn] == [3, 4]
-    assert [len(part) for part in figures.split_sources(records)] == [0, 5]
+    assert [len(part) for part in figures.split_sources(records)] == [0, 6]
 
 
 def test_a_step_logged_twice_counts_as_logged_last():
@@ -264,7 +449,7 @@ def test_a_step_logged_twice_counts_as_logged_last():
 def test_strip_shows_the_colours_of_the_labels(tmp_path):
     """The share of a class colour in the picture grows with the share of the class in the maps."""
     scene = _scene(np.random.default_rng(0), num=2)
-    figures.strip(scene, CLASSES, tmp_path / "s.png")
+    report_pictures.strip(scene, CLASSES, tmp_path / "s.png")
     image = (matplotlib.image.imread(tmp_path / "s.png")[..., :3] * 255).round().astype(int)
     areas = [(image == COLORS[index]).all(-1).mean() for index in range(7)]
     shares = [np.mean([scene[key] == index for key in ("labels", "static", "cell")]) for index in range(7)]
@@ -293,8 +478,6 @@ def test_a_broken_file_is_named(tmp_path, file, text):
 
 
 def test_report_changes_nothing_else(run):
-    path, _, _, _ = run
-    lines = (path / "genotypes.jsonl").read_text()
-    report.write(path)
-    assert (path / "genotypes.jsonl").read_text() == lines
-    assert not lines.endswith("\n")
+    path, _, _, records = run
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    assert (path / "genotypes.jsonl").read_text() == lines + TORN

@@ -94,9 +94,9 @@ def test_streaming_equals_segmenting_whole_sequences(kind):
 
 def test_a_region_is_computed_from_its_own_surroundings():
     """Its crop: the region with 32 pixels around it, in whole grid cells."""
-    assert stream._crop((0, 9), 70) == (0, 68, 0, 0, 9)
-    assert stream._crop((9, 18), 70) == (4, 66, 8, 9, 9)
-    assert stream._crop((0, 9), 34) == (0, 34, 0, 0, 9)
+    assert stream.crop((0, 9), 70) == (0, 68, 0, 0, 9)
+    assert stream.crop((9, 18), 70) == (4, 66, 8, 9, 9)
+    assert stream.crop((0, 9), 34) == (0, 34, 0, 0, 9)
 
 
 @pytest.mark.parametrize(

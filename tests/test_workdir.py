@@ -76,6 +76,18 @@ def test_claim_refuses_another_config_and_names_the_keys(tmp_path):
         workdir.Workdir(tmp_path).claim(other, ignore=("search", "seed", "eval"))
 
 
+def test_claim_gives_keys_that_an_older_run_lacks_their_defaults(tmp_path):
+    folder, config = workdir.Workdir(tmp_path), config_lib.load(None, {})
+    folder.claim(config)
+    values = folder.read_json("config.json")
+    del values["controller"]["population"], values["search"]["mode"], values["schedule"]
+    folder.write_json("config.json", values)
+    folder.claim(config)
+    assert folder.read_json("config.json") == values  # it stays as it was written
+    with pytest.raises(errors.UserError, match="keys differ: controller.population, search.mode; use another"):
+        folder.claim(config_lib.load(None, {"controller.population": "21", "search.mode": "scratch"}))
+
+
 def test_claim_notes_another_environment_once(tmp_path, monkeypatch):
     folder, config = workdir.Workdir(tmp_path), config_lib.load(None, {})
     folder.claim(config)

@@ -19,8 +19,9 @@ def register(add: common.Add) -> None:
     ablate.add_argument("--workdir", metavar="DIR", required=True, help="folder of a finished search")
     ablate.add_argument(
         "--what", metavar="WHAT", default="replace",
-        help="replace (default): one token changed, shared weights of the search; leave-one-out: a search without "
-        "each operation; retrain: one token changed, trained from scratch",
+        help="replace (default): one token changed, scored as in the search (its shared weights; mode scratch: each "
+        "trained alone); leave-one-out: a search without each operation; retrain: one token changed, trained from "
+        "scratch as a static graph",
     )  # fmt: skip
     ablate.add_argument("--genotype", metavar="FILE", help="genotype JSON, or zoo:NAME; default: the run's winner")
     ablate.add_argument(

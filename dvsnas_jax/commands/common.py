@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import ml_collections
 
 PICTURES = (".svg", ".png")
-Add = Callable[[str, Callable[..., None] | None, str, str], argparse.ArgumentParser]
+RunFn = Callable[[argparse.Namespace], int | None]
+"""A command; it returns an exit code, None where it is done."""
+Add = Callable[[str, RunFn | None, str, str], argparse.ArgumentParser]
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,7 +34,7 @@ def adder(commands: Any, parent: str = "") -> Add:
       parent: the words before the command, with a blank at the end.
     """
 
-    def add(name: str, run_fn: Callable[..., None] | None, text: str, example: str) -> argparse.ArgumentParser:
+    def add(name: str, run_fn: RunFn | None, text: str, example: str) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False,
             epilog=f"example: dvsnas {parent}{name} {example}", formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -55,6 +57,14 @@ def add_config(command: argparse.ArgumentParser, *, is_required: bool) -> None:
 def add_compile_cache(command: argparse.ArgumentParser) -> None:
     """Adds `--no-compile-cache`; a command without it compiles nothing."""
     command.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs on disk")
+
+
+def add_processes(command: argparse.ArgumentParser) -> None:
+    """Adds the flags of a run of several processes; see `core.distributed.detect` for what a launcher may set."""
+    group = command.add_argument_group("several processes", "each host starts the same command; see launch/")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 (or DVSNAS_COORDINATOR)")
+    group.add_argument("--num-processes", metavar="N", type=int, help="of the run (or DVSNAS_NUM_PROCESSES)")
+    group.add_argument("--process-id", metavar="I", type=int, help="of this one, from 0 (or DVSNAS_PROCESS_ID)")
 
 
 def load_config(arguments: argparse.Namespace) -> ml_collections.ConfigDict:

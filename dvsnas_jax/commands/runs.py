@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dvsnas_jax.commands import common
+from dvsnas_jax.core import errors
 
 
 def register(add: common.Add) -> None:
@@ -35,20 +36,36 @@ def register(add: common.Add) -> None:
         "--predictions", metavar="DIR",
         help="write the cell's predictions as PNG (Cityscapes: as for its evaluator, which scores them)",
     )  # fmt: skip
+    evaluate.add_argument("--model", metavar="DIR", help="score an exported folder, in place of --workdir")
+    evaluate.add_argument(
+        "--other-data", action="store_true",
+        help="the config's data is not what the run was trained on, but has the same classes",
+    )  # fmt: skip
+    evaluate.add_argument("--per-sequence", action="store_true", help="print the scores of each sequence, too")
     for command in (search, train, evaluate):
+        is_needed = command is not evaluate
         common.add_config(command, is_required=True)
-        command.add_argument("--workdir", metavar="DIR", required=True, help="run folder; the same command resumes it")
+        command.add_argument(
+            "--workdir", metavar="DIR", required=is_needed, help="run folder; the same command resumes it"
+        )
         common.add_compile_cache(command)
-    report = add("report", _report, "write the figures and report.html of a run folder", "--workdir=runs/smoke")
-    report.add_argument("--workdir", metavar="DIR", required=True, help="run folder")
+    for command in (search, train):
+        common.add_processes(command)
+    report = add("report", _report, "write one page about a run folder, or one that compares several", "runs/smoke")
+    report.add_argument("runs", metavar="RUN", nargs="*", help="run folders, finished or not")
+    report.add_argument("--workdir", metavar="DIR", help="run folder, the same as a RUN")
+    report.add_argument(
+        "--output", metavar="FILE.html",
+        help="default: report.html in the folder, comparison.html in the first of several",
+    )  # fmt: skip
 
 
 def _search(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
-    from dvsnas_jax.run import evaluate
+    from dvsnas_jax.run import score_tables
     from dvsnas_jax.search import pipeline
 
-    print(evaluate.summary(pipeline.run(config, common.open_workdir(arguments.workdir))))
+    print(score_tables.summary(pipeline.run(config, common.open_workdir(arguments.workdir))))
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -62,20 +79,34 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
-    common.existing(arguments.workdir, "--workdir")
-    from dvsnas_jax.run import evaluate, submission
+    if (arguments.workdir is None) == (arguments.model is None):
+        raise errors.UserError("evaluate: give one of --workdir (a run folder) and --model (an exported folder)")
+    if arguments.predictions and (arguments.model or arguments.other_data):
+        raise errors.UserError("--predictions: goes neither with --model nor with --other-data, leave these out")
+    common.existing(arguments.model or arguments.workdir, "--model" if arguments.model else "--workdir")
+    from dvsnas_jax.run import evaluate, score_tables, submission
 
-    folder = common.open_workdir(arguments.workdir)
-    if arguments.predictions:
-        result, written = submission.run(config, folder, arguments.predictions)
-        print(f"{evaluate.summary(result)}\n{written}")
+    written = ""
+    if arguments.model:
+        result = evaluate.run_exported(config, arguments.model)
+    elif arguments.predictions:
+        result, written = submission.run(config, common.open_workdir(arguments.workdir), arguments.predictions)
     else:
-        print(evaluate.summary(evaluate.run(config, folder)))
+        folder = common.open_workdir(arguments.workdir)
+        result = evaluate.run(config, folder, is_other_data=arguments.other_data)
+    tables = [score_tables.summary(result), score_tables.classes(result)]
+    if arguments.per_sequence:
+        tables.append(score_tables.sequences(result))
+    print("\n\n".join(tables) + (f"\n{written}" if written else ""))
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    common.existing(arguments.workdir, "--workdir")
+    named = [("--workdir", arguments.workdir)] if arguments.workdir else []
+    named += [("RUN", folder) for folder in arguments.runs]
+    if not named:
+        raise errors.UserError("report: needs a run folder, for example dvsnas report runs/smoke")
+    folders = [common.existing(folder, name) for name, folder in named]
     from dvsnas_jax.run import report
 
-    for path in report.write(arguments.workdir):
+    for path in report.write(*folders, output=arguments.output):
         print(f"written: {path}")

@@ -10,6 +10,18 @@ from typing import Any
 from dvsnas_jax.commands import common
 from dvsnas_jax.core import errors
 
+_SEARCH_NUMBERS = (
+    ("candidates", 1000, "of the search that is estimated"),
+    ("devices-per-host", 8, "assumed: devices that share the fast links"),
+    ("inside", 300.0, "assumed: GB/s of a device inside a host"),
+    ("between", 40.0, "assumed: GB/s of a device between hosts"),
+    ("latency", 10.0, "assumed: microseconds of a hop"),
+    ("tflops", 494.0, "assumed, for counted work: TFLOP/s of matrix products"),
+    ("tflops-share", 0.1, "assumed: share of them that is reached"),
+    ("bandwidth", 4.8, "assumed, for counted work: TB/s of device memory"),
+    ("bandwidth-share", 0.3, "assumed: share of it that is reached"),
+)  # options of `bench search`: name, default, help
+
 
 def register(add: common.Add) -> None:
     """Adds the commands."""
@@ -21,10 +33,18 @@ def register(add: common.Add) -> None:
     )
     show.add_argument("--output", metavar="FILE", help="picture, .svg or .png; without it only text is printed")
     bench = add("bench", _bench, "measure the speed of a part", "data --config.data.name=camvid --json=data.json")
-    bench.add_argument("part", choices=("controller", "cell", "data", "nets"))
+    bench.add_argument("part", choices=("controller", "cell", "data", "nets", "search"))
     common.add_config(bench, is_required=False)
-    bench.add_argument("--json", metavar="FILE", help="write the figures there too")
+    bench.add_argument("--json", "--output", metavar="FILE", help="write the figures there too")
     common.add_compile_cache(bench)
+    search = bench.add_argument_group("of `search`")
+    search.add_argument(
+        "--paper-size", action="store_true",
+        help="crops of 321 and 512, batch 32, C = 64, L = 7; on a CPU the work is counted, not timed",
+    )  # fmt: skip
+    for name, default, text in _SEARCH_NUMBERS:
+        search.add_argument(f"--{name}", type=type(default), metavar="N", help=f"{text} (default {default:g})")
+    search.add_argument("--profile", metavar="DIR", help="write a profile of three optimizer steps there")
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -64,11 +84,18 @@ def _read_genotype(name: str) -> Any:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    if arguments.part not in ("data", "nets") and (arguments.config or arguments.overrides):
+    if arguments.part not in ("data", "nets", "search") and (arguments.config or arguments.overrides):
         raise errors.UserError(f"bench {arguments.part}: takes no config; leave --config out")
-    parts = {"controller": _bench_controller, "cell": _bench_cell, "data": _bench_data, "nets": _bench_nets}
+    if arguments.part != "search":
+        for name in ("paper-size", "profile", *(name for name, _, _ in _SEARCH_NUMBERS)):
+            if getattr(arguments, name.replace("-", "_")):
+                raise errors.UserError(f"--{name}: only `bench search` takes it")
+    parts = {
+        "controller": _bench_controller, "cell": _bench_cell, "data": _bench_data, "nets": _bench_nets,
+        "search": _bench_search,
+    }  # fmt: skip
     result = parts[arguments.part](arguments)
-    if arguments.part != "nets":  # it prints a table
+    if arguments.part not in ("nets", "search"):  # they print a table
         common.print_summary(result)
     if arguments.json:
         try:
@@ -97,6 +124,39 @@ def _bench_data(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.config is None:
         arguments.overrides = {**bench.STANDARD, **arguments.overrides}
     return bench.run(common.load_config(arguments).data)
+
+
+def _bench_search(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The search of a config on random features; `--paper-size`: at two crops."""
+    config = common.load_config(arguments)
+    import jax
+
+    from dvsnas_jax.search import bench_search, estimate, lowering, work
+
+    number: dict[str, Any] = {}
+    for name, default, _ in _SEARCH_NUMBERS:
+        given = getattr(arguments, name.replace("-", "_"))
+        if given is not None and given <= 0:
+            raise errors.UserError(f"--{name}: must be above 0, got {given:g}")
+        number[name] = default if given is None else given
+    links = estimate.Links(
+        number["devices-per-host"], number["inside"] * 1e9, number["between"] * 1e9, number["latency"] * 1e-6
+    )
+    device = work.Device(
+        number["tflops"] * 1e12, number["tflops-share"], number["bandwidth"] * 1e12, number["bandwidth-share"]
+    )
+    crops = bench_search.PAPER_CROPS if arguments.paper_size else ()
+    configs = [lowering.paper_size(config, crop) for crop in crops] or [config]
+    results = []
+    for changed in configs:
+        if crops and jax.default_backend() == "cpu":
+            found = bench_search.count(changed, num_candidates=number["candidates"])
+        else:
+            effort = bench_search.Effort(profile=arguments.profile or "")
+            found = bench_search.run(changed, links=links, num_candidates=number["candidates"], effort=effort)
+        results.append(found)
+        print(bench_search.table(found, device, number["candidates"]), end="\n\n")
+    return {"searches": results}
 
 
 def _bench_nets(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Batches on the devices ahead of the step that wants them."""
+"""What the next step wants, made ahead in a thread: batches on the devices, frames on the host."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,13 +20,13 @@ class _Failure:
 
 
 class DeviceIterator(Iterator[Any]):
-    """Iterates over batches that a thread puts onto the devices; see `to_device`."""
+    """Iterates over what a thread makes of another iterator's items; see `to_device` and `on_host`."""
 
-    def __init__(self, iterator: Iterator[Any], sharding: jax.sharding.Sharding | None, depth: int) -> None:
+    def __init__(self, iterator: Iterator[Any], put_fn: Callable[[Any], Any], depth: int) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(
-            target=_work, args=(iterator, sharding, self._queue, self._stop), name="prefetch", daemon=True
+            target=_work, args=(iterator, put_fn, self._queue, self._stop), name="prefetch", daemon=True
         )
         # The thread holds no reference to this object, so that it ends when the consumer forgets the iterator.
         self._finalizer = weakref.finalize(self, _finish, self._queue, self._stop, self._thread)
@@ -79,7 +79,17 @@ def to_device(
     """
     if depth < 1:
         raise ValueError(f"prefetch: depth must be at least 1, got {depth}")
-    return DeviceIterator(iterator, sharding, depth)
+    return DeviceIterator(iterator, lambda batch: put(batch, sharding), depth)
+
+
+def on_host(iterator: Iterator[Any], *, depth: int = 2) -> DeviceIterator:
+    """Runs an iterator in a background thread, its items as they are; it ends as that of `to_device`.
+
+    Args:
+      iterator: of anything.
+      depth: items that wait.
+    """
+    return DeviceIterator(iterator, lambda item: item, depth)
 
 
 def put(batch: Any, sharding: jax.sharding.Sharding | None) -> Any:
@@ -99,7 +109,7 @@ def _offer(item: Any, waiting: queue.Queue[Any], stop: threading.Event) -> None:
 
 def _work(
     iterator: Iterator[Any],
-    sharding: jax.sharding.Sharding | None,
+    put_fn: Callable[[Any], Any],
     waiting: queue.Queue[Any],
     stop: threading.Event,
 ) -> None:
@@ -110,7 +120,7 @@ def _work(
                 batch = next(iterator)
             except StopIteration:
                 break
-            _offer(put(batch, sharding), waiting, stop)
+            _offer(put_fn(batch), waiting, stop)
     except BaseException as error:  # whatever it is, the consumer is told
         last = _Failure(error)
     finally:

@@ -2,87 +2,177 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import compilation, errors, progress, types, workdir
-from dvsnas_jax.data import pipeline, store
-from dvsnas_jax.run import metrics, pretrain, stream, train
+from dvsnas_jax.core import compilation, distributed, errors, progress, types, workdir
+from dvsnas_jax.data import pipeline, store, tf_videos
+from dvsnas_jax.run import artifact, metrics, pretrain, programs, stream, train
 
 RESULT = "evaluation.json"
-STRIP = "figures/strip.npz"
+STRIP, CLIP = "figures/strip.npz", "figures/clip.npz"
 STRIP_SEQUENCES = 6
+CLIP_FRAMES = 24
 COUNTED_FRAMES = 500
-
+NETWORKS = ("static", "cell", "static_clean", "commonest_class")
+_FREE_KEYS = ("data.loader", "data.workers")
+"""Of a run, may differ when it is evaluated: they change how frames are read, not which."""
 
 WatchFn = Callable[[int, types.Sequence, np.ndarray, np.ndarray], None]
 """Sees (number, sequence, predictions of the static network, of the cell) of each sequence."""
 
 
 def run(
-    config: ml_collections.ConfigDict, folder: workdir.Workdir, *, watch_fn: WatchFn | None = None
+    config: ml_collections.ConfigDict,
+    folder: workdir.Workdir,
+    *,
+    watch_fn: WatchFn | None = None,
+    is_other_data: bool = False,
 ) -> dict[str, Any]:
     """The command `evaluate`: scores of the run's network and cell on `config.evaluate.split`.
 
-    Writes `evaluation.json` and the frames of the report's strip (`evaluation_SPLIT.json` alone for a split other than
-    val, so that the report stays what it was).
+    Writes `evaluation.json` and the frames that the report shows. For a split other than val, or other data than the
+    run's, a file of its own alone (`evaluation_SPLIT.json`, `evaluation_DATA_SPLIT.json`): the report stays as it is.
+
+    Args:
+      config: of the run; `data.loader` and `data.workers` may differ, and all of `data` where `is_other_data`.
+      folder: the run folder.
+      watch_fn: sees what was segmented.
+      is_other_data: the config's data is not what the run was trained on, but has the same classes.
 
     Raises:
       UserError: the run folder holds no trained network or cell, or is of another config.
     """
     train.require_winner(folder)
-    folder.claim(config, ignore=("evaluate", "report"))
+    folder.claim(config, ignore=("evaluate", "report", *(("data",) if is_other_data else _FREE_KEYS)))
+    table = pipeline.class_table(config.data)
+    if is_other_data:
+        _check_classes(pipeline.class_table(folder.config().data).names, table.names, folder.path)
     variables = pretrain.restore(config, folder)
     if variables is None:
         raise errors.UserError(f"{folder.path}: holds no trained static network, run `dvsnas search` first")
     cell, params, _, _ = train.load_winner(config, folder)
     with compilation.effort(config.compile_effort):
         segmenter = stream.make_segmenter(config, variables, cell, params)
-    table = pipeline.class_table(config.data)
-    sequences = pipeline.sequences(config.data, config.evaluate.split)
-    strip = Strip(config.report.strip_frames)
+    sequences, strip = sequences_of(config), Strip(config.report.strip_frames)
 
     def watch(number: int, sequence: types.Sequence, static: np.ndarray, found: np.ndarray) -> None:
         strip.watch(number, sequence, static)
         if watch_fn is not None:
             watch_fn(number, sequence, static, found)
 
-    result = score(
-        segmenter, sequences, table, config.evaluate, commonest=commonest_class(config, table), watch_fn=watch
+    commonest = None if is_other_data else commonest_class(config, table)
+    result = _evaluate(config, segmenter, sequences, table, commonest=commonest, watch_fn=watch)
+    if is_other_data:
+        folder.write_json(f"evaluation_{config.data.name}_{config.evaluate.split}.json", result)
+    elif config.evaluate.split != "val":
+        folder.write_json(f"evaluation_{config.evaluate.split}.json", result)
+    else:
+        folder.write_json(RESULT, result)
+        if distributed.is_main():
+            strip.save(segmenter, sequences, table, folder)
+    return result
+
+
+def run_exported(
+    config: ml_collections.ConfigDict, path: str | os.PathLike[str], *, watch_fn: WatchFn | None = None
+) -> dict[str, Any]:
+    """The command `evaluate --model`: scores of an exported folder, frame by frame, on `config.evaluate.split`.
+
+    Writes `evaluation_DATA_SPLIT.json` into it. Nothing but the sections `data` and `evaluate` of the config is used.
+
+    Raises:
+      UserError: no exported folder, or its classes or size are not those of the data.
+    """
+    folder = pathlib.Path(path)
+    if not artifact.is_artifact(folder):
+        raise errors.UserError(f"--model: {folder} is no exported folder, write one with `dvsnas export`")
+    model, table = artifact.open_folder(folder), pipeline.class_table(config.data)
+    _check_classes(model.manifest["classes"], table.names, folder)
+    size = [config.data.height, config.data.width]
+    if model.manifest["size"] != size:
+        raise errors.UserError(
+            f"--model: {folder} is for {model.manifest['size']} (height, width), the config's data.height and "
+            f"data.width are {size}; set these to the same"
+        )
+    result = _evaluate(
+        config,
+        segmenter_of(model),
+        sequences_of(config),
+        table,
+        commonest=None,
+        watch_fn=watch_fn or (lambda number, sequence, static, found: None),
     )
+    workdir.Workdir(folder).write_json(f"evaluation_{config.data.name}_{config.evaluate.split}.json", result)
+    return result
+
+
+def segmenter_of(model: artifact.Model) -> stream.Segmenter:
+    """The programs of an exported folder as those of a run are used."""
+
+    def initial_state() -> types.CellState:
+        return types.CellState(**model.initial_state())
+
+    def cell_step(state: types.CellState, frame: np.ndarray) -> tuple[types.CellState, jax.Array]:
+        after, labels = model.step(programs.to_dict(state), frame)
+        return types.CellState(**after), labels
+
+    def segment(frames: np.ndarray) -> stream.Labels:
+        state, static, cell, shares = model.initial_state(), [], [], []
+        for frame in frames:
+            static.append(np.asarray(model.static_step(frame[None]))[0])
+            state, labels = model.step(state, frame[None])
+            cell.append(np.asarray(labels)[0])
+            shares.append(model.key_share(state))
+        return stream.Labels(np.stack(static), np.stack(cell), np.array(shares, np.float32))
+
+    return stream.Segmenter(
+        segment=segment, static_step=model.static_step, cell_step=cell_step, initial_state=initial_state
+    )
+
+
+def sequences_of(config: ml_collections.ConfigDict) -> Sequence[types.Sequence]:
+    """The videos of `config.evaluate.split`; decoded by tf.data where `data.loader` is "tf", else by Pillow."""
+    if config.data.loader == "tf":
+        return tf_videos.Videos(config.data, config.evaluate.split)
+    return pipeline.sequences(config.data, config.evaluate.split)
+
+
+def _check_classes(trained: Sequence[str], given: Sequence[str], where: os.PathLike[str]) -> None:
+    """Whether data has the classes that a network was trained for.
+
+    Raises:
+      UserError: it has others.
+    """
+    if list(trained) != list(given):
+        raise errors.UserError(
+            f"{os.fspath(where)}: was trained for the classes {', '.join(trained)}, the data has {', '.join(given)}; "
+            "give data with the same classes in the same order (data.folder.classes)"
+        )
+
+
+def _evaluate(
+    config: ml_collections.ConfigDict,
+    segmenter: stream.Segmenter,
+    sequences: Sequence[types.Sequence],
+    table: types.ClassTable,
+    *,
+    commonest: int | None,
+    watch_fn: WatchFn,
+) -> dict[str, Any]:
+    """Scores and, where the config asks for them, times."""
+    result = score(segmenter, sequences, table, config.evaluate, commonest=commonest, watch_fn=watch_fn)
     result["split"] = config.evaluate.split
     if config.evaluate.latency_frames:
         for name, times in stream.latency(segmenter, sequences[0].frames, config.evaluate.latency_frames).items():
             result[name] |= times
-    if config.evaluate.split != "val":
-        folder.write_json(f"evaluation_{config.evaluate.split}.json", result)
-        return result
-    folder.write_json(RESULT, result)
-    strip.save(segmenter, sequences, table, folder)
     return result
-
-
-def summary(result: dict[str, Any]) -> str:
-    """A table of what `run` returned, for people: shares in percent, times in ms."""
-    rows = {
-        "static network": result["static"],
-        "with the cell": result["cell"],
-        "static, undegraded frames": result["static_clean"],
-        "always the commonest class": result["commonest_class"],
-    }
-    lines = [f"{result['split']}, {result['num_frames']} frames"]
-    lines.append(f"{'':28}{'mIoU':>7}{'fwIoU':>7}{'acc.':>7}{'VC_8':>7}{'flicker':>9}{'ms/frame':>10}")
-    for name, scores in rows.items():
-        if scores is not None:
-            shares = [scores["miou"], scores["fwiou"], scores["accuracy"], scores["vc"].get("8"), scores["flicker"]]
-            shown = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
-            time_shown = f"{scores['ms_per_frame']:.1f}" if "ms_per_frame" in scores else "-"
-            cells = [f"{text:>{width}}" for text, width in zip([*shown, time_shown], (7, 7, 7, 7, 9, 10), strict=True)]
-            lines.append(f"{name:28}" + "".join(cells))
-    return "\n".join(lines)
 
 
 def score(
@@ -91,7 +181,7 @@ def score(
     table: types.ClassTable,
     section: ml_collections.ConfigDict,
     *,
-    commonest: int,
+    commonest: int | None,
     watch_fn: WatchFn,
 ) -> dict[str, Any]:
     """Scores of the static network and the cell; of the static network on undegraded frames where they exist.
@@ -101,35 +191,48 @@ def score(
       sequences: each is read once, and kept no longer than it is scored.
       table: the classes.
       section: `evaluate` of the configuration.
-      commonest: a class; always answering it is scored, too.
+      commonest: a class; always answering it is scored, too. None: nothing of the kind.
       watch_fn: sees each.
     """
-    names = ["static", "cell", "static_clean", "commonest_class"]
-    totals = {name: metrics.SequenceScores(table.names, tuple(section.vc_frames)) for name in names}
-    num_frames, has_clean = 0, True
-    shares = []
+
+    def no_scores() -> metrics.SequenceScores:
+        return metrics.SequenceScores(table.names, tuple(section.vc_frames))
+
+    totals = {name: no_scores() for name in NETWORKS}
+    rows, num_clean = [], 0
     with progress.bar(len(sequences), "evaluate") as bar:
         for number, sequence in enumerate(sequences):
             static, cell, key_share = segmenter.segment(sequence.frames)
             watch_fn(number, sequence, static, cell)
-            shares.append(key_share)
-            num_frames += len(sequence.frames)
-            has_clean &= sequence.clean is not None
-            totals["commonest_class"].add(sequence.labels, np.full_like(sequence.labels, commonest), sequence.flow)
-            totals["static"].add(sequence.labels, static, sequence.flow)
-            totals["cell"].add(sequence.labels, cell, sequence.flow)
+            predictions = {"static": static, "cell": cell}
             if sequence.clean is not None:
-                clean = segmenter.segment(sequence.clean).static
-                totals["static_clean"].add(sequence.labels, clean, sequence.flow)
+                predictions["static_clean"] = segmenter.segment(sequence.clean).static
+                num_clean += 1
+            if commonest is not None:
+                predictions["commonest_class"] = np.full_like(sequence.labels, commonest)
+            own = {name: no_scores() for name in predictions}
+            for name, found in predictions.items():
+                own[name].add(sequence.labels, found, sequence.flow)
+                totals[name].merge(own[name])
+            row: dict[str, Any] = {"name": sequence.name, "num_frames": len(sequence.frames)}
+            row |= {name: own[name].result() for name in ("static", "cell")}
+            row["cell"]["key_share"] = float(key_share.mean(dtype=np.float64))
+            rows.append(row)
             bar.update()
     return {
         "classes": list(table.names),
-        "num_frames": num_frames,
-        "static": totals["static"].result(),
-        "cell": {**totals["cell"].result(), "key_share": float(np.concatenate(shares).mean())},
-        "static_clean": totals["static_clean"].result() if has_clean else None,
-        "commonest_class": totals["commonest_class"].result(),
+        "num_frames": sum(row["num_frames"] for row in rows),
+        "static": {**totals["static"].result(), **totals["static"].pixel_counts()},
+        "cell": {**totals["cell"].result(), **totals["cell"].pixel_counts(), "key_share": _mean_share(rows)},
+        "static_clean": totals["static_clean"].result() if num_clean == len(rows) else None,
+        "commonest_class": None if commonest is None else totals["commonest_class"].result(),
+        "sequences": rows,
     }
+
+
+def _mean_share(rows: Sequence[dict[str, Any]]) -> float:
+    """Mean share of a frame that the static network computed, over all frames."""
+    return sum(row["cell"]["key_share"] * row["num_frames"] for row in rows) / sum(row["num_frames"] for row in rows)
 
 
 def commonest_class(config: ml_collections.ConfigDict, table: types.ClassTable) -> int:
@@ -173,18 +276,14 @@ class Strip:
         table: types.ClassTable,
         folder: workdir.Workdir,
     ) -> None:
-        """Writes frames, labels and predictions of the strip."""
+        """Writes frames, labels and predictions of the strip, and of a longer stretch around it."""
         _, number, start = self._best
-        rows = slice(start, start + self._num_frames)
         sequence = sequences[number]
         static, cell, _ = segmenter.segment(sequence.frames)
-        path = folder.path / STRIP
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            path,
-            frames=sequence.frames[rows],
-            labels=sequence.labels[rows],
-            static=static[rows],
-            cell=cell[rows],
-            colors=table.colors,
-        )
+        arrays = {"frames": sequence.frames, "labels": sequence.labels, "static": static, "cell": cell}
+        first = max(0, min(start - CLIP_FRAMES // 3, len(sequence.frames) - CLIP_FRAMES))
+        for file, begin, count in ((STRIP, start, self._num_frames), (CLIP, first, CLIP_FRAMES)):
+            path = folder.path / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parts: dict[str, Any] = {name: array[begin : begin + count] for name, array in arrays.items()}
+            np.savez_compressed(path, **parts, colors=table.colors)

@@ -1,4 +1,4 @@
-"""The pictures of a run, each from plain values into one PNG file.
+"""The pictures of a run, each from plain values into one file: charts as SVG of the width of a phone, frames as PNG.
 
 Colours are those of Okabe and Ito (2008), told apart with any colour vision.
 """
@@ -6,20 +6,26 @@ Colours are those of Okabe and Ito (2008), told apart with any colour vision.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import pathlib
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dvsnas_jax.space import draw
+from dvsnas_jax.space import genotype as genotypes
 
-BLUE, ORANGE, GREEN, SKY, RED, GREY, INK = (
-    "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#8A919B", "#262B33",
+BLUE, ORANGE, GREEN, SKY, RED, PINK, GREY, INK = (
+    "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#8A919B", "#262B33",
 )  # fmt: skip
-QUARTER_COLORS = ("#C6DDEE", "#86B8DB", "#3F8CC2", "#0B4F82")
+CYCLE = (BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY)
+WIDTH = 5.0
+"""Of a chart in inches: its text stays readable where the chart is as wide as a phone."""
+MAX_MARKS = 2000
+"""Of a scatter that is drawn as shapes; more become pixels inside the SVG."""
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -44,6 +50,8 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": "#4A505A",
     "legend.frameon": False,
     "figure.facecolor": "white",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dvsnas",
 }
 
 
@@ -52,9 +60,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_stopped(record: Mapping[str, Any]) -> bool:
+    """Whether the training of a candidate was stopped early; its reward is that of the training so far."""
+    return record.get("status") == "stopped"
+
+
 def is_scored(record: Mapping[str, Any]) -> bool:
-    """Whether the record of a candidate has a reward that counts."""
-    return record.get("status", "ok") == "ok" and is_number(record.get("reward"))
+    """Whether the record of a candidate has a reward that counts, as it did for the strategy."""
+    return (is_stopped(record) or record.get("status", "ok") == "ok") and is_number(record.get("reward"))
 
 
 def split_sources(
@@ -102,99 +115,152 @@ def canvas(path: str | pathlib.Path, width: float, height: float) -> Iterator[An
     with matplotlib.rc_context(_STYLE):
         figure = figures.Figure(figsize=(width, height), layout="constrained")
         yield figure
-        figure.savefig(path, dpi=140)
+        is_svg = str(path).endswith(".svg")
+        figure.savefig(path, dpi=140, metadata={"Date": None} if is_svg else None)
 
 
 def reward(searched: Records, drawn: Records, path: str | pathlib.Path, *, best_hash: str | None = None) -> None:
-    """Reward of every candidate over the search, its running mean, and the random line.
+    """Reward of every candidate over the search, a running mean for each strategy, and the random line.
 
     Args:
       searched: scored candidates of the search.
       drawn: scored candidates of the random line; one of the two may be empty.
-      path: PNG to write.
+      path: SVG to write.
       best_hash: of the winner, whose best candidate is marked.
     """
-    with canvas(path, 9, 4.8) as figure:
+    with canvas(path, WIDTH, 3.7) as figure:
         axes = figure.add_subplot()
-        if searched:
-            steps = [int(record["step"]) for record in searched]
-            values = [float(record["reward"]) for record in searched]
+        for color, (name, records) in zip(itertools.cycle(CYCLE[:-1]), by_source(searched).items(), strict=False):
+            steps = [int(record["step"]) for record in records]
+            values = [float(record["reward"]) for record in records]
             window = max(1, len(set(steps)) // 10)
-            axes.scatter(steps, values, s=16, color=BLUE, alpha=0.28, lw=0, label=f"candidate ({len(values)})")
-            label = f"running mean over {window} steps" if window > 1 else "mean of a step"
-            axes.plot(*running_mean(steps, values, window), color=BLUE, lw=2.4, label=label)
-            won = [record for record in searched if best_hash and record.get("hash") == best_hash]
-            if won:
-                top = max(won, key=lambda record: record["reward"])
-                style: dict[str, Any] = {"marker": "*", "s": 190, "color": GREEN, "ec": "white", "zorder": 5}
-                axes.scatter([top["step"]], [top["reward"]], label="the winner", **style)
+            style: dict[str, Any] = {"s": 12, "color": color, "alpha": 0.28, "lw": 0}
+            style["rasterized"] = len(steps) > MAX_MARKS
+            axes.scatter(steps, values, label=f"{name} ({len(values)} candidates)", **style)
+            stopped = [(int(record["step"]), float(record["reward"])) for record in records if is_stopped(record)]
+            if stopped:
+                style |= {"marker": "x", "s": 16, "lw": 0.8, "alpha": 0.7}
+                axes.scatter(*zip(*stopped, strict=True), label=f"stopped early ({len(stopped)})", **style)
+            label = f"mean over {window} steps" if window > 1 else "mean of a step"
+            axes.plot(*running_mean(steps, values, window), color=color, lw=2.2, label=label)
+        won = [record for record in searched if best_hash and record.get("hash") == best_hash]
+        if won:
+            top = max(won, key=lambda record: record["reward"])
+            style = {"marker": "*", "s": 170, "color": PINK, "ec": "white", "zorder": 5}
+            axes.scatter([top["step"]], [top["reward"]], label="the winner", **style)
         if drawn:
-            rewards = np.array([record["reward"] for record in drawn], np.float64)
-            mean, deviation = rewards.mean(), rewards.std()
-            label = f"uniformly drawn, final weights: {mean:.3f} ± {deviation:.3f} ({len(drawn)})"
-            axes.axhline(mean, color=RED, lw=1.8, ls="--", label=label)
-            axes.axhspan(mean - deviation, mean + deviation, color=RED, alpha=0.12, lw=0)
-        axes.set(xlabel="search step", ylabel="reward")
+            _random_line(axes, drawn, RED, f"random line ({len(drawn)})")
+        axes.set(xlabel="search step" if searched else "", ylabel="reward")
         if not searched:
             axes.set_xticks([])
-            axes.set_xlabel("")
-        axes.set_title("Reward of the candidates", pad=48)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, columnspacing=1.4, borderpad=0)
+        _legend(axes, "Reward of the candidates")
 
 
-def operations(
-    searched: Records, names: Mapping[str, Sequence[str]], path: str | pathlib.Path
-) -> dict[str, dict[str, list[float]]]:
-    """Shares of the chosen operations and aggregations in the quarters of the search.
+def rewards(series: Mapping[str, tuple[Records, Records]], path: str | pathlib.Path) -> None:
+    """Running mean of the reward of several runs, each with its random line.
 
     Args:
-      searched: scored candidates of the search, at least four.
-      names: "operations" and "aggregations", in index order.
-      path: PNG to write.
+      series: run -> scored candidates of its search and of its random line.
+      path: SVG to write.
+    """
+    with canvas(path, WIDTH, 3.6) as figure:
+        axes = figure.add_subplot()
+        colors = itertools.cycle(CYCLE)
+        for run, (searched, drawn) in series.items():
+            for index, (source, records) in enumerate(by_source(searched).items()):
+                color, steps = next(colors), [int(record["step"]) for record in records]
+                values = [float(record["reward"]) for record in records]
+                window = max(1, len(set(steps)) // 10)
+                axes.plot(*running_mean(steps, values, window), color=color, lw=2.2, label=f"{run}, {source}")
+                if drawn and index == 0:
+                    _random_line(axes, drawn, color, None)
+        axes.set(xlabel="search step", ylabel="reward, running mean")
+        _legend(axes, "Reward of the runs; dashed: their random lines", num_columns=1)
+
+
+def by_source(searched: Records) -> dict[str, list[Mapping[str, Any]]]:
+    """Strategy -> its candidates, in the order in which the strategies appear."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in searched:
+        groups.setdefault(str(record.get("source", "search")), []).append(record)
+    return groups
+
+
+def _random_line(axes: Any, drawn: Records, color: str, label: str | None) -> None:
+    """Mean of the uniformly drawn candidates, and a standard deviation around it."""
+    values = np.array([record["reward"] for record in drawn], np.float64)
+    mean, deviation = values.mean(), values.std()
+    axes.axhline(mean, color=color, lw=1.6, ls="--", label=label)
+    axes.axhspan(mean - deviation, mean + deviation, color=color, alpha=0.1, lw=0)
+
+
+def _legend(axes: Any, title: str, num_columns: int = 2) -> None:
+    """The title of a chart, and its legend between title and chart."""
+    handles, _ = axes.get_legend_handles_labels()
+    num_rows = math.ceil(len(handles) / num_columns)
+    axes.set_title(title, pad=8 + 15 * num_rows)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=num_columns, columnspacing=1.0, borderpad=0.2,
+        handlelength=1.5, fontsize=9, labelspacing=0.3,
+    )  # fmt: skip
+
+
+def entropy(steps: np.ndarray, values: np.ndarray, path: str | pathlib.Path) -> None:
+    """Entropy of the policy over the search.
+
+    Args:
+      steps: [n], of the search.
+      values: [n], nats of a whole genotype.
+      path: SVG to write.
+    """
+    with canvas(path, WIDTH, 3.0) as figure:
+        axes = figure.add_subplot()
+        axes.plot(steps, values, color=ORANGE, lw=2.2, marker="o" if len(steps) < 12 else None, ms=4)
+        axes.set(xlabel="search step", ylabel="entropy, nats")
+        axes.set_title("Entropy of the controller")
+
+
+def choices(searched: Records, space: genotypes.Space, num_bins: int = 8) -> dict[str, Any]:
+    """How often each input, operation and aggregation was chosen, over the search.
+
+    Args:
+      searched: scored candidates of the search.
+      space: what their genotypes refer to.
+      num_bins: stretches of equally many candidates, at most; fewer where there are fewer candidates.
 
     Returns:
-      "operations" and "aggregations" -> name -> share in each quarter.
+      `bins`, the last step of every stretch; `inputs`, `operations`, `aggregations`: name -> share in each stretch. All
+      earlier layers together are the input "an earlier layer".
     """
     in_order = sorted(searched, key=lambda record: record["step"])
+    parts = np.array_split(np.arange(len(in_order)), max(1, min(num_bins, len(in_order))))
     tokens = np.array([record["genotype"] for record in in_order])
-    quarters = np.array_split(tokens, 4)
-    shares: dict[str, dict[str, list[float]]] = {}
-    for kind, columns in (("operations", slice(2, 4)), ("aggregations", slice(4, 5))):
-        counts = [np.bincount(part[:, :, columns].ravel(), minlength=len(names[kind])) for part in quarters]
-        rows = np.stack([count / count.sum() for count in counts], axis=1).tolist()
-        shares[kind] = dict(zip(names[kind], rows, strict=True))
-    with canvas(path, 9, 1.8 + 0.46 * sum(len(table) for table in shares.values())) as figure:
-        ratios = [len(table) + 1 for table in shares.values()]
-        for axes, (kind, table) in zip(figure.subplots(2, 1, height_ratios=ratios), shares.items(), strict=True):
-            for quarter in range(4):
-                place = np.arange(len(table)) + (quarter - 1.5) * 0.2
-                label = ("first quarter of the search", "second", "third", "last quarter")[quarter]
-                widths = [100 * row[quarter] for row in table.values()]
-                axes.barh(place, widths, 0.19, color=QUARTER_COLORS[quarter], label=label)
-            axes.axvline(100 / len(table), color=RED, ls="--", lw=1.4, label="uniform")
-            axes.set_yticks(range(len(table)), [draw.readable(name) for name in table])
-            axes.set(title=kind.capitalize(), xlabel=f"share of the chosen {kind}, %", ylim=(len(table) - 0.4, -0.6))
-            axes.grid(axis="y", visible=False)
-            axes.tick_params(axis="y", length=0)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, columnspacing=1.2, handlelength=1.4)
-    return shares
+    inputs = np.minimum(tokens[:, :, :2], space.num_inputs)
+    columns = {
+        "inputs": ((*space.inputs, "an earlier layer"), inputs),
+        "operations": (space.operations, tokens[:, :, 2:4]),
+        "aggregations": (space.aggregations, tokens[:, :, 4:]),
+    }
+    found: dict[str, Any] = {"bins": [int(in_order[part[-1]]["step"]) for part in parts]}
+    for kind, (names, values) in columns.items():
+        counts = [np.bincount(values[part].ravel(), minlength=len(names)) for part in parts]
+        shares = np.stack([count / count.sum() for count in counts], axis=1).tolist()
+        found[kind] = dict(zip(names, shares, strict=True))
+    return found
 
 
 def classes(
-    names: Sequence[str],
-    series: Mapping[str, Mapping[str, float | None]],
-    path: str | pathlib.Path,
+    names: Sequence[str], series: Mapping[str, Mapping[str, float | None]], path: str | pathlib.Path
 ) -> None:
     """Bars of the intersection over union of every class.
 
     Args:
       names: of the classes, in order.
       series: network -> class -> IoU in 0..1, None where the class does not occur.
-      path: PNG to write.
+      path: SVG to write.
     """
     colors = {"static": GREY, "cell": BLUE}
-    with canvas(path, 9, 1.2 + 0.45 * len(names)) as figure:
+    with canvas(path, WIDTH, 0.9 + 0.36 * len(names)) as figure:
         axes = figure.add_subplot()
         height = 0.8 / len(series)
         for index, (label, values) in enumerate(series.items()):
@@ -203,13 +269,33 @@ def classes(
             widths = [found.get(name, 0.0) for name in names]
             bars = axes.barh(place, widths, height * 0.94, color=colors.get(label, ORANGE), label=label)
             texts = [f"{found[name]:.1f}" if name in found else "absent" for name in names]
-            axes.bar_label(bars, texts, padding=3, fontsize=9, color="#4A505A")
+            axes.bar_label(bars, texts, padding=3, fontsize=8, color="#4A505A")
         axes.set_yticks(range(len(names)), names)
-        axes.set(xlabel="intersection over union, %", ylim=(len(names) - 0.45, -0.55), xlim=(0, 100))
+        axes.set(xlabel="intersection over union, %", ylim=(len(names) - 0.45, -0.55), xlim=(0, 108))
+        axes.set_xticks(range(0, 101, 20))
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        axes.set_title("Every class", pad=26)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(series), borderpad=0)
+        _legend(axes, "Every class")
+
+
+def latency(samples: Mapping[str, Sequence[float]], path: str | pathlib.Path) -> None:
+    """Histogram of the times of single frames.
+
+    Args:
+      samples: name -> milliseconds.
+      path: SVG to write.
+    """
+    together = np.concatenate([np.asarray(values, np.float64) for values in samples.values()])
+    edges = np.linspace(together.min(), max(together.max(), together.min() + 0.1), 31)
+    with canvas(path, WIDTH, 3.2) as figure:
+        axes = figure.add_subplot()
+        colors = (GREY, BLUE, ORANGE, GREEN)
+        for color, (name, values) in zip(itertools.cycle(colors), samples.items(), strict=False):
+            axes.hist(values, edges, color=color, alpha=0.55, lw=0, label=f"{name} ({len(values)})")
+            axes.axvline(float(np.median(values)), color=color, lw=1.8)
+        axes.set(xlabel="milliseconds per frame; lines: medians", ylabel="frames")
+        axes.locator_params(axis="y", integer=True)
+        _legend(axes, "Time of a frame")
 
 
 def curves(metrics: Records) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
@@ -228,101 +314,28 @@ def curves(metrics: Records) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarr
     return result
 
 
-def training(metrics: Records, path: str | pathlib.Path) -> None:
-    """A small panel for every stage and scalar of the training.
+def training(key: tuple[str, str], steps: np.ndarray, values: np.ndarray, path: str | pathlib.Path) -> None:
+    """A small panel for one scalar of one stage of the training.
 
     Args:
-      metrics: lines of `metrics.jsonl` with at least one of `curves`.
-      path: PNG to write.
+      key: stage and scalar, of `curves`.
+      steps: [n].
+      values: [n].
+      path: SVG to write.
     """
-    panels = curves(metrics)
+    stage, name = key
     titles = {"loss": "loss", "miou": "mIoU, %", "policy_entropy": "entropy of the policy, nats"}
     titles["reward_mean"] = "mean reward"
-    colors = {"loss": BLUE, "miou": GREEN, "policy_entropy": ORANGE, "reward_mean": RED}
-    num_columns = min(3, len(panels))
-    num_rows = math.ceil(len(panels) / num_columns)
-    with canvas(path, max(4.0, 3.4 * num_columns), 2.9 * num_rows) as figure:
-        grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-        for axes, ((stage, name), (steps, values)) in zip(grid, panels.items(), strict=False):
-            values = values * 100 if name == "miou" else values
-            is_dense = len(values) > 20
-            axes.plot(steps, values, color=colors[name], lw=1 if is_dense else 2, alpha=0.35 if is_dense else 1.0)
-            if is_dense:
-                axes.plot(*running_mean(steps, values, max(2, len(values) // 15)), color=colors[name], lw=2.2)
-            elif len(values) < 12:
-                axes.scatter(steps, values, s=22, color=colors[name])
-            axes.set_title(stage.replace("_", " "))
-            axes.set(xlabel="step", ylabel=titles[name])
-            axes.locator_params(axis="x", nbins=5, integer=True)
-        for axes in grid[len(panels) :]:
-            axes.axis("off")
-
-
-def strip(
-    arrays: Mapping[str, np.ndarray],
-    names: Sequence[str],
-    path: str | pathlib.Path,
-    *,
-    notes: Mapping[str, str] | None = None,
-) -> None:
-    """Consecutive frames side by side: frame, label, what the static network says, what the cell says.
-
-    Args:
-      arrays: `frames` u8 [n, H, W, 3]; `labels`, `static`, `cell` u8 [n, H, W]; `colors` u8 [K, 3].
-      names: of the K classes.
-      path: PNG to write.
-      notes: row -> a few words under its name.
-    """
-    colors = np.zeros((256, 3), np.uint8)
-    colors[: len(arrays["colors"])] = arrays["colors"]
-    maps = {"label": arrays["labels"], "static": arrays["static"], "cell": arrays["cell"]}
-    rows = {"frame": arrays["frames"], **{row: colors[ids] for row, ids in maps.items()}}
-    present = np.unique(np.stack(list(maps.values())))
-    entries = [
-        (names[index] if index < len(names) else f"class {index}", colors[index] / 255)
-        for index in present.tolist()
-        if index < len(arrays["colors"])
-    ]
-    entries += [("ignored", colors[255] / 255)] if present[-1] >= len(arrays["colors"]) else []
-    num, height, width = arrays["frames"].shape[:3]
-    tile_width, left, top, space, entry_width = 2.1, 1.05, 0.32, 0.06, 1.3
-    tile_height = tile_width * height / width
-    total_width = left + num * (tile_width + space) + space
-    per_row = max(1, int((total_width - left) / entry_width))
-    bottom = 0.12 + 0.26 * math.ceil(len(entries) / per_row)
-    total_height = top + len(rows) * (tile_height + space) + bottom
-    with canvas(path, total_width, total_height) as figure:
-        figure.set_layout_engine("none")
-        for row, (label, images) in enumerate(rows.items()):
-            y = total_height - top - (row + 1) * (tile_height + space) + space
-            _strip_label(figure, 0.12, y + tile_height / 2, label, (notes or {}).get(label, ""))
-            for column, image in enumerate(images):
-                box = (left + column * (tile_width + space), y, tile_width, tile_height)
-                totals = (total_width, total_height, total_width, total_height)
-                axes = figure.add_axes(np.divide(box, totals))
-                axes.imshow(image, interpolation="lanczos" if label == "frame" else "nearest", aspect="auto")
-                axes.axis("off")
-                if row == 0:
-                    time = f"t + {column}" if column else "t"
-                    axes.set_title(time, loc="center", fontsize=10, pad=4, fontweight="normal")
-        for index, (name, color) in enumerate(entries):
-            corner = (left + index % per_row * entry_width, bottom - 0.28 - 0.26 * (index // per_row))
-            _strip_entry(figure, corner, name, color)
-
-
-def _strip_label(figure: Any, x: float, y: float, label: str, note: str) -> None:
-    """The name of a row, a note under it; x and y in inches."""
-    width, height = figure.get_size_inches()
-    shift = 0.1 if note else 0.0
-    figure.text(x / width, (y + shift) / height, label, fontsize=12, fontweight="bold", va="center")
-    figure.text(x / width, (y - shift) / height, note, fontsize=8.5, color="#5A616B", va="center")
-
-
-def _strip_entry(figure: Any, corner: tuple[float, float], name: str, color: Any) -> None:
-    """A class of the legend; its lower left corner in inches."""
-    from matplotlib import patches
-
-    width, height = figure.get_size_inches()
-    x, y = corner[0] / width, corner[1] / height
-    figure.add_artist(patches.Rectangle((x, y), 0.16 / width, 0.16 / height, fc=color, ec=GREY, lw=0.6))
-    figure.text(x + 0.23 / width, y + 0.08 / height, name, fontsize=9.5, va="center")
+    color = {"loss": BLUE, "miou": GREEN, "policy_entropy": ORANGE, "reward_mean": RED}[name]
+    values = values * 100 if name == "miou" else values
+    is_dense = len(values) > 20
+    with canvas(path, 3.6, 2.4) as figure:
+        axes = figure.add_subplot()
+        axes.plot(steps, values, color=color, lw=1 if is_dense else 2, alpha=0.35 if is_dense else 1.0)
+        if is_dense:
+            axes.plot(*running_mean(steps, values, max(2, len(values) // 15)), color=color, lw=2.2)
+        elif len(values) < 12:
+            axes.scatter(steps, values, s=22, color=color)
+        axes.set_title(textwrap.fill(stage.replace("_", " "), 28), fontsize=10)
+        axes.set(xlabel="step", ylabel=titles[name])
+        axes.locator_params(axis="x", nbins=5, integer=True)

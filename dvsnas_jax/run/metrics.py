@@ -55,22 +55,28 @@ def scores(counts: types.Array) -> dict[str, Any]:
     Returns:
       `miou` (mean over the classes in the union of truth and prediction), `fwiou` (weighted by the class's share
       of the truth), `accuracy` (of pixels), `class_accuracy` (mean over the classes in the truth): shares in
-      0..1, nan where no pixel is labelled; `iou`: K shares, None for a class that is absent.
+      0..1, nan where no pixel is labelled; `iou` and `class_accuracies`: K shares, None for a class that is absent
+      (from the union; from the truth).
     """
     counts = np.asarray(counts, np.float64)
     hits, truth, found = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
     union, total = truth + found - hits, counts.sum()
     if not total:
         nothing = dict.fromkeys(("miou", "fwiou", "accuracy", "class_accuracy"), float("nan"))
-        return {**nothing, "iou": [None] * len(counts)}
-    iou = hits / np.maximum(union, 1)
+        return {**nothing, "iou": [None] * len(counts), "class_accuracies": [None] * len(counts)}
+    iou, recall = hits / np.maximum(union, 1), hits / np.maximum(truth, 1)
     return {
         "miou": float(iou[union > 0].mean()),
         "fwiou": float((iou * truth).sum() / total),
         "accuracy": float(hits.sum() / total),
-        "class_accuracy": float((hits[truth > 0] / truth[truth > 0]).mean()),
-        "iou": [float(value) if present else None for value, present in zip(iou, union > 0, strict=True)],
+        "class_accuracy": float(recall[truth > 0].mean()),
+        "iou": _where(iou, union > 0),
+        "class_accuracies": _where(recall, truth > 0),
     }
+
+
+def _where(shares: np.ndarray, is_known: np.ndarray) -> list[float | None]:
+    return [float(share) if known else None for share, known in zip(shares, is_known, strict=True)]
 
 
 def video_consistency(labels: np.ndarray, predictions: np.ndarray, num_frames: int) -> tuple[int, int]:
@@ -177,23 +183,42 @@ class SequenceScores:
         if flow is not None:
             self._flow += flow_consistency(predictions, flow)
 
+    def merge(self, other: SequenceScores) -> None:
+        """Adds what another one counted, of the same classes and VC_n."""
+        self.counts += other.counts
+        for num_frames, pair in self._vc.items():
+            pair += other._vc[num_frames]
+        self._flicker += other._flicker
+        self._flow += other._flow
+
     def result(self) -> dict[str, Any]:
         """The shares of all sequences together, ready for JSON.
 
         Returns:
-          `miou`, `fwiou`, `accuracy`, `class_accuracy`, `iou` (by class name), `vc` (by n, as text),
-          `flicker`, `flow_consistency`: 0..1, None where there was nothing to count.
+          `miou`, `fwiou`, `accuracy`, `class_accuracy`, `iou` and `class_accuracies` (by class name), `vc` (by n, as
+          text), `flicker`, `flow_consistency`: 0..1, None where there was nothing to count.
         """
         found = scores(self.counts)
         is_empty = not self.counts.any()
-        numbers = {name: None if is_empty else value for name, value in found.items() if name != "iou"}
+        by_class = {name: dict(zip(self._names, found.pop(name), strict=True)) for name in ("iou", "class_accuracies")}
         return {
-            **numbers,
-            "iou": dict(zip(self._names, found["iou"], strict=True)),
+            **{name: None if is_empty else value for name, value in found.items()},
+            **by_class,
             "vc": {str(num_frames): _share(pair) for num_frames, pair in self._vc.items()},
             "flicker": _share(self._flicker),
             "flow_consistency": _share(self._flow),
         }
+
+    def pixel_counts(self) -> dict[str, Any]:
+        """What the shares are made of, ready for JSON.
+
+        Returns:
+          `confusion` (K rows = truth, K columns), and `counts`: of `vc` (by n, as text), `flicker` and
+          `flow_consistency`, [pixels counted for it, all pixels].
+        """
+        pairs = {"flicker": self._flicker.tolist(), "flow_consistency": self._flow.tolist()}
+        vc = {str(num_frames): pair.tolist() for num_frames, pair in self._vc.items()}
+        return {"confusion": self.counts.tolist(), "counts": {"vc": vc, **pairs}}
 
 
 def _share(pair: np.ndarray) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -246,18 +246,7 @@ def _make_regions(
 ) -> Callable[..., tuple[types.CellState, jax.Array]]:
     """The static network on the regions that are due, the cell on the whole frame, put together."""
 
-    @functools.partial(compilation.jit, static_argnames=("crop", "shape"))
-    def paint(
-        variables: Any, canvas: tuple[jax.Array, jax.Array], frame: jax.Array, places: np.ndarray,
-        *, crop: tuple[int, int], shape: tuple[int, int],
-    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-        pixels = jax.lax.dynamic_slice(frame, (0, places[0], places[1], 0), (1, *crop, 3))
-        found = static_net.infer(net, variables, pixels)
-        painted = []
-        for whole, part in zip(canvas, (found.maps["decoder"], found.logits), strict=True):
-            inner = jax.lax.dynamic_slice(part, (0, places[2], places[3], 0), (1, *shape, part.shape[-1]))
-            painted.append(jax.lax.dynamic_update_slice(whole, inner, (0, places[4], places[5], 0)))
-        return painted[0], painted[1]
+    paint_fn = compilation.jit(functools.partial(paint, net), static_argnames=("crop_size", "shape"))
 
     @compilation.jit
     def join(
@@ -274,19 +263,52 @@ def _make_regions(
         grid = state.logits.shape[1:3]
         for row, column in np.argwhere(is_due[0]):
             rows, columns = (
-                _crop(schedule_lib.region_bounds(length, num)[index], pixels)
+                crop(schedule_lib.region_bounds(length, num)[index], pixels)
                 for length, num, index, pixels in zip(grid, is_due.shape[1:], (row, column), size, strict=True)
             )
             places = np.array([rows[0], columns[0], rows[2], columns[2], rows[3], columns[3]], np.int32)
-            canvas = paint(
-                variables, canvas, frame, places, crop=(rows[1], columns[1]), shape=(rows[4], columns[4])
-            )
+            crop_size, shape = (rows[1], columns[1]), (rows[4], columns[4])
+            canvas = paint_fn(variables, canvas, frame, places, crop_size=crop_size, shape=shape)
         return join(params, state, cheap, canvas, is_due)
 
     return finish
 
 
-def _crop(bounds: tuple[int, int], pixels: int) -> tuple[int, int, int, int, int]:
+def paint(
+    net: static_net.StaticNet,
+    variables: Any,
+    canvas: Sequence[jax.Array],
+    frame: jax.Array,
+    places: types.Array,
+    *,
+    crop_size: tuple[int, int],
+    shape: tuple[int, int],
+) -> tuple[jax.Array, jax.Array]:
+    """The static network on one region of a frame.
+
+    Args:
+      net: the network.
+      variables: of it.
+      canvas: its decoder map [1, h, w, C] and logits [1, h, w, K], as far as they are painted.
+      frame: u8 [1, H, W, 3].
+      places: i32 [6], the first row and column of the crop (pixels), of the region in the crop and in the whole (grid
+        cells).
+      crop_size: height and width of the crop, pixels.
+      shape: height and width of the region, grid cells.
+
+    Returns:
+      The canvas with the region.
+    """
+    pixels = jax.lax.dynamic_slice(frame, (0, places[0], places[1], 0), (1, *crop_size, 3))
+    found = static_net.infer(net, variables, pixels)
+    painted = []
+    for whole, part in zip(canvas, (found.maps["decoder"], found.logits), strict=True):
+        inner = jax.lax.dynamic_slice(part, (0, places[2], places[3], 0), (1, *shape, part.shape[-1]))
+        painted.append(jax.lax.dynamic_update_slice(whole, inner, (0, places[4], places[5], 0)))
+    return painted[0], painted[1]
+
+
+def crop(bounds: tuple[int, int], pixels: int) -> tuple[int, int, int, int, int]:
     """What is cut out along one axis for a region with its halo.
 
     Args:
@@ -313,8 +335,8 @@ def latency(segmenter: Segmenter, frames: np.ndarray, num_frames: int) -> dict[s
 
     Returns:
       `static` and `cell`, each with `ms_per_frame` and `latency`: for every kind of frame (`key`, `cell`, `regions`;
-      in refine mode and for the static network `all`) `count`, and `mean`, `median`, `p95`, `worst` in milliseconds.
-      `ms_per_frame` is the median of each kind, weighted by how often it came.
+      in refine mode and for the static network `all`) `count`, and `mean`, `median`, `p95`, `worst` and all the
+      `samples` in milliseconds. `ms_per_frame` is the median of each kind, weighted by how often it came.
     """
     state = segmenter.initial_state()
     times: dict[str, dict[str, list[float]]] = {"static": {}, "cell": {}}
@@ -344,13 +366,14 @@ def _kind(state: types.CellState) -> str:
 
 def _summary(kinds: dict[str, list[float]]) -> dict[str, Any]:
     """Statistics of the seconds of each kind of frame."""
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         kind: {
             "count": len(seconds),
             "mean": float(np.mean(seconds) * 1e3),
             "median": float(np.median(seconds) * 1e3),
             "p95": float(np.percentile(seconds, 95) * 1e3),
             "worst": float(np.max(seconds) * 1e3),
+            "samples": [round(second * 1e3, 3) for second in seconds],
         }
         for kind, seconds in sorted(kinds.items())
     }

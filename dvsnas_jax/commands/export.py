@@ -1,0 +1,32 @@
+"""The command that writes a trained cell as a folder that runs with JAX alone."""
+
+from __future__ import annotations
+
+import argparse
+
+from dvsnas_jax.commands import common
+
+
+def register(add: common.Add) -> None:
+    """Adds the command."""
+    command = add(
+        "export",
+        _export,
+        "write the network and cell of a run folder as programs that run with JAX alone",
+        "--workdir=runs/smoke --output=exported/smoke",
+    )
+    command.add_argument("--workdir", metavar="DIR", required=True, help="run folder with a trained cell")
+    command.add_argument("--output", metavar="DIR", required=True, help="folder to write")
+    command.add_argument("--bake", action="store_true", help="put the weights into the programs, not beside them")
+    command.add_argument("--savedmodel", action="store_true", help="write a TensorFlow SavedModel into the folder, too")
+    common.add_compile_cache(command)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    common.existing(arguments.workdir, "--workdir")
+    from dvsnas_jax.run import export
+
+    written = export.run(
+        arguments.workdir, arguments.output, is_baked=arguments.bake, has_savedmodel=arguments.savedmodel
+    )
+    common.print_summary(written)

@@ -1,0 +1,252 @@
+"""Writes a trained network and cell as a folder that runs with JAX alone, see `run.artifact` for what is in it.
+
+The batch size is symbolic: a program takes any number of videos at a time (but the ones for single regions). The image
+size is not: interpolation weights, the borders of regions and the grid are computed from it when a program is traced
+(`nets.layers`), and a symbolic size has no numbers to compute with. Export once for each size.
+
+There is a program for CPUs and one for accelerators (CUDA, ROCm, TPU), since `nets.layers` has other variants for them.
+With `lax.platform_dependent` at every layer one program could hold both, at twice the size and slower to compile; a
+file each keeps the choice out of the layers, and a device reads only its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.export
+import ml_collections
+import numpy as np
+import safetensors.numpy
+
+import dvsnas_jax
+from dvsnas_jax.core import compilation, errors, progress, workdir
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.data import pipeline, savedmodel
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import artifact, features, pretrain, programs, train
+from dvsnas_jax.space import genotype as genotype_lib
+
+SAVEDMODEL = "savedmodel"
+_BACKENDS = {"cpu": "cpu", "accelerator": "gpu"}
+"""The backend whose layers a target gets."""
+
+
+def run(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    is_baked: bool = False,
+    has_savedmodel: bool = False,
+) -> dict[str, Any]:
+    """The command `export`.
+
+    Args:
+      path: a run folder with a trained cell.
+      output: the folder to write; its manifest comes last, so that a folder with one is complete.
+      is_baked: the weights are constants of each program, in place of a file beside them.
+      has_savedmodel: a TensorFlow SavedModel of the same programs is written into the folder, too.
+
+    Returns:
+      What was written, for people.
+
+    Raises:
+      UserError: nothing trained in the run folder, or the output cannot be written.
+    """
+    folder = workdir.Workdir(path)
+    config = folder.config()
+    model, genotype = open_run(config, folder)
+    target = pathlib.Path(output)
+    try:
+        _clear(target)
+        manifest = write(target, model, genotype, pipeline.class_table(config.data), is_baked=is_baked)
+        manifest["net"] = config_lib.to_json_dict(config.net)
+        if has_savedmodel:
+            write_savedmodel(target / SAVEDMODEL, model)
+        (target / artifact.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    except OSError as error:
+        raise errors.UserError(f"--output: cannot write {target}: {error.strerror or error}") from None
+    size = sum((target / name).stat().st_size for name in manifest["files"])
+    return {
+        "written": str(target),
+        "programs": ", ".join(manifest["programs"]),
+        "platforms": ", ".join(platform for names in artifact.TARGETS.values() for platform in names),
+        "size": f"{manifest['size'][1]}x{manifest['size'][0]}",
+        "megabytes": size / 1e6,
+    }
+
+
+def _clear(target: pathlib.Path) -> None:
+    """Makes the folder, or takes an earlier export out of it, one that was interrupted, too.
+
+    Raises:
+      UserError: it holds something else.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    names = (artifact.MANIFEST, artifact.TENSORS, SAVEDMODEL)
+    found = [path for path in target.iterdir() if path.name in names or path.suffix == ".jax"]
+    if not found and any(target.iterdir()):
+        raise errors.UserError(f"--output: {target} is no exported folder and not empty; choose another --output")
+    for path in sorted(found, key=lambda path: path.name != artifact.MANIFEST):  # the manifest first
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def open_run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tuple[programs.Model, dict[str, Any]]:
+    """The trained network and cell of a run folder, and the genotype by name.
+
+    Raises:
+      UserError: it holds none.
+    """
+    train.require_winner(folder)
+    variables = pretrain.restore(config, folder)
+    if variables is None:
+        raise errors.UserError(f"{folder.path}: holds no trained static network, run `dvsnas search` first")
+    cell, params, space, genotype = train.load_winner(config, folder)
+    settings = features.settings_of(config)
+    model = programs.Model(
+        net=static_net.make(config.net, settings.num_classes),
+        variables=variables,
+        cell=cell,
+        params=params,
+        settings=settings,
+        size=(config.data.height, config.data.width),
+    )
+    return model, genotype_lib.to_dict(space, genotype)
+
+
+def write(
+    path: pathlib.Path,
+    model: programs.Model,
+    genotype: dict[str, Any],
+    table: Any,
+    *,
+    is_baked: bool = False,
+) -> dict[str, Any]:
+    """Writes all files of an exported folder but its manifest.
+
+    Args:
+      path: of the folder, which exists.
+      model: the network and cell.
+      genotype: by name.
+      table: the classes.
+      is_baked: see `run`.
+
+    Returns:
+      The manifest.
+    """
+    made = programs.make(model)
+    tensors: dict[str, np.ndarray] = {}
+    entries, files = {}, {}
+    with progress.bar(len(made) * len(artifact.TARGETS), "export") as bar:
+        for name, program in made.items():
+            named = flatten(program.weights)
+            tensors |= named
+            entries[name] = {"weights": None if is_baked else list(named), "is_batched": program.is_batched}
+            for target, platforms in artifact.TARGETS.items():
+                data = bytes(exported(program, target, platforms, is_baked=is_baked).serialize())
+                files[artifact.program_file(name, target)] = data
+                bar.update()
+    if not is_baked:
+        files[artifact.TENSORS] = safetensors.numpy.save(tensors)
+    for file, data in files.items():
+        (path / file).write_bytes(data)
+    return {
+        "format": artifact.FORMAT,
+        "version": artifact.VERSION,
+        "genotype": genotype,
+        "mode": model.settings.mode,
+        "schedule": _schedule(model) if model.settings.is_propagating else None,
+        "classes": list(table.names),
+        "colors": np.asarray(table.colors).tolist(),
+        "normalisation": {"input": "u8 RGB / 255", "mean": static_net.MEAN, "std": static_net.STD, "where": "inside"},
+        "size": list(model.size),
+        "state": {name: _constant(value) for name, value in programs.initial_state(model).items()},
+        "programs": entries,
+        "regions": [[region._asdict() for region in row] for row in programs.regions(model)],
+        "platforms": artifact.TARGETS,
+        "versions": {"dvsnas_jax": dvsnas_jax.__version__, "jax": jax.__version__},
+        "files": {file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
+    }
+
+
+def exported(
+    program: programs.Program, target: str, platforms: Sequence[str], *, is_baked: bool = False
+) -> jax.export.Exported:
+    """One program, traced for a target.
+
+    Its first argument is the list of the weights in the order of their names, unless they are baked in.
+
+    Args:
+      program: of `programs.make`.
+      target: of `artifact.TARGETS`.
+      platforms: that it has to run on.
+      is_baked: whether the weights are constants.
+    """
+    named, tree = flatten(program.weights), jax.tree.structure(program.weights)
+
+    def fn(weights: list[Any], *args: Any) -> Any:  # a function of its own: JAX keeps what it traced by function
+        return program.fn(jax.tree.unflatten(tree, weights), *args)
+
+    def baked_fn(*args: Any) -> Any:
+        return program.fn(program.weights, *args)
+
+    args = program.args
+    if program.is_batched:
+        (batch,) = jax.export.symbolic_shape("b")
+        args = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), args)
+    if not is_baked:
+        args = ([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in named.values()], *args)
+    with compilation.target(_BACKENDS[target]):
+        return jax.export.export(compilation.jit(baked_fn if is_baked else fn), platforms=platforms)(*args)
+
+
+def write_savedmodel(path: pathlib.Path, model: programs.Model) -> None:
+    """Writes the programs of a model as a TensorFlow SavedModel, see `data.savedmodel`.
+
+    Its programs have the layers of a CPU, which run on all platforms. A SavedModel and not ONNX: it carries JAX's own
+    StableHLO, so that the labels are the same; a converter to ONNX translates every operation into others.
+
+    Raises:
+      UserError: TensorFlow is not installed.
+    """
+    weights: dict[str, np.ndarray] = {}
+    functions = {}
+    for name, program in programs.make(model).items():
+        named = flatten(program.weights)
+        weights |= named
+        functions[name] = savedmodel.Function(
+            fn=exported(program, "cpu", savedmodel.PLATFORMS).call,
+            weights=tuple(named),
+            args=program.args,
+            is_batched=program.is_batched,
+        )
+    savedmodel.write(path, functions, weights, programs.initial_state(model))
+
+
+def flatten(weights: Any) -> dict[str, np.ndarray]:
+    """A tree of dictionaries as {"static/params/encoder/...": array}, in the order of its leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(weights)
+    return {"/".join(str(entry.key) for entry in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _schedule(model: programs.Model) -> dict[str, Any]:
+    schedule = model.settings.schedule
+    return {
+        "kind": schedule.kind,
+        "interval": schedule.interval,
+        "threshold": schedule.threshold,
+        "grid": list(schedule.grid),
+        "is_learned": schedule.is_learned,
+    }
+
+
+def _constant(value: jax.Array) -> dict[str, Any]:
+    """How an entry of the initial state is made: it has one value everywhere."""
+    (fill,) = np.unique(np.asarray(value)).tolist()
+    return {"shape": list(value.shape[1:]), "dtype": str(value.dtype), "fill": fill}

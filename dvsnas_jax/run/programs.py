@@ -1,0 +1,228 @@
+"""The programs that segment a video, as pure functions of weights and arrays: what `dvsnas export` writes.
+
+Refine mode has one program a frame. Propagate mode decides on the host which of several a frame needs; `run.stream`
+does so with the same network and cell in this process, `run.artifact` with what was exported.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dvsnas_jax.core import types
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import stream
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import ports
+from dvsnas_jax.space import schedule as schedule_lib
+
+State = dict[str, Any]
+"""`types.CellState` without what is None: all that crosses the border of a program is a plain container."""
+
+
+class Program(NamedTuple):
+    """One program.
+
+    Attributes:
+      fn: `(weights, *args) -> results`.
+      weights: a tree of arrays.
+      args: shapes of the other arguments, for a batch of one.
+      is_batched: whether it takes any number of videos at a time (the first axis of every argument).
+    """
+
+    fn: Callable[..., Any]
+    weights: Any
+    args: tuple[Any, ...]
+    is_batched: bool = True
+
+
+class Model(NamedTuple):
+    """A trained network and cell.
+
+    Attributes:
+      net: the static network.
+      variables: of it.
+      cell: the static graph.
+      params: of it.
+      settings: of the cell.
+      size: height and width of the frames.
+    """
+
+    net: static_net.StaticNet
+    variables: Any
+    cell: cell_lib.Cell
+    params: Any
+    settings: ports.CellSettings
+    size: tuple[int, int]
+
+
+class Region(NamedTuple):
+    """How one region of a frame is computed by the static network.
+
+    Attributes:
+      program: its name, see `make`.
+      places: first row and column of the crop (pixels), of the region in the crop and in the whole (grid cells).
+    """
+
+    program: str
+    places: tuple[int, ...]
+
+
+def initial_state(model: Model) -> State:
+    """The state of one video before its first frame."""
+    frame = jax.ShapeDtypeStruct((1, *model.size, 3), jnp.uint8)
+    shapes = jax.eval_shape(functools.partial(static_net.infer, model.net), model.variables, frame)
+    return to_dict(model.cell.initial_state(shapes))
+
+
+def to_dict(state: types.CellState) -> State:
+    """A state as a plain dictionary."""
+    return {name: value for name, value in vars(state).items() if value is not None}
+
+
+def make(model: Model) -> dict[str, Program]:
+    """All programs of a model by name.
+
+    `static`: `(frame) -> labels`, the network alone. Refine: `step`: `(state, frame) -> (state, labels)`. Propagate:
+    `key` the same, for a key frame; `other`, for the others, where the schedule is fixed. Where it is learned:
+    `look`: `(state, frame) -> (maps, shares)`, the cheap maps and the predicted share of differing labels f32
+    [B, rows, columns], and `other`: `(state, maps) -> (state, labels)`. Regions, in addition: `paintN`:
+    `(canvas, frame, places) -> canvas` and `join`: `(state, maps, canvas, is_due) -> (state, labels)`.
+    """
+    state, frame = initial_state(model), jax.ShapeDtypeStruct((1, *model.size, 3), jnp.uint8)
+    weights = {"static": model.variables, "cell": model.params}
+    predict = functools.partial(static_net.predict, size=model.size)
+    infer = functools.partial(static_net.infer, model.net)
+
+    def static(weights: Any, frame: jax.Array) -> jax.Array:
+        return predict(infer(weights["static"], frame).logits)
+
+    found = {"static": Program(static, {"static": model.variables}, (frame,))}
+    if model.settings.is_propagating:
+
+        def key(weights: Any, state: State, frame: jax.Array) -> tuple[State, jax.Array]:
+            restarted = model.cell.restart(weights["cell"], _state(state), infer(weights["static"], frame))
+            return _labelled(model, restarted)
+
+        found["key"] = Program(key, weights, (state, frame))
+        add = _learned if model.settings.schedule.is_learned else _fixed
+        return {**found, **add(model, state, frame)}
+
+    def step(weights: Any, state: State, frame: jax.Array) -> tuple[State, jax.Array]:
+        after, logits = model.cell.step(weights["cell"], _state(state), infer(weights["static"], frame))
+        return to_dict(after), predict(logits)
+
+    return {**found, "step": Program(step, weights, (state, frame))}
+
+
+def _state(values: State) -> types.CellState:
+    return types.CellState(**values)
+
+
+def _labelled(model: Model, state: types.CellState) -> tuple[State, jax.Array]:
+    return to_dict(state), static_net.predict(state.logits, model.size)
+
+
+def _cheap_weights(model: Model, last: str) -> Any:
+    return {"static": static_net.needed(model.net, model.variables, last), "cell": model.params}
+
+
+def _fixed(model: Model, state: State, frame: Any) -> dict[str, Program]:
+    """The program of a frame that is no key frame."""
+    last = stream.depth(model.cell.inputs, model.settings)
+
+    def other(weights: Any, state: State, frame: jax.Array) -> tuple[State, jax.Array]:
+        cheap = static_net.infer(model.net, weights["static"], frame, last)
+        return _labelled(model, model.cell.advance(weights["cell"], _state(state), cheap))
+
+    return {"other": Program(other, _cheap_weights(model, last), (state, frame))}
+
+
+def _learned(model: Model, state: State, frame: Any) -> dict[str, Program]:
+    """The programs of a schedule that looks at a frame first."""
+    settings, last = model.settings, stream.depth(model.cell.inputs, model.settings)
+
+    def look(weights: Any, state: State, frame: jax.Array) -> tuple[dict[str, Any], jax.Array]:
+        cheap = static_net.infer(model.net, weights["static"], frame, last)
+        log_odds = ports.due(weights["cell"]["ports"], settings, _state(state), cheap)[1]
+        assert log_odds is not None, "the schedule is learned"
+        return dict(cheap.maps), schedule_lib.region_means(jax.nn.sigmoid(log_odds), settings.schedule.regions)
+
+    def other(weights: Any, state: State, maps: dict[str, Any]) -> tuple[State, jax.Array]:
+        return _labelled(model, model.cell.advance(weights["cell"], _state(state), _features(maps)))
+
+    weights = _cheap_weights(model, last)
+    maps, shares = jax.eval_shape(look, weights, state, frame)
+    found = {
+        "look": Program(look, weights, (state, frame)),
+        "other": Program(other, {"cell": model.params}, (state, maps)),
+    }
+    if settings.schedule.kind == "regions":
+        found |= _regions(model, state, frame, maps, jax.ShapeDtypeStruct(shares.shape, bool))
+    return found
+
+
+def _features(maps: dict[str, Any]) -> types.Features:
+    shape = maps["image"].shape[:3]
+    return types.Features(maps=maps, logits=jnp.zeros((*shape, 0)))
+
+
+def regions(model: Model) -> list[list[Region]]:
+    """Of each row and column of regions, how it is computed; [] where the schedule has no regions."""
+    return [[region for region, _, _ in row] for row in _crops(model)]
+
+
+def _crops(model: Model) -> list[list[tuple[Region, tuple[int, int], tuple[int, int]]]]:
+    """Each region with the size of its crop (pixels) and its own (grid cells)."""
+    if model.settings.schedule.kind != "regions":
+        return []
+    grid = initial_state(model)["logits"].shape[1:3]
+    axes = [
+        [stream.crop(bounds, pixels) for bounds in schedule_lib.region_bounds(length, num)]
+        for length, num, pixels in zip(grid, model.settings.schedule.regions, model.size, strict=True)
+    ]
+    names: dict[Any, str] = {}
+    found = []
+    for rows in axes[0]:
+        line = []
+        for cols in axes[1]:
+            crop, shape = (rows[1], cols[1]), (rows[4], cols[4])
+            name = names.setdefault((crop, shape), f"paint{len(names)}")
+            places = (rows[0], cols[0], rows[2], cols[2], rows[3], cols[3])
+            line.append((Region(name, places), crop, shape))
+        found.append(line)
+    return found
+
+
+def _regions(model: Model, state: State, frame: Any, maps: Any, is_due: Any) -> dict[str, Program]:
+    """The static network on one region, for each shape of region, and what puts the frame together."""
+    canvas = [jax.ShapeDtypeStruct(state[name].shape, jnp.float32) for name in ("decoder", "logits")]
+    places = jax.ShapeDtypeStruct((6,), np.int32)
+
+    def make_paint(crop: tuple[int, int], shape: tuple[int, int]) -> Callable[..., Any]:
+        def paint(weights: Any, canvas: Any, frame: jax.Array, places: jax.Array) -> Any:
+            return stream.paint(model.net, weights["static"], canvas, frame, places, crop_size=crop, shape=shape)
+
+        return paint
+
+    def join(
+        weights: Any, state: State, maps: dict[str, Any], canvas: Any, is_due: jax.Array
+    ) -> tuple[State, jax.Array]:
+        full = types.Features(maps={**maps, "decoder": canvas[0]}, logits=canvas[1])
+        before, cell, params = _state(state), model.cell, weights["cell"]
+        advanced = cell.advance(params, before, _features(maps))
+        return _labelled(model, cell.merge(cell.restart(params, before, full), advanced, is_due))
+
+    found = {
+        region.program: Program(
+            make_paint(crop, shape), {"static": model.variables}, (canvas, frame, places), is_batched=False
+        )
+        for row in _crops(model)
+        for region, crop, shape in row
+    }
+    return {**found, "join": Program(join, {"cell": model.params}, (state, maps, canvas, is_due))}

@@ -1,0 +1,280 @@
+"""The parts of the report that tell scores, classes, times, costs, comparisons and ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import errors
+from dvsnas_jax.run import compare, compare_report, figures, report_data, report_html
+from dvsnas_jax.space import draw
+
+_EVALUATE = "dvsnas evaluate --config=CONFIG --workdir=RUN"
+_NUM_MISTAKES = 5
+_NUM_OPEN_ROWS = 16
+
+
+def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, float], int, bool]]:
+    """(metric, network -> value as shown, decimals, is higher better) of every row that the table has."""
+    lengths = sorted({int(n) for score in scores.values() for n in score.get("vc") or {}})
+    plan: list[tuple[str, Callable[[Mapping[str, Any]], Any], float, int, bool]] = [
+        ("mIoU, %", lambda score: score.get("miou"), 100, 1, True),
+        ("frequency-weighted IoU, %", lambda score: score.get("fwiou"), 100, 1, True),
+        ("pixel accuracy, %", lambda score: score.get("accuracy"), 100, 1, True),
+        ("class accuracy, %", lambda score: score.get("class_accuracy"), 100, 1, True),
+        *((f"VC{n}, %", lambda score, n=n: (score.get("vc") or {}).get(str(n)), 100, 1, True) for n in lengths),
+        ("consistency along true flow, %", lambda score: score.get("flow_consistency"), 100, 1, True),
+        ("flicker, %", lambda score: score.get("flicker"), 100, 2, False),
+        ("ms per frame", lambda score: score.get("ms_per_frame"), 1, 1, False),
+    ]
+    for label, get_fn, factor, decimals, is_higher_better in plan:
+        values = {name: factor * value for name, score in scores.items() if figures.is_number(value := get_fn(score))}
+        if values:
+            yield label, values, decimals, is_higher_better
+
+
+def result(run: report_data.Run) -> str:
+    """The headline and the table of all networks."""
+    scores = run.scores()
+    rows = list(score_rows(scores))
+    if not rows:
+        return run.lacks("Scores", "dvsnas search --config=CONFIG --workdir=RUN")
+    networks = list(scores)
+    is_compared = {"static", "cell"} <= set(scores)
+    head = [""]
+    for name in networks:
+        head += [report_data.NETWORKS[name]] + (["change"] if name == "cell" and is_compared else [])
+    body = []
+    for label, values, decimals, is_higher_better in rows:
+        cells = []
+        for name in networks:
+            cells.append(report_html.number(values.get(name), decimals))
+            if name == "cell" and is_compared:
+                cells.append(_change(values, decimals, is_higher_better))
+        body.append((label, cells))
+    split, num_frames = run.evaluation.get("split", "?"), run.evaluation.get("num_frames", "?")
+    return (
+        _headline(scores)
+        + report_html.table(head, body, "Scores of the networks")
+        + report_html.note(
+            f"Split {report_html.escape(split)}, {report_html.escape(num_frames)} frames. VC<sub>n</sub>: of the "
+            "pixels whose label is constant over n frames, the share that is predicted correctly in all of them. "
+            "Flicker: of the pixels whose label does not change from one frame to the next, the share whose "
+            "prediction does."
+        )
+    )
+
+
+def _change(values: Mapping[str, float], decimals: int, is_higher_better: bool) -> str:
+    """The table cell of the difference between cell and static network."""
+    if not {"static", "cell"} <= set(values):
+        return "<td>–</td>"
+    difference = round(values["cell"] - values["static"], decimals)
+    kind = "same" if difference == 0 else "good" if (difference > 0) == is_higher_better else "bad"
+    mark = {"same": "", "good": " ✓", "bad": " ✗"}[kind]
+    return f"<td class={kind}>{report_html.number(difference, decimals, is_signed=True)}{mark}</td>"
+
+
+def _headline(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """One sentence that says how it came out."""
+    static, cell = (scores.get(name, {}) for name in ("static", "cell"))
+    if not (figures.is_number(static.get("miou")) and figures.is_number(cell.get("miou"))):
+        return ""
+    points = 100 * (cell["miou"] - static["miou"])
+    sentence = (
+        f"The cell reaches <b>{100 * cell['miou']:.1f} %</b> mIoU, "
+        f"<b>{abs(points):.1f} points {'above' if points >= 0 else 'below'}</b> the static network"
+    )
+    if figures.is_number(cell.get("flicker")) and figures.is_number(static.get("flicker")) and static["flicker"] > 0:
+        sentence += f"; its flicker is <b>{cell['flicker'] / static['flicker']:.2f} times</b> the static network’s"
+    return f"<p class=lead>{sentence}.</p>"
+
+
+def classes(run: report_data.Run) -> str:
+    """Intersection over union of every class, and what is taken for what."""
+    names, scores = run.class_names(), run.scores()
+    series = {name: scores[name]["iou"] for name in ("static", "cell") if scores.get(name, {}).get("iou")}
+    if not names or not series:
+        return ""
+    path = run.figure("classes.svg")
+    figures.classes(names, series, path)
+    bars = report_html.svg(path.read_text(), "Intersection over union of every class", f"{run.prefix}f-classes")
+    matrices = [confusion(names, scores[name]["confusion"], name) for name in series if scores[name].get("confusion")]
+    if not matrices:
+        run.lacks("The confusion matrices", _EVALUATE)
+    return bars + report_html.grid(*matrices)
+
+
+def confusion(names: Sequence[str], counts: Any, network: str) -> str:
+    """A confusion matrix, each row in percent of the true class, and its largest mistakes in words.
+
+    Args:
+      names: of the K classes.
+      counts: integers [K, K], rows = truth.
+      network: "static" or "cell".
+    """
+    matrix = np.asarray(counts, np.float64)
+    totals = matrix.sum(axis=1)
+    shares = matrix / np.maximum(totals, 1)[:, None]
+    rows = [(name, shares[i].tolist() if totals[i] else [None] * len(names)) for i, name in enumerate(names)]
+    title = f"{report_data.NETWORKS[network].capitalize()}: % of each true class"
+    # Whole names at the top would make the columns as wide as the names.
+    heads = [name[:4] for name in names]
+    off = np.where(np.eye(len(names), dtype=bool), 0.0, matrix)
+    order = [divmod(int(place), len(names)) for place in np.argsort(-off, axis=None)[:_NUM_MISTAKES]]
+    told = [f"{names[i]} as {names[j]} ({100 * shares[i, j]:.0f} % of it)" for i, j in order if off[i, j]]
+    mistakes = f"Most pixels are lost by {'; '.join(map(report_html.escape, told))}." if told else "No pixel is wrong."
+    words = f"Confusion matrix of the {report_data.NETWORKS[network]}"
+    table = report_html.heat(rows, heads, words, title=title, corner="true ↓ as →")
+    return table + report_html.note(mistakes)
+
+
+def sequences(run: report_data.Run) -> str:
+    """The scores of every sequence, folded where there are many."""
+    found = run.evaluation.get("sequences")
+    if not found:
+        return run.lacks("The scores of every sequence", _EVALUATE) if run.evaluation else ""
+    length = next(iter(found[0]["cell"].get("vc") or {}), None)
+    columns: list[tuple[str, Callable[[Mapping[str, Any]], Any], int]] = [
+        ("mIoU", lambda score: score.get("miou"), 1),
+        (f"VC{length}", lambda score: (score.get("vc") or {}).get(length), 1),
+        ("flicker", lambda score: score.get("flicker"), 2),
+    ]
+    rows = []
+    for row in found:
+        cells = [str(row["num_frames"])]
+        for _, get_fn, decimals in columns:
+            for value in (get_fn(row["static"]), get_fn(row["cell"])):
+                cells.append(report_html.number(None if value is None else 100 * value, decimals))
+        rows.append((report_html.escape(row["name"]), cells))
+    head = ["", "frames", *(f"{name}, {network}" for name, _, _ in columns for network in ("static", "cell"))]
+    table = report_html.table(head, rows, "Scores of every sequence, percent")
+    if len(rows) <= _NUM_OPEN_ROWS:
+        return table
+    return f"<details><summary>{len(rows)} sequences</summary>{table}</details>"
+
+
+def times(run: report_data.Run) -> str:
+    """Times of single frames: a histogram, and its numbers."""
+    found = {
+        (name, kind): row
+        for name, score in run.scores().items()
+        for kind, row in (score.get("latency") or {}).items()
+    }
+    if not found:
+        return run.lacks("Times of single frames", _EVALUATE) if run.evaluation else ""
+    columns = ("median", "mean", "p95", "worst")
+    rows = [
+        (_kind_name(*key), [str(row.get("count", "–")), *(report_html.number(row.get(name), 1) for name in columns)])
+        for key, row in found.items()
+    ]
+    head = ["", "frames", "median", "mean", "95&nbsp;%", "worst"]
+    table = report_html.table(head, rows, "Milliseconds per frame", title="Milliseconds per frame")
+    samples = {_kind_name(*key): row["samples"] for key, row in found.items() if row.get("samples")}
+    chart = ""
+    if samples:
+        path = run.figure("latency.svg")
+        figures.latency(samples, path)
+        chart = report_html.svg(path.read_text(), "Histogram of the times of single frames", f"{run.prefix}f-latency")
+    else:
+        run.lacks("The histogram of the times of single frames", _EVALUATE)
+    return report_html.grid(chart, table + report_html.note("One frame at a time, synchronised, after a warm-up."))
+
+
+def _kind_name(network: str, kind: str) -> str:
+    """What a row of times is about."""
+    kinds = {"all": "", "key": ", key frames", "cell": ", other frames", "regions": ", frames with new regions"}
+    return report_data.NETWORKS[network] + kinds.get(kind, f", {kind}")
+
+
+def costs(run: report_data.Run) -> str:
+    """Parameters and multiply-adds of the winner, counted from its config."""
+    best = run.winner()
+    if best is None or not run.config:
+        return ""
+    try:
+        config = config_lib.from_json_dict(run.config, str(run.path / "config.json"))
+        entry = compare.Entry("", *best, config, "")
+        key_share = run.evaluation.get("cell", {}).get("key_share", 1.0)
+        found = compare.frame_cost(config, entry, key_share)
+    except errors.UserError as error:
+        run.missing.append(("Parameters and multiply-adds", f"this version cannot count them: {error}"))
+        return ""
+    static, cell = found["static"], found["cell"]
+    rows = [
+        ("parameters, thousands", [report_html.number(part["parameters"] / 1e3, 1) for part in (static, cell)]),
+        ("multiply-adds per frame, millions", [report_html.number(part["macs"] / 1e6, 1) for part in (static, cell)]),
+    ]
+    for key, label in (("macs_key", "of a key frame"), ("macs_cell", "of another frame")):
+        if key in cell:
+            rows.append((f"{label}, millions", ["–", report_html.number(cell[key] / 1e6, 1)]))
+    if "macs_key" in cell:
+        rows.append(("share of key frames, %", ["100", report_html.number(100 * key_share, 0)]))
+    head = ["", "static network", "with the cell"]
+    size = f"{config.data.width} x {config.data.height} pixels"
+    note = report_html.note(f"In closed form, for frames of {size}.")
+    return report_html.table(head, rows, "Costs of a frame") + note
+
+
+def comparison(run: report_data.Run) -> str:
+    """Hand-designed and given cells side by side, where `dvsnas compare` has run in the folder."""
+    if not run.compare:
+        return ""
+    head, *lines = compare_report.cells(run.compare)
+    rows = [(report_html.escape(name), [report_html.escape(cell) for cell in cells]) for name, *cells in lines]
+    path = run.figure("comparison.svg")
+    compare_report.picture(run.compare, path)
+    words = "Accuracy of the cells against their cost"
+    chart = report_html.svg(path.read_text(), words, f"{run.prefix}f-comparison", is_wide=True)
+    table = report_html.table([report_html.escape(text) for text in head], rows, "Comparison of cells")
+    caption = f"{compare_report.caption(run.compare)}. Shares in percent, mean ± standard deviation over seeds."
+    return table + report_html.note(report_html.escape(caption)) + chart
+
+
+def ablation(run: report_data.Run) -> str:
+    """What each token and each operation contributes, where `dvsnas ablate` has run in the folder."""
+    replace, retrain = run.ablations["replace"], run.ablations["retrain"]
+    parts = [
+        _tokens(replace, "One token replaced, scored as in the search") if replace else "",
+        _tokens(retrain, "One token replaced, retrained from scratch") if retrain else "",
+        _searches(run.ablations["leave_one_out"]) if run.ablations["leave_one_out"] else "",
+    ]
+    if not any(parts):
+        return ""
+    return "".join(parts) + report_html.note("Changes of the reward, in hundredths.")
+
+
+def _points(value: float | None, *, is_signed: bool = True) -> str:
+    """A reward or a change of one, in hundredths."""
+    return report_html.number(None if value is None else 100 * value, 2, is_signed=is_signed)
+
+
+def _tokens(content: Mapping[str, Any], title: str) -> str:
+    """A row for each replaced token."""
+    slots = {"op_a": "operation a", "op_b": "operation b", "agg": "aggregation", "in_a": "input a", "in_b": "input b"}
+    rows = []
+    for row in content["tokens"]:
+        best = f"{_points(row['best'])} ({draw.readable(row['best_name'])})" if row["best_name"] else "–"
+        name = f"layer {row['layer']}, {slots.get(row['field'], row['field'])}: {draw.readable(row['now'])}"
+        changes = [_points(row[key]) for key in ("none", "skip", "others")]
+        rows.append((report_html.escape(name), [*changes, report_html.escape(best), str(row["count"])]))
+    head = ["token", "by none", "by skip", "by another, mean", "best", "variants"]
+    title = f"{title}; the cell itself: {_points(content['reward'], is_signed=False)}"
+    return report_html.table(head, rows, "Ablation of tokens", title=title)
+
+
+def _searches(content: Mapping[str, Any]) -> str:
+    """A row for each search without an operation."""
+    rows = []
+    for row in content["searches"]:
+        cells = []
+        for key in ("best", "mean_last_quarter"):
+            change = f" ({_points(row[f'{key}_change'])})" if row["without"] else ""
+            cells.append(_points(row[key], is_signed=False) + change)
+        name = f"without {draw.readable(row['without'])}" if row["without"] else "all operations"
+        rows.append((report_html.escape(name), [*cells, str(row["num_diverged"])]))
+    head = ["search", "best", "mean of the last quarter", "diverged"]
+    return report_html.table(head, rows, "Searches without one operation", title="Searches without one operation")

@@ -1,0 +1,103 @@
+"""Run folders with a network and a cell of drawn weights: as a finished run leaves them, without its training."""
+
+import functools
+import pathlib
+import tempfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import types, workdir
+from dvsnas_jax.data import pipeline
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import evaluate, features, pretrain, train
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import schedule as schedule_lib
+
+SIZE = (34, 70)  # no multiples of 4
+KINDS = ("refine", "fixed", "adaptive", "regions")
+
+
+def make_config(kind: str):
+    """Of two videos of six frames; `kind` is "refine", or the kind of a schedule."""
+    config = config_lib.defaults()
+    config.compile_effort = "quick"
+    config.data.update({"height": SIZE[0], "width": SIZE[1], "crop_height": SIZE[0], "crop_width": SIZE[1]})
+    config.data.update({"num_train_clips": 2, "num_frames": 2, "num_val_clips": 2, "val_frames": 6})
+    config.net.update({"encoder": "resnet18", "width": 0.125, "decoder_channels": 8})
+    config.pretrain.steps = 1
+    own = ("decoder", "logits") if kind == "refine" else ("prev_decoder",)
+    config.space.update({"channels": 4, "num_layers": 2, "inputs": ("prev_state", "stage1", "image_diff", *own)})
+    if kind != "refine":
+        config.space.update({"mode": "propagate", "cut": "stage1"})
+        config.schedule.update({"kind": kind, "interval": 4, "threshold": 0.5, "grid": (1, 2)})
+    config.evaluate.update({"vc_frames": (2, 4), "latency_frames": 0})
+    return config
+
+
+def write(path: pathlib.Path, kind: str) -> pathlib.Path:
+    """Writes a run folder, and returns its path."""
+    config = make_config(kind)
+    settings, space = features.settings_of(config), features.space_of(config)
+    own = "decoder" if kind == "refine" else "prev_decoder"
+    layers = [
+        {"in": ["prev_state", "stage1"], "ops": ["skip", "conv_1x1"], "agg": "sum"},
+        {"in": ["layer0", own], "ops": ["sep_conv_3x3", "skip"], "agg": "gate"},
+        {"in": ["layer1", "image_diff"], "ops": ["skip", "none"], "agg": "max"},
+    ][: config.space.num_layers]
+    genotype = genotype_lib.from_dict({"version": 1, "inputs": list(space.inputs), "layers": layers}, space)[1]
+    net = static_net.make(config.net, settings.num_classes)
+    variables = static_net.init(net, jax.random.key(0))
+    cell = cell_lib.make(space, genotype, settings)
+    params = cell.init(jax.random.key(1))
+    videos = pipeline.sequences(config.data, "val")
+    found = static_net.infer(net, variables, videos[0].frames)
+    clip = types.Features(maps={name: x[None] for name, x in found.maps.items()}, logits=found.logits[None])
+    params = cell_lib.freeze_norm(params, cell.moments(params, clip))
+    if kind == "refine":  # it starts at zero: corrections that change labels
+        kernel = params["ports"]["head"]["kernel"]
+        spread = found.logits.std() * 0.5
+        params["ports"]["head"]["kernel"] = spread * jax.random.normal(jax.random.key(2), kernel.shape)
+    if settings.is_propagating and settings.schedule.is_learned:  # predictions that vary
+        head = params["ports"]["schedule"]
+        head["output"] = head["output"] + 1.0
+        maps = found.maps["stage1"]
+        log_odds = schedule_lib.predict_error(head, maps[1:], jnp.broadcast_to(maps[:1], maps[1:].shape))
+        head["output_bias"] = head["output_bias"] - jnp.median(log_odds)
+    folder = workdir.Workdir(path)
+    folder.claim(config)
+    state = pretrain.init(variables, pretrain.make_optimizer(config.pretrain))
+    folder.checkpointer(pretrain.STAGE).save(1, state)
+    train.save_winner(folder, space, genotype, params, {})
+    return path
+
+
+class Evaluated(NamedTuple):
+    """A run folder, what `evaluate.run` returned, and the labels [static or cell, T, H, W] of each video."""
+
+    path: pathlib.Path
+    result: dict[str, Any]
+    labels: list[np.ndarray]
+
+
+@functools.cache
+def evaluated(kind: str) -> Evaluated:
+    """A run folder that all tests of the session share, evaluated."""
+    path = write(pathlib.Path(_folder().name) / kind, kind)
+    folder, labels = workdir.Workdir(path), []
+    result = evaluate.run(folder.config(), folder, watch_fn=lambda *seen: labels.append(np.stack(seen[2:])))
+    return Evaluated(path, result, labels)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory()  # deletes itself when the interpreter ends
+
+
+def frames(kind: str) -> np.ndarray:
+    """The frames of the first video, u8 [6, H, W, 3]."""
+    return pipeline.sequences(make_config(kind).data, "val")[0].frames
