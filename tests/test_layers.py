@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dvsnas_jax.core import compilation
-from dvsnas_jax.nets import blocks, layers
+from dvsnas_jax.nets import blocks, layers, winograd
 
 
 def _normal(*shape: int, seed: int = 0) -> jax.Array:
@@ -55,6 +56,43 @@ def test_conv_variants_agree(height, width, size, stride, dilation, cin, cout):
         for b in ("cpu", "gpu")
     ]
     assert results[0][0].shape == (2, -(-height // stride), -(-width // stride), cout)
+    _assert_close(*results)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 2)])
+def test_convolution_with_fewer_products_agrees(size):
+    x, kernel = _normal(2, *size, winograd.MIN_CHANNELS), _normal(3, 3, winograd.MIN_CHANNELS, 70, seed=1)
+    ours = _value_and_grad(lambda x, k: layers.conv(x, k, backend="cpu"), x, kernel)
+    _assert_close(ours, _value_and_grad(lambda x, k: layers.conv(x, k, backend="gpu"), x, kernel))
+    products = [eqn for eqn in jax.make_jaxpr(winograd.conv_3x3)(x, kernel).eqns if eqn.primitive.name == "dot_general"]
+    assert len(products) == 16  # for each tile of 2x2, which takes 36 otherwise
+    _assert_close(winograd.conv_3x3(x, kernel), ours[0])
+
+
+def test_activations_and_their_gradients():
+    x = jnp.array([-1.0, 0.0, 2.0, 6.0, 7.0])
+    for fn, values, slopes in ((blocks.relu, [0, 0, 2, 6, 7], [0, 0, 1, 1, 1]),
+                               (blocks.relu6, [0, 0, 2, 6, 6], [0, 0, 1, 0, 0])):  # fmt: skip
+        np.testing.assert_array_equal(fn(x), values)
+        np.testing.assert_array_equal(jax.grad(lambda x, fn=fn: (3 * fn(x)).sum())(x), 3 * np.array(slopes))
+
+
+@pytest.mark.parametrize("size", [(1, 2), (5, 6)])  # fewer and more pixels than channels
+def test_two_1x1_convolutions_as_one(size):
+    class Two(nn.Module):
+        is_joined: bool
+
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            second = blocks.Pointwise(3, name="second")
+            if self.is_joined:
+                return blocks.Pointwise(5, then=second, name="first")(x)
+            return second(blocks.Pointwise(5, name="first")(x))
+
+    x = _normal(1, *size, 4)
+    params = Two(False).init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, Two(True).init(jax.random.key(0), x))
+    results = [_value_and_grad(Two(is_joined).apply, params, x) for is_joined in (False, True)]
     _assert_close(*results)
 
 

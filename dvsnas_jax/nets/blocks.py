@@ -17,14 +17,42 @@ NORM_DECAY = 0.9
 Activation = Callable[[jax.Array], jax.Array]
 
 
+@jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0)."""
+    """max(x, 0); gradient 0 at 0.
+
+    Its gradient needs the result only, which the next layer keeps anyway. Autodiff's shares the gradient of equal
+    operands, which is a map of its own, with a division.
+    """
     return jnp.maximum(x, 0)
 
 
+@jax.custom_vjp
 def relu6(x: jax.Array) -> jax.Array:
-    """x clipped to 0..6."""
-    return jnp.clip(x, 0, 6)
+    """x clipped to 0..6; gradient 0 at both ends, see `relu`."""
+    return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype))
+
+
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(y > 0, grad, 0),)
+
+
+def _relu6_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = relu6(x)
+    return y, y
+
+
+def _relu6_backward(y: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where((y > 0) & (y < 6), grad, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+relu6.defvjp(_relu6_forward, _relu6_backward)
 
 
 class ConvNorm(nn.Module):
@@ -100,16 +128,24 @@ class Pointwise(nn.Module):
     Attributes:
       features: output channels.
       dtype: of the computation.
+      then: another one that follows at once. Where there are more pixels than input channels, the two kernels are
+        multiplied and applied as one, which is less work.
     """
 
     features: int
     dtype: Any = jnp.float32
+    then: nn.Module | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, Cin] -> [B, h, w, features]."""
+        """[B, h, w, Cin] -> [B, h, w, features], or the features of the one that follows."""
         kernel = self.param("kernel", init_plain, (1, 1, x.shape[-1], self.features))
-        return layers.conv(x.astype(self.dtype), kernel)
+        x = x.astype(self.dtype)
+        if self.then is None:
+            return layers.conv(x, kernel)
+        if math.prod(x.shape[:3]) > x.shape[-1]:
+            return layers.conv(x, self.then(kernel))  # to the second, the kernel is a map of Cin pixels
+        return self.then(layers.conv(x, kernel))
 
 
 class Classifier(nn.Module):

@@ -1,8 +1,8 @@
 """The arithmetic of every network here: convolution, pooling, normalisation, resampling (pure functions, NHWC).
 
 XLA's CPU backend compiles depthwise convolutions, and convolution gradients inside conditionals, to slow
-loops. So each costly layer has two variants that agree: "shifted slices" on a CPU (`nets/shifted.py`), `lax`'s own
-primitive elsewhere. The choice is made when a function is traced; `backend` overrides it.
+loops. So each costly layer has two variants that agree: "shifted slices" on a CPU (`nets/shifted.py`, `winograd.py`,
+`pooling.py`), `lax`'s own primitive elsewhere. The choice is made when a function is traced; `backend` overrides it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from dvsnas_jax.core import compilation
-from dvsnas_jax.nets import shifted
+from dvsnas_jax.nets import pooling, shifted
 
 NORM_EPS = 1e-5
 
@@ -126,7 +126,7 @@ def max_pool(x: jax.Array, window: int, *, stride: int = 1, backend: str | None 
       CPU variant spreads the gradient over them and the other one gives it to the first.
     """
     if stride == 1 and is_cpu(backend):
-        return shifted.max_pool(x, window)
+        return pooling.max_pool(x, window)
     pad = (window // 2,) * 2
     return lax.reduce_window(
         x,
@@ -144,8 +144,11 @@ def global_average_pool(x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(mean, x.shape)
 
 
+@jax.custom_vjp
 def batch_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and (biased) variance over all but the last axis.
+
+    The gradient is written out: autodiff's keeps the centred map, one more pass over memory.
 
     Args:
       x: [..., C].
@@ -156,10 +159,26 @@ def batch_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     axes = tuple(range(x.ndim - 1))
     values = x.astype(jnp.float32)
     # One pass; around some value of the data, so that the difference does not cancel where mean >> deviation.
-    center = lax.stop_gradient(values[(slice(0, 1),) * (x.ndim - 1)])
-    values = values - center
+    center = values[(slice(0, 1),) * (x.ndim - 1)]
     mean = jnp.mean(values, axis=axes)
-    return center.reshape(-1) + mean, jnp.maximum(jnp.mean(jnp.square(values), axis=axes) - jnp.square(mean), 0.0)
+    square = jnp.mean(jnp.square(values - center), axis=axes)
+    return mean, jnp.maximum(square - jnp.square(mean - center.reshape(-1)), 0.0)
+
+
+def _moments_forward(x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    mean, var = batch_moments(x)
+    return (mean, var), (x, mean)
+
+
+def _moments_backward(residuals: tuple[jax.Array, jax.Array], grads: tuple[jax.Array, jax.Array]) -> tuple[jax.Array]:
+    x, mean = residuals
+    count = math.prod(x.shape[:-1])
+    slope = per_channel(grads[1] * (2 / count), x.ndim)
+    offset = per_channel(grads[0] / count, x.ndim) - slope * per_channel(mean, x.ndim)
+    return ((x.astype(jnp.float32) * slope + offset).astype(x.dtype),)
+
+
+batch_moments.defvjp(_moments_forward, _moments_backward)
 
 
 def normalize(

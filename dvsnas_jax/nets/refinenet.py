@@ -96,9 +96,9 @@ class ResNetRefineNet(nn.Module):
             if level >= 3 and self.dropout > 0:
                 x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{level}")(x)
             width = self.channels * (2 if level == 4 else 1)
-            x = blocks.Pointwise(width, self.dtype, name=f"reduce{level}")(x)
+            adapt = None if y is None else blocks.Pointwise(width, self.dtype, name=f"adapt{level}")
+            x = blocks.Pointwise(width, self.dtype, then=adapt, name=f"reduce{level}")(x)
             if y is not None:
-                x = blocks.Pointwise(width, self.dtype, name=f"adapt{level}")(x)
                 x = x + _raised(y, x)
             y = ChainedPooling(self.dtype, name=f"pool{level}")(blocks.relu(x))
             if level > 1:

@@ -299,10 +299,15 @@ def num_macs(net: StaticNet, size: tuple[int, int], last: str = "decoder") -> in
 
     def count_fn(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         nonlocal total
+        if context.method_name != "__call__" or not isinstance(context.module, blocks.LAYERS):
+            return next_fn(*args, **kwargs)
+        before = total
         y = next_fn(*args, **kwargs)
-        if context.method_name == "__call__" and isinstance(context.module, blocks.LAYERS):
-            kernel: Any = context.module.get_variable("params", "kernel")
-            total += y.shape[1] * y.shape[2] * math.prod(kernel.shape)
+        total = before  # two layers computed as one count as they are published: one after the other
+        for layer in (context.module, getattr(context.module, "then", None)):
+            if layer is not None:
+                kernel: Any = layer.get_variable("params", "kernel")
+                total += y.shape[1] * y.shape[2] * math.prod(kernel.shape)
         return y
 
     variables, images = shapes(net), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
