@@ -329,3 +329,31 @@ def test_needed_variables_give_the_same_maps(small, last):
     jax.tree.map(np.testing.assert_array_equal, whole, found)
     counts = [len(jax.tree.leaves(tree)) for tree in (part, variables)]
     assert counts[0] == counts[1] if last == "decoder" else counts[0] < counts[1]
+
+
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", "resnet18"])
+def test_folded_variables_give_the_same_maps(encoder):
+    net = static_net.make(_config(encoder=encoder, width=0.125, decoder_channels=8), 3)
+    variables = static_net.init(net, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    stats = jax.tree.map(lambda x: x + rng.uniform(0.1, 1, x.shape).astype(np.float32), variables["batch_stats"])
+    variables = {**variables, "batch_stats": stats}
+    folded = static_net.fold(variables)
+    num_norms = len(jax.tree.leaves(variables["batch_stats"])) // 2
+    assert len(jax.tree.leaves(variables)) - len(jax.tree.leaves(folded)) == 3 * num_norms > 0
+    frames = rng.integers(0, 256, (1, 40, 48, 3), np.uint8)
+
+    @compilation.jit_once
+    def run(variables, folded, first):
+        return [static_net.infer(net, found, frames) for found in (variables, folded)], static_net.infer(
+            net, first, frames, "stage2"
+        )
+
+    first = static_net.needed(net, folded, "stage2")
+    (plain, other), cheap = run(variables, folded, first)
+    for name, x in plain.maps.items():
+        np.testing.assert_allclose(other.maps[name], x, atol=1e-4 * float(jnp.abs(x).max()))
+    np.testing.assert_allclose(other.logits, plain.logits, atol=1e-4 * float(jnp.abs(plain.logits).max()))
+    np.testing.assert_array_equal(cheap.maps["stage2"].shape, plain.maps["stage2"].shape)
+    np.testing.assert_allclose(cheap.maps["stage2"], plain.maps["stage2"], atol=1e-5)
+    assert len(jax.tree.leaves(first)) < len(jax.tree.leaves(folded))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,8 @@ from jax import lax
 from dvsnas_jax.nets import layers
 
 NORM_DECAY = 0.9
+FOLDED = "folded"
+"""The collection of what `fold` makes of scale, bias and running statistics."""
 Activation = Callable[[jax.Array], jax.Array]
 
 
@@ -60,6 +62,7 @@ class ConvNorm(nn.Module):
 
     In evaluation, and where the statistics are frozen, the running statistics are folded into the kernel; on a CPU they
     scale the result instead, in the pass that adds the bias (at batch 1, a scaled copy of all kernels costs more).
+    Variables from `fold` need neither.
 
     Attributes:
       features: output channels; None: a depthwise convolution.
@@ -85,6 +88,8 @@ class ConvNorm(nn.Module):
         channels = self.features or x.shape[-1]
         shape = (self.size, self.size, x.shape[-1]) + (() if self.features is None else (channels,))
         kernel = self.param("kernel", layers.he_normal, shape)
+        if self.has_variable(FOLDED, "bias"):
+            return self._folded(x.astype(self.dtype), kernel)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
@@ -108,6 +113,42 @@ class ConvNorm(nn.Module):
             y = y + layers.per_channel((bias - mean.value * factor).astype(self.dtype), 4)
         return y if self.activation_fn is None else self.activation_fn(y)
 
+    def _folded(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The layer of `fold`: a convolution with bias."""
+        conv_fn = layers.depthwise_conv if self.features is None else layers.conv
+        y = conv_fn(x, kernel, stride=self.stride, dilation=self.dilation)
+        y = y + layers.per_channel(self.get_variable(FOLDED, "bias").astype(self.dtype), 4)
+        return y if self.activation_fn is None else self.activation_fn(y)
+
+
+def fold(variables: Any) -> dict[str, Any]:
+    """Variables for inference alone: running statistics, scale and bias of every `ConvNorm` folded into its kernel.
+
+    Args:
+      variables: `params` and `batch_stats` of a network of these blocks.
+
+    Returns:
+      `params`, in which such a layer has a kernel only, and the collection of the biases.
+    """
+
+    def convert(params: Any, stats: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        if "scale" in params:
+            factor = params["scale"] * lax.rsqrt(stats["var"] + layers.NORM_EPS)
+            kernel = params["kernel"] * layers.per_channel(factor, params["kernel"].ndim)
+            return {"kernel": kernel}, {"bias": params["bias"] - stats["mean"] * factor}
+        kept: dict[str, Any] = {}
+        biases: dict[str, Any] = {}
+        for name, value in params.items():
+            if isinstance(value, Mapping):
+                kept[name], inner = convert(value, stats.get(name, {}))
+                biases |= {name: inner} if inner else {}
+            else:
+                kept[name] = value
+        return kept, biases
+
+    params, biases = convert(variables.get("params", {}), variables.get("batch_stats", {}))
+    return {"params": params, FOLDED: biases}
+
 
 def plain_scale(shape: tuple[int, ...]) -> float:
     """Standard deviation of the weights of a kernel that no normalisation follows, sqrt(1 / (3 fan-in)).
@@ -128,7 +169,7 @@ class Pointwise(nn.Module):
     Attributes:
       features: output channels.
       dtype: of the computation.
-      then: another one that follows at once. Where there are more pixels than input channels, the two kernels are
+      then: another one that follows at once. Where a map has more pixels than channels, the two kernels are
         multiplied and applied as one, which is less work.
     """
 
@@ -143,7 +184,7 @@ class Pointwise(nn.Module):
         x = x.astype(self.dtype)
         if self.then is None:
             return layers.conv(x, kernel)
-        if math.prod(x.shape[:3]) > x.shape[-1]:
+        if x.shape[1] * x.shape[2] > x.shape[-1]:
             return layers.conv(x, self.then(kernel))  # to the second, the kernel is a map of Cin pixels
         return self.then(layers.conv(x, kernel))
 

@@ -111,7 +111,7 @@ def open_run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tupl
     settings = features.settings_of(config)
     model = programs.Model(
         net=static_net.make(config.net, settings.num_classes),
-        variables=variables,
+        variables=static_net.fold(variables),
         cell=cell,
         params=params,
         settings=settings,

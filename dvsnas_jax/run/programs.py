@@ -46,7 +46,7 @@ class Model(NamedTuple):
 
     Attributes:
       net: the static network.
-      variables: of it.
+      variables: of it, folded (`static_net.fold`).
       cell: the static graph.
       params: of it.
       settings: of the cell.

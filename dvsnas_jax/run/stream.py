@@ -74,6 +74,7 @@ def make_segmenter(
     size = config.data.height, config.data.width
     settings = features_lib.settings_of(config)
     net = static_net.make(config.net, settings.num_classes)
+    variables = static_net.fold(variables)
     frame = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
 
     def initial_state() -> types.CellState:
