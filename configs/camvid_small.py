@@ -10,6 +10,7 @@ Score: static network 52.4 mIoU on the 15 Hz validation clip; the cell 51.1: it 
 """
 
 from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import presets
 
 
 def get_config():
@@ -28,11 +29,7 @@ def get_config():
     config.pretrain.polyak = 0.99
     config.pretrain.eval_every = 250
     config.pretrain.checkpoint_every = 250
-    config.controller.learning_rate = 3e-3
-    config.controller.buffer = 20
-    config.controller.minibatch = 5
-    config.controller.epochs = 4
-    config.controller.normalize_advantage = True
+    presets.learning_controller(config, buffer=20)
     config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
     config.search.cache_clips = 600  # augmented draws of the training frames
     config.search.steps = 40

@@ -9,35 +9,17 @@ Score: not run yet; `dvsnas evaluate` with the same --config and --workdir gives
 """
 
 from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import presets
 
 
 def get_config():
     config = config_lib.defaults()
-    config.data.name = "camvid"
-    config.data.height = 360
-    config.data.width = 480
-    config.data.num_frames = 4
-    config.data.history = "stills"
-    config.data.eval_gap = 2
-    config.data.scale = (0.5, 2.0)
-    config.data.crop_height = 360
-    config.data.crop_width = 480
-    config.net.width = 1.0
-    config.net.decoder_channels = 256
-    config.pretrain.steps = 16000
-    config.pretrain.batch_size = 16
-    config.pretrain.warmup_steps = 200
-    config.pretrain.polyak = 0.998
-    config.pretrain.eval_every = 1000
-    config.pretrain.checkpoint_every = 1000
-    config.space.channels = 64
-    config.space.num_layers = 7
+    presets.camvid(config, height=360, num_frames=4)
+    presets.augmentation(config, scale=(0.5, 2.0), crop=(360, 480))
+    presets.paper_networks(config)
+    presets.paper_pretraining(config, 16000, every=1000, warmup_steps=200, polyak=0.998)
     config.search.cache_clips = 800  # augmented draws that the cell is trained on, 29 MB each
     config.search.meta_val_fraction = 0.05
-    config.train.steps = 10000
-    config.train.batch_size = 16
-    config.train.warmup_steps = 200
-    config.train.polyak = 0.998
+    presets.retraining(config, 10000, batch_size=16, warmup_steps=200, polyak=0.998, every=1000)
     config.train.norm_batches = 64
-    config.train.checkpoint_every = 1000
     return config

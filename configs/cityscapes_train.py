@@ -9,34 +9,17 @@ Score: not run yet; `dvsnas evaluate` with the same --config and --workdir gives
 """
 
 from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import presets
 
 
 def get_config():
     config = config_lib.defaults()
-    config.data.name = "cityscapes"
-    config.data.height = 1024
-    config.data.width = 2048
-    config.data.num_frames = 4
-    config.data.scale = (0.5, 1.4)
-    config.data.crop_height = 512
-    config.data.crop_width = 512
-    config.data.crop_max_ratio = 0.75
-    config.net.width = 1.0
-    config.net.decoder_channels = 256
-    config.pretrain.steps = 60000
-    config.pretrain.batch_size = 64  # 16 clips of 4 frames, the last one labelled
-    config.pretrain.warmup_steps = 500
-    config.pretrain.polyak = 0.999
-    config.pretrain.eval_every = 4000
-    config.pretrain.checkpoint_every = 4000
-    config.space.channels = 64
-    config.space.num_layers = 7
+    presets.cityscapes(config, height=1024, num_frames=4)
+    presets.augmentation(config, scale=(0.5, 1.4), crop=(512, 512))
+    presets.paper_networks(config)
+    presets.paper_pretraining(config, 60000, every=4000, warmup_steps=500, polyak=0.999)
     config.search.cache_clips = 600  # augmented draws that the cell is trained on, 45 MB each
     config.search.meta_val_fraction = 0.02
-    config.train.steps = 20000
-    config.train.batch_size = 16
-    config.train.warmup_steps = 500
-    config.train.polyak = 0.999
+    presets.retraining(config, 20000, batch_size=16, warmup_steps=500, polyak=0.999, every=2000)
     config.train.norm_batches = 64
-    config.train.checkpoint_every = 2000
     return config

@@ -6,6 +6,7 @@ Score: see the README.
 """
 
 from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import presets
 
 
 def get_config():
@@ -15,11 +16,7 @@ def get_config():
     config.schedule.interval = 5
     config.schedule.threshold = 0.2  # of low_latency: 30 % key frames on held-out clips (0.1: 99 %, 0.25: 20 %)
     config.data.num_frames = 5  # the longest stretch: a key frame and the four that follow
-    config.controller.learning_rate = 3e-3
-    config.controller.buffer = 20
-    config.controller.minibatch = 5
-    config.controller.epochs = 4
-    config.controller.normalize_advantage = True
+    presets.learning_controller(config, buffer=20)
     config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
     config.search.cost = 0.1  # otherwise the cells that it finds cost as much as the network that they replace
     config.search.cost_target = 12.0  # a quarter of the static network's 46 million

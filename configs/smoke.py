@@ -6,22 +6,17 @@ Score: none to expect, the networks are barely trained.
 """
 
 from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import presets
 
 
 def get_config():
     config = config_lib.defaults()
     config.compile_effort = "quick"
-    config.data.height = 48
-    config.data.width = 64
-    config.data.crop_height = 48
-    config.data.crop_width = 64
+    presets.small_networks(config)
     config.data.num_frames = 2
     config.data.num_train_clips = 24
     config.data.num_val_clips = 2
     config.data.val_frames = 10
-    config.net.encoder = "resnet18"  # a third of the layers of MobileNetV2 to compile
-    config.net.width = 0.25
-    config.net.decoder_channels = 32
     config.pretrain.steps = 20
     config.pretrain.batch_size = 4
     config.pretrain.warmup_steps = 5

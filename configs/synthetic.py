@@ -6,15 +6,12 @@ Score: static network 35.3 mIoU, flicker 14.5 %; with the cell 40.6 and 7.5 % (s
 """
 
 from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import presets
 
 
 def get_config():
     config = config_lib.defaults()
-    config.controller.learning_rate = 3e-3  # the published 1e-4 wants tens of thousands of rollouts
-    config.controller.buffer = 20
-    config.controller.minibatch = 5
-    config.controller.epochs = 4
-    config.controller.normalize_advantage = True
+    presets.learning_controller(config, buffer=20)
     config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
     config.search.steps = 60
     config.search.genotypes_per_step = 5

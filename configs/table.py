@@ -6,19 +6,14 @@ Score: see the README.
 """
 
 from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import presets
 
 
 def get_config():
     config = config_lib.defaults()
-    config.data.height = 48
-    config.data.width = 64
-    config.data.crop_height = 48
-    config.data.crop_width = 64
+    presets.small_networks(config)
     config.data.num_frames = 3
     config.data.num_train_clips = 240
-    config.net.encoder = "resnet18"
-    config.net.width = 0.25
-    config.net.decoder_channels = 32
     config.pretrain.steps = 400
     config.pretrain.eval_every = 100
     config.pretrain.checkpoint_every = 200

@@ -43,17 +43,31 @@ def work(folder: pathlib.Path) -> int:
         },
         "agree": [distributed.agree(distributed.process_id() == 1), distributed.agree(False)],
     }
-    add = mesh_lib.map_shards(
-        lambda tree: mesh_lib.sum_over_mesh(tree), mesh, mesh_lib.REPLICATED, mesh_lib.REPLICATED
-    )
+    add = mesh_lib.map_shards(lambda tree: mesh_lib.sum_over_mesh(tree), mesh, mesh_lib.REPLICATED, mesh_lib.REPLICATED)
     found["sum"] = float(jax.jit(add)({"a": np.ones(3, np.float32), "b": np.float32(2)})["b"])
     saver = run.checkpointer("stage")
     for step in (1, 2):
         saver.save(step, tree(step))
     back = saver.restore(tree(0))
     found["back"] = [float(np.asarray(back["everywhere"]["w"])[4, 2]), float(back["here"][6]), back["step"]]
+    found["ahead"] = save_ahead(run)
     (folder / f"{distributed.process_id()}.json").write_text(json.dumps(found))
     return errors.EXIT_DONE
+
+
+def save_ahead(run: workdir.Workdir) -> list[float]:
+    """The first process saves, its step waiting for the second one, while that one looks for checkpoints."""
+    saver, mesh = run.checkpointer("ahead"), mesh_lib.make()
+    add = mesh_lib.map_shards(lambda x: mesh_lib.sum_over_mesh(x @ x), mesh, mesh_lib.REPLICATED, mesh_lib.REPLICATED)
+    step, value = jax.jit(add), mesh_lib.replicate(mesh, 0.5 * np.eye(256, dtype=np.float32))
+    jax.block_until_ready(step(value))
+    if not distributed.is_main():
+        time.sleep(2)
+    start = saver.latest_step() or 0
+    for _ in range(2):
+        value = step(value)
+    saver.save(start + 2, value)
+    return [start, float(value[7, 7])]
 
 
 def restore(folder: pathlib.Path) -> int:

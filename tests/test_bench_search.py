@@ -162,6 +162,20 @@ def test_work_of_a_search_by_hand():
     )
 
 
+def test_counted_work_on_an_assumed_device_by_hand():
+    config, device = config_lib.load(None, TINY), work.Device(1e9, 0.5, 1e9, 0.25)
+    found = bench_search.count(config, num_candidates=10, device=device)
+    first, second = found["estimate"]["rows"][:2]
+    counted = found["counted"]
+    seconds = counted["flops"] / 5e8 + counted["bytes"] / 2.5e8
+    assert first["hours"] * 3600 == pytest.approx(seconds)
+    assert first["step_s"] == pytest.approx(2 * counted["train_macs"] / 5e8 + counted["train_bytes"] / 2.5e8)
+    sum_s = estimate.all_reduce_seconds(4 * (found["num_params"] + 2), 2, estimate.Links())
+    assert second["step_s"] == pytest.approx(first["step_s"] + sum_s) and sum_s > 0
+    text = bench_search.table(found, device, 10)
+    assert "nothing of it measured" in text and "device(s), random genotypes" not in text
+
+
 def test_paper_size_is_counted_without_the_packages_of_data():
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))\n"

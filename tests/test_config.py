@@ -67,7 +67,7 @@ def test_override_has_the_type_of_the_default(key, text, value):
         ("data.num_frames", "-1", "above 0"),
         ("search.meta_val_fraction", "1.0", "between 0 and 1"),
         ("train.polyak", "1.0", "below 1"),
-        ("search.strategy", "pp", "one of ppo, reinforce, evolution, random"),
+        ("search.strategy", "pp", "one of ppo, reinforce, evolution, gumbel, predictor, random"),
         ("data.loader", "torch", "one of auto, tf, numpy"),
         ("net.dtype", "float16", "one of float32, bfloat16"),
         ("data.scale", "2,1", "smallest, largest"),

@@ -1,4 +1,4 @@
-"""Several processes: who belongs where, lost ones, and (slow) whole runs of 2 and 4 processes on this machine."""
+"""Several processes: who belongs where, what they share, and how they end. Whole runs: test_many_processes.py."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from dvsnas_jax.core import distributed, errors, signals, watchdog, workdir
@@ -195,6 +194,7 @@ def test_two_processes_share_a_batch_a_log_and_a_checkpoint(tmp_path: pathlib.Pa
     assert [one["shards"] for one in found] == [{"0": [0, 2, 4, 6]}, {"4": [1, 3, 5, 7]}]
     for one in found:
         assert (one["total"], one["sum"], one["agree"], one["back"]) == (84.0, 4.0, [True, False], [2.0, 2.0, 2])
+        assert one["ahead"] == [0, 0.5]  # 2 devices, each 0.5 * 0.5
     assert workdir.Workdir(tmp_path).read("log.jsonl") == [{"total": 84.0, "rows": [0, 2, 4, 6]}]
     # Both have written: the byte vector has a chunk of each.
     written = list((tmp_path / "checkpoints" / "stage" / "2" / "default").glob("ocdbt.process_*"))
@@ -228,132 +228,3 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: pathlib
     assert launcher.wait(timeout=120) == 75
     steps = [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2)]
     assert steps[0] == steps[1] and steps[0] % 5 == 0
-
-
-# --- whole runs ----------------------------------------------------------------------------------------------------
-
-SMALL = {
-    "pretrain.steps": 4,
-    "pretrain.eval_every": 4,
-    "pretrain.checkpoint_every": 2,
-    "pretrain.warmup_steps": 1,
-    "search.steps": 3,
-    "search.checkpoint_every": 1,
-    "search.warmup_steps": 2,
-    "search.shared_genotypes": 2,
-    "search.num_random": 2,
-    "train.steps": 4,
-    "train.warmup_steps": 1,
-    "train.norm_batches": 1,
-    "data.num_train_clips": 16,
-    "data.num_val_clips": 1,
-    "data.val_frames": 4,
-    "derive.num_rewarded": 1,
-    "derive.num_probable": 1,
-    "evaluate.vc_frames": 2,
-}
-LONG = {**SMALL, "search.steps": 200}
-
-
-def launch(
-    folder: pathlib.Path, num: int, devices: int, settings: dict, *, limit: float = 1500
-) -> subprocess.Popen:
-    """Starts a search of `num` processes with so many devices each; logs and ids are beside the run folder."""
-    command = [
-        str(ROOT / "launch" / "local_multiprocess.sh"), str(num), "timeout", str(limit),
-        sys.executable, "-m", "dvsnas_jax", "search", "--config=configs/smoke.py", f"--workdir={folder}",
-        *(f"--config.{key}={value}" for key, value in settings.items()),
-    ]  # fmt: skip
-    logs = folder.with_suffix(".logs")
-    environment = {
-        **os.environ, "DEVICES": str(devices), "LOGS": str(logs), "PIDS": str(logs.with_suffix(".pids")),
-    }  # fmt: skip
-    environment.pop("XLA_FLAGS", None)
-    return subprocess.Popen(command, cwd=ROOT, env=environment)
-
-
-def log_of(folder: pathlib.Path, process: int) -> str:
-    return (folder.with_suffix(".logs") / f"{process}.log").read_text()
-
-
-def search(folder: pathlib.Path, num: int, devices: int, settings: dict) -> tuple[list[dict], dict]:
-    """Runs a search to its end: its candidates and its winner."""
-    code = launch(folder, num, devices, settings).wait()
-    assert code == 0, log_of(folder, 0)[-3000:]
-    found = workdir.Workdir(folder)
-    return found.read("genotypes.jsonl"), json.loads((folder / "best_genotype.json").read_text())
-
-
-def compare(one: tuple[list[dict], dict], other: tuple[list[dict], dict], tolerance: float) -> None:
-    """Same candidates in the same order, same winner; rewards within a tolerance, 0 = equal."""
-    assert len(one[0]) == len(other[0]) == 3 * 2 + 2
-    for a, b in zip(one[0], other[0], strict=True):
-        assert [a[key] for key in ("step", "index", "hash", "status")] == [
-            b[key] for key in ("step", "index", "hash", "status")
-        ]
-        assert b["reward"] == pytest.approx(a["reward"], abs=tolerance)
-    assert one[1]["layers"] == other[1]["layers"]
-    assert other[1]["scores"]["reward"] == pytest.approx(one[1]["scores"]["reward"], abs=10 * tolerance)
-
-
-@pytest.mark.slow
-def test_two_processes_search_as_one_does(tmp_path: pathlib.Path) -> None:
-    """Sums of two terms do not depend on their order: equal to the last bit."""
-    one = search(tmp_path / "one", 1, 2, SMALL)
-    two = search(tmp_path / "two", 2, 1, SMALL)
-    compare(one, two, 0.0)
-    metrics = [workdir.Workdir(tmp_path / name).read("metrics.jsonl") for name in ("one", "two")]
-    assert metrics[0] == metrics[1]
-    assert "pretrain" in log_of(tmp_path / "two", 0) and "pretrain" not in log_of(tmp_path / "two", 1)
-    environment = workdir.Workdir(tmp_path / "two").read_json("environment.json")
-    assert environment["num_processes"] == 2 and len(environment["devices"]) == 2
-
-
-@pytest.mark.slow
-def test_four_processes_search_as_one_does(tmp_path: pathlib.Path) -> None:
-    """Sums of four terms come in another order through the network than inside a process."""
-    settings = {**SMALL, "search.shared_genotypes": 4, "search.batch_parts": 2}
-    compare(search(tmp_path / "one", 1, 4, settings), search(tmp_path / "four", 4, 1, settings), 0.02)
-
-
-def steps_done(folder: pathlib.Path) -> int:
-    path = folder / "genotypes.jsonl"
-    return path.read_bytes().count(b"\n") // 2 if path.exists() else 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_and_another_number_goes_on(tmp_path: pathlib.Path, victim: int) -> None:
-    folder = tmp_path / "run"
-    launcher = launch(folder, 2, 1, LONG)
-    wait_for(lambda: steps_done(folder) >= 3, 1200)
-    pids = [int(line) for line in (tmp_path / "run.pids").read_text().split()]
-    children = [int(subprocess.check_output(["pgrep", "-P", str(pid)])) for pid in pids]
-    os.kill(children[victim], signal.SIGKILL)
-    killed = time.monotonic()
-    wait_for(lambda: not pathlib.Path(f"/proc/{children[1 - victim]}").exists(), 60)
-    assert time.monotonic() - killed < 60
-    text = log_of(folder, 1 - victim)
-    assert f"dvsnas: process {1 - victim} of 2: stopped, " in text and "start all processes again to go on" in text
-    code = launcher.wait()
-    assert code == (137 if victim == 0 else 75)
-    # One process with two devices takes over; the steps before are kept as they are.
-    before = workdir.Workdir(folder).read("genotypes.jsonl")
-    done = steps_done(folder)
-    one = launch(folder, 1, 2, LONG)
-    wait_for(lambda: steps_done(folder) >= done + 3, 1200)
-    children = subprocess.check_output(["pgrep", "-P", (tmp_path / "run.pids").read_text().strip()])
-    os.kill(int(children), signal.SIGTERM)
-    assert one.wait() == 75 and "state saved" in log_of(folder, 0)
-    after = workdir.Workdir(folder).read("genotypes.jsonl")
-    kept = [record for record in before if record["step"] < max(r["step"] for r in before)]
-    assert after[: len(kept)] == kept
-    assert [r["step"] for r in after] == sorted(r["step"] for r in after)
-    assert np.unique([r["step"] for r in after]).tolist() == list(range(after[-1]["step"] + 1))
-    # And four processes go on from one.
-    done = steps_done(folder)
-    four = launch(folder, 4, 1, {**LONG})
-    wait_for(lambda: steps_done(folder) >= done + 1, 1200)
-    four.terminate()
-    assert four.wait() == 75
-    assert workdir.Workdir(folder).read("genotypes.jsonl")[: len(after)] == after

@@ -13,6 +13,7 @@ from dvsnas_jax import cli
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
+from dvsnas_jax.search import choices as choices_lib
 from dvsnas_jax.search import evidence, evidence_runs, evidence_searches, replay, table
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -111,7 +112,9 @@ def test_a_strategy_that_only_repeats_itself_ends_early():
     assert runs.rows[0].tolist() == [row] + [-1] * 11 and np.isnan(runs.rewards[0, 1:]).all()
     summary = evidence.summarize(made, runs, settings(num_runs=1))
     quality = made.quality()
-    assert summary["regret_mean"]["value"] == pytest.approx(quality.max() - quality[row])
+    for choice in choices_lib.CHOICES:
+        regret = summary["choices"][choice]["regret_mean"]["value"]
+        assert regret == pytest.approx(quality.max() - quality[row])
 
 
 def test_summary_of_known_runs():
@@ -125,32 +128,51 @@ def test_summary_of_known_runs():
     found = evidence.summarize(made, runs, settings(budget=4, num_runs=2))
     assert found["curve"]["mean"] == pytest.approx([0.75, 0.65, 0.35, 0.35])
     assert found["curve"]["median"] == pytest.approx([0.75, 0.65, 0.35, 0.35])
-    assert found["regret_median"]["value"] == pytest.approx(0.35)
-    assert found["chosen_top"]["value"] == found["seen_top"]["value"] == 0.5
+    by_reward = found["choices"]["reward"]
+    assert by_reward["regret_median"]["value"] == pytest.approx(0.35)
+    assert by_reward["chosen_top"]["value"] == found["seen_top"]["value"] == 0.5
     assert found["last_quarter"]["value"] == pytest.approx(0.1)
     assert found["distinct"]["value"] == pytest.approx(0.75)
     assert found["seconds_per_run"] == 0.5
 
 
 def test_verdict():
+    def choices(by_reward, by_posterior):
+        pairs = zip(choices_lib.CHOICES, (by_reward, by_posterior), strict=False)
+        made = {name: {"regret_median": {"value": m}, "regret_mean": {"value": n}} for name, (m, n) in pairs}
+        return {"choices": made}
+
     results = {
-        name: {"regret_median": {"value": median}, "regret_mean": {"value": mean}}
-        for name, median, mean in (("random", 0.4, 0.5), ("ppo", 0.1, 0.3), ("other", 0.1, 0.2))
+        "random": choices((0.4, 0.5), (0.2, 0.6)),
+        "ppo": choices((0.1, 0.3), (0.3, 0.3)),
+        "other": choices((0.1, 0.2), (0.5, 0.2)),
     }
     assert evidence.verdict(results) == {
-        "best": "other",
-        "order": ["other", "ppo", "random"],
-        "regret_by_random": {"ppo": pytest.approx(0.25), "other": pytest.approx(0.25)},
-    }
+        "best": ["other", "reward"],
+        "order": [
+            ["other", "reward"], ["ppo", "reward"], ["random", "posterior"], ["ppo", "posterior"],
+            ["random", "reward"], ["other", "posterior"],
+        ],
+        "regret_by_random": {
+            "ppo": {"reward": pytest.approx(0.25), "posterior": pytest.approx(1.5)},
+            "other": {"reward": pytest.approx(0.25), "posterior": pytest.approx(2.5)},
+        },
+        "regret_by_plain_random": {
+            "random": {"posterior": pytest.approx(0.5)},
+            "ppo": {"reward": pytest.approx(0.25), "posterior": pytest.approx(0.75)},
+            "other": {"reward": pytest.approx(0.25), "posterior": pytest.approx(1.25)},
+        },
+    }  # fmt: skip
 
 
 def test_the_packaged_table_through_the_command(tmp_path, capsys):
     words = ["compare-strategies", "--table", "--seeds=12", f"--output={tmp_path}"]
+    words += ["--strategies=ppo,predictor,random"]
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "strategies.json").read_text())
     assert content["budget"] == 45 and content["num_cells"] == 896
-    assert list(content["results"]) == ["ppo", "random"]
+    assert list(content["results"]) == ["ppo", "predictor", "random"]
     for name in content["results"]:
         assert len(content["results"][name]["curve"]["mean"]) == 45 and f"| {name} |" in printed
     assert (tmp_path / "strategies.md").read_text() == printed[: printed.index("written:")]

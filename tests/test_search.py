@@ -59,10 +59,10 @@ def run_loop(folder: pathlib.Path, *, stop_at: int | None = None, num_steps: int
         genotypes = genotype_lib.random(SPACE, rng, 3)
         return types.Samples(genotypes=genotypes, log_prob=np.zeros(3), entropy=np.zeros(3))
 
-    def train(shared: chex.Array, state: chex.Array, step: int):
+    def train(state: loop.LoopState, step: int):
         if step == stop_at:
             stop.requested = True
-        return shared + 1, {"loss": 1.0 / (step + 1)}
+        return state.replace(shared=state.shared + 1), {"loss": 1.0 / (step + 1)}
 
     def evaluate(shared: chex.Array, genotypes: np.ndarray):
         assert genotypes.shape == (3, 2, 5)

@@ -58,7 +58,8 @@ def test_every_strategy_keeps_the_contract(name):
         rewards = np.asarray([0.1, 0.2, np.nan, 0.4], np.float32)
         state, metrics = strategy.update(state, samples, rewards, ~np.isnan(rewards), jax.random.key(step))
         assert all(isinstance(value, float) for value in metrics.values())
-        assert metrics["num_updates"] == {"ppo": step % 2, "random": 0, "reinforce": 1, "evolution": 3}[name]
+        expected = {"ppo": step % 2, "random": 0, "reinforce": 1, "evolution": 3, "gumbel": 0, "predictor": 3}
+        assert metrics["num_updates"] == expected[name]
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == structure
     best = strategy.probable(state, jax.random.key(9), 5)
     assert best.shape == (5, 4, 5) and best.dtype == np.int32
@@ -92,7 +93,7 @@ def test_probable_is_the_top_of_an_enumeration():
     np.testing.assert_array_equal(everything, rows[order])
 
 
-@pytest.mark.parametrize("name", ["ppo", "reinforce", "evolution"])
+@pytest.mark.parametrize("name", ["ppo", "reinforce", "evolution", "predictor"])
 def test_a_restored_state_goes_on_bit_for_bit(name, tmp_path):
     def play(strategy, state, steps):
         for step in steps:
@@ -111,8 +112,8 @@ def test_a_restored_state_goes_on_bit_for_bit(name, tmp_path):
         restored = checkpointer.restore(tmp_path / "state", template)
     continued = play(strategy, restored, range(4, 7))
     jax.tree.map(np.testing.assert_array_equal, continued, undisturbed)
-    count = continued.num_added if name == "evolution" else continued.num_updates
-    assert int(count) == {"ppo": 4, "reinforce": 7, "evolution": 28}[name]
+    count = continued.num_added if name in ("evolution", "predictor") else continued.num_updates
+    assert int(count) == {"ppo": 4, "reinforce": 7, "evolution": 28, "predictor": 28}[name]
 
 
 def test_ppo_finds_the_hidden_genotype_and_random_search_does_not():

@@ -10,6 +10,8 @@ from dvsnas_jax.commands import common
 from dvsnas_jax.core import errors
 
 PACKAGED = "packaged"
+REPLAYED = "ppo,reinforce,evolution,predictor,random"
+SEARCHED = "ppo,random"
 
 
 def register(add: common.Add) -> None:
@@ -27,7 +29,10 @@ def register(add: common.Add) -> None:
     )  # fmt: skip
     compare.add_argument("--make-table", action="store_true", help="train all cells of the config's space into a table")
     compare.add_argument("--workdir", metavar="DIR", help="run folder of real searches and of --make-table")
-    compare.add_argument("--strategies", metavar="NAMES", default="ppo,random", help="separated by commas")
+    compare.add_argument(
+        "--strategies", metavar="NAMES",
+        help=f"separated by commas (default: {REPLAYED} on a table, else {SEARCHED})",
+    )  # fmt: skip
     compare.add_argument(
         "--seeds", type=int, metavar="N",
         help="runs of each strategy (default: 200 on a table, else 3); with --make-table: trainings of each cell (2)",
@@ -76,7 +81,10 @@ def _print(report: Any) -> None:
 
 
 def _names(arguments: argparse.Namespace) -> tuple[str, ...]:
-    return tuple(name for name in arguments.strategies.split(",") if name)
+    words = arguments.strategies
+    if words is None:
+        words = REPLAYED if arguments.table else SEARCHED
+    return tuple(name for name in words.split(",") if name)
 
 
 def _output(arguments: argparse.Namespace) -> pathlib.Path | None:

@@ -28,9 +28,7 @@ def register(add: common.Add) -> None:
     show = add(
         "show", _show, "print a genotype as a graph and draw it", "runs/smoke/best_genotype.json --output=cell.svg"
     )
-    show.add_argument(
-        "genotype", metavar="GENOTYPE.json", help="or zoo:NAME, a hand-designed cell; zoo lists them all"
-    )
+    show.add_argument("genotype", metavar="GENOTYPE.json", help="or zoo:NAME, a hand-designed cell; zoo lists them all")
     show.add_argument("--output", metavar="FILE", help="picture, .svg or .png; without it only text is printed")
     bench = add("bench", _bench, "measure the speed of a part", "data --config.data.name=camvid --json=data.json")
     bench.add_argument("part", choices=("controller", "cell", "data", "nets", "search"))
@@ -150,7 +148,7 @@ def _bench_search(arguments: argparse.Namespace) -> dict[str, Any]:
     results = []
     for changed in configs:
         if crops and jax.default_backend() == "cpu":
-            found = bench_search.count(changed, num_candidates=number["candidates"])
+            found = bench_search.count(changed, links=links, num_candidates=number["candidates"], device=device)
         else:
             effort = bench_search.Effort(profile=arguments.profile or "")
             found = bench_search.run(changed, links=links, num_candidates=number["candidates"], effort=effort)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.controller import evolution, ppo, reinforce, uniform
+from dvsnas_jax.controller import evolution, gumbel, ppo, predictor, reinforce, uniform
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.space import genotype
@@ -42,6 +42,7 @@ class Strategy(NamedTuple):
       op_mask: bool [num_ops], operations that it may choose.
       with_mask: `(op_mask) -> Strategy`, the same compiled functions under another mask, which leaves
         at least one operation.
+      relaxation: of a strategy that learns from gradients of a relaxed cell, its functions; None: from rewards.
     """
 
     init: Callable[[jax.Array], State]
@@ -50,6 +51,7 @@ class Strategy(NamedTuple):
     probable: Callable[[State, jax.Array, int], np.ndarray]
     op_mask: np.ndarray
     with_mask: Callable[[np.ndarray], Strategy]
+    relaxation: gumbel.Gumbel | None = None
 
 
 def make(name: str, space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
@@ -104,6 +106,7 @@ class _Compiled(NamedTuple):
     find_mode: Callable[..., Any]
     score: Callable[..., Any]
     learn: Callable[..., Any]
+    relaxation: gumbel.Gumbel | None = None
 
 
 def make_ppo(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
@@ -114,6 +117,21 @@ def make_ppo(space: genotype.Space, controller_config: ml_collections.ConfigDict
 def make_reinforce(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
     """The recurrent policy trained with the plain policy gradient."""
     return _make_learned(space, controller_config, reinforce.make)
+
+
+def make_gumbel(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
+    """A distribution for every token, learnt from the gradients of the relaxed cell (SNAS)."""
+    op_mask = operation_mask(space, tuple(controller_config.masked_operations))
+    relaxation = gumbel.make(space, controller_config)
+    compiled = _Compiled(
+        init=compilation.jit_once(relaxation.init),
+        draw=compilation.jit(relaxation.sample, static_argnames="num"),
+        find_mode=compilation.jit(relaxation.greedy),
+        score=compilation.jit(relaxation.score),
+        learn=compilation.jit(relaxation.learn, donate_argnums=0),
+        relaxation=relaxation,
+    )
+    return _masked_learned(space, compiled, op_mask)
 
 
 def _make_learned(
@@ -140,7 +158,7 @@ def _make_learned(
 
 def _masked_learned(space: genotype.Space, compiled: _Compiled, host_mask: np.ndarray) -> Strategy:
     """A trained policy under one mask."""
-    init, draw, find_mode, score, learn = compiled
+    init, draw, find_mode, score, learn, relaxation = compiled
     op_mask = jax.device_put(host_mask)
 
     def sample(state: Any, rng: jax.Array, num: int) -> types.Samples:
@@ -155,7 +173,7 @@ def _masked_learned(space: genotype.Space, compiled: _Compiled, host_mask: np.nd
         state, metrics = learn(state, samples, *_on_device(rewards, valid), rng, op_mask)
         values = _floats(metrics)
         if not values["num_updates"]:
-            values = {name: values[name] for name in ("num_updates", "baseline")}
+            values = {name: values[name] for name in ("num_updates", "baseline") if name in values}
         return state, values
 
     def probable(state: Any, rng: jax.Array, num: int) -> np.ndarray:
@@ -178,6 +196,7 @@ def _masked_learned(space: genotype.Space, compiled: _Compiled, host_mask: np.nd
         probable=probable,
         op_mask=host_mask,
         with_mask=functools.partial(_masked_learned, space, compiled),
+        relaxation=relaxation,
     )
 
 
@@ -258,6 +277,37 @@ def _masked_evolution(compiled: _Breeding, host_mask: np.ndarray) -> Strategy:
     )
 
 
+def make_predictor(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
+    """A Gaussian process over counts of what genotypes hold proposes; NumPy on the host, nothing is compiled."""
+    op_mask = operation_mask(space, tuple(controller_config.masked_operations))
+    return _masked_predictor(predictor.Predictor(space, controller_config), op_mask)
+
+
+def _masked_predictor(model: predictor.Predictor, host_mask: np.ndarray) -> Strategy:
+    """The predictor under one mask."""
+
+    def sample(state: Any, rng: jax.Array, num: int) -> types.Samples:
+        return model.sample(state, rng, host_mask, num)
+
+    def update(
+        state: Any, samples: types.Samples, rewards: types.Array, valid: types.Array, rng: jax.Array
+    ) -> tuple[Any, Metrics]:
+        del rng
+        return model.learn(state, samples, rewards, valid)
+
+    def probable(state: Any, rng: jax.Array, num: int) -> np.ndarray:
+        return model.probable(state, rng, host_mask, num)
+
+    return Strategy(
+        init=model.init,
+        sample=sample,
+        update=update,
+        probable=probable,
+        op_mask=host_mask,
+        with_mask=functools.partial(_masked_predictor, model),
+    )
+
+
 def make_random(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Strategy:
     """Uniform draws: the line that every search is compared with. It learns nothing."""
     op_mask = operation_mask(space, tuple(controller_config.masked_operations))
@@ -312,5 +362,7 @@ TABLE: dict[str, Callable[[genotype.Space, ml_collections.ConfigDict], Strategy]
     "ppo": make_ppo,
     "reinforce": make_reinforce,
     "evolution": make_evolution,
+    "gumbel": make_gumbel,
+    "predictor": make_predictor,
     "random": make_random,
 }

@@ -88,7 +88,8 @@ _CHOICES = {
     "search.store": ("auto", "device", "host", "disk"),
     "search.mode": ("share", "scratch"),
     "search.reuse": ("auto", "always", "never"),
-    "search.strategy": ("ppo", "reinforce", "evolution", "random"),
+    "search.strategy": ("ppo", "reinforce", "evolution", "gumbel", "predictor", "random"),
+    "derive.rank": ("reward", "posterior"),
     "evaluate.split": ("train", "val", "test"),
 }
 _MAY_BE_ZERO = (

@@ -181,6 +181,17 @@ def _controller() -> ml_collections.ConfigDict:
             "masked_operations": (),  # names of operations that the policy must not choose
             "population": 20,  # evolution: members; the first so many draws are uniform (published: 100 of 20,000)
             "tournament": 5,  # evolution: the best of so many members is the parent (published: a quarter as well)
+            # gumbel: the relaxed draws start spread over all tokens, for gradients of little noise, and end close to a
+            # genotype, which is what is derived; the temperature falls exponentially over the search.
+            "temperature_start": 1.0,
+            "temperature_end": 0.1,
+            # gumbel: a draw computes one genotype, and only its gradient is relaxed: nearer to what is derived, but on
+            # made-up features it learns far slower, as the weights of one branch alone are trained in a step.
+            "straight_through": False,
+            "logits_rate": 0.1,  # gumbel: learning rate of the logits (Adam); some tens of steps have to decide
+            "predictor_draws": 10,  # predictor: uniform draws before it proposes; fewer say nothing of its scales
+            "predictor_pool": 400,  # predictor: uniform draws that a proposal is chosen from, and half as many children
+            "predictor_memory": 1000,  # predictor: newest rewards that it is fitted to; its time is cubic in them
         }
     )
 
@@ -188,12 +199,14 @@ def _controller() -> ml_collections.ConfigDict:
 def _search() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
-            "strategy": "ppo",  # ppo | reinforce | evolution | random
+            "strategy": "ppo",  # ppo | reinforce | evolution | gumbel | predictor | random
             "mode": "share",  # share: candidates share trained weights | scratch: each is trained from the same start
             "steps": 50,  # iterations: sample, train shared weights, score, update the policy
             "genotypes_per_step": 4,  # N, scored per iteration
             "shared_steps": 8,  # optimizer steps on the shared weights per iteration
             "shared_genotypes": 1,  # genotypes whose gradients are averaged in one optimizer step
+            "relaxed_steps": 0,  # gumbel: optimizer steps per iteration; 0 = as many as cost what shared_steps cost
+            "relaxed_limit": 200.0,  # gumbel: millions of values that the maps of all branches of a step may have
             "scratch_steps": 30,  # scratch: optimizer steps of a candidate
             "scratch_parts": 2,  # scratch: after each but the last, those below the mean so far stop; 1 = none
             "scratch_polyak": 0.9,  # scratch: decay of the averaged weights that are scored, 0 = off; for short runs
@@ -226,6 +239,9 @@ def _derive() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "num_rewarded": 6,  # most rewarded genotypes re-scored on the whole meta-validation split
+            # What the log is sorted by: reward, a single noisy one, or posterior, the mean that the predictor expects
+            # after all rewards. It knows no drift: in mode share early rewards are of weights trained less.
+            "rank": "reward",
             "num_probable": 2,  # most probable of the final policy's samples, likewise
             "num_retrain": 1,  # best of those, retrained from scratch as static graphs
         }

@@ -239,6 +239,16 @@ def agree(flag: bool) -> bool:
     return found
 
 
+def tell(text: str) -> str:
+    """What the first process says, for all. All call it, in the same order."""
+    if _run is None:
+        return text
+    key = f"dvsnas/tell/{next(_counter)}"
+    if is_main():
+        _run.client.key_value_set(key, text)
+    return str(_run.client.blocking_key_value_get(key, BARRIER_SECONDS * 1000))
+
+
 def is_lost(error: BaseException) -> bool:
     """Whether an error means that another process is gone."""
     return _run is not None and isinstance(error, RuntimeError | ValueError) and bool(_LOST.search(str(error)))

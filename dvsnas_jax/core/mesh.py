@@ -66,7 +66,8 @@ def connect(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
     Gloo opens them at the first exchange of a group of devices and waits 30 s for the others, which may be compiling.
     """
     if distributed.num_processes() > 1:
-        for axes in ((ARCH, DATA), (ARCH,), (DATA,)):
+        names = mesh.axis_names
+        for axes in (names, *((name,) for name in names)):
             add = map_shards(lambda x, axes=axes: jax.lax.psum(x, axes), mesh, REPLICATED, REPLICATED)
             compiled = jax.jit(add).lower(np.float32(1)).compile()
             distributed.barrier("connect")
@@ -126,6 +127,8 @@ def sum_over_data(tree: Any) -> Any:
 
 
 def _sum(tree: Any, axes: tuple[str, ...]) -> Any:
+    if jax.lax.axis_size(axes) == 1:  # XLA keeps an all-reduce of a device with itself
+        return tree
     flat, restore = flatten_util.ravel_pytree(tree)
     return restore(jax.lax.psum(flat, axes))
 
@@ -189,17 +192,19 @@ def batch_sharding(size: int) -> NamedSharding:
 
     Neighbouring shards belong to different processes, so that process p of n holds the rows r with r % n == p.
     """
-    devices = sorted(jax.devices(), key=lambda device: (_rank(device), device.process_index))
-    shards = math.gcd(size, len(devices))
-    grid = np.array(devices).reshape(-1, shards).T
-    mesh = jax.sharding.Mesh(grid, (_BATCH, _COPY), axis_types=(AxisType.Auto, AxisType.Auto))
-    return NamedSharding(mesh, PartitionSpec(_BATCH))
+    return NamedSharding(_batch_mesh(size), PartitionSpec(_BATCH))
 
 
 def replicate_for_batch(tree: Any, size: int) -> Any:
-    """A copy of every array on every device, where the batches of `put_batch` are."""
-    where = NamedSharding(batch_sharding(size).mesh, REPLICATED)
+    """A copy of every array on every device, where the batches of `put_batch` are; see `connect`."""
+    where = NamedSharding(connect(_batch_mesh(size)), REPLICATED)
     return jax.tree.map(lambda x: put(x, where), tree)
+
+
+def _batch_mesh(size: int) -> jax.sharding.Mesh:
+    devices = sorted(jax.devices(), key=lambda device: (_rank(device), device.process_index))
+    grid = np.array(devices).reshape(-1, math.gcd(size, len(devices))).T
+    return jax.sharding.Mesh(grid, (_BATCH, _COPY), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def _rank(device: jax.Device) -> int:

@@ -39,6 +39,7 @@ def run(
 
     Writes `evaluation.json` and the frames that the report shows. For a split other than val, or other data than the
     run's, a file of its own alone (`evaluation_SPLIT.json`, `evaluation_DATA_SPLIT.json`): the report stays as it is.
+    Of several processes all read the weights, the first one alone segments, and the others wait for it.
 
     Args:
       config: of the run; `data.loader` and `data.workers` may differ, and all of `data` where `is_other_data`.
@@ -67,17 +68,17 @@ def run(
         if watch_fn is not None:
             watch_fn(number, sequence, static, found)
 
-    commonest = None if is_other_data else commonest_class(config, table)
-    result = _evaluate(config, segmenter, sequences, table, commonest=commonest, watch_fn=watch)
+    file = RESULT if config.evaluate.split == "val" else f"evaluation_{config.evaluate.split}.json"
     if is_other_data:
-        folder.write_json(f"evaluation_{config.data.name}_{config.evaluate.split}.json", result)
-    elif config.evaluate.split != "val":
-        folder.write_json(f"evaluation_{config.evaluate.split}.json", result)
-    else:
-        folder.write_json(RESULT, result)
-        if distributed.is_main():
+        file = f"evaluation_{config.data.name}_{config.evaluate.split}.json"
+    if distributed.is_main():
+        commonest = None if is_other_data else commonest_class(config, table)
+        result = _evaluate(config, segmenter, sequences, table, commonest=commonest, watch_fn=watch)
+        folder.write_json(file, result)
+        if file == RESULT:
             strip.save(segmenter, sequences, table, folder)
-    return result
+    distributed.barrier("evaluation")  # written by one process, read by all
+    return folder.read_json(file)
 
 
 def run_exported(

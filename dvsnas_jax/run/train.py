@@ -96,6 +96,9 @@ def train_cell(
 ) -> types.Params:
     """Trains one cell from scratch through time.
 
+    Every device of every process does the same work: the cell's batch statistics are those of the whole batch, and a
+    device would wait for the others in each normalisation.
+
     Args:
       config: of the run; section `train`.
       space: what the genotype refers to.

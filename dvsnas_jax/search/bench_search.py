@@ -96,10 +96,28 @@ def run(
     }
 
 
-def count(config: ml_collections.ConfigDict, *, num_candidates: int = 1000) -> dict[str, Any]:
-    """Sizes and counted work of a search, without compiling or running anything."""
-    config = _prepared(config)
-    return {**_machine(), "sizes": sizes(config), "counted": work.of_search(config, num_candidates)}
+def count(
+    config: ml_collections.ConfigDict,
+    *,
+    links: estimate.Links | None = None,
+    num_candidates: int = 1000,
+    device: work.Device | None = None,
+) -> dict[str, Any]:
+    """Sizes and counted work of a search, and what it would take on assumed devices, without compiling or running."""
+    config, links, device = _prepared(config), links or estimate.Links(), device or work.Device()
+    programs = lowering.make(config, lowering.make_mesh(config.search), train_clips=1, val_clips=1)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(programs.steps.state.params))
+    counted = work.of_search(config, num_candidates)
+    assumed = work.assumed(config, counted, num_params, device)
+    assumptions = estimate.assumptions(assumed, links, num_candidates, is_assumed=True)
+    rows = estimate.scaling(assumed, links, num_candidates=num_candidates)
+    return {
+        **_machine(),
+        "sizes": sizes(config),
+        "num_params": num_params,
+        "counted": counted,
+        "estimate": {"rows": rows, "assumptions": assumptions},
+    }
 
 
 def _prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -108,6 +126,8 @@ def _prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             "bench search: measures a search whose candidates share weights; set search.mode to 'share', "
             f"it is {config.search.mode!r}"
         )
+    if config.search.strategy == "gumbel":
+        raise errors.UserError("bench search: does not measure relaxed steps; set search.strategy to another name")
     return lowering.without_data(config)
 
 
@@ -341,7 +361,14 @@ def table(result: Mapping[str, Any], device: work.Device | None = None, num_cand
     if "phases" in result:
         lines += _measured_lines(result)
     lines += ["", "counted work:", *work.text(result["counted"], num_candidates, device or work.Device())]
+    if "phases" not in result:
+        lines += ["", "on that device, estimated, nothing of it measured:", *_estimate_lines(result)]
     return "\n".join(lines)
+
+
+def _estimate_lines(result: Mapping[str, Any]) -> list[str]:
+    found = result["estimate"]
+    return [estimate.table(found["rows"]), *(f"- {line}" for line in found["assumptions"])]
 
 
 def _measured_lines(result: Mapping[str, Any]) -> list[str]:
@@ -365,5 +392,4 @@ def _measured_lines(result: Mapping[str, Any]) -> list[str]:
     lines.append(f"a batch of features from host memory: {moved['bytes'] / 1e6:.0f} MB in {moved['seconds']:.3f} s")
     rate, seconds = result["candidates_per_hour"], result["iteration_seconds"]
     lines += ["", f"{rate:.0f} candidates an hour, {seconds:.2f} s an iteration"]
-    lines += ["", "estimated, not measured:", estimate.table(result["estimate"]["rows"])]
-    return lines + [f"- {line}" for line in result["estimate"]["assumptions"]]
+    return [*lines, "", "estimated, not measured:", *_estimate_lines(result)]

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dvsnas_jax.controller import predictor
+from dvsnas_jax.space import encoding
 from dvsnas_jax.space import genotype as genotype_lib
 
 
@@ -16,6 +18,7 @@ def candidates(
     probable: np.ndarray,
     *,
     num_rewarded: int,
+    rank: str = "reward",
 ) -> np.ndarray:
     """The most rewarded distinct genotypes of the log, then the policy's most probable ones.
 
@@ -24,15 +27,20 @@ def candidates(
       records: log lines of the search, in order.
       probable: i32 [n, L, 5], most probable genotypes of the final policy.
       num_rewarded: how many to take from the log.
+      rank: what the log is sorted by: `reward`, or `posterior`, the predictor's mean after all rewards.
 
     Returns:
       i32 [N, L, 5], distinct.
     """
     # A cell that was answered from the log stands there already, written otherwise.
     scored = [record for record in records if record.get("reward") is not None and "same_as" not in record]
-    scored.sort(key=lambda record: (-record["reward"], record["step"], record["index"]))
+    values = [record["reward"] for record in scored]
+    if rank == "posterior" and scored:
+        genotypes = np.asarray([record["genotype"] for record in scored], np.int32)
+        values = predictor.smooth(encoding.Encoder(space), genotypes, values).tolist()
+    order = sorted(range(len(scored)), key=lambda i: (-values[i], scored[i]["step"], scored[i]["index"]))
     chosen: dict[str, np.ndarray] = {}
-    for record in scored:
+    for record in map(scored.__getitem__, order):
         if len(chosen) >= num_rewarded:
             break
         chosen.setdefault(record["hash"], np.asarray(record["genotype"], np.int32))

@@ -143,22 +143,32 @@ def _row(measured: Measured, links: Links, num_candidates: int, num_devices: int
     }
 
 
-def assumptions(measured: Measured, links: Links, num_candidates: int) -> list[str]:
-    """What the rows of `scaling` rest on, a sentence each."""
+def assumptions(measured: Measured, links: Links, num_candidates: int, *, is_assumed: bool = False) -> list[str]:
+    """What the rows of `scaling` rest on, a sentence each; `is_assumed`: the seconds were not measured either."""
+    ending = f", compilation ({measured.compile:.0f} s) once"
+    source = (
+        f"measured: {measured.devices} device(s), random genotypes; a trained policy's cells may be dearer or cheaper"
+    )
+    slowest = "a step lasts as long as its slowest device (expected largest of n draws of the measured times)"
+    policy = "the policy's update is not spread: it grows with the candidates of an iteration"
+    if is_assumed:
+        ending, slowest = "", "every genotype costs the mean of random ones: no device waits for a slower one"
+        source = "the seconds of one device are counted work over an assumed speed"
+        policy = "not included either: compilation, drawing the genotypes and the policy's update"
     return [
         f"{num_candidates} candidates, {measured.warmup_steps} warm-up steps before them, {measured.num_random} "
-        f"uniformly drawn candidates scored after them, compilation ({measured.compile:.0f} s) once",
+        f"uniformly drawn candidates scored after them{ending}",
         "not included: the static network's training, its features, the retraining of the best cells, the evaluation",
-        f"measured: {measured.devices} device(s), random genotypes; a trained policy's cells may be dearer or cheaper",
+        source,
         f"n times the devices take n times the genotypes in each of the {measured.shared_steps} optimizer steps of an "
         "iteration and score n times the candidates: fewer iterations, fewer optimizer steps in all",
-        "a step lasts as long as its slowest device (expected largest of n draws of the measured times)",
+        slowest,
         f"assumed: {links.inside / 1e9:g} GB/s a device inside a host of {links.devices_per_host}, "
         f"{links.between / 1e9:g} GB/s a device between hosts, {links.latency * 1e6:g} us a hop; "
         "collectives do not overlap with computation",
-        f"counted in the compiled program: {measured.train_bytes / 1e6:.2f} MB of collectives an optimizer step, "
+        f"counted: {measured.train_bytes / 1e6:.2f} MB of collectives an optimizer step, "
         f"{measured.evaluate_bytes / 1e3:.1f} kB a scoring",
-        "the policy's update is not spread: it grows with the candidates of an iteration",
+        policy,
     ]
 
 

@@ -2,6 +2,7 @@
 
 A replay draws genotypes of the table's space; the reward of one is the table's value for a training seed that is
 drawn anew for each evaluation, as a real search trains once and never sees the mean. A strategy is judged by the mean.
+What a strategy evaluates is one question, which of that is chosen in the end another: see `choices.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import numpy as np
 
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import errors
+from dvsnas_jax.search import choices
 from dvsnas_jax.search import table as table_lib
+from dvsnas_jax.space import encoding
 
 NUM_BOOTSTRAPS = 1000
 TOP_SHARE = 0.01
@@ -135,6 +138,39 @@ def incumbents(rewards: np.ndarray) -> np.ndarray:
     return best
 
 
+def ends(table: table_lib.Table, runs: Runs, settings: Settings) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The cells that runs end with.
+
+    Returns:
+      How it is chosen (see `choices.CHOICES`) -> the chosen rows, i32 [R], -1 where nothing was seen; and all evaluated
+      rows, i32 [R, E]. The repeats take the place of the last evaluations: the budget is the same.
+    """
+    encoder = encoding.Encoder(table.space)
+    # A log that answers repeats tells nothing new.
+    num_repeated = 0 if settings.is_cached else round(choices.REPEATED * settings.budget)
+    found: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in choices.CHOICES}
+    for run, (rows, rewards) in enumerate(zip(runs.rows, runs.rewards, strict=True)):
+        noise = np.random.default_rng((settings.seed, 2, run))
+
+        def draw(row: int, noise: np.random.Generator = noise) -> float:
+            return float(table.rewards[row, noise.choice(settings.training_seeds)])
+
+        kept = slice(settings.budget - num_repeated)
+        repeated = choices.repeat(encoder, table, (rows[kept], rewards[kept]), num_repeated, draw)
+        evaluated = dict(zip(choices.CHOICES, ((rows, rewards), (rows, rewards), repeated), strict=True))
+        for name, (own_rows, own_rewards) in evaluated.items():
+            if name == "reward":
+                place = choices.by_reward(own_rewards)
+            else:
+                place = choices.by_posterior(encoder, table.cells[own_rows], own_rewards)
+            padding = np.full(max(0, settings.budget - len(own_rows)), -1, np.int32)
+            found[name].append((int(own_rows[place]) if place >= 0 else -1, np.concatenate([own_rows, padding])))
+    return {
+        name: (np.asarray([row for row, _ in values], np.int32), np.stack([rows for _, rows in values]))
+        for name, values in found.items()
+    }
+
+
 def top_rows(quality: np.ndarray, share: float = TOP_SHARE) -> np.ndarray:
     """Whether a row is among the best `share` of all, at least one: bool [M]."""
     order = np.argsort(-quality, kind="stable")
@@ -146,14 +182,14 @@ def top_rows(quality: np.ndarray, share: float = TOP_SHARE) -> np.ndarray:
 def summarize(table: table_lib.Table, runs: Runs, settings: Settings) -> dict[str, Any]:
     """What many runs of one strategy amount to.
 
-    Regrets are differences of mean rewards: the best cell of the table less the cell that the strategy would choose,
-    the one with the highest reward that it saw.
+    Regrets are differences of mean rewards: the best cell of the table less the cell that is chosen.
 
     Returns:
-      `regret_median`, `regret_mean`, `chosen_top` (share of runs whose choice is a top cell), `seen_top` (share of runs
-      that evaluated one), `last_quarter` (mean quality of the last quarter of the evaluations), `distinct` (share of
-      the evaluations that were of a new cell): each `{value, low, high}` with a bootstrapped 95 % interval over runs;
-      `curve`: the same for the mean regret after every evaluation; `seconds_per_run`, `drawn_per_run`.
+      `choices`: how it is chosen (see `choices.CHOICES`) -> `regret_median`, `regret_mean`, `chosen_top` (share of runs
+      whose choice is a top cell), `seen_top` (share of runs that evaluated one); of the strategy alone: `seen_top`,
+      `last_quarter` (mean quality of the last quarter of the evaluations), `distinct` (share of the evaluations that
+      were of a new cell): each `{value, low, high}` with a bootstrapped 95 % interval over runs; `curve`: the regret
+      after every evaluation, by reward; `seconds_per_run`, `drawn_per_run`.
     """
     quality = table.quality(settings.training_seeds)
     known = np.append(quality, -np.inf)  # the row of a run that ended early
@@ -166,14 +202,21 @@ def summarize(table: table_lib.Table, runs: Runs, settings: Settings) -> dict[st
     late = runs.rows[:, -max(1, settings.budget // 4) :]
     late_quality = np.where(late >= 0, known[late], np.nan)
     values = {
-        "regret_mean": regret[:, -1],
-        "chosen_top": is_top[rows[:, -1]].astype(np.float64),
         "seen_top": is_top[runs.rows].any(axis=1).astype(np.float64),
         "last_quarter": _row_means(late_quality),
         "distinct": np.array([len(set(row[row >= 0].tolist())) for row in runs.rows]) / settings.budget,
     }
+    by_choice = {}
+    for choice, (end, evaluated) in ends(table, runs, settings).items():
+        lost = quality.max() - np.where(end >= 0, known[end], blind)
+        by_choice[choice] = {
+            "regret_median": interval(lost, np.median),
+            "regret_mean": interval(lost),
+            "chosen_top": interval(is_top[end].astype(np.float64)),
+            "seen_top": interval(is_top[evaluated].any(axis=1).astype(np.float64)),
+        }
     return {
-        "regret_median": interval(regret[:, -1], np.median),
+        "choices": by_choice,
         **{name: interval(value) for name, value in values.items()},
         "curve": {
             "mean": regret.mean(axis=0).tolist(),
@@ -212,9 +255,27 @@ def interval(
 
 
 def verdict(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The best strategy by median regret (by mean regret among equals), and each one's regret by that of `random`."""
+    """The best pair of strategy and choice by median regret (by mean regret among equals), and what each pair leaves.
+
+    Returns:
+      `best`, `order`: pairs `(strategy, choice)`; `regret_by_random`: strategy -> choice -> its median regret as a
+      share of that of `random` with the same choice; `regret_by_plain_random`: of that of `random` by reward.
+    """
+    pairs = {(name, choice): found for name in results for choice, found in results[name]["choices"].items()}
     keys = ("regret_median", "regret_mean")
-    order = sorted(results, key=lambda name: tuple(results[name][key]["value"] for key in keys))
-    base = results.get("random", {}).get("regret_median", {}).get("value")
-    ratios = {name: results[name]["regret_median"]["value"] / base for name in results if base and name != "random"}
-    return {"best": order[0], "order": order, "regret_by_random": ratios}
+    order = sorted(pairs, key=lambda pair: tuple(pairs[pair][key]["value"] for key in keys))
+
+    def ratios(base_fn: Callable[[str], str]) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for (name, choice), value in pairs.items():
+            base = pairs.get(("random", base_fn(choice)), {}).get("regret_median", {}).get("value")
+            if base and (name, choice) != ("random", base_fn(choice)):
+                found.setdefault(name, {})[choice] = value["regret_median"]["value"] / base
+        return found
+
+    return {
+        "best": list(order[0]),
+        "order": [list(pair) for pair in order],
+        "regret_by_random": ratios(lambda choice: choice),
+        "regret_by_plain_random": ratios(lambda choice: choices.CHOICES[0]),
+    }

@@ -11,6 +11,7 @@ import numpy as np
 
 from dvsnas_jax.core import errors
 from dvsnas_jax.run import figures
+from dvsnas_jax.search import choices
 
 COLORS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.SKY, figures.GREY, figures.INK)
 NAME = "strategies"
@@ -46,19 +47,33 @@ def write_replays(content: dict[str, Any], output: pathlib.Path | None) -> Repor
         f"repeated cells {repeats}; training seeds {', '.join(map(str, content['training_seeds']))}. "
         "Rewards and regrets x 100, 95 % intervals in brackets.",
         "",
-        "| strategy | regret, median | regret, mean | chooses a top-1 % cell | evaluates one | reward, last quarter "
-        "| new cells | s a run |",
+        "| strategy | evaluates a top-1 % cell | reward, last quarter | new cells | s a run |",
+        "|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        cells = [name, _percent(result["seen_top"]), _points(result["last_quarter"])]
+        cells += [f"{100 * result['distinct']['value']:.0f} %", f"{result['seconds_per_run']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "The cell that a run ends with: of the highest reward; of the highest posterior mean; of that after the last "
+        f"{100 * choices.REPEATED:g} % of the same budget were spent on repeats of the most promising cells.",
+        "",
+    ]
+    lines += [
+        "| strategy | choice by | regret, median | regret, mean | chooses a top-1 % cell | evaluates one "
+        "| median regret by random's | by random's, chosen by reward |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
-        cells = [name, _points(result["regret_median"]), _points(result["regret_mean"])]
-        cells += [_percent(result["chosen_top"]), _percent(result["seen_top"]), _points(result["last_quarter"])]
-        cells += [f"{100 * result['distinct']['value']:.0f} %", f"{result['seconds_per_run']:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"Least median regret: {verdict['best']}."]
-    if verdict["regret_by_random"]:
-        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in verdict["regret_by_random"].items())
-        lines[-1] += f" Median regret as a share of random's: {ratios}."
+        for choice, found in result["choices"].items():
+            cells = [name, choice, _points(found["regret_median"]), _points(found["regret_mean"])]
+            cells += [_percent(found["chosen_top"]), _percent(found["seen_top"])]
+            for key in ("regret_by_random", "regret_by_plain_random"):
+                ratio = verdict[key].get(name, {}).get(choice)
+                cells.append("-" if ratio is None else f"{ratio:.2f}")
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Least median regret: {}, chosen by {}.".format(*verdict["best"])]
     return write(content, lines, output, lambda path: _draw_replays(results, path))
 
 

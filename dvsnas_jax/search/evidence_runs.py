@@ -19,7 +19,7 @@ import numpy as np
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, errors, signals, types, workdir
 from dvsnas_jax.run import features, train
-from dvsnas_jax.search import derive, evidence_report, evidence_searches, loop, pipeline, table_maker
+from dvsnas_jax.search import derive, evidence_report, evidence_searches, loop, pipeline, relaxed_steps, table_maker
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
 
@@ -72,6 +72,8 @@ def run(
     space = features.space_of(config)
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
         made = {name: strategies.make(name, space, config.controller) for name in names}
+        for strategy in made.values():
+            relaxed_steps.check(config, space, strategy)
         folder.claim(config, ignore=MAY_DIFFER)
         probes = draw_probes(space, num_correlated, config.seed, made[names[0]].op_mask)
         plan = _Plan(table_maker.assemble(config, folder, stop), folder, stop, num_top, probes)
@@ -153,7 +155,9 @@ def _derived(
     if section.num_probable:
         rng = jax.random.fold_in(jax.random.key(parts.config.seed), 6)
         probable = np.asarray(parts.strategy.probable(state.strategy, rng, section.num_probable))
-    genotypes = derive.candidates(parts.space, folder.read(loop.LOG), probable, num_rewarded=num_rewarded)
+    genotypes = derive.candidates(
+        parts.space, folder.read(loop.LOG), probable, num_rewarded=num_rewarded, rank=section.rank
+    )
     rewards = [reward or 0.0 for reward in _score(parts, state.shared.params, genotypes)]
     chosen: dict[canonical.Form, tuple[np.ndarray, float]] = {}
     for index in sorted(range(len(genotypes)), key=lambda index: (-rewards[index], index)):

@@ -34,7 +34,7 @@ def search(
     *,
     num_steps: int,
     sample: Callable[[Any, int], types.Samples],
-    train: Callable[[Any, Any, int], tuple[Any, dict[str, float]]],
+    train: Callable[[LoopState, int], tuple[LoopState, dict[str, float]]],
     evaluate: Callable[[Any, np.ndarray], list[dict[str, Any]]],
     update: Callable[..., tuple[Any, dict[str, Any]]],
     describe: Callable[[np.ndarray], dict[str, Any]],
@@ -48,7 +48,7 @@ def search(
       state: before the first step; also the template of the checkpoints.
       num_steps: iterations in all.
       sample: `(strategy state, step) -> samples`.
-      train: `(shared state, strategy state, step) -> (shared state, metrics)`.
+      train: `(state, step) -> (state, metrics)`: trains the shared weights; a strategy may learn from gradients here.
       evaluate: `(shared state, genotypes [N, L, 5]) -> N records` with reward, parts and status.
       update: `(strategy state, samples, rewards f32 [N], valid bool [N], step) -> (state, metrics)`.
       describe: `genotype -> fields` of its log line.
@@ -70,12 +70,12 @@ def search(
             genotypes = np.asarray(samples.genotypes)
             chex.assert_rank(genotypes, 3)
             started = time.perf_counter()
-            shared, train_metrics = train(state.shared, state.strategy, step)
-            records = evaluate(shared, genotypes)
+            state, train_metrics = train(state, step)
+            records = evaluate(state.shared, genotypes)
             speed = {"seconds_per_candidate": (time.perf_counter() - started) / len(genotypes)}
             rewards, valid = to_arrays(records)
             strategy, update_metrics = update(state.strategy, samples, rewards, valid, step)
-            state = LoopState(strategy=strategy, shared=shared)
+            state = LoopState(strategy=strategy, shared=state.shared)
             log(folder, describe, genotypes, records, step=step)
             metrics = {**train_metrics, **_floats(update_metrics), **summary(rewards, valid), **speed}
             folder.scalars(STAGE, step + 1, metrics)
@@ -98,6 +98,12 @@ def _resume(state: LoopState, checkpoints: checkpoint.Checkpointer, folder: work
     folder.truncate(LOG, lambda record: record["step"] < start)
     folder.truncate("metrics.jsonl", lambda record: record["stage"] != STAGE or record["step"] <= start)
     return state, start
+
+
+def means(logged: Sequence[dict[str, jax.Array]]) -> dict[str, float]:
+    """The mean of each metric over the optimizer steps of an iteration."""
+    values = jax.device_get(list(logged))
+    return {name: float(np.mean([value[name] for value in values])) for name in values[0]}
 
 
 def to_arrays(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from dvsnas_jax.core import compilation, distributed, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.data import pipeline as clips_lib
 from dvsnas_jax.run import evaluate, feature_store, features, fit, pretrain, report, train
-from dvsnas_jax.search import derive, loop, reward, scratch, steps
+from dvsnas_jax.search import derive, loop, relaxed_steps, reward, scratch, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
@@ -33,6 +33,7 @@ class Parts(NamedTuple):
       strategy: what proposes genotypes.
       train_store: features of the meta-training clips.
       val_store: features of the meta-validation clips.
+      relaxed: the step of a strategy that learns from gradients.
     """
 
     config: ml_collections.ConfigDict
@@ -42,6 +43,7 @@ class Parts(NamedTuple):
     strategy: strategies.Strategy
     train_store: feature_store.AnyStore
     val_store: feature_store.AnyStore
+    relaxed: relaxed_steps.Trainer | None = None
 
 
 def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
     space = features.space_of(config)
     with compilation.effort(config.compile_effort):
         strategy = strategies.make(config.search.strategy, space, config.controller)
+    relaxed_steps.check(config, space, strategy)
     num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     folder.claim(config)
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
@@ -175,6 +178,7 @@ def assemble(
         strategy=strategy,
         train_store=placed(meta_train, True),
         val_store=placed(meta_val, False),
+        relaxed=relaxed_steps.make(config, space, placement.mesh, placement.train_rows),
     )
 
 
@@ -191,19 +195,20 @@ def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) ->
     def sample(strategy_state: Any, step: int) -> types.Samples:
         return parts.strategy.sample(strategy_state, jax.random.fold_in(sample_rng, step), section.genotypes_per_step)
 
-    def train_fn(shared: Any, strategy_state: Any, step: int) -> tuple[Any, dict[str, float]]:
+    def train_fn(state: loop.LoopState, step: int) -> tuple[loop.LoopState, dict[str, float]]:
         if section.mode == "scratch":
-            return shared, {}
-        drawn = parts.strategy.sample(strategy_state, jax.random.fold_in(train_rng, step), num_shared)
+            return state, {}
+        if parts.strategy.relaxation is not None:
+            return relaxed_steps.train(parts.relaxed, config, parts.strategy, parts.train_store, state, step)
+        drawn = parts.strategy.sample(state.strategy, jax.random.fold_in(train_rng, step), num_shared)
         batches = training_batches(parts, np.asarray(drawn.genotypes), (config.seed, 4, step))
-        logged = []
+        shared, logged = state.shared, []
         for genotypes, clips in batches:
             shared, metrics = parts.steps.train_shared(
                 shared, genotypes, *feature_store.training(parts.train_store, clips)
             )
             logged.append(metrics)
-        values = jax.device_get(logged)
-        return shared, {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+        return loop.LoopState(strategy=state.strategy, shared=shared), loop.means(logged)
 
     def evaluate_fn(shared: Any, genotypes: np.ndarray) -> list[dict[str, Any]]:
         score_fn = functools.partial(score, parts, shared.params, num_clips=section.reward_clips)
@@ -358,7 +363,7 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
     probable = np.zeros((0, parts.space.num_layers, len(genotype_lib.FIELDS)), np.int32)
     if section.num_probable:
         probable = np.asarray(parts.strategy.probable(state.strategy, probable_rng, section.num_probable))
-    genotypes = derive.candidates(parts.space, log, probable, num_rewarded=section.num_rewarded)
+    genotypes = derive.candidates(parts.space, log, probable, num_rewarded=section.num_rewarded, rank=section.rank)
     rescored = score(parts, state.shared.params, genotypes, parts.val_store.num_clips)
 
     def retrain(genotype: np.ndarray) -> tuple[Any, dict[str, Any]]:

@@ -100,6 +100,11 @@ def _make(
         tuned = {} if config_path else TUNED.get(name, {})
         config = config_lib.load(config_path, {**tuned, **overrides})
         made[name] = strategies.make(name, table.space, config.controller)
+        if made[name].relaxation is not None:
+            raise errors.UserError(
+                f"--strategies: {name} learns from gradients, a table has rewards only; leave out --table to compare "
+                "it in real searches"
+            )
     return made
 
 

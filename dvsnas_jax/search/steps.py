@@ -119,7 +119,7 @@ def make(
     """
     optimizer = optim.make(config, is_constant=True)
     sharded_gradient = mesh_lib.map_shards(
-        _make_gradient(supernet, config.label_stride, train_rows),
+        make_gradient(supernet.unroll, config.label_stride, train_rows),
         mesh,
         in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, train_rows, mesh_lib.BY_ARCH_AND_DATA),
         out_specs=mesh_lib.REPLICATED,
@@ -162,7 +162,7 @@ def _make_alone(
 ) -> tuple[Callable[[types.Params], AloneState], Callable[..., AloneState]]:
     """`Steps.start_alone` and `Steps.train_alone`."""
     optimizer = optim.make(config, is_constant=True)
-    loss_fn = _make_loss(supernet, config.label_stride)
+    loss_fn = _make_loss(supernet.unroll, config.label_stride)
 
     def start(params: types.Params) -> AloneState:
         opt_state = optimizer.init(params)
@@ -212,22 +212,31 @@ def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, j
     return features, store.labels[clips]
 
 
-def _make_loss(supernet: supernet_lib.Supernet, label_stride: int) -> Callable[..., jax.Array]:
+def _make_loss(unroll_fn: Callable[..., jax.Array], label_stride: int) -> Callable[..., jax.Array]:
     """`(params, genotype, features, labels) -> loss`, the mean over the labelled pixels of all frames."""
 
     def loss_fn(params: types.Params, genotype: jax.Array, features: types.Features, labels: jax.Array) -> jax.Array:
-        logits = supernet.unroll(params, genotype, features)
+        logits = unroll_fn(params, genotype, features)
         targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), label_stride)
         return losses.cross_entropy(logits, targets)[0]
 
     return loss_fn
 
 
-def _make_gradient(
-    supernet: supernet_lib.Supernet, label_stride: int, rows_spec: PartitionSpec
+def make_gradient(
+    unroll_fn: Callable[..., jax.Array], label_stride: int, rows_spec: PartitionSpec
 ) -> Callable[..., tuple[types.Params, jax.Array, jax.Array]]:
-    """Sums of gradient, loss and "is finite" over the units of every device: a part of a batch of one genotype each."""
-    loss_fn = _make_loss(supernet, label_stride)
+    """Sums of gradient, loss and "is finite" over the units of every device: a part of a batch of one genotype each.
+
+    Args:
+      unroll_fn: `(params, genotype, features) -> logits [T, B, h, w, K]`.
+      label_stride: pixels between the labels of the loss, per axis.
+      rows_spec: how the rows of the store lie on the mesh.
+
+    Returns:
+      `(params, genotypes, store, clips i32 [G, P, B / P]) -> (gradient, loss, number of finite)`, for `map_shards`.
+    """
+    loss_fn = _make_loss(unroll_fn, label_stride)
 
     def gradient(
         params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array

@@ -188,20 +188,27 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def made_up(space: genotype_lib.Space, seed: int, *, num_seeds: int = 2, noise: float = 0.3) -> Table:
+def made_up(
+    space: genotype_lib.Space, seed: int, *, num_seeds: int = 2, noise: float | None = None, noise_scale: float = 1.0
+) -> Table:
     """A table of made-up rewards, for tests and for the tuning of strategies: nothing was trained.
 
-    The quality of a cell is a sum of random effects of its aggregation, of its branches and of their pairs, over the
-    nodes of its canonical form; every training adds noise.
+    The quality of a cell is a sum of random effects of its aggregation, of its nodes and of their branches, over the
+    nodes of its canonical form; every training adds noise. Tables differ, by their seed, in two ways that real ones
+    differ in: how much a second branch adds to the better one (from next to nothing to as much again), and how closely
+    good cells crowd below a ceiling (not at all, or as scores that saturate).
 
     Args:
       space: a small one.
       seed: the table is a function of it.
       num_seeds: trainings of each cell.
-      noise: standard deviation, where that of the qualities is 1.
+      noise: standard deviation, where that of the qualities is 1; None: that of the best twentieth of the qualities,
+        as a search ends where the noise hides what is better.
+      noise_scale: by which it is multiplied.
     """
     cells, index = canonical.enumerate_cells(space)
     rng = np.random.default_rng(seed)
+    softness, saturation = rng.choice([0.3, 1.0, 3.0]), rng.choice([0.0, 0.4, 0.8])
     effects: dict[Any, float] = {}
 
     def effect(key: Any, scale: float) -> float:
@@ -211,12 +218,23 @@ def made_up(space: genotype_lib.Space, seed: int, *, num_seeds: int = 2, noise: 
         total = effect(form.outputs, 0.5)
         for node in form.nodes:
             total += effect(node.aggregation, 0.5) + effect(node, 0.5)
-            for operation, source in node.branches:
-                total += effect(operation, 0.7) + effect(source, 0.7) + effect((operation, source), 0.7)
+            values = [
+                effect(operation, 0.7) + effect(source, 0.7) + effect((operation, source), 0.7)
+                for operation, source in node.branches
+            ]
+            total += softness * float(np.logaddexp.reduce(np.asarray(values) / softness))
         return total
 
-    values = np.asarray([quality(canonical.of(space, cell)) for cell in cells])
-    values = (values - values.mean()) / values.std()
-    rewards = values[:, None] + noise * rng.normal(size=(len(cells), num_seeds))
+    values = _standardize(np.asarray([quality(canonical.of(space, cell)) for cell in cells]))
+    if saturation:
+        values = _standardize(-np.exp(-saturation * values))
+    if noise is None:
+        noise = float(np.sort(values)[-max(2, len(values) // 20) :].std())
+    rewards = values[:, None] + noise_scale * noise * rng.normal(size=(len(cells), num_seeds))
     head = {"command": "made up", "config_hash": "", "num_cells": len(cells), "num_seeds": num_seeds}
     return Table(space, cells, {name: rewards for name in PARTS}, index, head)
+
+
+def _standardize(values: np.ndarray) -> np.ndarray:
+    """To mean 0 and variance 1."""
+    return (values - values.mean()) / values.std()

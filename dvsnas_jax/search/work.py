@@ -10,6 +10,7 @@ import numpy as np
 
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import features
+from dvsnas_jax.search import estimate
 from dvsnas_jax.space import cost, ports
 from dvsnas_jax.space import genotype as genotype_lib
 
@@ -123,6 +124,42 @@ def of_search(config: ml_collections.ConfigDict, num_candidates: int, num_genoty
         "flops": 2 * (gradients * mean["train_macs"] + scorings * mean["evaluate_macs"]),
         "bytes": gradients * mean["train_bytes"] + scorings * mean["evaluate_bytes"],
     }
+
+
+def seconds(macs: float, num_bytes: float, device: Device) -> float:
+    """Time of some work on an assumed device: its products, then its maps."""
+    return 2 * macs / (device.flops * device.flops_share) + num_bytes / (device.bandwidth * device.bandwidth_share)
+
+
+def assumed(
+    config: ml_collections.ConfigDict, counted: Mapping[str, float], num_params: int, device: Device
+) -> estimate.Measured:
+    """What `estimate.scaling` wants, for an assumed device: counted work in place of measured seconds.
+
+    Args:
+      config: of the search.
+      counted: from `of_search`.
+      num_params: of the supernet.
+      device: what is assumed; one of them runs all genotypes of a step.
+    """
+    section, classes = config.search, features.settings_of(config).num_classes
+    train = section.shared_genotypes * seconds(counted["train_macs"], counted["train_bytes"], device)
+    scoring = section.genotypes_per_step * seconds(counted["evaluate_macs"], counted["evaluate_bytes"], device)
+    return estimate.Measured(
+        devices=1,
+        train=(train,),
+        evaluate=(scoring,),
+        sample=0.0,
+        update=0.0,
+        input=0.0,
+        candidates=section.genotypes_per_step,
+        shared_steps=section.shared_steps,
+        warmup_steps=section.warmup_steps,
+        num_random=section.num_random,
+        train_bytes=4 * (num_params + 2),  # the gradient, the loss, and how many were finite
+        evaluate_bytes=section.genotypes_per_step * (4 * classes**2 + 8 + 1),
+        compile=0.0,
+    )
 
 
 def text(counted: Mapping[str, float], num_candidates: int, device: Device) -> list[str]:

@@ -1,0 +1,186 @@
+"""Training by gradients through the relaxed cell: the shared weights and the distribution of the choices together.
+
+One level, as in SNAS: both gradients come from the same loss on the same batch. A relaxed step computes all branches
+of the space, 2 operations + aggregations of every layer, where a genotype's step computes 3. By that count an
+iteration takes as many relaxed steps as cost what the ordinary steps of other strategies cost, at least one; then it
+draws, scores and logs as many candidates as theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+from dvsnas_jax.controller import gumbel, strategies
+from dvsnas_jax.core import compilation, distributed, errors, types
+from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.run import feature_store, features, optim
+from dvsnas_jax.run import train as train_lib
+from dvsnas_jax.search import loop, steps, work
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import relaxed as relaxed_lib
+
+
+class Trainer(NamedTuple):
+    """The jitted relaxed step, which all searches on the same features share.
+
+    Attributes:
+      mesh: the devices.
+      step: `(shared state, gumbel state, noise f32 [G, L, 5, V], store, clips i32 [G, B], *, relaxation (static),
+        op_mask bool [num_ops], temperature f32 [], is_learning bool []) -> (shared state, gumbel state, metrics)`:
+        a step of both optimizers on the mean over G relaxed draws, of the choices only where `is_learning`. The first
+        is donated.
+    """
+
+    mesh: jax.sharding.Mesh
+    step: Callable[..., tuple[steps.SharedState, gumbel.GumbelState, dict[str, jax.Array]]]
+
+
+def make(
+    config: ml_collections.ConfigDict, space: genotype_lib.Space, mesh: jax.sharding.Mesh, train_rows: PartitionSpec
+) -> Trainer:
+    """Builds the relaxed step; nothing is compiled before its first call.
+
+    Args:
+      config: of the run.
+      space: the cell space.
+      mesh: of `core.mesh`.
+      train_rows: how the rows of the store lie on the mesh.
+    """
+    section = config.search
+    relaxed = relaxed_lib.make(space, features.settings_of(config))
+    optimizer = optim.make(section, is_constant=True)
+
+    def step(
+        shared: steps.SharedState,
+        choices: gumbel.GumbelState,
+        noise: jax.Array,
+        store: types.FeatureStore,
+        clips: jax.Array,
+        *,
+        relaxation: gumbel.Gumbel,
+        op_mask: jax.Array,
+        temperature: jax.Array,
+        is_learning: jax.Array,
+    ) -> tuple[steps.SharedState, gumbel.GumbelState, dict[str, jax.Array]]:
+        def unroll(trained: Any, flat: jax.Array, features: types.Features) -> jax.Array:
+            params, logits = trained
+            weights = relaxation.relax(logits, flat.reshape(logits.shape), op_mask, temperature)
+            return relaxed.unroll(params, weights, features)
+
+        gradient_fn = mesh_lib.map_shards(
+            steps.make_gradient(unroll, section.label_stride, train_rows),
+            mesh,
+            in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, train_rows, mesh_lib.BY_ARCH_AND_DATA),
+            out_specs=mesh_lib.REPLICATED,
+        )
+        rows = noise.reshape(*noise.shape[:2], -1)  # [G, L, 5 V], the rank of genotypes
+        units = mesh_lib.split_units(mesh, rows, clips, section.batch_parts)
+        gradients, loss, share_finite = jax.tree.map(
+            lambda total: total / (clips.shape[0] * section.batch_parts),
+            gradient_fn((shared.params, choices.params), units[0], store, units[1]),
+        )
+        updates, opt_state = optimizer.update(gradients[0], shared.opt_state, shared.params)
+        params = optax.apply_updates(shared.params, updates)
+        shared = steps.SharedState(params=params, opt_state=opt_state, step=shared.step + 1)
+        descended, metrics = relaxation.descend(choices, gradients[1], op_mask)
+        choices = jax.tree.map(lambda new, old: jnp.where(is_learning, new, old), descended, choices)
+        metrics |= {"loss": loss / jnp.maximum(share_finite, 1e-6), "share_finite": share_finite}
+        return shared, choices, metrics | {"gradient_norm": optax.tree.norm(gradients[0])}
+
+    where = mesh_lib.replicated(mesh)
+    return Trainer(mesh, compilation.jit(step, donate_argnums=0, out_shardings=where, static_argnames="relaxation"))
+
+
+def train(
+    trainer: Trainer | None,
+    config: ml_collections.ConfigDict,
+    strategy: strategies.Strategy,
+    store: feature_store.AnyStore,
+    state: loop.LoopState,
+    step: int,
+) -> tuple[loop.LoopState, dict[str, float]]:
+    """The relaxed steps of one iteration, a function of (config, state, step).
+
+    Args:
+      trainer: from `make`.
+      config: of the run; its steps set the pace of the temperature.
+      strategy: with a relaxation.
+      store: features of the training clips.
+      state: of the search.
+      step: the iteration.
+
+    Returns:
+      The state, and means of the metrics; `relaxed_work` is the work of these steps by that of the ordinary ones.
+    """
+    assert trainer is not None and strategy.relaxation is not None, "this strategy needs the relaxed step"
+    section, space = config.search, features.space_of(config)
+    num_steps, key = steps_per_iteration(section, space), (config.seed, 4, step)
+    shape = (num_steps, section.shared_genotypes)
+    drawn = train_lib.draw_clips(key, store.num_clips, (*shape, section.batch_size))
+    clips = feature_store.deal(drawn, store.num_clips, section.batch_parts)
+    noise = np.random.default_rng((*key, 1)).gumbel(size=(*shape, *state.strategy.params.shape)).astype(np.float32)
+    temperature = gumbel.temperature(config.controller, step / max(section.steps - 1, 1))
+    # The choices are of one device, the step is of all.
+    shared, choices = state.shared, mesh_lib.replicate(trainer.mesh, jax.device_get(state.strategy))
+    logged = []
+    for index in range(num_steps):
+        shared, choices, metrics = trainer.step(
+            shared,
+            choices,
+            noise[index],
+            *feature_store.training(store, clips[index]),
+            relaxation=strategy.relaxation,
+            op_mask=strategy.op_mask,
+            temperature=np.float32(temperature),
+            is_learning=np.bool_(step >= section.controller_warmup),
+        )
+        logged.append(metrics)
+    done = num_steps * branch_ratio(space) / section.shared_steps
+    found = loop.means(logged) | {"temperature": temperature, "relaxed_work": done}
+    return loop.LoopState(strategy=jax.device_put(jax.device_get(choices)), shared=shared), found
+
+
+def branch_ratio(space: genotype_lib.Space) -> float:
+    """What a relaxed step costs in steps of one genotype: the branches of both, 3 a layer in a genotype's cell."""
+    return relaxed_lib.num_branches(space) / (3 * space.num_layers)
+
+
+def steps_per_iteration(section: ml_collections.ConfigDict, space: genotype_lib.Space) -> int:
+    """Relaxed steps of an iteration: `search.relaxed_steps`, or as many as cost what `search.shared_steps` cost."""
+    return section.relaxed_steps or max(1, round(section.shared_steps / branch_ratio(space)))
+
+
+def check(config: ml_collections.ConfigDict, space: genotype_lib.Space, strategy: strategies.Strategy) -> None:
+    """Whether a strategy that learns from gradients can run with a config; says nothing of other strategies.
+
+    Raises:
+      UserError: candidates do not share weights, several processes, or a step would hold too many values.
+    """
+    if strategy.relaxation is None:
+        return
+    section = config.search
+    if section.mode != "share":
+        raise errors.UserError(
+            "search.strategy gumbel: learns from gradients through the shared weights; set search.mode to 'share', "
+            f"it is {section.mode!r}"
+        )
+    if distributed.num_processes() > 1:
+        raise errors.UserError("search.strategy gumbel: runs in one process (with all of its devices); start it alone")
+    branches = relaxed_lib.num_branches(space)
+    height, width = work.grid(work.image_sizes(config)[0])
+    maps = section.shared_genotypes * section.batch_size * config.data.num_frames * branches
+    millions = maps * height * width * config.space.channels / 1e6
+    if millions > section.relaxed_limit:
+        raise errors.UserError(
+            f"search.strategy gumbel: a step computes all {branches} branches of the space, {millions:.3g} million "
+            f"values, more than search.relaxed_limit ({section.relaxed_limit:g}); shorten space.operations, lower "
+            "space.num_layers, space.channels or search.batch_size, or raise the limit"
+        )

@@ -1,0 +1,145 @@
+"""The relaxed cell: each token of a genotype is a weighted sum over all that it could be (SNAS).
+
+Xie et al. 2019, "SNAS: Stochastic Neural Architecture Search" (arXiv 1812.09926). It takes the supernet's parameters,
+and with the weights of one genotype it equals the supernet; between genotypes it has a gradient with respect to the
+weights. For that it computes every operation (in both slots) and every aggregation of every layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dvsnas_jax.core import types
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import operations, ports
+
+Params = dict[str, Any]
+
+
+class Relaxed(NamedTuple):
+    """Pure functions of a relaxed cell; `params` are those of `supernet.make(...).init`.
+
+    Weights are f32 [L, 5, V]: of layer l and field f, the weight of each token, 0 for one that is not allowed there.
+    V is the largest number of tokens that a field has.
+
+    Attributes:
+      step: `(params, weights, state, features of one frame) -> (state, logits [B, h, w, K])`.
+      unroll: `(params, weights, features [B, T, ...]) -> logits [T, B, h, w, K]`.
+    """
+
+    step: types.StepFn
+    unroll: Callable[[Params, jax.Array, types.Features], jax.Array]
+
+
+def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Relaxed:
+    """Builds the relaxed cell of a space; key frames come at the schedule's interval, as in the supernet.
+
+    Raises:
+      UserError: the mode does not provide an input of the space.
+    """
+    settings.check(space.inputs)
+    settings = dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, kind="fixed"))
+    scope = settings.scope()
+
+    def step(
+        params: Params, weights: jax.Array, state: types.CellState, features: types.Features
+    ) -> tuple[types.CellState, jax.Array]:
+        chex.assert_shape(weights, (space.num_layers, len(genotype_lib.FIELDS), num_tokens(space)))
+        inputs = ports.cell_inputs(params["ports"], state, features, space.inputs, scope)
+        outputs = _run_layers(space, params["layers"], weights, jnp.stack(list(inputs.values())), scope)
+        mean = _weighted(loose_end_weights(space, weights), outputs)
+        after = ports.cell_output(params["ports"], mean, state, features, scope)
+        state, _ = ports.finish(params["ports"], settings, state, after, features, scope)
+        return state, jnp.asarray(state.logits)
+
+    def unroll(params: Params, weights: jax.Array, features: types.Features) -> jax.Array:
+        state = ports.initial_state(settings, jax.tree.map(lambda x: x[:, 0], features))
+        return ports.unroll(lambda s, f: step(params, weights, s, f), state, features)[1]
+
+    return Relaxed(step, unroll)
+
+
+def num_tokens(space: genotype_lib.Space) -> int:
+    """V, the largest number of tokens that a field of a layer has."""
+    return int(space.limits().max())
+
+
+def num_branches(space: genotype_lib.Space) -> int:
+    """Operations and aggregations that the relaxed cell computes for a frame; a genotype's cell computes 3 L."""
+    return space.num_layers * (2 * len(space.operations) + len(space.aggregations))
+
+
+def one_hot(space: genotype_lib.Space, genotype: types.Array) -> jax.Array:
+    """The weights of one genotype i32 [L, 5], f32 [L, 5, V]."""
+    return jax.nn.one_hot(genotype, num_tokens(space))
+
+
+def loose_end_weights(space: genotype_lib.Space, weights: jax.Array) -> jax.Array:
+    """Weight of each layer's output in the cell's output, f32 [L], sum 1.
+
+    In proportion to the probability that no later layer takes it, if each input were drawn by its weights: for one
+    genotype, 1 / count for loose ends, else 0.
+    """
+    taken = weights[:, :2, space.num_inputs : space.num_nodes - 1]  # [L, 2, L - 1]; nothing reads the last layer
+    loose = jnp.append(jnp.prod(1 - taken, axis=(0, 1)), 1.0)
+    return loose / loose.sum()
+
+
+def _run_layers(
+    space: genotype_lib.Space,
+    params: Params,
+    weights: jax.Array,
+    inputs: jax.Array,
+    scope: operations.CellScope,
+) -> jax.Array:
+    """Runs the layers: weights f32 [L, 5, V] and inputs [num_inputs, B, h, w, C] to outputs [L, B, h, w, C]."""
+    operation_mix = _mix(operations.OPERATIONS, space.operations, scope)
+    aggregation_mix = _mix(operations.AGGREGATIONS, space.aggregations, scope)
+    num_readable = space.num_nodes - 1
+
+    def layer(nodes: jax.Array, xs: tuple[Params, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        layer_params, rows, index = xs
+        a, b = _weighted(rows[:2, :num_readable], nodes[:num_readable])
+        a = operation_mix(layer_params["a"], rows[2], a)
+        b = operation_mix(layer_params["b"], rows[3], b)
+        output = aggregation_mix(layer_params["agg"], rows[4], a, b)
+        return jax.lax.dynamic_update_index_in_dim(nodes, output, index, axis=0), None
+
+    empty = jnp.zeros((space.num_layers, *inputs.shape[1:]), inputs.dtype)
+    nodes = jnp.concatenate([inputs, empty])
+    indices = space.num_inputs + jnp.arange(space.num_layers)
+    nodes, _ = jax.lax.scan(layer, nodes, (params, weights, indices))
+    return nodes[space.num_inputs :]
+
+
+def _weighted(weights: jax.Array, maps: jax.Array) -> jax.Array:
+    """Sums of maps [n, ...] with weights [..., n]; exact where a weight is 1 and the others are 0."""
+    return jnp.tensordot(weights.astype(maps.dtype), maps, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+
+def _mix(
+    table: Mapping[str, operations.Operation], names: Sequence[str], scope: operations.CellScope
+) -> Callable[..., jax.Array]:
+    """`(parameters of a slot, weights [V], *maps) -> map`, the weighted sum of all members."""
+
+    def weigh(name: str, params: Params, weight: jax.Array, *maps: jax.Array) -> jax.Array:
+        return weight.astype(maps[0].dtype) * table[name].apply(params, *maps, scope)
+
+    # Recomputed for the gradient: otherwise the maps inside all branches of all layers and frames are kept.
+    branches = [jax.checkpoint(functools.partial(weigh, name)) for name in names]
+
+    def mix(params: Params, weights: jax.Array, *maps: jax.Array) -> jax.Array:
+        found = [
+            branch(params[name], weights[index], *maps)
+            for index, (name, branch) in enumerate(zip(names, branches, strict=True))
+        ]
+        return functools.reduce(jnp.add, found)
+
+    return mix
