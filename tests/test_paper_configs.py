@@ -79,7 +79,7 @@ def training_programs(config) -> dict:
         (genotype,) = genotype_lib.random(space, np.random.default_rng(0), 1)
         static_cell = cell_lib.make(space, genotype, settings)
         optimizer = optim.make(config.train)
-        state = jax.eval_shape(lambda: train.init(static_cell, optimizer, 0))
+        state = train.init(static_cell, optimizer, 0)
         where = mesh_lib.replicated(mesh_lib.make())
         names = features.needed_maps(space, config)
         store = features.shapes(config, names, num_clips(config)[0], where, is_augmented=True)
