@@ -201,6 +201,13 @@ def test_pool_of_large_maps_has_the_same_gradient():
         _assert_close([part[i : i + 1] for part in together], both(x[i : i + 1], weights[i : i + 1]))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 3)])
+def test_pool_of_maps_smaller_than_its_window(size):
+    x = _normal(2, *size, 3)
+    ours = _value_and_grad(lambda x: layers.max_pool(x, 5, backend="cpu"), x)
+    _assert_close(ours, _value_and_grad(lambda x: layers.max_pool(x, 5, backend="gpu"), x))
+
+
 def test_pool_pads_with_minus_infinity_and_strides():
     x = -1 - jnp.abs(_normal(1, 5, 5, 1))
     assert (layers.max_pool(x, 3, backend="cpu") < 0).all()

@@ -59,6 +59,7 @@ def _gradient(x: jax.Array, grad: jax.Array, window: int) -> jax.Array:
     half = window // 2
     height, width = x.shape[1:3]
     padded = _pad(_pad(x, 2 * half, 1, -np.inf), 2 * half, 2, -np.inf)
+    padded = lax.optimization_barrier(padded)  # XLA (JAX 0.10.2) fails where it pads maps smaller than half a window
     rows = _maxima(padded, window, 1, 0)  # [B, h + 2 half, w + 4 half, C]
     middle = _part(rows, half, height, 1)
     grad = _axis_gradient(middle, _maxima(middle, window, 2, 0), _pad(grad, half, 2, 0), window, 2)
