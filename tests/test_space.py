@@ -14,7 +14,7 @@ import pytest
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, ports
+from dvsnas_jax.space import operations, ports, projections
 from dvsnas_jax.space import supernet as supernet_lib
 
 INPUTS = ("prev_state", "prev_decoder", "prev_logits", "decoder", "logits", "stage1", "image_diff")
@@ -208,12 +208,12 @@ def test_first_frame_is_its_own_history() -> None:
     scope = operations.CellScope()
     state = ports.initial_state(SETTINGS, features)
     same = {**params, "inputs": {**params["inputs"], "prev_logits": params["inputs"]["logits"]}}
-    maps = ports.cell_inputs(same, state, features, INPUTS, scope)
+    maps = projections.cell_inputs(same, state, features, INPUTS, scope)
     np.testing.assert_allclose(maps["prev_logits"], maps["logits"], atol=1e-6)
     raw = maps["image_diff"]
     np.testing.assert_allclose(raw, jnp.broadcast_to(raw[:1, :1, :1], raw.shape), atol=1e-6)
     later = state.replace(is_first=jnp.zeros((2,), bool), logits=features.logits[:, ::-1])
-    moved = ports.cell_inputs(same, later, features, INPUTS, scope)
+    moved = projections.cell_inputs(same, later, features, INPUTS, scope)
     np.testing.assert_allclose(moved["prev_logits"], maps["logits"][:, ::-1], atol=1e-5)
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import features
 from dvsnas_jax.search import estimate
+from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost, ports
 from dvsnas_jax.space import genotype as genotype_lib
 
 GRADIENT_PASSES = 3
-"""Multiply-adds of a training step as multiples of a forward pass, without the recomputation in `jax.checkpoint`."""
+"""Multiply-adds of a training step as multiples of a forward pass, without the recomputation in it."""
 MOVED_PASSES = 4
 """The same for the bytes of its maps, with the recomputation: forward, again, and two for the gradient."""
 
@@ -40,7 +41,7 @@ class Device:
 def supernet_cost(
     space: genotype_lib.Space, genotype: np.ndarray, settings: ports.CellSettings, size: tuple[int, int]
 ) -> cost.Cost:
-    """The cost of one frame in the supernet: all inputs are projected and all layers run, those that nothing reads too.
+    """The cost of one frame in the supernet: all layers run, those that nothing reads too.
 
     Args:
       space: what the genotype refers to.
@@ -50,7 +51,7 @@ def supernet_cost(
     """
     rows = genotype_lib.validate(space, genotype)
     sizes = cost.Sizes(*size, settings, is_sliced=False)
-    projected = list(space.inputs)
+    projected = list(cell_lib.used_inputs(space, rows))
     if settings.is_propagating or ("prev_state" in projected and "decoder" not in projected):
         projected.append("decoder")  # it starts the state
     total = cost.conv(sizes, sizes.channels, sizes.channels) + cost.conv(sizes, sizes.channels, settings.num_classes)

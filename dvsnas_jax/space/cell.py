@@ -15,7 +15,7 @@ import numpy as np
 
 from dvsnas_jax.core import types
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, ports
+from dvsnas_jax.space import operations, ports, projections
 
 Params = dict[str, Any]
 
@@ -94,9 +94,7 @@ def make(space: genotype_lib.Space, genotype: Any, settings: ports.CellSettings)
         after, scope = advance(params, before, features, record), settings.scope(record).child("ports")
         return ports.finish(params["ports"], settings, before, after, features, scope, is_training=is_training)
 
-    def step(
-        params: Params, state: types.CellState, features: types.Features
-    ) -> tuple[types.CellState, jax.Array]:
+    def step(params: Params, state: types.CellState, features: types.Features) -> tuple[types.CellState, jax.Array]:
         state, _ = finish(params, state, features, None, is_training=False)
         return state, jnp.asarray(state.logits)
 
@@ -152,7 +150,7 @@ def _make_advance(
     ) -> types.CellState:
         scope = settings.scope(record)
         port_scope = scope.child("ports")
-        inputs = ports.cell_inputs(params["ports"], state, features, names, port_scope)
+        inputs = projections.cell_inputs(params["ports"], state, features, names, port_scope)
         template = jax.ShapeDtypeStruct(state.state.shape, state.state.dtype)
         outputs = _run_layers(space, rows, params["layers"], inputs, template=template, scope=scope)
         mean = functools.reduce(jnp.add, [outputs[layer] for layer in loose]) / len(loose)

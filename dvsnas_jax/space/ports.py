@@ -1,4 +1,4 @@
-"""What every cell has, whatever its genotype: input projections, output, head, recurrence over time.
+"""What every cell has, whatever its genotype: settings, output, head, recurrence over time.
 
 Refine mode: the cell's logits are the static network's plus a correction that starts at zero. Propagate mode: a key
 frame takes the static network's logits and starts the cell's state anew; on the other frames the logits are the head
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.nets import layers
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations
+from dvsnas_jax.space import operations, projections
 from dvsnas_jax.space import schedule as schedule_lib
 
 Params = dict[str, Any]
@@ -149,50 +149,6 @@ def initial_state(settings: CellSettings, features: types.Features) -> types.Cel
     )
 
 
-def _project(params: Params, name: str, x: types.Array, scope: operations.CellScope) -> jax.Array:
-    y = layers.conv(jnp.asarray(x), params["inputs"][name]["kernel"].astype(x.dtype))
-    return scope.child("inputs", name, "norm").normalize(params["inputs"][name]["norm"], y)
-
-
-def cell_inputs(
-    params: Params,
-    state: types.CellState,
-    features: types.Features,
-    names: Iterable[str],
-    scope: operations.CellScope,
-) -> dict[str, jax.Array]:
-    """The named inputs of a cell, each [B, h, w, C].
-
-    At the first frame of a clip `prev_*` are the current frame's own values; the cell's own state
-    is then the projected decoder map, and the difference of images is zero. Where the frame only passed the first
-    encoder stages (propagate), it cannot be the first: its own values do not exist.
-    """
-    first = state.is_first[:, None, None, None]
-    has_own = "decoder" in features.maps
-
-    def previous(own_fn: Callable[[], types.Array], before: types.Array) -> jax.Array:
-        return jnp.where(first, own_fn(), before) if has_own else jnp.asarray(before)
-
-    raw = {
-        "prev_decoder": lambda: previous(lambda: features.maps["decoder"], state.decoder),
-        "prev_logits": lambda: jax.nn.softmax(previous(lambda: features.logits, state.logits)),
-        "logits": lambda: jax.nn.softmax(features.logits),
-        "image_diff": lambda: jnp.where(first, 0, features.maps["image"] - state.image),
-    }
-    names = list(names)
-    maps = {}
-    if "decoder" in names or ("prev_state" in names and has_own):
-        maps["decoder"] = _project(params, "decoder", features.maps["decoder"], scope)
-    if "prev_state" in names:
-        before = previous(lambda: maps["decoder"], state.state)
-        maps["prev_state"] = _project(params, "prev_state", before, scope)
-    for name in names:
-        if name not in maps:
-            x = raw[name]() if name in raw else features.maps[name]
-            maps[name] = _project(params, name, x, scope)
-    return {name: maps[name] for name in names}
-
-
 def cell_output(
     params: Params, mean: jax.Array, state: types.CellState, features: types.Features, scope: operations.CellScope
 ) -> types.CellState:
@@ -232,11 +188,15 @@ def key_frame(
     state: types.CellState,
     features: types.Features,
     scope: operations.CellScope,
+    start: jax.Array | None = None,
 ) -> types.CellState:
-    """The state after a key frame: the static network's own maps; the cell's state is the projected decoder map."""
+    """The state after a key frame: the static network's own maps; the cell's state is the projected decoder map.
+
+    `start` is that map, where it was projected before.
+    """
     assert state.age is not None, "only propagate mode has key frames"
     return types.CellState(
-        state=_project(params, "decoder", features.maps["decoder"], scope),
+        state=projections.project(params, "decoder", features.maps["decoder"], scope) if start is None else start,
         decoder=features.maps["decoder"],
         logits=features.logits,
         image=features.maps["image"],
@@ -303,6 +263,7 @@ def finish(
     scope: operations.CellScope,
     *,
     is_training: bool = False,
+    start: jax.Array | None = None,
 ) -> tuple[types.CellState, jax.Array]:
     """Ends a step: in propagate mode, what is due is taken from the static network instead of the cell.
 
@@ -315,6 +276,7 @@ def finish(
       scope: normalisation.
       is_training: key frames come at the interval, whatever errors are predicted: the cell has to learn the longest
         stretch, and predictions that have yet to be learned must not decide.
+      start: of `key_frame`.
 
     Returns:
       The state, whose logits are those of the frame, and the loss of the schedule's predicted errors, f32 [] (0 where
@@ -326,7 +288,7 @@ def finish(
     is_key, log_odds = due(params, settings, before, features)
     if is_training:
         is_key = schedule_lib.due(settings.schedule, jnp.asarray(before.age), None)
-    merged = merge(key_frame(params, settings, before, features, scope), after, is_key)
+    merged = merge(key_frame(params, settings, before, features, scope, start), after, is_key)
     if log_odds is None:
         return merged, no_loss
     is_different = after.logits.argmax(axis=-1) != features.logits.argmax(axis=-1)

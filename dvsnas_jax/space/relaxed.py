@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from dvsnas_jax.core import types
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, ports
+from dvsnas_jax.space import operations, ports, projections
 
 Params = dict[str, Any]
 
@@ -52,7 +52,7 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Relaxed:
         params: Params, weights: jax.Array, state: types.CellState, features: types.Features
     ) -> tuple[types.CellState, jax.Array]:
         chex.assert_shape(weights, (space.num_layers, len(genotype_lib.FIELDS), num_tokens(space)))
-        inputs = ports.cell_inputs(params["ports"], state, features, space.inputs, scope)
+        inputs = projections.cell_inputs(params["ports"], state, features, space.inputs, scope)
         outputs = _run_layers(space, params["layers"], weights, jnp.stack(list(inputs.values())), scope)
         mean = _weighted(loose_end_weights(space, weights), outputs)
         after = ports.cell_output(params["ports"], mean, state, features, scope)

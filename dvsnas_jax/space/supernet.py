@@ -1,23 +1,23 @@
 """The cell whose genotype is data: one compilation serves every architecture.
 
 Parameters of all operations of all layers exist (weight sharing as in ENAS, Pham 2018); `lax.switch`
-executes only the chosen ones. `jax.checkpoint` around each branch keeps the residuals of the others
-from being stored.
+executes only the chosen ones, backward as well (`space.layers`, `space.lazy`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from dvsnas_jax.core import types
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, ports
+from dvsnas_jax.space import operations, ports, projections, shared_layers
 
 Params = dict[str, Any]
 
@@ -48,6 +48,7 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
     settings.check(space.inputs)
     settings = dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, kind="fixed"))
     scope = settings.scope()
+    run_layers = shared_layers.make(space, scope)
 
     def init(rng: jax.Array) -> Params:
         ports_rng, layers_rng = jax.random.split(rng)
@@ -57,23 +58,56 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
         stacked = jax.vmap(init_fn)(layer_rngs)
         return {"ports": ports.init(ports_rng, settings, space.inputs), "layers": stacked}
 
-    def step(
-        params: Params, genotype: jax.Array, state: types.CellState, features: types.Features
-    ) -> tuple[types.CellState, jax.Array]:
-        inputs = ports.cell_inputs(params["ports"], state, features, space.inputs, scope)
-        outputs = _run_layers(space, params["layers"], genotype, jnp.stack(list(inputs.values())), scope)
+    def run(
+        params: Params,
+        genotype: jax.Array,
+        state: types.CellState,
+        features: types.Features,
+        known: Mapping[str, jax.Array],
+        reads: Mapping[str, jax.Array],
+    ) -> types.CellState:
+        inputs = projections.cell_inputs(
+            params["ports"], state, features, space.inputs, scope, known=known, reads=reads
+        )
+        outputs = run_layers(params["layers"], genotype, tuple(inputs.values()))
         weights = loose_end_weights(space, genotype).astype(outputs.dtype)
         mean = jnp.tensordot(weights, outputs, axes=1)
         after = ports.cell_output(params["ports"], mean, state, features, scope)
-        state, _ = ports.finish(params["ports"], settings, state, after, features, scope)
+        return ports.finish(params["ports"], settings, state, after, features, scope, start=known.get("decoder"))[0]
+
+    def step(
+        params: Params, genotype: jax.Array, state: types.CellState, features: types.Features
+    ) -> tuple[types.CellState, jax.Array]:
+        state = run(params, genotype, state, features, {}, find_reads(genotype))
         return state, jnp.asarray(state.logits)
 
+    def find_reads(genotype: jax.Array) -> dict[str, jax.Array]:
+        found = dict(zip(space.inputs, read_inputs(space, genotype), strict=True))
+        starts = jnp.array(True) if settings.is_propagating else found.get("prev_state", jnp.array(False))
+        return {**found, "decoder": starts | found.get("decoder", False)}  # it starts the state
+
     def unroll(params: Params, genotype: jax.Array, features: types.Features) -> jax.Array:
-        first = jax.tree.map(lambda x: x[:, 0], features)
-        state = ports.initial_state(settings, first)
-        return ports.unroll(lambda s, f: step(params, genotype, s, f), state, features)[1]
+        def step_fn(
+            state: types.CellState, frame: tuple[types.Features, dict[str, jax.Array]]
+        ) -> tuple[types.CellState, jax.Array]:
+            state = run(params, genotype, state, *frame, reads)
+            return state, jnp.asarray(state.logits)
+
+        chex.assert_rank(features.logits, 5)
+        frames, reads = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), features), find_reads(genotype)
+        known = projections.of_clip(params["ports"], frames, reads, scope, is_propagating=settings.is_propagating)
+        state = ports.initial_state(settings, jax.tree.map(lambda x: x[0], frames))
+        return jax.lax.scan(step_fn, state, (frames, known))[1]
 
     return Supernet(init, step, unroll)
+
+
+def read_inputs(space: genotype_lib.Space, genotype: jax.Array) -> jax.Array:
+    """Which inputs some layer reads through an operation other than `none`, bool [num_inputs]."""
+    tokens, names = genotype[:, :2].ravel(), genotype[:, 2:4].ravel()
+    if "none" in space.operations:
+        tokens = jnp.where(names == space.operations.index("none"), space.num_inputs, tokens)
+    return (tokens[None] == jnp.arange(space.num_inputs)[:, None]).any(axis=1)
 
 
 def loose_end_weights(space: genotype_lib.Space, genotype: jax.Array) -> jax.Array:
@@ -82,49 +116,3 @@ def loose_end_weights(space: genotype_lib.Space, genotype: jax.Array) -> jax.Arr
     used = (genotype[:, :2].reshape(1, -1) == layers).any(axis=1)
     loose = 1.0 - used.astype(jnp.float32)
     return loose / loose.sum()
-
-
-def _run_layers(
-    space: genotype_lib.Space,
-    params: Params,
-    genotype: jax.Array,
-    inputs: jax.Array,
-    scope: operations.CellScope,
-) -> jax.Array:
-    """Runs the layers over the node buffer.
-
-    Args:
-      space: the cell space.
-      params: of the layers, stacked on axis 0.
-      genotype: i32 [L, 5].
-      inputs: [num_inputs, B, h, w, C].
-      scope: normalisation.
-
-    Returns:
-      The outputs of the layers, [L, B, h, w, C].
-    """
-    operation_branches = [_branch(operations.OPERATIONS[name], name, scope) for name in space.operations]
-    aggregation_branches = [_branch(operations.AGGREGATIONS[name], name, scope) for name in space.aggregations]
-
-    def layer(nodes: jax.Array, xs: tuple[Params, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        layer_params, tokens, index = xs
-        a = jax.lax.dynamic_index_in_dim(nodes, tokens[0], keepdims=False)
-        b = jax.lax.dynamic_index_in_dim(nodes, tokens[1], keepdims=False)
-        a = jax.lax.switch(tokens[2], operation_branches, layer_params["a"], a)
-        b = jax.lax.switch(tokens[3], operation_branches, layer_params["b"], b)
-        output = jax.lax.switch(tokens[4], aggregation_branches, layer_params["agg"], a, b)
-        return jax.lax.dynamic_update_index_in_dim(nodes, output, index, axis=0), None
-
-    empty = jnp.zeros((space.num_layers, *inputs.shape[1:]), inputs.dtype)
-    nodes = jnp.concatenate([inputs, empty])
-    indices = space.num_inputs + jnp.arange(space.num_layers)
-    nodes, _ = jax.lax.scan(layer, nodes, (params, genotype, indices))
-    return nodes[space.num_inputs :]
-
-
-def _branch(
-    operation: operations.Operation, name: str, scope: operations.CellScope
-) -> Callable[..., jax.Array]:
-    """One branch of the switch: picks its own parameters out of the slot's."""
-    apply_fn = jax.checkpoint(lambda params, *maps: operation.apply(params, *maps, scope))
-    return lambda params, *maps: apply_fn(params[name], *maps)

@@ -1,0 +1,59 @@
+"""Conditionals whose gradients keep the operands alone and run one branch, as the forward pass does.
+
+Autodiff of `lax.switch` writes the residuals of every branch, zeros for those that did not run, and copies of the
+operands. Here the gradient is written out: it switches to the branch's own pullback, which computes what it needs anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Branch = Callable[..., Any]
+
+
+def pullback(branch: Branch) -> Branch:
+    """`(*operands, gradient of the output) -> (gradient of each operand)`."""
+
+    def pull(*args: Any) -> tuple[Any, ...]:
+        *operands, grad = args
+        return jax.vjp(branch, *operands)[1](grad)
+
+    return pull
+
+
+def when(is_needed: jax.Array, fn: Branch, operands: Sequence[Any], constants: Sequence[Any] = ()) -> Any:
+    """`fn(*operands, *constants)` where it is needed, else zeros of its shape, in no time.
+
+    Args:
+      is_needed: bool [].
+      fn: of arrays.
+      operands: of floating point; the gradient is with respect to them.
+      constants: what has none.
+    """
+
+    def choose(is_needed: jax.Array, branch: Branch, *args: Any) -> Any:
+        shapes = jax.eval_shape(branch, *args)
+        return jax.lax.cond(
+            is_needed, branch, lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), *args
+        )
+
+    def pull(operands: Sequence[Any], constants: Sequence[Any], grad: Any) -> tuple[Any, ...]:
+        return jax.vjp(lambda *args: fn(*args, *constants), *operands)[1](grad)
+
+    @jax.custom_vjp
+    def run(is_needed: jax.Array, operands: Sequence[Any], constants: Sequence[Any]) -> Any:
+        return choose(is_needed, fn, *operands, *constants)
+
+    def forward(is_needed: jax.Array, operands: Sequence[Any], constants: Sequence[Any]) -> tuple[Any, Any]:
+        return run(is_needed, operands, constants), (is_needed, operands, constants)
+
+    def backward(residuals: Any, grad: Any) -> tuple[None, Any, None]:
+        is_needed, operands, constants = residuals
+        return None, choose(is_needed, pull, operands, constants, grad), None
+
+    run.defvjp(forward, backward)
+    return run(is_needed, tuple(operands), tuple(constants))

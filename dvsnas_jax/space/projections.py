@@ -1,0 +1,120 @@
+"""The inputs of a cell: maps of the static network and of the past, projected to its channels and normalised.
+
+A cell of one genotype projects what it reads, frame by frame. The supernet, whose genotype is data, projects what does
+not depend on its own past for all frames of a clip at once, and skips what the genotype does not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dvsnas_jax.core import types
+from dvsnas_jax.nets import layers
+from dvsnas_jax.space import lazy, operations
+
+Params = dict[str, Any]
+Raw = tuple[Callable[..., types.Array], tuple[types.Array, ...]]
+
+
+def project(params: Params, name: str, x: types.Array, scope: operations.CellScope) -> jax.Array:
+    """1x1 convolution and normalisation of one input, [B, h, w, C]; `params` are those of `ports.init`."""
+    y = layers.conv(jnp.asarray(x), params["inputs"][name]["kernel"].astype(x.dtype))
+    return scope.child("inputs", name, "norm").normalize(params["inputs"][name]["norm"], y)
+
+
+def cell_inputs(
+    params: Params,
+    state: types.CellState,
+    features: types.Features,
+    names: Iterable[str],
+    scope: operations.CellScope,
+    *,
+    known: Mapping[str, jax.Array] | None = None,
+    reads: Mapping[str, jax.Array] | None = None,
+) -> dict[str, jax.Array]:
+    """The named inputs of a cell, each [B, h, w, C].
+
+    At the first frame of a clip `prev_*` are the current frame's own values; the cell's own state
+    is then the projected decoder map, and the difference of images is zero. Where the frame only passed the first
+    encoder stages (propagate), it cannot be the first: its own values do not exist.
+
+    Args:
+      params: of `ports.init`.
+      state: before the frame.
+      features: of the frame.
+      names: of the inputs.
+      scope: normalisation.
+      known: inputs that were projected before, of `of_clip`.
+      reads: whether an input is read, bool []; one that is not is zero. None: all are.
+    """
+    first = state.is_first[:, None, None, None]
+    has_own = "decoder" in features.maps
+
+    def previous(own_fn: Callable[[], types.Array], before: types.Array) -> jax.Array:
+        return jnp.where(first, own_fn(), before) if has_own else jnp.asarray(before)
+
+    raw: dict[str, Callable[[], types.Array]] = {
+        "prev_decoder": lambda: previous(lambda: features.maps["decoder"], state.decoder),
+        "prev_logits": lambda: jax.nn.softmax(previous(lambda: features.logits, state.logits)),
+        "logits": lambda: jax.nn.softmax(features.logits),
+        "image_diff": lambda: jnp.where(first, 0, features.maps["image"] - state.image),
+        "prev_state": lambda: previous(lambda: maps["decoder"], state.state),
+    }
+
+    def find(name: str) -> jax.Array:
+        x = raw[name]() if name in raw else features.maps[name]
+        if reads is None:
+            return project(params, name, x, scope)
+        own = {"inputs": {name: params["inputs"][name]}}
+        return lazy.when(reads[name], lambda own, x: project(own, name, x, scope), (own, jnp.asarray(x)))
+
+    maps = dict(known or {})
+    wanted = list(names)
+    for name in ["decoder"] * ("prev_state" in wanted and has_own) + wanted:
+        if name not in maps:
+            maps[name] = find(name)
+    return {name: maps[name] for name in wanted}
+
+
+def of_clip(
+    params: Params,
+    features: types.Features,
+    reads: Mapping[str, jax.Array],
+    scope: operations.CellScope,
+    *,
+    is_propagating: bool,
+) -> dict[str, jax.Array]:
+    """The inputs that do not depend on what the cell itself did, of all frames of a clip, each [T, B, h, w, C].
+
+    Args:
+      params: of `ports.init`.
+      features: of the clip, [T, B, h, w, C] each.
+      reads: of `cell_inputs`, for all inputs of the space and the decoder.
+      scope: normalisation; each frame is normalised by itself.
+      is_propagating: the previous decoder map depends on the key frames.
+    """
+    decoder, image = features.maps["decoder"], features.maps["image"]
+
+    def image_diff(image: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.zeros_like(image[:1]), image[1:] - image[:-1]])
+
+    raw: dict[str, Raw] = {
+        "logits": (jax.nn.softmax, (features.logits,)),
+        "image_diff": (image_diff, (image,)),
+        "prev_decoder": (lambda x: jnp.concatenate([x[:1], x[:-1]]), (decoder,)),
+    }
+    dependent = {"prev_state", "prev_logits", *(["prev_decoder"] if is_propagating else [])}
+
+    def find(name: str) -> jax.Array:
+        prepare, sources = raw.get(name, (lambda x: x, (features.maps.get(name),)))
+
+        def run(own: Params, *sources: jax.Array) -> jax.Array:
+            return jax.vmap(lambda x: project(own, name, x, scope))(prepare(*sources))
+
+        return lazy.when(reads[name], run, ({"inputs": {name: params["inputs"][name]}},), sources)
+
+    return {name: find(name) for name in reads if name not in dependent}

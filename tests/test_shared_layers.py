@@ -1,0 +1,122 @@
+"""The written-out gradients behind the supernet: those of autodiff, of what was read, without copies."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_space import INPUTS, SETTINGS, loss_and_logits, make_features, randomised
+
+from dvsnas_jax.core import types
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import lazy, operations, shared_layers
+from dvsnas_jax.space import supernet as supernet_lib
+
+SPACE = genotype_lib.Space(
+    inputs=INPUTS, num_layers=3, operations=("none", "skip", "sep_conv_3x3", "conv_1x1"), aggregations=("sum", "gate")
+)
+NONE, SKIP, SEPARABLE, POINTWISE = range(4)
+SHAPE = (2, 3, 4, SETTINGS.channels)
+GENOTYPES = {
+    "a layer reads one node twice": [
+        [0, 0, SEPARABLE, POINTWISE, 0],
+        [7, 7, SKIP, SKIP, 1],
+        [8, 8, SKIP, POINTWISE, 0],
+    ],
+    "nodes are read by several layers": [[1, 2, SKIP, POINTWISE, 1], [7, 1, SKIP, SKIP, 0], [7, 1, SEPARABLE, SKIP, 1]],
+    "nothing is read": [[0, 1, NONE, NONE, 0], [7, 2, NONE, POINTWISE, 1], [8, 7, NONE, SKIP, 0]],
+}
+
+
+def by_autodiff(params: types.Params, genotype: np.ndarray, inputs: tuple[jax.Array, ...]) -> jax.Array:
+    """The layers as a plain loop over a static genotype."""
+    nodes = list(inputs)
+    for index, (first, second, op_a, op_b, agg) in enumerate(np.asarray(genotype).tolist()):
+        own = jax.tree.map(lambda x, index=index: x[index], params)
+        names = SPACE.operations[op_a], SPACE.operations[op_b], SPACE.aggregations[agg]
+        a, b = (
+            operations.OPERATIONS[name].apply(own[slot][name], nodes[node], SETTINGS.scope())
+            for slot, name, node in (("a", names[0], first), ("b", names[1], second))
+        )
+        nodes.append(operations.AGGREGATIONS[names[2]].apply(own["agg"][names[2]], a, b, SETTINGS.scope()))
+    return jnp.stack(nodes[len(inputs) :])
+
+
+@pytest.mark.parametrize("case", GENOTYPES)
+def test_gradients_are_those_of_autodiff(case):
+    genotype, rng = np.asarray(GENOTYPES[case], np.int32), np.random.default_rng(0)
+    supernet = supernet_lib.make(SPACE, SETTINGS)
+    params = randomised(supernet.init(jax.random.key(0)), 1)["layers"]
+    inputs = tuple(jnp.asarray(rng.normal(size=SHAPE), jnp.float32) for _ in INPUTS)
+    run = shared_layers.make(SPACE, SETTINGS.scope())
+
+    def grads(fn) -> tuple[jax.Array, types.Params]:
+        return jax.jit(
+            jax.value_and_grad(lambda params, inputs: loss_and_logits(fn(params, inputs))[0], argnums=(0, 1))
+        )(params, inputs)
+
+    found = grads(lambda params, inputs: run(params, jnp.asarray(genotype), inputs))
+    expected = grads(lambda params, inputs: by_autodiff(params, genotype, inputs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-5), found, expected)
+    assert any(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(found[1]))
+
+
+def test_what_is_not_read_is_not_computed():
+    """An input of NaN that no operation reads, or `none` alone, changes nothing; read, it does."""
+    supernet = supernet_lib.make(SPACE, SETTINGS)
+    params = randomised(supernet.init(jax.random.key(0)), 1)
+    features = make_features(2)
+    broken = features.replace(maps={**features.maps, "stage1": jnp.full_like(features.maps["stage1"], jnp.nan)})
+    stage1 = INPUTS.index("stage1")
+    run = jax.jit(
+        jax.value_and_grad(
+            lambda params, genotype, features: loss_and_logits(supernet.unroll(params, genotype, features))[0]
+        )
+    )
+    unread = np.array([[0, 3, SKIP, SKIP, 0], [stage1, 2, NONE, SKIP, 1], [8, 7, SKIP, SKIP, 0]], np.int32)
+    expected, found = (run(params, unread, one) for one in (features, broken))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert np.isfinite(found[0])
+    read = unread.copy()
+    read[1, 2] = SKIP
+    assert np.isfinite(run(params, read, features)[0]) and np.isnan(run(params, read, broken)[0])
+
+
+def test_reads_of_random_genotypes():
+    for genotype in genotype_lib.random(SPACE, np.random.default_rng(0), 50):
+        found = supernet_lib.read_inputs(SPACE, jnp.asarray(genotype))
+        names = [name for name, is_read in zip(INPUTS, found.tolist(), strict=True) if is_read]
+        assert tuple(names) == cell_lib.used_inputs(SPACE, genotype)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA's CPU backend")
+def test_the_buffer_of_gradients_is_written_in_place():
+    supernet = supernet_lib.make(SPACE, SETTINGS)
+    params = jax.eval_shape(supernet.init, jax.random.key(0))["layers"]
+    run = shared_layers.make(SPACE, SETTINGS.scope())
+    inputs = tuple(jax.ShapeDtypeStruct(SHAPE, jnp.float32) for _ in INPUTS)
+    genotype = jax.ShapeDtypeStruct((SPACE.num_layers, 5), jnp.int32)
+
+    def loss_fn(params, genotype, inputs) -> jax.Array:
+        return loss_and_logits(run(params, genotype, inputs))[0]
+
+    text = jax.jit(jax.grad(loss_fn, argnums=(0, 2))).lower(params, genotype, inputs).compile().as_text()
+    shape = ",".join(map(str, (SPACE.num_nodes, *SHAPE)))  # of the gradients
+    assert re.search(rf"f32\[{shape}\]\S* (?:fusion|dynamic-update-slice)\(", text)
+    assert not re.search(rf"f32\[{shape}\]\S* copy\(", text)
+
+
+def test_when_gives_zeros_and_their_gradient():
+    def fn(x: jax.Array, scale: jax.Array) -> jax.Array:
+        return jnp.sin(x) * scale
+
+    def loss_fn(x: jax.Array, is_needed: jax.Array) -> jax.Array:
+        return lazy.when(is_needed, fn, (x,), (jnp.float32(3),)).sum()
+
+    x, grad = jnp.arange(3.0), jax.jit(jax.value_and_grad(loss_fn))
+    value, slope = grad(x, jnp.array(True))
+    np.testing.assert_allclose(value, 3 * np.sin(x).sum(), rtol=1e-6)
+    np.testing.assert_allclose(slope, 3 * np.cos(x), rtol=1e-6)
+    assert (float(grad(x, jnp.array(False))[0]), grad(x, jnp.array(False))[1].tolist()) == (0.0, [0.0] * 3)
