@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from dvsnas_jax.controller import bandit, ppo
+from dvsnas_jax.controller import bandit, descent, ppo
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, types
@@ -167,7 +167,7 @@ def test_update_equals_single_steps_of_a_plain_loop(policy):
 @pytest.mark.parametrize(("size", "norm"), [(0.3, 1.5), (3.0, 2.0)])
 def test_clipping_is_that_of_optax_with_its_state(size, norm):
     updates = {"a": size * jnp.asarray([[3.0, 0.0], [-2.0, 2.0]]), "b": size * jnp.asarray([2.0, -2.0])}
-    ours, theirs = ppo.clip_by_norm(2.0), optax.clip_by_global_norm(2.0)
+    ours, theirs = descent.clip_by_norm(2.0), optax.clip_by_global_norm(2.0)
     state = ours.init(updates)
     assert isinstance(state, type(theirs.init(updates)))
     got, state = ours.update(updates, state)

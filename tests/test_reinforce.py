@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.controller import bandit, reinforce, strategies
+from dvsnas_jax.controller import bandit, descent, reinforce, strategies
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import config as config_lib
@@ -22,7 +22,7 @@ def make_config(**changes):
 
 def test_the_baseline_is_an_average_of_earlier_rewards():
     rewards, valid = jnp.array([1.0, 0.0, 3.0, 2.0]), jnp.array([True, False, True, True])
-    before, baseline, weight = reinforce.follow(jnp.zeros(()), jnp.zeros(()), rewards, valid, decay=0.5)
+    before, baseline, weight = descent.follow(jnp.zeros(()), jnp.zeros(()), rewards, valid, decay=0.5)
     # The first reward has no earlier one; a row that is not valid moves nothing; then 1, then (1/4 + 3/2) / (3/4).
     np.testing.assert_allclose(before, [1, 1, 1, 7 / 3], rtol=1e-6)
     assert float(baseline) == pytest.approx((1 / 8 + 3 / 4 + 2 / 2) / (7 / 8)) and float(weight) == pytest.approx(7 / 8)

@@ -18,6 +18,7 @@ import ml_collections
 import optax
 from flax import struct
 
+from dvsnas_jax.controller import descent
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.space import genotype
@@ -97,7 +98,7 @@ def make(policy: policy_lib.Policy, controller_config: ml_collections.ConfigDict
       UserError: a size is below 1, or the minibatch does not fit into the buffer.
     """
     _check(controller_config)
-    optimizer = optax.chain(clip_by_norm(controller_config.clip_norm), optax.adam(controller_config.learning_rate))
+    optimizer = descent.make_optimizer(controller_config)
     capacity = controller_config.buffer
 
     def init(rng: jax.Array) -> PPOState:
@@ -128,23 +129,6 @@ def _check(controller_config: ml_collections.ConfigDict) -> None:
         )
 
 
-def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` (same state) as one factor for all gradients.
-
-    XLA fuses a product with a scalar into both of Adam's averages; optax's division it writes out for every array.
-
-    Args:
-      max_norm: of all gradients together.
-    """
-
-    def clip(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-        del params
-        factor = max_norm / jnp.maximum(optax.tree.norm(updates), max_norm)
-        return jax.tree.map(lambda update: update * factor, updates)
-
-    return optax.stateless(clip)
-
-
 def _empty(capacity: int, num_layers: int) -> Rollouts:
     """A buffer without rollouts."""
     return Rollouts(
@@ -172,18 +156,7 @@ def _record(
     row = jnp.sum(state.buffer.filled) + jnp.cumsum(valid) - 1
     taken = valid & (row < capacity)
 
-    def follow(
-        carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        baseline, weight = carry
-        reward, is_taken = xs
-        before = jnp.where(weight > 0, baseline, reward)
-        new_weight = decay * weight + (1 - decay)
-        new_baseline = before + (1 - decay) / new_weight * (reward - before)
-        new = (jnp.where(is_taken, new_baseline, baseline), jnp.where(is_taken, new_weight, weight))
-        return new, before
-
-    (baseline, weight), before = jax.lax.scan(follow, (state.baseline, state.baseline_weight), (rewards, taken))
+    before, baseline, weight = descent.follow(state.baseline, state.baseline_weight, rewards, taken, decay=decay)
     chex.assert_rank(before, 1)
     where = jnp.where(taken, row, capacity)  # a row that does not count is written outside and dropped
     new_rows = Rollouts(

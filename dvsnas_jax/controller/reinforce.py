@@ -18,6 +18,7 @@ import ml_collections
 import optax
 from flax import struct
 
+from dvsnas_jax.controller import descent
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.core import types
 
@@ -65,9 +66,7 @@ def make(policy: policy_lib.Policy, controller_config: ml_collections.ConfigDict
     Returns:
       Pure functions.
     """
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(controller_config.clip_norm), optax.adam(controller_config.learning_rate)
-    )
+    optimizer = descent.make_optimizer(controller_config)
 
     def init(rng: jax.Array) -> ReinforceState:
         params = policy.init(rng)
@@ -92,7 +91,7 @@ def make(policy: policy_lib.Policy, controller_config: ml_collections.ConfigDict
         chex.assert_rank([rewards, valid], 1)
         valid = jnp.asarray(valid) & jnp.isfinite(rewards)
         rewards = jnp.where(valid, rewards, 0.0)
-        before, baseline, weight = follow(
+        before, baseline, weight = descent.follow(
             state.baseline, state.baseline_weight, rewards, valid, decay=controller_config.baseline_decay
         )
         advantage = advantages(rewards, before, valid, normalize=controller_config.normalize_advantage)
@@ -112,36 +111,6 @@ def make(policy: policy_lib.Policy, controller_config: ml_collections.ConfigDict
         return ReinforceState(params, opt_state, baseline, weight, num_updates), metrics
 
     return Reinforce(init=init, learn=learn)
-
-
-def follow(
-    baseline: jax.Array, weight: jax.Array, rewards: jax.Array, valid: jax.Array, *, decay: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Moves the baseline row by row; each row keeps the one before its own reward, which keeps the gradient unbiased.
-
-    Args:
-      baseline: f32, average so far.
-      weight: f32, sum of its weights.
-      rewards: f32 [N].
-      valid: bool [N].
-      decay: of the average.
-
-    Returns:
-      The baseline before each row, f32 [N] (of the first reward ever: that reward), and both averages after.
-    """
-
-    def move(
-        carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        average, total = carry
-        reward, is_valid = xs
-        before = jnp.where(total > 0, average, reward)
-        new_total = decay * total + (1 - decay)
-        new_average = before + (1 - decay) / new_total * (reward - before)
-        return (jnp.where(is_valid, new_average, average), jnp.where(is_valid, new_total, total)), before
-
-    (baseline, weight), before = jax.lax.scan(move, (baseline, weight), (rewards, valid))
-    return before, baseline, weight
 
 
 def advantages(rewards: jax.Array, before: jax.Array, valid: jax.Array, *, normalize: bool) -> jax.Array:

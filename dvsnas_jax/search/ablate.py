@@ -18,7 +18,7 @@ import numpy as np
 from dvsnas_jax.core import compilation, errors, signals, types, workdir
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import features, losses, metrics, train
-from dvsnas_jax.search import ablate_report, ablate_runs
+from dvsnas_jax.search import ablate_report, ablate_runs, outcome
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.space import variants as variants_lib
@@ -85,7 +85,7 @@ def run(
     genotype: str | None = None,
     num_steps: int | None = None,
     limit: int | None = None,
-) -> ablate_report.Report:
+) -> outcome.Report:
     """The command `ablate`. What is finished is in `ablation.jsonl` of the run folder and is not done again.
 
     Args:

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dvsnas_jax.core import workdir
 from dvsnas_jax.run import figures
+from dvsnas_jax.search import outcome
 from dvsnas_jax.space import draw
 
 Records = Sequence[Mapping[str, Any]]
 _SLOTS = {"op_a": "operation a", "op_b": "operation b", "agg": "aggregation", "in_a": "input a", "in_b": "input b"}
 
 
-class Report(NamedTuple):
-    """What an ablation found.
-
-    Attributes:
-      content: of the JSON file.
-      text: the table.
-      paths: the files written.
-    """
-
-    content: dict[str, Any]
-    text: str
-    paths: list[str]
-
-
-def write_replacements(folder: workdir.Workdir, what: str, genotype: Mapping[str, Any], records: Records) -> Report:
+def write_replacements(
+    folder: workdir.Workdir, what: str, genotype: Mapping[str, Any], records: Records
+) -> outcome.Report:
     """Writes what replacing each token changes.
 
     Args:
@@ -99,7 +88,7 @@ def tokens(records: Records) -> list[dict[str, Any]]:
     return rows
 
 
-def write_searches(folder: workdir.Workdir, records: Records) -> Report:
+def write_searches(folder: workdir.Workdir, records: Records) -> outcome.Report:
     """Writes what leaving each operation out of the search changes.
 
     Args:
@@ -124,7 +113,7 @@ def write_searches(folder: workdir.Workdir, records: Records) -> Report:
     return _write(folder, content, lines, lambda path: _draw_searches(rows[1:], path))
 
 
-def _write(folder: workdir.Workdir, content: dict[str, Any], lines: Sequence[str], draw_fn: Any) -> Report:
+def _write(folder: workdir.Workdir, content: dict[str, Any], lines: Sequence[str], draw_fn: Any) -> outcome.Report:
     """The three files."""
     name = f"ablation_{content['what'].replace('-', '_')}"
     text = "\n".join(lines)
@@ -133,7 +122,7 @@ def _write(folder: workdir.Workdir, content: dict[str, Any], lines: Sequence[str
     table.write_text(text + "\n", encoding="utf-8")
     picture.parent.mkdir(exist_ok=True)
     draw_fn(picture)
-    return Report(content, text, [str(path) for path in (folder.path / f"{name}.json", table, picture)])
+    return outcome.Report(content, text, [str(path) for path in (folder.path / f"{name}.json", table, picture)])
 
 
 def _minus(value: float | None, base: float | None) -> float | None:

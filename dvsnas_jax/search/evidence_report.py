@@ -5,34 +5,20 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dvsnas_jax.core import errors
 from dvsnas_jax.run import figures
-from dvsnas_jax.search import choices
+from dvsnas_jax.search import choices, outcome
 
 COLORS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.SKY, figures.GREY, figures.INK)
 NAME = "strategies"
 Results = Mapping[str, Mapping[str, Any]]
 
 
-class Report(NamedTuple):
-    """What a comparison found.
-
-    Attributes:
-      content: of the JSON file.
-      text: the table.
-      paths: the files written.
-    """
-
-    content: dict[str, Any]
-    text: str
-    paths: list[str]
-
-
-def write_replays(content: dict[str, Any], output: pathlib.Path | None) -> Report:
+def write_replays(content: dict[str, Any], output: pathlib.Path | None) -> outcome.Report:
     """Writes the comparison of strategies on a table.
 
     Args:
@@ -77,7 +63,7 @@ def write_replays(content: dict[str, Any], output: pathlib.Path | None) -> Repor
     return write(content, lines, output, lambda path: _draw_replays(results, path))
 
 
-def write(content: dict[str, Any], lines: Sequence[str], output: pathlib.Path | None, draw_fn: Any) -> Report:
+def write(content: dict[str, Any], lines: Sequence[str], output: pathlib.Path | None, draw_fn: Any) -> outcome.Report:
     """The three files, if there is a folder for them.
 
     Raises:
@@ -85,7 +71,7 @@ def write(content: dict[str, Any], lines: Sequence[str], output: pathlib.Path | 
     """
     text = "\n".join(lines)
     if output is None:
-        return Report(content, text, [])
+        return outcome.Report(content, text, [])
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -94,7 +80,7 @@ def write(content: dict[str, Any], lines: Sequence[str], output: pathlib.Path | 
     paths[0].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     paths[1].write_text(text + "\n", encoding="utf-8")
     draw_fn(paths[2])
-    return Report(content, text, [str(path) for path in paths])
+    return outcome.Report(content, text, [str(path) for path in paths])
 
 
 def _points(value: Mapping[str, float]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, errors, signals, types, workdir
 from dvsnas_jax.run import features, train
-from dvsnas_jax.search import derive, evidence_report, evidence_searches, loop, pipeline, relaxed_steps, table_maker
+from dvsnas_jax.search import derive, evidence_searches, loop, outcome, pipeline, relaxed_steps, table_maker
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
 
@@ -48,7 +48,7 @@ def run(
     num_top: int,
     num_correlated: int,
     output: pathlib.Path | None = None,
-) -> evidence_report.Report:
+) -> outcome.Report:
     """Runs the searches that the folder does not hold yet, and writes what they amount to.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from dvsnas_jax.run import figures
-from dvsnas_jax.search import evidence_report
+from dvsnas_jax.search import evidence_report, outcome
 
 WHATS = ("search", "retrain", "alone")
 """Lines of the log: a search with its rewards, a derived cell retrained, a probe trained alone."""
@@ -74,7 +74,7 @@ def mean_and_error(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(data.mean()) if len(data) else math.nan, "error": error, "count": len(data)}
 
 
-def write(content: dict[str, Any], output: pathlib.Path) -> evidence_report.Report:
+def write(content: dict[str, Any], output: pathlib.Path) -> outcome.Report:
     """Writes the comparison; `content` is from `summarize`."""
     results = content["results"]
     lines = [

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.search import evidence, evidence_report
+from dvsnas_jax.search import evidence, evidence_report, outcome
 from dvsnas_jax.search import table as table_lib
 
 TUNED: dict[str, dict[str, str]] = {
@@ -38,7 +38,7 @@ def run(
     training_seeds: str | None = None,
     is_cached: bool = False,
     output: pathlib.Path | None = None,
-) -> evidence_report.Report:
+) -> outcome.Report:
     """Compares strategies on a table.
 
     Args:

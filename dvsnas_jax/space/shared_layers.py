@@ -8,7 +8,7 @@ copies maps into the residuals of every conditional, and the whole buffer for ev
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,66 +22,87 @@ Operands = tuple[jax.Array, jax.Array]
 Residuals = tuple[Params, jax.Array, Inputs, jax.Array, Operands]
 
 
-def make(
-    space: genotype_lib.Space, scope: operations.CellScope
-) -> Callable[[Params, jax.Array, tuple[jax.Array, ...]], jax.Array]:
+class _Branches(NamedTuple):
+    """The members of the vocabularies; all are told the parameters of all members of their slot.
+
+    Attributes:
+      apply_op: `(params, x) -> map`.
+      apply_agg: `(params, a, b) -> map`.
+      pull_op: `(params, x, gradient, total) -> (gradient of params, total + gradient of x)`.
+      pull_agg: `(params, a, b, gradient) -> (gradient of params, of a, of b)`.
+    """
+
+    apply_op: list[lazy.Branch]
+    apply_agg: list[lazy.Branch]
+    pull_op: list[lazy.Branch]
+    pull_agg: list[lazy.Branch]
+
+
+def make(space: genotype_lib.Space, scope: operations.CellScope) -> Callable[[Params, jax.Array, Inputs], jax.Array]:
     """Builds the function that runs the layers.
 
     Returns:
       `(params stacked over the layers on axis 0, genotype i32 [L, 5], inputs, each [B, h, w, C]) -> outputs of the
       layers [L, B, h, w, C]`.
     """
-    apply_op, pull_op = _branches(operations.OPERATIONS, space.operations, scope)
-    apply_agg, pull_agg = _branches(operations.AGGREGATIONS, space.aggregations, scope)
-
-    def forward(params: Params, genotype: jax.Array, inputs: Inputs) -> tuple[jax.Array, Operands]:
-        def layer(outputs: jax.Array, xs: Any) -> tuple[jax.Array, Operands]:
-            params, tokens, index = xs
-            a = jax.lax.switch(tokens[2], apply_op, params["a"], _node(inputs, outputs, tokens[0]))
-            b = jax.lax.switch(tokens[3], apply_op, params["b"], _node(inputs, outputs, tokens[1]))
-            output = jax.lax.switch(tokens[4], apply_agg, params["agg"], a, b)
-            return jax.lax.dynamic_update_index_in_dim(outputs, output, index, axis=0), (a, b)
-
-        empty = jnp.zeros((space.num_layers, *inputs[0].shape), inputs[0].dtype)
-        return jax.lax.scan(layer, empty, (params, genotype, jnp.arange(space.num_layers)))
-
-    def backward(residuals: Residuals, grad: jax.Array) -> tuple[Params, None, Inputs]:
-        params, genotype, inputs, outputs, operands = residuals
-
-        def layer(grads: jax.Array, xs: Any) -> tuple[jax.Array, Params]:
-            params, tokens, index, (a, b) = xs
-            found = {}
-            found["agg"], grad_a, grad_b = jax.lax.switch(tokens[4], pull_agg, params["agg"], a, b, _row(grads, index))
-            # What is written depends on all that was read: in any other order XLA copies the whole buffer.
-            first, second = tokens[0], tokens[1]
-            sum_a, sum_b = _row(grads, first), _row(grads, second)
-            x = _node(inputs, outputs, first)
-            found["a"], sum_a = jax.lax.switch(tokens[2], pull_op, params["a"], x, grad_a, sum_a)
-            sum_b = jnp.where(first == second, sum_a, sum_b)
-            x = _node(inputs, outputs, second)
-            found["b"], sum_b = jax.lax.switch(tokens[3], pull_op, params["b"], x, grad_b, sum_b)
-            sum_a = jnp.where(first == second, sum_b, sum_a)
-            for where, total in ((second, sum_b), (first, sum_a)):
-                grads = jax.lax.dynamic_update_index_in_dim(grads, total, where, axis=0)
-            return grads, found
-
-        zeros = jnp.zeros((space.num_inputs, *grad.shape[1:]), grad.dtype)
-        indices = space.num_inputs + jnp.arange(space.num_layers)
-        grads, found = jax.lax.scan(
-            layer, jnp.concatenate([zeros, grad]), (params, genotype, indices, operands), reverse=True
-        )
-        return found, None, tuple(grads[: space.num_inputs])
+    branches = _make_branches(space, scope)
 
     @jax.custom_vjp
     def run(params: Params, genotype: jax.Array, inputs: Inputs) -> jax.Array:
-        return forward(params, genotype, inputs)[0]
+        return _forward(branches, params, genotype, inputs)[0]
 
     def keep(params: Params, genotype: jax.Array, inputs: Inputs) -> tuple[jax.Array, Residuals]:
-        outputs, operands = forward(params, genotype, inputs)
+        outputs, operands = _forward(branches, params, genotype, inputs)
         return outputs, (params, genotype, inputs, outputs, operands)
 
-    run.defvjp(keep, backward)
+    def pull(residuals: Residuals, grad: jax.Array) -> tuple[Params, None, Inputs]:
+        grad_params, grad_inputs = _backward(branches, residuals, grad)
+        return grad_params, None, grad_inputs
+
+    run.defvjp(keep, pull)
     return run
+
+
+def _forward(branches: _Branches, params: Params, genotype: jax.Array, inputs: Inputs) -> tuple[jax.Array, Operands]:
+    """Outputs of the layers and operands of their aggregations, [L, B, h, w, C] each."""
+
+    def layer(outputs: jax.Array, xs: tuple[Params, jax.Array, jax.Array]) -> tuple[jax.Array, Operands]:
+        params, tokens, index = xs
+        a = jax.lax.switch(tokens[2], branches.apply_op, params["a"], _node(inputs, outputs, tokens[0]))
+        b = jax.lax.switch(tokens[3], branches.apply_op, params["b"], _node(inputs, outputs, tokens[1]))
+        output = jax.lax.switch(tokens[4], branches.apply_agg, params["agg"], a, b)
+        return jax.lax.dynamic_update_index_in_dim(outputs, output, index, axis=0), (a, b)
+
+    num_layers = genotype.shape[0]
+    empty = jnp.zeros((num_layers, *inputs[0].shape), inputs[0].dtype)
+    return jax.lax.scan(layer, empty, (params, genotype, jnp.arange(num_layers)))
+
+
+def _backward(branches: _Branches, residuals: Residuals, grad: jax.Array) -> tuple[Params, Inputs]:
+    """Gradients of the parameters and of the inputs, from that of the outputs."""
+    params, genotype, inputs, outputs, operands = residuals
+
+    def layer(grads: jax.Array, xs: Any) -> tuple[jax.Array, Params]:
+        params, tokens, index, (a, b) = xs
+        first, second = tokens[0], tokens[1]
+        grad_agg, grad_a, grad_b = jax.lax.switch(tokens[4], branches.pull_agg, params["agg"], a, b, _row(grads, index))
+        # What is written depends on all that was read: in any other order XLA copies the whole buffer.
+        total_a, total_b = _row(grads, first), _row(grads, second)
+        x = _node(inputs, outputs, first)
+        grad_op_a, total_a = jax.lax.switch(tokens[2], branches.pull_op, params["a"], x, grad_a, total_a)
+        total_b = jnp.where(first == second, total_a, total_b)
+        x = _node(inputs, outputs, second)
+        grad_op_b, total_b = jax.lax.switch(tokens[3], branches.pull_op, params["b"], x, grad_b, total_b)
+        total_a = jnp.where(first == second, total_b, total_a)
+        for where, total in ((second, total_b), (first, total_a)):
+            grads = jax.lax.dynamic_update_index_in_dim(grads, total, where, axis=0)
+        return grads, {"a": grad_op_a, "b": grad_op_b, "agg": grad_agg}
+
+    num_inputs = len(inputs)
+    start = jnp.concatenate([jnp.zeros((num_inputs, *grad.shape[1:]), grad.dtype), grad])
+    indices = num_inputs + jnp.arange(len(grad))
+    grads, grad_params = jax.lax.scan(layer, start, (params, genotype, indices, operands), reverse=True)
+    return grad_params, tuple(grads[:num_inputs])
 
 
 def _row(maps: jax.Array, index: jax.Array) -> jax.Array:
@@ -98,12 +119,8 @@ def _node(inputs: Inputs, outputs: jax.Array, token: jax.Array) -> jax.Array:
     return jax.lax.switch(jnp.minimum(token, len(inputs)), branches, inputs, outputs)
 
 
-def _branches(
-    table: dict[str, operations.Operation], names: tuple[str, ...], scope: operations.CellScope
-) -> tuple[list[lazy.Branch], list[lazy.Branch]]:
-    """The members of a vocabulary and their pullbacks; both are told the parameters of all members of a slot."""
-
-    def member(name: str) -> lazy.Branch:
+def _make_branches(space: genotype_lib.Space, scope: operations.CellScope) -> _Branches:
+    def member(table: dict[str, operations.Operation], name: str) -> lazy.Branch:
         return lambda params, *maps: table[name].apply(params[name], *maps, scope)
 
     def adding(pull: lazy.Branch) -> lazy.Branch:
@@ -113,6 +130,7 @@ def _branches(
 
         return add
 
-    members = [member(name) for name in names]
-    pulls = [lazy.pullback(branch) for branch in members]
-    return members, [adding(pull) for pull in pulls] if table is operations.OPERATIONS else pulls
+    apply_op = [member(operations.OPERATIONS, name) for name in space.operations]
+    apply_agg = [member(operations.AGGREGATIONS, name) for name in space.aggregations]
+    pull_op = [adding(lazy.pullback(branch)) for branch in apply_op]
+    return _Branches(apply_op, apply_agg, pull_op, [lazy.pullback(branch) for branch in apply_agg])

@@ -27,7 +27,8 @@ class Supernet(NamedTuple):
 
     Attributes:
       init: `rng -> params`.
-      step: `(params, genotype i32 [L, 5], state, features of one frame) -> (state, logits [B, h, w, K])`.
+      step: `(params, genotype i32 [L, 5], state, features of one frame) -> (state, logits [B, h, w, K])`; a fifth
+        argument is what `projections.of_clip` knew before.
       unroll: `(params, genotype, features [B, T, ...]) -> logits [T, B, h, w, K]`.
     """
 
@@ -58,14 +59,14 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
         stacked = jax.vmap(init_fn)(layer_rngs)
         return {"ports": ports.init(ports_rng, settings, space.inputs), "layers": stacked}
 
-    def run(
+    def step(
         params: Params,
         genotype: jax.Array,
         state: types.CellState,
         features: types.Features,
-        known: Mapping[str, jax.Array],
-        reads: Mapping[str, jax.Array],
-    ) -> types.CellState:
+        known: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[types.CellState, jax.Array]:
+        known, reads = known or {}, _reads(space, settings, genotype)
         inputs = projections.cell_inputs(
             params["ports"], state, features, space.inputs, scope, known=known, reads=reads
         )
@@ -73,31 +74,16 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
         weights = loose_end_weights(space, genotype).astype(outputs.dtype)
         mean = jnp.tensordot(weights, outputs, axes=1)
         after = ports.cell_output(params["ports"], mean, state, features, scope)
-        return ports.finish(params["ports"], settings, state, after, features, scope, start=known.get("decoder"))[0]
-
-    def step(
-        params: Params, genotype: jax.Array, state: types.CellState, features: types.Features
-    ) -> tuple[types.CellState, jax.Array]:
-        state = run(params, genotype, state, features, {}, find_reads(genotype))
+        start = known.get("decoder")
+        state, _ = ports.finish(params["ports"], settings, state, after, features, scope, start=start)
         return state, jnp.asarray(state.logits)
 
-    def find_reads(genotype: jax.Array) -> dict[str, jax.Array]:
-        found = dict(zip(space.inputs, read_inputs(space, genotype), strict=True))
-        starts = jnp.array(True) if settings.is_propagating else found.get("prev_state", jnp.array(False))
-        return {**found, "decoder": starts | found.get("decoder", False)}  # it starts the state
-
     def unroll(params: Params, genotype: jax.Array, features: types.Features) -> jax.Array:
-        def step_fn(
-            state: types.CellState, frame: tuple[types.Features, dict[str, jax.Array]]
-        ) -> tuple[types.CellState, jax.Array]:
-            state = run(params, genotype, state, *frame, reads)
-            return state, jnp.asarray(state.logits)
-
         chex.assert_rank(features.logits, 5)
-        frames, reads = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), features), find_reads(genotype)
+        frames, reads = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), features), _reads(space, settings, genotype)
         known = projections.of_clip(params["ports"], frames, reads, scope, is_propagating=settings.is_propagating)
         state = ports.initial_state(settings, jax.tree.map(lambda x: x[0], frames))
-        return jax.lax.scan(step_fn, state, (frames, known))[1]
+        return jax.lax.scan(lambda state, xs: step(params, genotype, state, *xs), state, (frames, known))[1]
 
     return Supernet(init, step, unroll)
 
@@ -108,6 +94,13 @@ def read_inputs(space: genotype_lib.Space, genotype: jax.Array) -> jax.Array:
     if "none" in space.operations:
         tokens = jnp.where(names == space.operations.index("none"), space.num_inputs, tokens)
     return (tokens[None] == jnp.arange(space.num_inputs)[:, None]).any(axis=1)
+
+
+def _reads(space: genotype_lib.Space, settings: ports.CellSettings, genotype: jax.Array) -> dict[str, jax.Array]:
+    """Whether each input, and the decoder map that starts the state, has to be projected, bool []."""
+    found = dict(zip(space.inputs, read_inputs(space, genotype), strict=True))
+    starts = jnp.array(True) if settings.is_propagating else found.get("prev_state", jnp.array(False))
+    return {**found, "decoder": starts | found.get("decoder", False)}
 
 
 def loose_end_weights(space: genotype_lib.Space, genotype: jax.Array) -> jax.Array:

@@ -1,0 +1,60 @@
+"""What the policy gradients share: the baseline of the rewards, and the optimizer of the policy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+
+def make_optimizer(controller_config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Adam on clipped gradients; `controller_config` is the section `controller`."""
+    return optax.chain(clip_by_norm(controller_config.clip_norm), optax.adam(controller_config.learning_rate))
+
+
+def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` (same state) as one factor for all gradients.
+
+    XLA fuses a product with a scalar into both of Adam's averages; optax's division it writes out for every array.
+
+    Args:
+      max_norm: of all gradients together.
+    """
+
+    def clip(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        del params
+        factor = max_norm / jnp.maximum(optax.tree.norm(updates), max_norm)
+        return jax.tree.map(lambda update: update * factor, updates)
+
+    return optax.stateless(clip)
+
+
+def follow(
+    baseline: jax.Array, weight: jax.Array, rewards: jax.Array, valid: jax.Array, *, decay: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Moves the baseline row by row; each row keeps the one before its own reward, which keeps the gradient unbiased.
+
+    Args:
+      baseline: f32, average so far.
+      weight: f32, sum of its weights.
+      rewards: f32 [N].
+      valid: bool [N].
+      decay: of the average.
+
+    Returns:
+      The baseline before each row, f32 [N] (of the first reward ever: that reward), and both averages after.
+    """
+
+    def move(
+        carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        average, total = carry
+        reward, is_valid = xs
+        before = jnp.where(total > 0, average, reward)
+        new_total = decay * total + (1 - decay)
+        new_average = before + (1 - decay) / new_total * (reward - before)
+        return (jnp.where(is_valid, new_average, average), jnp.where(is_valid, new_total, total)), before
+
+    (baseline, weight), before = jax.lax.scan(move, (baseline, weight), (rewards, valid))
+    return before, baseline, weight
