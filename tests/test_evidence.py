@@ -189,7 +189,7 @@ def test_the_packaged_table_through_the_command(tmp_path, capsys):
         (["--table", "--seeds=0"], "--seeds: must be at least 1"),
         (["--table", "--budget=2000"], "--budget: 2000 evaluations are more than the 896 cells"),
         (["--table", "--per-step=0"], "--per-step: must be at least 1"),
-        (["--table", "--training-seeds=0,2"], "--training-seeds: must be numbers from 0 to 1"),
+        (["--table", "--training-seeds=0,6"], "--training-seeds: must be numbers from 0 to 5"),
         (["--table=none.json"], "--table: none.json does not exist"),
         (["--table", "--make-table"], "give one of them"),
         ([], "--config: is needed, or --table"),
