@@ -26,7 +26,7 @@ GENOTYPES = {
         [8, 8, SKIP, POINTWISE, 0],
     ],
     "nodes are read by several layers": [[1, 2, SKIP, POINTWISE, 1], [7, 1, SKIP, SKIP, 0], [7, 1, SEPARABLE, SKIP, 1]],
-    "nothing is read": [[0, 1, NONE, NONE, 0], [7, 2, NONE, POINTWISE, 1], [8, 7, NONE, SKIP, 0]],
+    "no input is read": [[0, 1, NONE, NONE, 0], [7, 2, NONE, POINTWISE, 1], [8, 7, NONE, SKIP, 0]],
 }
 
 

@@ -155,9 +155,7 @@ def _record(
     valid = jnp.asarray(valid) & jnp.isfinite(rewards)
     row = jnp.sum(state.buffer.filled) + jnp.cumsum(valid) - 1
     taken = valid & (row < capacity)
-
     before, baseline, weight = descent.follow(state.baseline, state.baseline_weight, rewards, taken, decay=decay)
-    chex.assert_rank(before, 1)
     where = jnp.where(taken, row, capacity)  # a row that does not count is written outside and dropped
     new_rows = Rollouts(
         genotypes=jnp.asarray(samples.genotypes),
