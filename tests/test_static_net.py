@@ -351,9 +351,10 @@ def test_folded_variables_give_the_same_maps(encoder):
 
     first = static_net.needed(net, folded, "stage2")
     (plain, other), cheap = run(variables, folded, first)
-    for name, x in plain.maps.items():
-        np.testing.assert_allclose(other.maps[name], x, atol=1e-4 * float(jnp.abs(x).max()))
-    np.testing.assert_allclose(other.logits, plain.logits, atol=1e-4 * float(jnp.abs(plain.logits).max()))
+    for name, x in {**plain.maps, "logits": plain.logits}.items():
+        # A map of tiny values is what is left of larger ones: it has their rounding.
+        y = other.logits if name == "logits" else other.maps[name]
+        np.testing.assert_allclose(y, x, atol=max(2e-6, 1e-4 * float(jnp.abs(x).max())))
     np.testing.assert_array_equal(cheap.maps["stage2"].shape, plain.maps["stage2"].shape)
     np.testing.assert_allclose(cheap.maps["stage2"], plain.maps["stage2"], atol=1e-5)
     assert len(jax.tree.leaves(first)) < len(jax.tree.leaves(folded))
