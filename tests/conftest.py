@@ -1,4 +1,8 @@
-"""Settings of all tests: compiled programs are kept between runs, silent broadcasting of ranks raises."""
+"""Settings of all tests: compiled programs are kept between runs, silent broadcasting of ranks raises.
+
+Ordinary tests run small programs once or twice: XLA makes them without LLVM's optimizations, in a third to two thirds
+of the time. Slow ones, which also measure, run what users run.
+"""
 
 import os
 import pathlib
@@ -7,3 +11,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).re
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_configure(config) -> None:
+    if config.option.markexpr == "not slow":
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()

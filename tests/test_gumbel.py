@@ -374,7 +374,8 @@ print("equal")
 
 def test_a_mesh_of_devices_computes_the_same() -> None:
     root = pathlib.Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", MESH_CODE], cwd=root, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -21,7 +21,7 @@ def on_eight_devices(case: str, folder: pathlib.Path) -> dict:
     """Runs `mesh_worker.py` where there are 8 virtual devices."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(TESTS.parent),
     }

@@ -144,6 +144,7 @@ def test_train_takes_the_genotype_of_another_run(run_folder: pathlib.Path, tmp_p
     assert table[0] == "test, 20 frames" and f"{100 * result['cell']['miou']:.1f}" in table[3].split()
 
 
+@pytest.mark.slow
 def test_random_is_a_strategy_behind_the_same_interface(run_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "random"
     shutil.copytree(run_folder / "checkpoints" / "pretrain", folder / "checkpoints" / "pretrain")
@@ -225,18 +226,19 @@ def wait_for(folder: pathlib.Path, process: subprocess.Popen, stage: str) -> Non
     deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
         log = folder / "metrics.jsonl"
-        if (folder / "checkpoints" / stage).is_dir() or (log.is_file() and f'"{stage}"' in log.read_text()):
+        if (folder / "checkpoints" / stage).is_dir() or (log.is_file() and f'"{stage}' in log.read_text()):
             return
         time.sleep(0.05)
 
 
 def test_sigterm_saves_and_exits_with_75_and_goes_on(run_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Stopped twice: while the static network trains, and when the search is over."""
     folder = tmp_path / "stopped"
-    process = start(folder)
-    wait_for(folder, process, "pretrain")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=240) == 75
-    assert start(folder).wait(timeout=400) == 0
+    for stage in ("pretrain", "retrain_"):
+        process = start(folder)
+        wait_for(folder, process, stage)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=240) == 75
     assert (folder / "genotypes.jsonl").read_bytes() == (run_folder / "genotypes.jsonl").read_bytes()
 
 

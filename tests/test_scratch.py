@@ -1,5 +1,7 @@
 """Mode scratch: candidates trained alone, poor ones stopped, equal ones answered from the log, exact restarts."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +65,7 @@ def parts():
 # --- with functions in place of networks --------------------------------------------------------------------------
 
 
-def play(rewards, floors, num_parts=2):
+def play(rewards, floors, num_parts=2, num_workers=1):
     """Candidates whose reward after each part is given; the state is the parts done."""
     trained = []
 
@@ -78,9 +80,8 @@ def play(rewards, floors, num_parts=2):
 
     genotypes = np.zeros((len(rewards), 1, 5), np.int32)
     genotypes[:, 0, 0] = np.arange(len(rewards))
-    records = scratch.score(
-        genotypes, start=(), train_fn=train, evaluate_fn=evaluate, num_parts=num_parts, floors=floors
-    )
+    settings = {"num_parts": num_parts, "floors": floors, "num_workers": num_workers}
+    records = scratch.score(genotypes, start=(), train_fn=train, evaluate_fn=evaluate, **settings)
     return records, trained
 
 
@@ -100,6 +101,33 @@ def test_poor_candidates_stop_and_keep_what_they_have():
     assert first[0]["status"] == "ok" and first[0]["reward"] == 0.9
     whole, trained = play([(0.2, 0.9)], None)
     assert whole == [{"reward": 0.9, "status": "ok", "partial": []}] and len(trained) == 2
+
+
+def test_candidates_at_the_same_time_have_the_records_of_one_after_the_other():
+    rewards = [(0.2, 0.9), (0.5, 0.6), (None, 0.7), (0.4, None), (0.3, 0.8)]
+    one, trained = play(rewards, [0.3])
+    several, together = play(rewards, [0.3], num_workers=3)
+    assert several == one and sorted(together) == sorted(trained)
+    meeting = threading.Barrier(2, timeout=30)  # passed by two at once, or never
+
+    def train(state, genotype, part):
+        meeting.wait()
+        return state
+
+    scratch.score(
+        np.zeros((4, 1, 5), np.int32), start=(), train_fn=train, num_parts=1, num_workers=2,
+        evaluate_fn=lambda state, genotype: {"reward": 0.5, "status": "ok"},
+    )  # fmt: skip
+
+
+def test_as_many_at_the_same_time_as_there_are_cores(monkeypatch):
+    section = CONFIG.copy_and_resolve_references().search
+    monkeypatch.setattr(scratch.cores, "count", lambda: 6)
+    assert scratch.num_workers(section) == 6
+    section.scratch_workers = 2
+    assert scratch.num_workers(section) == 2
+    monkeypatch.setattr(scratch.jax, "device_count", lambda: 8)
+    assert scratch.num_workers(section) == 1
 
 
 def test_a_floor_is_the_mean_of_those_that_came_so_far():

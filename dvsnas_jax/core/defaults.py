@@ -210,6 +210,8 @@ def _search() -> ml_collections.ConfigDict:
             "scratch_steps": 30,  # scratch: optimizer steps of a candidate
             "scratch_parts": 2,  # scratch: after each but the last, those below the mean so far stop; 1 = none
             "scratch_polyak": 0.9,  # scratch: decay of the averaged weights that are scored, 0 = off; for short runs
+            # scratch: candidates that are trained at the same time; 0 = one a core on a single CPU device, else one.
+            "scratch_workers": 0,
             # auto: a cell equal to an earlier one takes its reward from the log in mode scratch, where training it
             # again gives the same; not in mode share, where the weights have moved on.
             "reuse": "auto",  # auto | always | never

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 import types as pytypes
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dvsnas_jax.core import errors, types
+from dvsnas_jax.core import cores, errors, types
 from dvsnas_jax.data import augment, frames, sharding, store, tf_decode, warp
 from dvsnas_jax.data import media as media_lib
 
@@ -161,9 +160,7 @@ def clip_maker(tf: Any, decoder: Decoder, rules: augment.Rules) -> Callable[...,
 
 def num_workers(workers: int) -> int:
     """Clips that are made at the same time; 0 = one for each core of this process."""
-    if workers:
-        return workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers or cores.count()
 
 
 def batched(tf: Any, dataset: Any, make_fn: Callable[..., Any], batch_size: int, *, workers: int) -> Any:

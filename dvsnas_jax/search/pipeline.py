@@ -308,6 +308,7 @@ def score(
             evaluate_fn=lambda state, genotype: _score_shared(parts, state.average, genotype[None], clips)[0],
             num_parts=section.scratch_parts,
             floors=floors,
+            num_workers=scratch.num_workers(section),
         )
     size, records = section.genotypes_per_step, []
     for start in range(0, len(genotypes), size):

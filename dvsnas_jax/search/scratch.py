@@ -10,12 +10,14 @@ would never hear that such cells are poor. One that diverges has no reward, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import distributed, workdir
+from dvsnas_jax.core import cores, distributed, workdir
 from dvsnas_jax.run import feature_store, train
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import canonical
@@ -34,8 +36,9 @@ def score(
     evaluate_fn: Callable[[Any, np.ndarray], Record],
     num_parts: int,
     floors: Sequence[float | None] | None = None,
+    num_workers: int = 1,
 ) -> list[Record]:
-    """Trains and scores candidates one after the other.
+    """Trains and scores candidates, each by itself: the records do not depend on `num_workers`.
 
     Args:
       genotypes: i32 [N, L, 5].
@@ -45,12 +48,13 @@ def score(
       num_parts: P, of a training.
       floors: P - 1 rewards below which a candidate is stopped after a part, None: it is not; None: nothing is
         evaluated before the end.
+      num_workers: candidates at the same time, each in a thread.
 
     Returns:
       N records; `partial` holds the rewards after all parts but the last.
     """
-    records = []
-    for genotype in genotypes:
+
+    def score_one(genotype: np.ndarray) -> Record:
         state, partial = start, []
         for part in range(num_parts):
             state = train_fn(state, genotype, part)
@@ -65,8 +69,21 @@ def score(
             if floor is not None and record["reward"] < floor:
                 record = {**record, "status": STOPPED}
                 break
-        records.append({**record, "partial": partial})
-    return records
+        return {**record, "partial": partial}
+
+    with futures.ThreadPoolExecutor(num_workers) as pool:
+        return list(pool.map(score_one, genotypes))
+
+
+def num_workers(section: ml_collections.ConfigDict) -> int:
+    """Candidates that a search with this section `search` trains at the same time.
+
+    A program of small maps leaves the cores of a CPU idle at times; the programs of an accelerator come one after the
+    other, and several devices must all run the same program.
+    """
+    if jax.device_count() > 1 or jax.default_backend() != "cpu":
+        return 1
+    return section.scratch_workers or cores.count()
 
 
 def make_train(
