@@ -171,7 +171,7 @@ def test_the_packaged_table_through_the_command(tmp_path, capsys):
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "strategies.json").read_text())
-    assert content["budget"] == 45 and content["num_cells"] == 896
+    assert content["budget"] == 45 and content["num_cells"] == 897
     assert list(content["results"]) == ["ppo", "predictor", "random"]
     for name in content["results"]:
         assert len(content["results"][name]["curve"]["mean"]) == 45 and f"| {name} |" in printed
@@ -187,9 +187,9 @@ def test_the_packaged_table_through_the_command(tmp_path, capsys):
         (["--table", "--strategies=ppo,rndom"], "unknown name 'rndom', did you mean 'random'"),
         (["--table", "--strategies=ppo,ppo"], "--strategies: needs distinct names"),
         (["--table", "--seeds=0"], "--seeds: must be at least 1"),
-        (["--table", "--budget=2000"], "--budget: 2000 evaluations are more than the 896 cells"),
+        (["--table", "--budget=2000"], "--budget: 2000 evaluations are more than the 897 cells"),
         (["--table", "--per-step=0"], "--per-step: must be at least 1"),
-        (["--table", "--training-seeds=0,6"], "--training-seeds: must be numbers from 0 to 5"),
+        (["--table", "--training-seeds=0,6"], "--training-seeds: must be numbers from 0 to 1"),
         (["--table=none.json"], "--table: none.json does not exist"),
         (["--table", "--make-table"], "give one of them"),
         ([], "--config: is needed, or --table"),

@@ -176,12 +176,13 @@ def test_missing_trainings_and_large_spaces_are_refused(tmp_path):
 
 def test_the_packaged_table():
     packaged = table.load()
-    assert packaged.num_cells == 896 and packaged.rewards.shape == (896, 6)
+    assert packaged.num_cells == 897 and packaged.rewards.shape == (897, 2)
     assert table.PACKAGED.stat().st_size < 1 << 20
     assert np.isfinite(packaged.rewards).mean() > 0.99
     quality = packaged.quality()
-    assert 0 < quality.min() < 0.5 * quality.max() and quality.max() < 1
-    # All trainings agree: what a search can find is not luck.
-    assert np.corrcoef(packaged.rewards.T).min() > 0.8
+    assert 0 < quality.min() < packaged.head["static"]["reward"] < quality.max() < 1
+    # The trainings agree, among the better half, too: what a search can find is not luck.
+    better = packaged.rewards[packaged.rewards[:, 0] > np.median(packaged.rewards[:, 0])]
+    assert np.corrcoef(packaged.rewards.T)[0, 1] > 0.8 and np.corrcoef(better.T)[0, 1] > 0.5
     for name in ("command", "config", "config_hash", "environment", "seconds", "static"):
         assert packaged.head[name]

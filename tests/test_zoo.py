@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -48,10 +49,10 @@ NAMES = list(EXPECTED)
 each_member = pytest.mark.parametrize("name", NAMES)
 
 
-def make_features(num_frames: int = 3, size: tuple[int, int] = (6, 8)) -> types.Features:
+def make_features(num_frames: int = 3, size: tuple[int, int] = (6, 8), dtype: Any = np.float32) -> types.Features:
     rng = np.random.default_rng(0)
     maps = {
-        name: jnp.asarray(rng.normal(size=(2, num_frames, *size, count)), jnp.float32)
+        name: jnp.asarray(rng.normal(size=(2, num_frames, *size, count)), dtype)
         for name, count in CHANNELS.items()
     }
     logits = maps.pop("logits")
@@ -102,7 +103,8 @@ def make_supernet(mode: str, *, is_full: bool):
     space, traces = make_space(mode, is_full=is_full), []
     supernet = supernet_lib.make(space, SETTINGS[mode])
     params = randomised(compilation.jit_once(supernet.init)(jax.random.key(0)))
-    features = make_features()
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    features = make_features(dtype=np.float64)
 
     def traced(params: types.Params, genotype: jax.Array):
         traces.append(None)
@@ -112,7 +114,7 @@ def make_supernet(mode: str, *, is_full: bool):
 
 
 def run_cell(cell: cell_lib.Cell, params: types.Params, *, has_grads: bool):
-    features = make_features()
+    features = make_features(dtype=jax.tree.leaves(params)[0].dtype)
     return compilation.jit_once(outputs_of(lambda p: cell.unroll(p, features), has_grads=has_grads))(params)
 
 
@@ -170,7 +172,10 @@ def test_static_has_no_operation_and_untrained_it_is_the_static_network_bit_for_
 
 
 def check_embedded(name: str, *, is_full: bool) -> None:
-    """The supernet of a larger space, one trace for all members of a mode, equals the member's own static cell."""
+    """The supernet of a larger space, one trace for all members of a mode, equals the member's own static cell.
+
+    In float64: over a clip, offsets that are predicted from what was warped before amplify rounding.
+    """
     member = zoo.get(name)
     space, params, traced, traces = make_supernet(member.mode, is_full=is_full)
     _, tokens = zoo.genotype(member, space)
@@ -188,13 +193,15 @@ def check_embedded(name: str, *, is_full: bool) -> None:
 
 @each_member
 def test_embedded_in_a_larger_space_it_is_the_same_function(name: str) -> None:
-    check_embedded(name, is_full=False)
+    with jax.enable_x64(True):
+        check_embedded(name, is_full=False)
 
 
 @pytest.mark.slow
 @each_member
 def test_embedded_in_the_full_space_it_is_the_same_function_and_its_gradient(name: str) -> None:
-    check_embedded(name, is_full=True)
+    with jax.enable_x64(True):
+        check_embedded(name, is_full=True)
 
 
 def without_padding(params: types.Params, num_layers: int) -> types.Params:
