@@ -52,8 +52,7 @@ each_member = pytest.mark.parametrize("name", NAMES)
 def make_features(num_frames: int = 3, size: tuple[int, int] = (6, 8), dtype: Any = np.float32) -> types.Features:
     rng = np.random.default_rng(0)
     maps = {
-        name: jnp.asarray(rng.normal(size=(2, num_frames, *size, count)), dtype)
-        for name, count in CHANNELS.items()
+        name: jnp.asarray(rng.normal(size=(2, num_frames, *size, count)), dtype) for name, count in CHANNELS.items()
     }
     logits = maps.pop("logits")
     return types.Features(maps=maps, logits=logits)
