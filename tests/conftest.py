@@ -1,7 +1,7 @@
 """Settings of all tests: compiled programs are kept between runs, silent broadcasting of ranks raises.
 
-Ordinary tests run small programs once or twice: XLA makes them without LLVM's optimizations, in a third to two thirds
-of the time. Slow ones, which also measure, run what users run.
+Ordinary tests run small programs once or twice: XLA makes them without LLVM's optimizations, which takes less time
+(`test_operations.py`: a third). Slow ones, which also measure, run what users run.
 """
 
 import os

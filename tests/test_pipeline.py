@@ -144,7 +144,6 @@ def test_train_takes_the_genotype_of_another_run(run_folder: pathlib.Path, tmp_p
     assert table[0] == "test, 20 frames" and f"{100 * result['cell']['miou']:.1f}" in table[3].split()
 
 
-@pytest.mark.slow
 def test_random_is_a_strategy_behind_the_same_interface(run_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "random"
     shutil.copytree(run_folder / "checkpoints" / "pretrain", folder / "checkpoints" / "pretrain")

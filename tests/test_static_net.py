@@ -336,7 +336,12 @@ def test_folded_variables_give_the_same_maps(encoder):
     net = static_net.make(_config(encoder=encoder, width=0.125, decoder_channels=8), 3)
     variables = static_net.init(net, jax.random.key(0))
     rng = np.random.default_rng(0)
-    stats = jax.tree.map(lambda x: x + rng.uniform(0.1, 1, x.shape).astype(np.float32), variables["batch_stats"])
+    # Means of both signs: large positive ones leave maps of next to nothing, which are the rounding of what was cut.
+    limits = {"mean": (-0.5, 0.5), "var": (0.1, 1)}
+    stats = jax.tree.map_with_path(
+        lambda path, x: x + rng.uniform(*limits[path[-1].key], x.shape).astype(np.float32),
+        variables["batch_stats"],
+    )
     variables = {**variables, "batch_stats": stats}
     folded = static_net.fold(variables)
     num_norms = len(jax.tree.leaves(variables["batch_stats"])) // 2
@@ -351,10 +356,9 @@ def test_folded_variables_give_the_same_maps(encoder):
 
     first = static_net.needed(net, folded, "stage2")
     (plain, other), cheap = run(variables, folded, first)
-    for name, x in {**plain.maps, "logits": plain.logits}.items():
-        # A map of tiny values is what is left of larger ones: it has their rounding.
-        y = other.logits if name == "logits" else other.maps[name]
-        np.testing.assert_allclose(y, x, atol=max(2e-6, 1e-4 * float(jnp.abs(x).max())))
+    for name, x in plain.maps.items():
+        np.testing.assert_allclose(other.maps[name], x, atol=1e-4 * float(jnp.abs(x).max()))
+    np.testing.assert_allclose(other.logits, plain.logits, atol=1e-4 * float(jnp.abs(plain.logits).max()))
     np.testing.assert_array_equal(cheap.maps["stage2"].shape, plain.maps["stage2"].shape)
     np.testing.assert_allclose(cheap.maps["stage2"], plain.maps["stage2"], atol=1e-5)
     assert len(jax.tree.leaves(first)) < len(jax.tree.leaves(folded))
