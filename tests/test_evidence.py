@@ -1,5 +1,6 @@
 """Strategies held against a table, and what is made of many runs."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -122,7 +123,7 @@ def test_summary_of_known_runs():
     made = made_up()
     rewards = np.full(made.rewards.shape, 0.0)
     rewards[:4] = np.array([[0.1, 0.1], [0.0, 0.4], [0.3, 0.3], [0.9, 0.9]])
-    made = table.Table(SPACE, made.cells, {**made.parts, "reward": rewards}, made.index, made.head)
+    made = dataclasses.replace(made, parts={**made.parts, "reward": rewards})
     seen = np.array([[0.1, 0.3, 0.9, 0.1], [0.4, 0.3, 0.3, 0.1]])
     runs = evidence.Runs(np.array([[0, 2, 3, 0], [1, 2, 2, 0]]), seen, np.array([4, 4]), 1.0)
     found = evidence.summarize(made, runs, settings(budget=4, num_runs=2))

@@ -1,5 +1,6 @@
 """The tabular benchmark: its file, its rows, and its making with real (tiny) trainings."""
 
+import dataclasses
 import json
 import pathlib
 import types as types_lib
@@ -68,6 +69,34 @@ def test_a_table_survives_its_file(tmp_path):
     assert read.quality()[0] == pytest.approx(made.rewards[0].mean())
 
 
+def made_uneven() -> table.Table:
+    """Of three trainings, but for two cells of which the third, or all but the first, were not made."""
+    made = table.made_up(SPACE, 3, num_seeds=3)
+    made.num_trainings[:2] = 2, 1
+    made.rewards[0, 2:] = made.rewards[1, 1:] = np.nan
+    return made
+
+
+def test_cells_may_have_more_trainings_than_others(tmp_path):
+    made = made_uneven()
+    made.rewards[0, 1] = np.nan  # one that diverged
+    table.save(made, tmp_path / "table.json")
+    read = table.load(tmp_path / "table.json")
+    np.testing.assert_array_equal(read.rewards, made.rewards)
+    np.testing.assert_array_equal(read.num_trainings, [2, 1] + [3] * 13)
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [len(row[1]) for row in rows[:3]] == [2, 1, 3] and rows[0][1][1] is None
+
+
+def test_a_training_is_drawn_of_those_that_a_cell_has():
+    made = made_uneven()
+    shares = [0.0, 0.3, 0.6, 0.99]
+    assert [made.draw(1, (0, 1, 2), share) for share in shares] == [made.rewards[1, 0]] * 4
+    assert [made.draw(0, (0, 1, 2), share) for share in shares] == made.rewards[0, [0, 0, 1, 1]].tolist()
+    assert [made.draw(2, (0, 1, 2), share) for share in shares] == made.rewards[2, [0, 0, 1, 2]].tolist()
+    assert [made.draw(0, (1, 2), share) for share in shares] == [made.rewards[0, 1]] * 4
+
+
 def test_equal_cells_share_a_row():
     made = table.made_up(SPACE, 0)
     none, skip, conv = range(3)
@@ -88,7 +117,7 @@ def damage(path: pathlib.Path, **changes) -> pathlib.Path:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"version": 9}, "no table of version 1"), ({"rows": []}, "is damaged"), (None, "cannot be read as JSON")],
+    [({"version": 1}, "no table of version 2"), ({"rows": []}, "is damaged"), (None, "cannot be read as JSON")],
 )
 def test_a_bad_file_is_told_in_one_line(tmp_path, changes, message):
     path = tmp_path / "table.json"
@@ -106,7 +135,7 @@ def test_a_bad_file_is_told_in_one_line(tmp_path, changes, message):
 def test_a_table_of_other_cells_is_refused(tmp_path):
     path = tmp_path / "table.json"
     made = table.made_up(SPACE, 0)
-    table.save(table.Table(SPACE, made.cells[::-1], made.parts, made.index, made.head), path)
+    table.save(dataclasses.replace(made, cells=made.cells[::-1]), path)
     with pytest.raises(errors.UserError, match="lists other cells"):
         table.load(path)
 
@@ -125,15 +154,15 @@ def test_the_trainer_takes_the_steps_of_a_plain_loop(parts):
 
     gradient = compilation.jit_once(jax.grad(loss_fn))
     for genotype in (np.asarray([[0, 1, 1, 2, 0]], np.int32), np.asarray([[1, 1, 2, 0, 0]], np.int32)):
-        found = trainer.train(trainer.initial, genotype, parts.train_store, trainer.clips)
         params = jax.tree.map(lambda x: x[1], trainer.initial)
+        found = trainer.train(params, genotype, parts.train_store, trainer.clips[1])
         average, state = params, optimizer.init(params)
         for index, clips in enumerate(trainer.clips[1]):
             updates, state = optimizer.update(gradient(params, genotype, clips), state, params)
             params = optax.apply_updates(params, updates)
             average = optim.polyak(0.5, average, params, index)
         for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(average), strict=True):
-            np.testing.assert_allclose(ours[1], theirs, atol=2e-5)
+            np.testing.assert_allclose(ours, theirs, atol=2e-5)
     assert trainer.train._cache_size() == 1  # one program for all genotypes
 
 
@@ -144,22 +173,52 @@ def test_making_a_table_goes_on_where_it_stopped(parts, tmp_path, monkeypatch):
     lines = folder.read(table_maker.LOG)
     assert len(lines) == 30 and {line["status"] for line in lines} == {"ok"}
     assert whole.head["command"] == "make it" and whole.head["config"]["train"]["steps"] == 4
-    kept = {line["cell"] for line in lines[:9]}  # four whole cells, and one of which a seed is missing
+    assert len({line["cell"] for line in lines[:9]}) == 5  # of the last one a training will be missing
     log = folder.path / table_maker.LOG
     log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:9]) + '{"cell": 3, "se')
     again = table_maker.run(parts.config, workdir.Workdir(tmp_path / "run"), num_seeds=2, command="make it")
     for name in table.PARTS:
         np.testing.assert_array_equal(again.parts[name], whole.parts[name])
     rewritten = workdir.Workdir(tmp_path / "run").read(table_maker.LOG)
-    assert [line["seconds"] for line in rewritten[:8]] == [line["seconds"] for line in lines[:8]] and len(kept) == 5
+    assert rewritten[:9] == lines[:9] and len(rewritten) == 30
     assert np.unique(whole.rewards).size > 5
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_the_best_cells_are_trained_more_often(parts, tmp_path, monkeypatch, num_workers):
+    monkeypatch.setattr(table_maker, "assemble", lambda config, folder, stop: parts)
+    folder = workdir.Workdir(tmp_path / "run")
+    parts.config.search.scratch_workers = num_workers
+    first = table_maker.run(parts.config, folder, num_seeds=1, command="")
+    made = table_maker.run(parts.config, folder, num_seeds=1, num_best_seeds=4, command="")
+    order = np.argsort(-first.rewards[:, 0], kind="stable")
+    expected = np.ones(15, int)
+    expected[order[:2]] = 4  # a tenth of 15, rounded
+    np.testing.assert_array_equal(made.num_trainings, expected)
+    np.testing.assert_array_equal(made.rewards[:, :1], first.rewards)
+    assert np.unique(made.rewards[order[0]]).size == 4 and np.isnan(made.rewards[order[2:], 1:]).all()
+    assert (made.head["num_seeds"], made.head["num_best_seeds"], made.head["num_trainings"]) == (1, 4, 21)
+    # The seeds do not depend on how many there are, nor lines on how many cells are trained at a time.
+    whole = table_maker.run(parts.config, folder, num_seeds=4, command="")
+    np.testing.assert_array_equal(whole.rewards[order[:2]], made.rewards[order[:2]])
+    trainer = table_maker.make_trainer(parts, 2)
+    for cell in order[[0, -1]]:
+        record = table_maker.train_and_score(parts, trainer, whole.cells[cell], 1)
+        assert record["reward"] == pytest.approx(whole.rewards[cell, 1], abs=1e-5)
+
+
+def test_cells_that_diverged_are_none_of_the_best():
+    rewards = [[0.3, 0.5], [None, 0.9], [0.6, 0.1], [0.1, 0.6]]
+    lines = [{"cell": cell, "seed": seed, "reward": rewards[cell][seed]} for cell in range(4) for seed in range(2)]
+    lines.append({"cell": 2, "seed": 2, "reward": 0.9})  # no first training
+    assert table_maker.best_cells(lines, 2) == [0] and table_maker.best_cells(lines, 1) == [2]
 
 
 def test_making_a_table_stops_between_cells(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(table_maker, "assemble", lambda config, folder, stop: parts)
     with signals.stop_on_signal() as stop:
         stop.requested = True
-        with pytest.raises(errors.Stopped, match="0 of 15 cells"):
+        with pytest.raises(errors.Stopped, match="1 of 15 trainings"):
             table_maker.run(parts.config, workdir.Workdir(tmp_path / "run"), num_seeds=1, command="")
 
 
@@ -169,6 +228,13 @@ def test_missing_trainings_and_large_spaces_are_refused(tmp_path):
     line = {"cell": 0, "seed": 0, "seconds": 1.0, **dict.fromkeys(table.PARTS, 0.5)}
     with pytest.raises(errors.UserError, match="14 of 15 trainings are missing"):
         table.from_lines(SPACE, cells, [line], config=config, static=line, command="")
+    lines = [{**line, "cell": cell, "seed": seed} for cell in range(15) for seed in ((0, 2) if cell == 3 else (0,))]
+    with pytest.raises(errors.UserError, match="1 of 17 trainings are missing"):
+        table.from_lines(SPACE, cells, lines, config=config, static=line, command="")
+    with pytest.raises(
+        errors.UserError, match="--best-seeds: must be at least --seeds, 2 trainings of each cell, got 1"
+    ):
+        table_maker.run(config, workdir.Workdir(tmp_path), num_seeds=2, num_best_seeds=1, command="")
     config.space.num_layers, config.space.operations = 4, ()
     with pytest.raises(errors.UserError, match="a table at most 20000"):
         table_maker.run(config, workdir.Workdir(tmp_path), num_seeds=1, command="")

@@ -38,12 +38,16 @@ def register(add: common.Add) -> None:
         help="runs of each strategy (default: 200 on a table, else 3); with --make-table: trainings of each cell (2)",
     )  # fmt: skip
     compare.add_argument(
+        "--best-seeds", type=int, metavar="N",
+        help="with --make-table: trainings of each of the best tenth of the cells; default: as of the others",
+    )  # fmt: skip
+    compare.add_argument(
         "--budget", type=float, metavar="X", default=0.05,
         help="evaluations of a run on a table, below 1: as a share of its cells (default: 0.05)",
     )  # fmt: skip
     compare.add_argument("--per-step", type=int, metavar="N", default=3, help="on a table: genotypes between updates")
     compare.add_argument(
-        "--training-seeds", metavar="N,...", help="columns of the table to use, separated by commas; default: all"
+        "--training-seeds", metavar="N,...", help="trainings of the table to use, separated by commas; default: all"
     )
     compare.add_argument(
         "--cached", action="store_true", help="a cell evaluated before is answered from the log and costs nothing"
@@ -111,16 +115,17 @@ def _replay(arguments: argparse.Namespace) -> Any:
 def _make_table(arguments: argparse.Namespace) -> None:
     from dvsnas_jax.search import table, table_maker
 
-    num_seeds = arguments.seeds or 2
+    num_seeds, num_best_seeds = arguments.seeds or 2, arguments.best_seeds
     command = (
         f"dvsnas compare-strategies --make-table --config={arguments.config} --workdir={arguments.workdir} "
-        f"--seeds={num_seeds}"
+        f"--seeds={num_seeds}" + (f" --best-seeds={num_best_seeds}" if num_best_seeds else "")
     )
     folder = common.open_workdir(arguments.workdir)
-    made = table_maker.run(common.load_config(arguments), folder, num_seeds=num_seeds, command=command)
+    config = common.load_config(arguments)
+    made = table_maker.run(config, folder, num_seeds=num_seeds, num_best_seeds=num_best_seeds, command=command)
     path = _output(arguments) or folder.path
     table.save(made, path / "table.json")
-    print(f"{made.num_cells} cells, {made.rewards.shape[1]} trainings each")
+    print(f"{made.num_cells} cells, {made.num_trainings.sum()} trainings")
     print(f"written: {path / 'table.json'}")
 
 

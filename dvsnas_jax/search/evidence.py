@@ -36,7 +36,8 @@ class Settings:
       budget: evaluations of a run.
       num_runs: runs, each with its own random numbers.
       per_step: genotypes between two updates of the strategy.
-      training_seeds: columns of the table that rewards and qualities come from.
+      training_seeds: of the table's trainings, those that rewards and qualities come from; at least one that every cell
+        was trained with.
       is_cached: a cell that was evaluated before is answered from the log of the run, with the reward it had, and
         costs nothing; otherwise it costs an evaluation like any other.
       seed: of all runs.
@@ -109,13 +110,13 @@ def _replay_once(
     for _ in range(max_steps):
         samples = strategy.sample(state, next(rngs), size)
         seen, valid = np.zeros(size, np.float32), np.zeros(size, bool)
-        drawn = noise.choice(np.asarray(settings.training_seeds), size)
+        shares = noise.random(size)
         for index, row in enumerate(table.rows(np.asarray(samples.genotypes)).tolist()):
             if num_spent == budget:
                 break
             num_drawn += 1
             if not (settings.is_cached and row in log):
-                log[row] = float(table.rewards[row, drawn[index]])
+                log[row] = table.draw(row, settings.training_seeds, shares[index])
                 rows[num_spent], rewards[num_spent] = row, log[row]
                 num_spent += 1
             valid[index] = math.isfinite(log[row])
@@ -153,7 +154,7 @@ def ends(table: table_lib.Table, runs: Runs, settings: Settings) -> dict[str, tu
         noise = np.random.default_rng((settings.seed, 2, run))
 
         def draw(row: int, noise: np.random.Generator = noise) -> float:
-            return float(table.rewards[row, noise.choice(settings.training_seeds)])
+            return table.draw(row, settings.training_seeds, noise.random())
 
         kept = slice(settings.budget - num_repeated)
         repeated = choices.repeat(encoder, table, (rows[kept], rewards[kept]), num_repeated, draw)

@@ -175,5 +175,5 @@ def _train_alone(plan: _Plan) -> None:
             continue
         if plan.stop.requested:
             raise errors.Stopped(f"correlate: stopped, {index} of {len(plan.probes)} cells were finished")
-        record = table_maker.train_and_score(plan.parts, trainer, genotype)[0]
+        record = table_maker.train_and_score(plan.parts, trainer, genotype)
         plan.folder.append(LOG, {"what": ALONE, "index": index, "hash": digest, **record})

@@ -49,7 +49,7 @@ def run(
       budget: evaluations of a run; below 1: a share of the cells.
       num_runs: of each strategy.
       per_step: genotypes between two updates.
-      training_seeds: columns of the table, separated by commas; None: all.
+      training_seeds: of the table's trainings, separated by commas; None: all.
       is_cached: a repeated cell costs nothing.
       output: folder of the report; None: no files.
 
@@ -60,7 +60,7 @@ def run(
         budget=evidence.budget_of(budget, table.num_cells),
         num_runs=num_runs,
         per_step=per_step,
-        training_seeds=_columns(training_seeds, table.rewards.shape[1]),
+        training_seeds=_seeds(training_seeds, table),
         is_cached=is_cached,
     )
     _check(table, names, settings)
@@ -108,11 +108,18 @@ def _make(
     return made
 
 
-def _columns(text: str | None, num_seeds: int) -> tuple[int, ...]:
+def _seeds(text: str | None, table: table_lib.Table) -> tuple[int, ...]:
     """Training seeds from their text."""
+    num_seeds = table.rewards.shape[1]
     if text is None:
         return tuple(range(num_seeds))
-    columns = [int(part) for part in text.split(",") if part.strip().isdigit()]
-    if len(columns) != len(text.split(",")) or not set(columns) <= set(range(num_seeds)):
+    seeds = [int(part) for part in text.split(",") if part.strip().isdigit()]
+    if len(seeds) != len(text.split(",")) or not set(seeds) <= set(range(num_seeds)):
         raise errors.UserError(f"--training-seeds: must be numbers from 0 to {num_seeds - 1}, got {text!r}")
-    return tuple(dict.fromkeys(columns))
+    num_common = int(table.num_trainings.min())
+    if min(seeds) >= num_common:
+        raise errors.UserError(
+            f"--training-seeds: every cell was trained with seeds 0 to {num_common - 1} only, of which one is needed, "
+            f"got {text!r}"
+        )
+    return tuple(dict.fromkeys(seeds))

@@ -1,7 +1,7 @@
 """The tabular benchmark: the rewards of all cells of a small space, so that a search can be replayed in no time.
 
 A table is one JSON file: a head that says how it was made, and a line for each distinct cell with its reward and the
-parts of the reward for each training seed.
+parts of the reward for each of its trainings, seed 0 first; some cells may have more of them than others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dvsnas_jax.core import errors, workdir
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
 
-VERSION = 1
+VERSION = 2
 PARTS = ("reward", "miou", "fwiou", "class_accuracy", "accuracy", "flicker")
 PACKAGED = pathlib.Path(__file__).with_name("table_synthetic.json")
 DIGITS = 5
@@ -34,7 +34,8 @@ class Table:
     Attributes:
       space: what the genotypes refer to.
       cells: i32 [M, L, 5], a genotype of each distinct cell.
-      parts: name -> f64 [M, seeds]; `reward` and its parts, nan where a training diverged.
+      parts: name -> f64 [M, seeds]; `reward` and its parts, nan where a training diverged and where there was none.
+      num_trainings: i32 [M], of each cell: seeds 0, 1 and so on up to it were trained.
       index: i32 [space.size()], the row of every genotype in the order of `canonical.codes`.
       head: how it was made: `command`, `config`, `config_hash`, `environment`, `seconds` (of all trainings),
         `seconds_per_training` (median), `static` and so on.
@@ -43,6 +44,7 @@ class Table:
     space: genotype_lib.Space
     cells: np.ndarray
     parts: Mapping[str, np.ndarray]
+    num_trainings: np.ndarray
     index: np.ndarray
     head: Mapping[str, Any]
 
@@ -65,6 +67,17 @@ class Table:
         counts = np.isfinite(chosen).sum(axis=1)
         return np.where(counts > 0, np.nansum(chosen, axis=1) / np.maximum(counts, 1), -np.inf)
 
+    def draw(self, row: int, seeds: Sequence[int], share: float) -> float:
+        """The reward of one training of a cell, nan where it diverged.
+
+        Args:
+          row: of the cell.
+          seeds: that may be drawn; those that the cell was not trained with do not count, at least one does.
+          share: in [0, 1), which of them, as a share of their number.
+        """
+        trained = [seed for seed in seeds if seed < self.num_trainings[row]]
+        return float(self.rewards[row, trained[int(share * len(trained))]])
+
 
 def from_lines(
     space: genotype_lib.Space,
@@ -80,13 +93,14 @@ def from_lines(
     Args:
       space: of the cells.
       cells: i32 [M, L, 5], all distinct ones.
-      lines: `cell`, `seed`, `seconds`, `status` and the parts of the reward, one for each training.
+      lines: `cell`, `seed`, `seconds`, `status` and the parts of the reward, one for each training; a cell may have
+        fewer than another, but of the first seeds.
       config: of the run.
       static: reward of the static network on the same clips.
       command: that made it.
 
     Raises:
-      UserError: a cell or a seed has no line.
+      UserError: a cell has no line, or none of a seed before its last.
     """
     num_seeds = 1 + max((line["seed"] for line in lines), default=0)
     parts = {name: np.full((len(cells), num_seeds), np.nan) for name in PARTS}
@@ -97,8 +111,10 @@ def from_lines(
         for name in PARTS:
             value = line.get(name)
             parts[name][place] = np.nan if value is None else round(value, DIGITS)
-    if not is_there.all():
-        raise errors.UserError(f"table: {int((~is_there).sum())} of {is_there.size} trainings are missing")
+    num_trainings = is_there.sum(axis=1).astype(np.int32)
+    num_missing = int((num_trainings == 0).sum() + (~is_there[:, :-1] & is_there[:, 1:]).sum())
+    if num_missing:
+        raise errors.UserError(f"table: {num_missing} of {num_missing + len(lines)} trainings are missing")
     values = config_lib.to_json_dict(config)
     head = {
         "command": command,
@@ -108,10 +124,12 @@ def from_lines(
         "seconds": round(sum(line["seconds"] for line in lines), 1),
         "seconds_per_training": round(float(np.median([line["seconds"] for line in lines])), 2),
         "num_cells": len(cells),
-        "num_seeds": num_seeds,
+        "num_seeds": int(num_trainings.min()),
+        "num_best_seeds": num_seeds,
+        "num_trainings": int(num_trainings.sum()),
         "static": {name: round(static[name], DIGITS) for name in PARTS},
     }
-    return Table(space, cells, parts, canonical.enumerate_cells(space)[1], head)
+    return Table(space, cells, parts, num_trainings, canonical.enumerate_cells(space)[1], head)
 
 
 def save(table: Table, path: pathlib.Path) -> None:
@@ -155,14 +173,17 @@ def load(path: pathlib.Path = PACKAGED) -> Table:
     expected, index = canonical.enumerate_cells(space)
     if not np.array_equal(cells, expected):
         raise errors.UserError(f"--table: {path} lists other cells than this program; make it again with --make-table")
-    parts = {name: np.asarray([row[1 + place] for row in rows], np.float64) for place, name in enumerate(columns)}
-    return Table(space, cells, parts, index, content["head"])
+    num_trainings = np.asarray([len(row[1]) for row in rows], np.int32)
+    parts = {name: np.full((len(rows), num_trainings.max(initial=0)), np.nan) for name in columns}
+    for place, name in enumerate(columns, start=1):
+        for row, values in enumerate(rows):
+            parts[name][row, : num_trainings[row]] = np.asarray(values[place], np.float64)
+    return Table(space, cells, parts, num_trainings, index, content["head"])
 
 
 def _content(table: Table) -> dict[str, Any]:
     """All that a file holds but the checksum."""
     space = table.space
-    columns = {name: _with_none(table.parts[name]) for name in PARTS}
     return {
         "version": VERSION,
         "space": {
@@ -174,14 +195,15 @@ def _content(table: Table) -> dict[str, Any]:
         "head": dict(table.head),
         "columns": list(PARTS),
         "rows": [
-            [cell.ravel().tolist(), *(columns[name][row] for name in PARTS)] for row, cell in enumerate(table.cells)
+            [cell.ravel().tolist(), *(_with_none(table.parts[name][row, :num]) for name in PARTS)]
+            for row, (cell, num) in enumerate(zip(table.cells, table.num_trainings.tolist(), strict=True))
         ],
     }
 
 
-def _with_none(values: np.ndarray) -> list[list[float | None]]:
+def _with_none(values: np.ndarray) -> list[float | None]:
     """JSON knows no nan."""
-    return [[None if np.isnan(value) else float(value) for value in row] for row in values]
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -232,7 +254,8 @@ def made_up(
         noise = float(np.sort(values)[-max(2, len(values) // 20) :].std())
     rewards = values[:, None] + noise_scale * noise * rng.normal(size=(len(cells), num_seeds))
     head = {"command": "made up", "config_hash": "", "num_cells": len(cells), "num_seeds": num_seeds}
-    return Table(space, cells, {name: rewards for name in PARTS}, index, head)
+    num_trainings = np.full(len(cells), num_seeds, np.int32)
+    return Table(space, cells, {name: rewards for name in PARTS}, num_trainings, index, head)
 
 
 def _standardize(values: np.ndarray) -> np.ndarray:

@@ -2,13 +2,16 @@
 
 A cell starts from the initial weights of its seed (the same for all cells), takes `config.train.steps` steps on the
 training clips' features, and earns its reward on the meta-validation clips, which no training sees. What is finished is
-in `table.jsonl` of the run folder, a line for each cell and seed.
+in `table.jsonl` of the run folder, a line for each cell and seed. The best cells may be trained more often than the
+others: regret is measured from the best of them all, which after two trainings would partly be the luckiest one.
 """
 
 from __future__ import annotations
 
+import collections
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import chex
@@ -22,7 +25,7 @@ from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, errors, progress, signals, types, workdir
 from dvsnas_jax.data import pipeline as clips_lib
 from dvsnas_jax.run import feature_store, features, losses, optim, pretrain, train
-from dvsnas_jax.search import pipeline, reward, steps, table
+from dvsnas_jax.search import pipeline, reward, scratch, steps, table
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
@@ -30,6 +33,8 @@ from dvsnas_jax.space import supernet as supernet_lib
 LOG = "table.jsonl"
 STATIC = "table_static.json"
 MAX_GENOTYPES = 20000
+BEST_SHARE = 0.1
+"""Of the cells, those of the highest mean rewards: they may be trained more often."""
 MAY_DIFFER = ("controller", "derive", "evaluate", "ablate", "report")
 Carry = tuple[types.Params, types.Params, optax.OptState, jax.Array]
 
@@ -40,7 +45,7 @@ class Trainer(NamedTuple):
     Attributes:
       initial: weights of the supernet, a leading axis S for the seeds.
       clips: i32 [S, steps, B], the batches of each seed.
-      train: `(initial, genotype i32 [L, 5], store, clips) -> averaged weights [S, ...]`.
+      train: `(initial, genotype i32 [L, 5], store, clips i32 [steps, B]) -> averaged weights`, of one seed.
     """
 
     initial: types.Params
@@ -48,20 +53,30 @@ class Trainer(NamedTuple):
     train: Callable[..., types.Params]
 
 
-def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, num_seeds: int, command: str) -> table.Table:
-    """Trains every cell, or those that the folder does not hold yet.
+def run(
+    config: ml_collections.ConfigDict,
+    folder: workdir.Workdir,
+    *,
+    num_seeds: int,
+    command: str,
+    num_best_seeds: int | None = None,
+) -> table.Table:
+    """Trains every cell, or those that the folder does not hold yet, as many at a time as `scratch.num_workers` says.
 
     Args:
       config: of the run; section `train` says how a cell is trained.
       folder: the run folder.
       num_seeds: trainings of each cell.
       command: the words that started this, kept in the table.
+      num_best_seeds: trainings of each of the best cells (`BEST_SHARE` of all, by their first `num_seeds` trainings);
+        None: no more than of the others.
 
     Returns:
       The table, not written yet.
 
     Raises:
-      UserError: the space is too large, or the folder belongs to another run.
+      UserError: the space is too large, the best cells have less trainings than the others, or the folder belongs to
+        another run.
       Stopped: a signal arrived; what is finished was saved.
     """
     space = features.space_of(config)
@@ -71,17 +86,25 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, num_seeds
             f"--make-table: the space has {num_genotypes} genotypes, a table at most {MAX_GENOTYPES}; shorten "
             "space.inputs, space.operations, space.aggregations or space.num_layers, as configs/table.py does"
         )
+    num_best_seeds = num_seeds if num_best_seeds is None else num_best_seeds
+    if num_best_seeds < num_seeds:
+        raise errors.UserError(
+            f"--best-seeds: must be at least --seeds, {num_seeds} trainings of each cell, got {num_best_seeds}"
+        )
     folder.claim(config, ignore=MAY_DIFFER)
     cells, _ = canonical.enumerate_cells(space)
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-        done = {(line["cell"], line["seed"]) for line in folder.read(LOG)}
-        pending = [cell for cell in range(len(cells)) if any((cell, seed) not in done for seed in range(num_seeds))]
-        if pending:
-            waiting = set(pending)
-            folder.truncate(LOG, lambda line: line["cell"] not in waiting)
-            parts = assemble(config, folder, stop)
-            _train_all(parts, cells, pending, folder, stop, num_seeds=num_seeds)
-    lines = [line for line in folder.read(LOG) if line["seed"] < num_seeds]
+        trainings = _Trainings(config, folder, stop, cells, num_best_seeds)
+        wanted = [(cell, seed) for cell in _shuffled(config, range(len(cells))) for seed in range(num_seeds)]
+        trainings.do(wanted)
+        if num_best_seeds > num_seeds:
+            best = best_cells(folder.read(LOG), num_seeds)
+            trainings.do(
+                [(cell, seed) for cell in _shuffled(config, best) for seed in range(num_seeds, num_best_seeds)]
+            )
+            wanted += [(cell, seed) for cell in best for seed in range(num_seeds, num_best_seeds)]
+    is_wanted = set(wanted)
+    lines = [line for line in folder.read(LOG) if (line["cell"], line["seed"]) in is_wanted]
     static = folder.read_json(STATIC)
     return table.from_lines(space, cells, lines, config=config, static=static, command=command)
 
@@ -98,7 +121,7 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: s
 
 
 def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:
-    """The one compiled training of all cells, all seeds of a cell at once."""
+    """The one compiled training of all cells and seeds."""
     config, section = parts.config, parts.config.train
     supernet = supernet_lib.make(parts.space, features.settings_of(config))
     optimizer = optim.make(section)
@@ -112,6 +135,8 @@ def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:
     def train_one(
         params: types.Params, genotype: jax.Array, store: types.FeatureStore, clips: jax.Array
     ) -> types.Params:
+        chex.assert_rank([genotype, clips], [2, 2])
+
         def step(carry: Carry, batch: jax.Array) -> tuple[Carry, None]:
             params, average, opt_state, index = carry
             grads = jax.grad(loss_fn)(params, genotype, store, batch)
@@ -122,60 +147,110 @@ def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:
         start = (params, params, optimizer.init(params), jnp.zeros((), jnp.int32))
         return jax.lax.scan(step, start, clips)[0][1]
 
-    def train_seeds(
-        initial: types.Params, genotype: jax.Array, store: types.FeatureStore, clips: jax.Array
-    ) -> types.Params:
-        chex.assert_rank([genotype, clips], [2, 3])
-        # The seeds share the genotype: mapped over them, a switch still runs one branch.
-        return jax.vmap(train_one, in_axes=(0, None, None, 0))(initial, genotype, store, clips)
-
     rng = jax.random.key(config.seed)
     rngs = jax.vmap(lambda seed: jax.random.fold_in(jax.random.fold_in(rng, 8), seed))(jnp.arange(num_seeds))
     shape = (section.steps, section.batch_size)
     drawn = [train.draw_clips((config.seed, 8, seed), parts.train_store.num_clips, shape) for seed in range(num_seeds)]
     initial = compilation.jit_once(jax.vmap(supernet.init))(rngs)
-    return Trainer(initial, np.stack(drawn), compilation.jit(train_seeds))
+    return Trainer(initial, np.stack(drawn), compilation.jit(train_one))
 
 
-def train_and_score(parts: pipeline.Parts, trainer: Trainer, genotype: np.ndarray) -> list[dict[str, Any]]:
-    """Trains one cell with every seed; a reward record for each."""
-    params = trainer.train(trainer.initial, genotype, *feature_store.anywhere(parts.train_store, trainer.clips))
+def train_and_score(parts: pipeline.Parts, trainer: Trainer, genotype: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Trains one cell with one of the trainer's seeds; its reward record."""
+    initial = jax.tree.map(lambda x: x[seed], trainer.initial)
+    params = trainer.train(initial, genotype, *feature_store.anywhere(parts.train_store, trainer.clips[seed]))
     clips = pipeline.evaluation_batches(parts.val_store.num_clips, parts.config.search)
+    found = steps.add_scores(
+        [
+            parts.steps.evaluate_shared(params, genotype[None], *feature_store.evaluation(parts.val_store, group))
+            for group in clips
+        ]
+    )
     keywords = reward.factors(parts.config, parts.space, genotype[None], feature_store.grid(parts.val_store))
-    records = []
-    for seed in range(len(trainer.clips)):
-        weights = jax.tree.map(lambda x, seed=seed: x[seed], params)
-        found = steps.add_scores(
-            [
-                parts.steps.evaluate_shared(weights, genotype[None], *feature_store.evaluation(parts.val_store, group))
-                for group in clips
-            ]
-        )
-        records += reward.compute(found.counts, found.flicker, found.is_finite, **keywords)
-    return records
+    return reward.compute(found.counts, found.flicker, found.is_finite, **keywords)[0]
 
 
-def _train_all(
-    parts: pipeline.Parts,
-    cells: np.ndarray,
-    pending: list[int],
-    folder: workdir.Workdir,
-    stop: signals.StopFlag,
-    *,
-    num_seeds: int,
-) -> None:
-    """Appends the lines of all pending cells."""
-    trainer = make_trainer(parts, num_seeds)
-    folder.write_json(STATIC, pipeline.score_static(parts))
-    # Shuffled, so that what is finished at any time is a fair sample of the space.
-    pending = np.random.default_rng(parts.config.seed).permutation(pending).tolist()
-    with progress.bar(len(cells), "cells", initial=len(cells) - len(pending)) as bar:
-        for cell in pending:
-            if stop.requested:
-                raise errors.Stopped(f"table: stopped, {bar.count} of {len(cells)} cells were finished")
-            started = time.perf_counter()
-            for seed, record in enumerate(train_and_score(parts, trainer, cells[cell])):
-                seconds = round((time.perf_counter() - started) / num_seeds, 3)
-                name = genotype_lib.digest(parts.space, cells[cell])
-                folder.append(LOG, {"cell": cell, "seed": seed, "hash": name, **record, "seconds": seconds})
-            bar.update()
+def best_cells(lines: Iterable[Mapping[str, Any]], num_seeds: int) -> list[int]:
+    """The cells that are trained more often: `BEST_SHARE` of all, at least one, by mean reward of the first seeds."""
+    rewards = collections.defaultdict(list)
+    for line in lines:
+        if line["seed"] < num_seeds:
+            rewards[line["cell"]].append(line["reward"])
+    # One that ever diverged is none of the best.
+    quality = {cell: -np.inf if None in values else float(np.mean(values)) for cell, values in rewards.items()}
+    order = sorted(quality, key=lambda cell: (-quality[cell], cell))
+    return sorted(order[: max(1, round(BEST_SHARE * len(order)))])
+
+
+def _shuffled(config: ml_collections.ConfigDict, cells: Sequence[int]) -> list[int]:
+    """In a random order: what is finished at any time is a fair sample of the space."""
+    return np.random.default_rng(config.seed).permutation(cells).tolist()
+
+
+class _Trainings:
+    """Trains cells into the log of a run folder; what it holds already is not trained again.
+
+    Args:
+      config: of the run.
+      folder: its folder.
+      stop: told between two trainings.
+      cells: i32 [M, L, 5], all.
+      num_seeds: the most of any cell.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        folder: workdir.Workdir,
+        stop: signals.StopFlag,
+        cells: np.ndarray,
+        num_seeds: int,
+    ) -> None:
+        self._config, self._folder, self._stop = config, folder, stop
+        self._cells, self._num_seeds = cells, num_seeds
+        self._made: tuple[pipeline.Parts, Trainer] | None = None
+
+    def do(self, wanted: Sequence[tuple[int, int]]) -> None:
+        """Appends the lines of all trainings that are wanted, cells and seeds, in their order.
+
+        Raises:
+          Stopped: a signal arrived.
+        """
+        done = {(line["cell"], line["seed"]) for line in self._folder.read(LOG)}
+        pending = [training for training in wanted if training not in done]
+        if not pending:
+            return
+        if self._made is None:
+            parts = assemble(self._config, self._folder, self._stop)
+            self._folder.write_json(STATIC, pipeline.score_static(parts))
+            self._made = parts, make_trainer(parts, self._num_seeds)
+        with progress.bar(len(wanted), "trainings", initial=len(wanted) - len(pending)) as bar:
+            for line in _in_order(self._train, pending, scratch.num_workers(self._config.search)):
+                self._folder.append(LOG, line)
+                bar.update()
+                if self._stop.requested and bar.count < len(wanted):
+                    raise errors.Stopped(f"table: stopped, {bar.count} of {len(wanted)} trainings were finished")
+
+    def _train(self, training: tuple[int, int]) -> dict[str, Any]:
+        cell, seed = training
+        started = time.perf_counter()
+        record = train_and_score(*self._made, self._cells[cell], seed)
+        name = genotype_lib.digest(self._made[0].space, self._cells[cell])
+        seconds = round(time.perf_counter() - started, 3)
+        return {"cell": cell, "seed": seed, "hash": name, **record, "seconds": seconds}
+
+
+def _in_order(function: Callable[[Any], Any], items: Sequence[Any], num_workers: int) -> Iterator[Any]:
+    """`map` in threads, with no more in advance than there are threads: little is lost where it is left early."""
+    with futures.ThreadPoolExecutor(num_workers) as pool:
+        waiting: collections.deque[futures.Future[Any]] = collections.deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > num_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
