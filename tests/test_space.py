@@ -53,24 +53,33 @@ def loss_and_logits(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return (weights * jnp.tanh(logits)).mean(), logits
 
 
-def check_equal(genotypes: np.ndarray, *, tolerance: float = 1e-4, dtype: type = np.float32) -> None:
-    """Forward and gradient of both cells on every genotype, whole clips; one trace of the supernet in all."""
-    supernet, params = supernet_and_params()
-    params, features = jax.tree.map(lambda x: x.astype(dtype), (params, make_features(2)))
+@functools.cache
+def supernet_gradient(dtype: type):
+    """`(params, genotype, features) -> (loss, logits), gradient`, one trace for all tests that compute in `dtype`."""
+    supernet, _ = supernet_and_params()
 
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def traced(params: types.Params, genotype: jax.Array):
-        return jax.value_and_grad(
-            lambda p: loss_and_logits(supernet.unroll(p, genotype, features)), has_aux=True
-        )(params)
+    def traced(params: types.Params, genotype: jax.Array, features: types.Features):
+        assert features.logits.dtype == dtype
+        return jax.value_and_grad(lambda p: loss_and_logits(supernet.unroll(p, genotype, features)), has_aux=True)(
+            params
+        )
 
+    return traced
+
+
+def check_equal(genotypes: np.ndarray, *, tolerance: float = 1e-4, dtype: type = np.float32) -> None:
+    """Forward and gradient of both cells on every genotype, whole clips; one trace of the supernet in all."""
+    _, params = supernet_and_params()
+    params, features = jax.tree.map(lambda x: x.astype(dtype), (params, make_features(2)))
+    traced = supernet_gradient(dtype)
     for genotype in genotypes:
         cell = cell_lib.make(SPACE, genotype, SETTINGS)
         cut = cell_lib.gather_params(SPACE, genotype, params)
         static = jax.value_and_grad(lambda p, cell=cell: loss_and_logits(cell.unroll(p, features)), has_aux=True)
         (_, expected), expected_grads = jax.jit(static)(cut)
-        (_, logits), grads = traced(params, genotype)
+        (_, logits), grads = traced(params, genotype, features)
         assert logits.dtype == dtype
         np.testing.assert_allclose(logits, expected, atol=tolerance, rtol=0)
         assert_same_gradients(genotype, grads, expected_grads, tolerance)
@@ -137,10 +146,9 @@ def test_supernet_equals_cell_for_50_genotypes_over_clips() -> None:
 
 
 def test_gradients_outside_the_genotype_are_zero() -> None:
-    supernet, params = supernet_and_params()
-    features = make_features(3)
+    _, params = supernet_and_params()
     genotype = genotype_lib.random(SPACE, np.random.default_rng(2), 1)[0]
-    grads = jax.jit(jax.grad(lambda p: loss_and_logits(supernet.unroll(p, genotype, features))[0]))(params)
+    _, grads = supernet_gradient(np.float32)(params, genotype, make_features(3))
     cut = cell_lib.gather_params(SPACE, genotype, grads)
     total, kept = (sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(tree["layers"])) for tree in (grads, cut))
     assert kept == pytest.approx(total, rel=1e-5)

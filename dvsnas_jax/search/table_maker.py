@@ -220,24 +220,30 @@ class _Trainings:
         pending = [training for training in wanted if training not in done]
         if not pending:
             return
-        if self._made is None:
-            parts = assemble(self._config, self._folder, self._stop)
-            self._folder.write_json(STATIC, pipeline.score_static(parts))
-            self._made = parts, make_trainer(parts, self._num_seeds)
+        parts, trainer = self._assembled()
+
+        def train(training: tuple[int, int]) -> dict[str, Any]:
+            cell, seed = training
+            started = time.perf_counter()
+            record = train_and_score(parts, trainer, self._cells[cell], seed)
+            name = genotype_lib.digest(parts.space, self._cells[cell])
+            seconds = round(time.perf_counter() - started, 3)
+            return {"cell": cell, "seed": seed, "hash": name, **record, "seconds": seconds}
+
         with progress.bar(len(wanted), "trainings", initial=len(wanted) - len(pending)) as bar:
-            for line in _in_order(self._train, pending, scratch.num_workers(self._config.search)):
+            for line in _in_order(train, pending, scratch.num_workers(self._config.search)):
                 self._folder.append(LOG, line)
                 bar.update()
                 if self._stop.requested and bar.count < len(wanted):
                     raise errors.Stopped(f"table: stopped, {bar.count} of {len(wanted)} trainings were finished")
 
-    def _train(self, training: tuple[int, int]) -> dict[str, Any]:
-        cell, seed = training
-        started = time.perf_counter()
-        record = train_and_score(*self._made, self._cells[cell], seed)
-        name = genotype_lib.digest(self._made[0].space, self._cells[cell])
-        seconds = round(time.perf_counter() - started, 3)
-        return {"cell": cell, "seed": seed, "hash": name, **record, "seconds": seconds}
+    def _assembled(self) -> tuple[pipeline.Parts, Trainer]:
+        """The parts of the trainings, made when the first is needed."""
+        if self._made is None:
+            parts = assemble(self._config, self._folder, self._stop)
+            self._folder.write_json(STATIC, pipeline.score_static(parts))
+            self._made = parts, make_trainer(parts, self._num_seeds)
+        return self._made
 
 
 def _in_order(function: Callable[[Any], Any], items: Sequence[Any], num_workers: int) -> Iterator[Any]:
