@@ -127,16 +127,14 @@ def _plain_attention(query, keys, values, position):
     for row, col in itertools.product(range(height), range(width)):
         taps = [(i, j) for i, j in itertools.product(range(window), range(window))]
         at = [(i, j, row + i - window // 2, col + j - window // 2) for i, j in taps]
-        at = [(i, j, y, x) for i, j, y, x in at if 0 <= y < height and 0 <= x < width]
+        i, j, y, x = np.array([(i, j, y, x) for i, j, y, x in at if 0 <= y < height and 0 <= x < width]).T
         parts = []
         for head in range(heads):
             own = slice(head * size, (head + 1) * size)
-            logits = [
-                jnp.sum(query[:, row, col, own] * keys[:, y, x, own], axis=-1) / np.sqrt(size) + position[i, j, head]
-                for i, j, y, x in at
-            ]
-            weights = jax.nn.softmax(jnp.stack(logits), axis=0)[..., None]
-            parts.append(jnp.sum(weights * jnp.stack([values[:, y, x, own] for _, _, y, x in at]), axis=0))
+            products = query[:, None, row, col, own] * keys[:, y, x, own]
+            logits = jnp.sum(products, axis=-1) / np.sqrt(size) + position[None, i, j, head]
+            weights = jax.nn.softmax(logits, axis=1)[..., None]
+            parts.append(jnp.sum(weights * values[:, y, x, own], axis=1))
         rows.append(jnp.concatenate(parts, axis=-1))
     return jnp.stack(rows, axis=1).reshape(values.shape)
 

@@ -214,14 +214,20 @@ def init(net: StaticNet, rng: jax.Array) -> types.Params:
     return jax.device_put(jax.tree.unflatten(tree, values))
 
 
+@functools.lru_cache(maxsize=16)
 def shapes(net: StaticNet) -> types.Params:
-    """Shapes and types of what `init` draws, without drawing."""
+    """Shapes and types of what `init` draws, without drawing; kept, since tracing a network takes most of a second."""
     return jax.eval_shape(lambda rng: net.init(rng, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
 
 
-def infer(
-    net: StaticNet, variables: types.Params, frames: types.Array, last: str = "decoder"
-) -> types.Features:
+@functools.lru_cache(maxsize=16)
+def frame_shapes(net: StaticNet, size: tuple[int, int]) -> types.Features:
+    """What `infer` returns for one frame of this height and width, as shapes; kept, as those of `shapes` are."""
+    frame = jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
+    return jax.eval_shape(functools.partial(infer, net), shapes(net), frame)
+
+
+def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: str = "decoder") -> types.Features:
     """Segments frames u8 [B, H, W, 3] with the running statistics; all maps at the grid, float32.
 
     Args:

@@ -140,8 +140,7 @@ def shapes(
     data = config.data
     size = (data.crop_height, data.crop_width) if is_augmented else (data.height, data.width)
     net = static_net.make(config.net, pipeline.class_table(data).num_classes)
-    frame = jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
-    found = jax.eval_shape(functools.partial(static_net.infer, net), static_net.shapes(net), frame)
+    found = static_net.frame_shapes(net, size)
 
     def stored(x: Any, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((num_clips, data.num_frames, *x.shape[1:]), dtype, sharding=sharding)

@@ -75,9 +75,7 @@ class Region(NamedTuple):
 
 def initial_state(model: Model) -> State:
     """The state of one video before its first frame."""
-    frame = jax.ShapeDtypeStruct((1, *model.size, 3), jnp.uint8)
-    shapes = jax.eval_shape(functools.partial(static_net.infer, model.net), model.variables, frame)
-    return to_dict(model.cell.initial_state(shapes))
+    return to_dict(model.cell.initial_state(static_net.frame_shapes(model.net, model.size)))
 
 
 def to_dict(state: types.CellState) -> State:

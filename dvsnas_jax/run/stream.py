@@ -75,10 +75,9 @@ def make_segmenter(
     settings = features_lib.settings_of(config)
     net = static_net.make(config.net, settings.num_classes)
     variables = static_net.fold(variables)
-    frame = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
 
     def initial_state() -> types.CellState:
-        return cell.initial_state(jax.eval_shape(functools.partial(static_net.infer, net), variables, frame))
+        return cell.initial_state(static_net.frame_shapes(net, size))
 
     def static_step(variables: Any, frame: jax.Array) -> jax.Array:
         return static_net.predict(static_net.infer(net, variables, frame).logits, size)
