@@ -10,16 +10,16 @@ from __future__ import annotations
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
 from dvsnas_jax.controller import strategies
-from dvsnas_jax.core import compilation, errors, signals, types, workdir
+from dvsnas_jax.core import compilation, cores, errors, signals, types, workdir
 from dvsnas_jax.run import features, train
-from dvsnas_jax.search import derive, evidence_searches, loop, outcome, pipeline, relaxed_steps, table_maker
+from dvsnas_jax.search import derive, evidence_searches, loop, outcome, pipeline, relaxed_steps, scratch, table_maker
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
 
@@ -169,11 +169,15 @@ def _train_alone(plan: _Plan) -> None:
     """Trains every probe from scratch with `config.train`, all with one compiled program."""
     done = {line["hash"] for line in plan.folder.read(LOG) if line["what"] == ALONE}
     trainer = table_maker.make_trainer(plan.parts, 1)
-    for index, genotype in enumerate(plan.probes):
-        digest = genotype_lib.digest(plan.parts.space, genotype)
-        if digest in done:
-            continue
-        if plan.stop.requested:
-            raise errors.Stopped(f"correlate: stopped, {index} of {len(plan.probes)} cells were finished")
-        record = table_maker.train_and_score(plan.parts, trainer, genotype)
-        plan.folder.append(LOG, {"what": ALONE, "index": index, "hash": digest, **record})
+    digests = [genotype_lib.digest(plan.parts.space, genotype) for genotype in plan.probes]
+    pending = [index for index, digest in enumerate(digests) if digest not in done]
+
+    def train_one(index: int) -> dict[str, Any]:
+        record = table_maker.train_and_score(plan.parts, trainer, plan.probes[index])
+        return {"what": ALONE, "index": index, "hash": digests[index], **record}
+
+    num_workers = scratch.num_workers(plan.parts.config.search)
+    for line in cores.map_in_order(train_one, pending, num_workers):
+        plan.folder.append(LOG, line)
+        if plan.stop.requested and line["index"] != pending[-1]:
+            raise errors.Stopped(f"correlate: stopped, {line['index'] + 1} of {len(plan.probes)} cells were finished")

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent import futures
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -22,7 +21,7 @@ import numpy as np
 import optax
 
 from dvsnas_jax.controller import strategies
-from dvsnas_jax.core import compilation, errors, progress, signals, types, workdir
+from dvsnas_jax.core import compilation, cores, errors, progress, signals, types, workdir
 from dvsnas_jax.data import pipeline as clips_lib
 from dvsnas_jax.run import feature_store, features, losses, optim, pretrain, train
 from dvsnas_jax.search import pipeline, reward, scratch, steps, table
@@ -231,7 +230,7 @@ class _Trainings:
             return {"cell": cell, "seed": seed, "hash": name, **record, "seconds": seconds}
 
         with progress.bar(len(wanted), "trainings", initial=len(wanted) - len(pending)) as bar:
-            for line in _in_order(train, pending, scratch.num_workers(self._config.search)):
+            for line in cores.map_in_order(train, pending, scratch.num_workers(self._config.search)):
                 self._folder.append(LOG, line)
                 bar.update()
                 if self._stop.requested and bar.count < len(wanted):
@@ -244,19 +243,3 @@ class _Trainings:
             self._folder.write_json(STATIC, pipeline.score_static(parts))
             self._made = parts, make_trainer(parts, self._num_seeds)
         return self._made
-
-
-def _in_order(function: Callable[[Any], Any], items: Sequence[Any], num_workers: int) -> Iterator[Any]:
-    """`map` in threads, with no more in advance than there are threads: little is lost where it is left early."""
-    with futures.ThreadPoolExecutor(num_workers) as pool:
-        waiting: collections.deque[futures.Future[Any]] = collections.deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
