@@ -172,10 +172,10 @@ def test_the_packaged_table_through_the_command(tmp_path, capsys):
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "strategies.json").read_text())
-    assert content["budget"] == 45 and content["num_cells"] == 897
+    assert content["budget"] == 69 and content["num_cells"] == 1371
     assert list(content["results"]) == ["ppo", "predictor", "random"]
     for name in content["results"]:
-        assert len(content["results"][name]["curve"]["mean"]) == 45 and f"| {name} |" in printed
+        assert len(content["results"][name]["curve"]["mean"]) == 69 and f"| {name} |" in printed
     assert (tmp_path / "strategies.md").read_text() == printed[: printed.index("written:")]
     assert (tmp_path / "strategies.png").read_bytes()[:4] == b"\x89PNG"
     # Far from the 200 runs of the README, yet far from chance.
@@ -188,9 +188,10 @@ def test_the_packaged_table_through_the_command(tmp_path, capsys):
         (["--table", "--strategies=ppo,rndom"], "unknown name 'rndom', did you mean 'random'"),
         (["--table", "--strategies=ppo,ppo"], "--strategies: needs distinct names"),
         (["--table", "--seeds=0"], "--seeds: must be at least 1"),
-        (["--table", "--budget=2000"], "--budget: 2000 evaluations are more than the 897 cells"),
+        (["--table", "--budget=2000"], "--budget: 2000 evaluations are more than the 1371 cells"),
         (["--table", "--per-step=0"], "--per-step: must be at least 1"),
-        (["--table", "--training-seeds=0,6"], "--training-seeds: must be numbers from 0 to 1"),
+        (["--table", "--training-seeds=0,6"], "--training-seeds: must be numbers from 0 to 5"),
+        (["--table", "--training-seeds=2,5"], "every cell was trained with seeds 0 to 1 only"),
         (["--table=none.json"], "--table: none.json does not exist"),
         (["--table", "--make-table"], "give one of them"),
         ([], "--config: is needed, or --table"),

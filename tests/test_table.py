@@ -249,13 +249,18 @@ def test_missing_trainings_and_large_spaces_are_refused(tmp_path):
 
 def test_the_packaged_table():
     packaged = table.load()
-    assert packaged.num_cells == 897 and packaged.rewards.shape == (897, 2)
+    assert packaged.num_cells == 1371 and packaged.rewards.shape == (1371, 6)
+    assert sorted(set(packaged.num_trainings.tolist())) == [2, 6]
     assert table.PACKAGED.stat().st_size < 1 << 20
-    assert np.isfinite(packaged.rewards).mean() > 0.99
+    assert np.isfinite(packaged.rewards[:, :2]).mean() > 0.99
+    is_best = packaged.num_trainings == 6
+    assert is_best.sum() == 137 and packaged.quality((0, 1))[is_best].min() >= packaged.quality((0, 1))[~is_best].max()
+    assert int(packaged.quality().argmax()) in np.flatnonzero(is_best)
     quality = packaged.quality()
     assert 0 < quality.min() < packaged.head["static"]["reward"] < quality.max() < 1
     # The trainings agree, among the better half, too: what a search can find is not luck.
-    better = packaged.rewards[packaged.rewards[:, 0] > np.median(packaged.rewards[:, 0])]
-    assert np.corrcoef(packaged.rewards.T)[0, 1] > 0.8 and np.corrcoef(better.T)[0, 1] > 0.5
+    first = packaged.rewards[:, :2]
+    better = first[first[:, 0] > np.median(first[:, 0])]
+    assert np.corrcoef(first.T)[0, 1] > 0.8 and np.corrcoef(better.T)[0, 1] > 0.5
     for name in ("command", "config", "config_hash", "environment", "seconds", "static"):
         assert packaged.head[name]
