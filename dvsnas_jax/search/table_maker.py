@@ -74,7 +74,7 @@ def run(
       The table, not written yet.
 
     Raises:
-      UserError: the space is too large, the best cells have less trainings than the others, or the folder belongs to
+      UserError: the space is too large, the best cells have fewer trainings than the others, or the folder belongs to
         another run.
       Stopped: a signal arrived; what is finished was saved.
     """
