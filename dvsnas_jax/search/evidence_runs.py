@@ -176,8 +176,8 @@ def _train_alone(plan: _Plan) -> None:
         record = table_maker.train_and_score(plan.parts, trainer, plan.probes[index])
         return {"what": ALONE, "index": index, "hash": digests[index], **record}
 
-    num_workers = scratch.num_workers(plan.parts.config.search)
-    for line in cores.map_in_order(train_one, pending, num_workers):
-        plan.folder.append(LOG, line)
-        if plan.stop.requested and line["index"] != pending[-1]:
-            raise errors.Stopped(f"correlate: stopped, {line['index'] + 1} of {len(plan.probes)} cells were finished")
+    lines = cores.map_in_order(train_one, pending, scratch.num_workers(plan.parts.config.search))
+    for index in pending:
+        if plan.stop.requested:
+            raise errors.Stopped(f"correlate: stopped, {index} of {len(plan.probes)} cells were finished")
+        plan.folder.append(LOG, next(lines))

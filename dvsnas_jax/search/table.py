@@ -112,7 +112,8 @@ def from_lines(
             value = line.get(name)
             parts[name][place] = np.nan if value is None else round(value, DIGITS)
     num_trainings = is_there.sum(axis=1).astype(np.int32)
-    num_missing = int((num_trainings == 0).sum() + (~is_there[:, :-1] & is_there[:, 1:]).sum())
+    num_needed = np.maximum(1, (is_there * np.arange(1, num_seeds + 1)).max(axis=1))  # as far as the last one
+    num_missing = int((num_needed - num_trainings).sum())
     if num_missing:
         raise errors.UserError(f"table: {num_missing} of {num_missing + len(lines)} trainings are missing")
     values = config_lib.to_json_dict(config)

@@ -98,10 +98,9 @@ def run(
         trainings.do(wanted)
         if num_best_seeds > num_seeds:
             best = best_cells(folder.read(LOG), num_seeds)
-            trainings.do(
-                [(cell, seed) for cell in _shuffled(config, best) for seed in range(num_seeds, num_best_seeds)]
-            )
-            wanted += [(cell, seed) for cell in best for seed in range(num_seeds, num_best_seeds)]
+            more = [(cell, seed) for cell in _shuffled(config, best) for seed in range(num_seeds, num_best_seeds)]
+            trainings.do(more)
+            wanted += more
     is_wanted = set(wanted)
     lines = [line for line in folder.read(LOG) if (line["cell"], line["seed"]) in is_wanted]
     static = folder.read_json(STATIC)
@@ -230,11 +229,12 @@ class _Trainings:
             return {"cell": cell, "seed": seed, "hash": name, **record, "seconds": seconds}
 
         with progress.bar(len(wanted), "trainings", initial=len(wanted) - len(pending)) as bar:
-            for line in cores.map_in_order(train, pending, scratch.num_workers(self._config.search)):
-                self._folder.append(LOG, line)
-                bar.update()
-                if self._stop.requested and bar.count < len(wanted):
+            lines = cores.map_in_order(train, pending, scratch.num_workers(self._config.search))
+            for _ in pending:
+                if self._stop.requested:
                     raise errors.Stopped(f"table: stopped, {bar.count} of {len(wanted)} trainings were finished")
+                self._folder.append(LOG, next(lines))
+                bar.update()
 
     def _assembled(self) -> tuple[pipeline.Parts, Trainer]:
         """The parts of the trainings, made when the first is needed."""
