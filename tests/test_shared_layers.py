@@ -86,7 +86,7 @@ def test_what_is_not_read_is_not_computed():
 
 def test_reads_of_random_genotypes():
     for genotype in genotype_lib.random(SPACE, np.random.default_rng(0), 50):
-        found = supernet_lib.read_inputs(SPACE, jnp.asarray(genotype))
+        found = unrolled.read_inputs(SPACE, jnp.asarray(genotype))
         names = [name for name, is_read in zip(INPUTS, found.tolist(), strict=True) if is_read]
         assert tuple(names) == cell_lib.used_inputs(SPACE, genotype)
 

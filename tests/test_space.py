@@ -228,7 +228,7 @@ def test_first_frame_is_its_own_history() -> None:
 def test_loose_ends() -> None:
     genotype = np.array([[0, 1, 1, 1, 0], [2, 2, 1, 1, 0], [7, 0, 1, 1, 0]], np.int32)
     assert genotype_lib.loose_ends(SPACE, genotype) == (1, 2)
-    np.testing.assert_allclose(supernet_lib.loose_end_weights(SPACE, jnp.asarray(genotype)), [0, 0.5, 0.5])
+    np.testing.assert_allclose(unrolled.loose_end_weights(SPACE, jnp.asarray(genotype)), [0, 0.5, 0.5])
 
 
 def test_json_round_trip_and_digest() -> None:

@@ -6,6 +6,7 @@ not depend on its own past for all frames of a clip at once, and skips what the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -80,41 +81,96 @@ def cell_inputs(
     return {name: maps[name] for name in wanted}
 
 
+def dependent(*, is_propagating: bool) -> set[str]:
+    """The inputs that depend on what a cell itself did before."""
+    return {"prev_state", "prev_logits", *(["prev_decoder"] if is_propagating else [])}
+
+
 def of_clip(
     params: Params,
+    state: types.CellState,
     features: types.Features,
     reads: Mapping[str, jax.Array],
     scope: operations.CellScope,
-    *,
     is_propagating: bool,
 ) -> dict[str, jax.Array]:
     """The inputs that do not depend on what the cell itself did, of all frames of a clip, each [T, B, h, w, C].
 
     Args:
       params: of `ports.init`.
+      state: before the clip.
       features: of the clip, [T, B, h, w, C] each.
-      reads: of `cell_inputs`, for all inputs of the space and the decoder.
+      reads: whether each input of the space, and the decoder, is read, bool []; one that is not is zero.
       scope: normalisation; each frame is normalised by itself.
       is_propagating: the previous decoder map depends on the key frames.
     """
-    decoder, image = features.maps["decoder"], features.maps["image"]
 
-    def image_diff(image: jax.Array) -> jax.Array:
-        return jnp.concatenate([jnp.zeros_like(image[:1]), image[1:] - image[:-1]])
+    def find(name: str, run: Callable[..., jax.Array], *args: Any) -> jax.Array:
+        shape = jax.eval_shape(run, *args)
+        return jax.lax.cond(reads[name], run, lambda *_: jnp.zeros(shape.shape, shape.dtype), *args)
+
+    parts = _clip_parts(params, state, features, reads, scope, is_propagating)
+    return {name: find(name, *part) for name, part in parts.items()}
+
+
+def pull_of_clip(
+    params: Params,
+    state: types.CellState,
+    features: types.Features,
+    reads: Mapping[str, jax.Array],
+    scope: operations.CellScope,
+    is_propagating: bool,
+    grads: jax.Array,
+    rows: Mapping[str, int],
+) -> Params:
+    """Gradient of the parameters of `of_clip`.
+
+    Args:
+      params: as there, and so on.
+      grads: [rows, B, h, w, C], among them those of the inputs.
+      rows: the first of the T rows of each input.
+    """
+
+    def pull(run: Callable[..., jax.Array], row: int, own: Params, sources: Any, grads: jax.Array) -> Params:
+        grad = grads[row : row + len(features.logits)]
+        return jax.vjp(lambda own: run(own, sources), own)[1](grad)[0]
+
+    total = jax.tree.map(jnp.zeros_like, params)
+    for name, (run, own, sources) in _clip_parts(params, state, features, reads, scope, is_propagating).items():
+        pull_fn = functools.partial(pull, run, rows[name])
+        zeros = jax.tree.map(jnp.zeros_like, own)
+        found = jax.lax.cond(reads[name], pull_fn, lambda *_, zeros=zeros: zeros, own, sources, grads)
+        total["inputs"][name] = found["inputs"][name]
+    return total
+
+
+def _clip_parts(
+    params: Params,
+    state: types.CellState,
+    features: types.Features,
+    names: Iterable[str],
+    scope: operations.CellScope,
+    is_propagating: bool,
+) -> dict[str, tuple[Callable[..., jax.Array], Params, Any]]:
+    """`function, its parameters and sources` of each input that is known for a whole clip."""
+    first = state.is_first[:, None, None, None]
+
+    def before(own: types.Array, earlier: types.Array) -> jax.Array:
+        """The map of the frame before each frame, for the first one of a video its own."""
+        return jnp.concatenate([jnp.where(first, own[0], earlier)[None], own[:-1]])
 
     raw: dict[str, Raw] = {
         "logits": (jax.nn.softmax, (features.logits,)),
-        "image_diff": (image_diff, (image,)),
-        "prev_decoder": (lambda x: jnp.concatenate([x[:1], x[:-1]]), (decoder,)),
+        "image_diff": (lambda own, earlier: own - before(own, earlier), (features.maps["image"], state.image)),
+        "prev_decoder": (before, (features.maps["decoder"], state.decoder)),
     }
-    dependent = {"prev_state", "prev_logits", *(["prev_decoder"] if is_propagating else [])}
 
-    def find(name: str) -> jax.Array:
+    def part(name: str) -> tuple[Callable[..., jax.Array], Params, Any]:
         prepare, sources = raw.get(name, (lambda x: x, (features.maps.get(name),)))
 
-        def run(own: Params, *sources: jax.Array) -> jax.Array:
+        def run(own: Params, sources: Any) -> jax.Array:
             return jax.vmap(lambda x: project(own, name, x, scope))(prepare(*sources))
 
-        return lazy.when(reads[name], run, ({"inputs": {name: params["inputs"][name]}},), sources)
+        return run, {"inputs": {name: params["inputs"][name]}}, sources
 
-    return {name: find(name) for name in reads if name not in dependent}
+    return {name: part(name) for name in names if name not in dependent(is_propagating=is_propagating)}

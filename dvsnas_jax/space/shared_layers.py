@@ -1,8 +1,8 @@
-"""The layers of a cell whose genotype is data, with their gradient written out.
+"""The layers of a cell whose genotype is data, forward and backward, for one frame of a clip.
 
-The forward pass keeps what flows between the parts: the layers' outputs, and both operands of every aggregation. The
-backward pass runs over the layers in reverse and adds to one buffer of the nodes' gradients. (Autodiff of the same loop
-copies maps into the residuals of every conditional, and the whole buffer for every layer.)
+What flows between the parts is kept in buffers that hold all frames of a clip: the layers' outputs, and both operands of
+every aggregation. Nothing else is kept; a backward pass computes what it needs of a part anew. (Autodiff of the same
+loops copies maps into the residuals of every conditional, and whole buffers for every layer and every frame.)
 """
 
 from __future__ import annotations
@@ -17,120 +17,112 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import lazy, operations
 
 Params = dict[str, Any]
-Inputs = tuple[jax.Array, ...]
-Operands = tuple[jax.Array, jax.Array]
-Residuals = tuple[Params, jax.Array, Inputs, jax.Array, Operands]
+Pick = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-class _Branches(NamedTuple):
-    """The members of the vocabularies; all are told the parameters of all members of their slot.
+class Memory(NamedTuple):
+    """What a forward pass keeps, f32 [rows, B, h, w, C] each.
 
     Attributes:
-      apply_op: `(params, x) -> map`.
-      apply_agg: `(params, a, b) -> map`.
-      pull_op: `(params, x, gradient, total) -> (gradient of params, total + gradient of x)`.
-      pull_agg: `(params, a, b, gradient) -> (gradient of params, of a, of b)`.
+      outputs: of the layers.
+      a: first operand of each layer's aggregation; no rows where nothing is to be differentiated.
+      b: the second one.
     """
 
-    apply_op: list[lazy.Branch]
-    apply_agg: list[lazy.Branch]
-    pull_op: list[lazy.Branch]
-    pull_agg: list[lazy.Branch]
+    outputs: jax.Array
+    a: jax.Array
+    b: jax.Array
 
 
-def make(space: genotype_lib.Space, scope: operations.CellScope) -> Callable[[Params, jax.Array, Inputs], jax.Array]:
-    """Builds the function that runs the layers.
+class Layers(NamedTuple):
+    """The layers of one frame.
 
-    Returns:
-      `(params stacked over the layers on axis 0, genotype i32 [L, 5], inputs, each [B, h, w, C]) -> outputs of the
-      layers [L, B, h, w, C]`.
+    Attributes:
+      forward: `(params, genotype i32 [L, 5], pick, memory, row) -> memory`, in which the rows from `row` on are those
+        of this frame, a layer a row. `pick(token, outputs)` is a node: an input, or a row of the outputs.
+      backward: `(params, genotype, pick, memory, row, grads, rows) -> (grads, gradient of params)`. `grads` [.., B, h,
+        w, C] has a row for each node, those of the layers with what the rest of the cell has for them; `rows` i32
+        [num_nodes] says where. What is added is the gradient of the operations.
     """
-    branches = _make_branches(space, scope)
 
-    @jax.custom_vjp
-    def run(params: Params, genotype: jax.Array, inputs: Inputs) -> jax.Array:
-        return _forward(branches, params, genotype, inputs)[0]
-
-    def keep(params: Params, genotype: jax.Array, inputs: Inputs) -> tuple[jax.Array, Residuals]:
-        outputs, operands = _forward(branches, params, genotype, inputs)
-        return outputs, (params, genotype, inputs, outputs, operands)
-
-    def pull(residuals: Residuals, grad: jax.Array) -> tuple[Params, None, Inputs]:
-        grad_params, grad_inputs = _backward(branches, residuals, grad)
-        return grad_params, None, grad_inputs
-
-    run.defvjp(keep, pull)
-    return run
+    forward: Callable[..., Memory]
+    backward: Callable[..., tuple[jax.Array, Params]]
 
 
-def _forward(branches: _Branches, params: Params, genotype: jax.Array, inputs: Inputs) -> tuple[jax.Array, Operands]:
-    """Outputs of the layers and operands of their aggregations, [L, B, h, w, C] each."""
+def make(space: genotype_lib.Space, scope: operations.CellScope) -> Layers:
+    """Builds the layers of a space; `params` are stacked over the layers on axis 0."""
+    apply_op = [_member(operations.OPERATIONS, name, scope) for name in space.operations]
+    apply_agg = [_member(operations.AGGREGATIONS, name, scope) for name in space.aggregations]
+    pull_op, pull_agg = [_pull_op(branch) for branch in apply_op], [_pull_agg(branch) for branch in apply_agg]
 
-    def layer(outputs: jax.Array, xs: tuple[Params, jax.Array, jax.Array]) -> tuple[jax.Array, Operands]:
-        params, tokens, index = xs
-        a = jax.lax.switch(tokens[2], branches.apply_op, params["a"], _node(inputs, outputs, tokens[0]))
-        b = jax.lax.switch(tokens[3], branches.apply_op, params["b"], _node(inputs, outputs, tokens[1]))
-        output = jax.lax.switch(tokens[4], branches.apply_agg, params["agg"], a, b)
-        return jax.lax.dynamic_update_index_in_dim(outputs, output, index, axis=0), (a, b)
+    def forward(params: Params, genotype: jax.Array, pick: Pick, memory: Memory, row: jax.Array) -> Memory:
+        def layer(memory: Memory, xs: tuple[Params, jax.Array, jax.Array]) -> tuple[Memory, None]:
+            params, tokens, row = xs
+            a = jax.lax.switch(tokens[2], apply_op, params["a"], pick(tokens[0], memory.outputs))
+            b = jax.lax.switch(tokens[3], apply_op, params["b"], pick(tokens[1], memory.outputs))
+            output = jax.lax.switch(tokens[4], apply_agg, params["agg"], a, b)
+            kept = [put(buffer, x, row) for buffer, x in zip(memory, (output, a, b), strict=True)]
+            return Memory(*kept), None
 
-    num_layers = genotype.shape[0]
-    empty = jnp.zeros((num_layers, *inputs[0].shape), inputs[0].dtype)
-    return jax.lax.scan(layer, empty, (params, genotype, jnp.arange(num_layers)))
+        return jax.lax.scan(layer, memory, (params, genotype, row + jnp.arange(space.num_layers)))[0]
 
+    def backward(
+        params: Params,
+        genotype: jax.Array,
+        pick: Pick,
+        memory: Memory,
+        row: jax.Array,
+        grads: jax.Array,
+        rows: jax.Array,
+    ) -> tuple[jax.Array, Params]:
+        def layer(grads: jax.Array, xs: tuple[Params, jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, Params]:
+            params, tokens, row, own = xs
+            operands = params["agg"], memory.a, memory.b, row, grads, own
+            found, grad_a, grad_b = jax.lax.switch(tokens[4], pull_agg, *operands)
+            grad_params = {"agg": found}
+            for slot, token, name, grad in (("a", tokens[0], tokens[2], grad_a), ("b", tokens[1], tokens[3], grad_b)):
+                operands = params[slot], pick(token, memory.outputs), grad, grads, rows[token]
+                grad_params[slot], total = jax.lax.switch(name, pull_op, *operands)
+                grads = put(grads, total, rows[token])
+            return grads, grad_params
 
-def _backward(branches: _Branches, residuals: Residuals, grad: jax.Array) -> tuple[Params, Inputs]:
-    """Gradients of the parameters and of the inputs, from that of the outputs."""
-    params, genotype, inputs, outputs, operands = residuals
+        xs = params, genotype, row + jnp.arange(space.num_layers), rows[space.num_inputs :]
+        return jax.lax.scan(layer, grads, xs, reverse=True)
 
-    def layer(grads: jax.Array, xs: Any) -> tuple[jax.Array, Params]:
-        params, tokens, index, (a, b) = xs
-        first, second = tokens[0], tokens[1]
-        grad_agg, grad_a, grad_b = jax.lax.switch(tokens[4], branches.pull_agg, params["agg"], a, b, _row(grads, index))
-        # What is written depends on all that was read: in any other order XLA copies the whole buffer.
-        total_a, total_b = _row(grads, first), _row(grads, second)
-        x = _node(inputs, outputs, first)
-        grad_op_a, total_a = jax.lax.switch(tokens[2], branches.pull_op, params["a"], x, grad_a, total_a)
-        total_b = jnp.where(first == second, total_a, total_b)
-        x = _node(inputs, outputs, second)
-        grad_op_b, total_b = jax.lax.switch(tokens[3], branches.pull_op, params["b"], x, grad_b, total_b)
-        total_a = jnp.where(first == second, total_b, total_a)
-        for where, total in ((second, total_b), (first, total_a)):
-            grads = jax.lax.dynamic_update_index_in_dim(grads, total, where, axis=0)
-        return grads, {"a": grad_op_a, "b": grad_op_b, "agg": grad_agg}
-
-    num_inputs = len(inputs)
-    start = jnp.concatenate([jnp.zeros((num_inputs, *grad.shape[1:]), grad.dtype), grad])
-    indices = num_inputs + jnp.arange(len(grad))
-    grads, grad_params = jax.lax.scan(layer, start, (params, genotype, indices, operands), reverse=True)
-    return grad_params, tuple(grads[:num_inputs])
-
-
-def _row(maps: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(maps, index, keepdims=False)
+    return Layers(forward, backward)
 
 
-def _node(inputs: Inputs, outputs: jax.Array, token: jax.Array) -> jax.Array:
-    """An input, or the output of a layer."""
-
-    def pick(index: int) -> lazy.Branch:
-        return lambda inputs, outputs: inputs[index]
-
-    branches = [*map(pick, range(len(inputs))), lambda inputs, outputs: _row(outputs, token - len(inputs))]
-    return jax.lax.switch(jnp.minimum(token, len(inputs)), branches, inputs, outputs)
+def take(maps: jax.Array, row: jax.Array) -> jax.Array:
+    """A row of a buffer."""
+    return jax.lax.dynamic_index_in_dim(maps, row, keepdims=False)
 
 
-def _make_branches(space: genotype_lib.Space, scope: operations.CellScope) -> _Branches:
-    def member(table: dict[str, operations.Operation], name: str) -> lazy.Branch:
-        return lambda params, *maps: table[name].apply(params[name], *maps, scope)
+def put(maps: jax.Array, x: jax.Array, row: jax.Array) -> jax.Array:
+    """A buffer with a row written; one without rows as it is."""
+    return jax.lax.dynamic_update_index_in_dim(maps, x, row, axis=0) if len(maps) else maps
 
-    def adding(pull: lazy.Branch) -> lazy.Branch:
-        def add(params: Params, x: jax.Array, grad: jax.Array, total: jax.Array) -> tuple[Params, jax.Array]:
-            grad_params, grad_x = pull(params, x, grad)
-            return grad_params, total + grad_x
 
-        return add
+def _member(table: dict[str, operations.Operation], name: str, scope: operations.CellScope) -> lazy.Branch:
+    """A member of a vocabulary that is told the parameters of all members of its slot."""
+    return lambda params, *maps: table[name].apply(params[name], *maps, scope)
 
-    apply_op = [member(operations.OPERATIONS, name) for name in space.operations]
-    apply_agg = [member(operations.AGGREGATIONS, name) for name in space.aggregations]
-    pull_op = [adding(lazy.pullback(branch)) for branch in apply_op]
-    return _Branches(apply_op, apply_agg, pull_op, [lazy.pullback(branch) for branch in apply_agg])
+
+def _pull_op(apply: lazy.Branch) -> lazy.Branch:
+    """`(params, x, gradient, grads, row) -> (gradient of params, row of grads + gradient of x)`."""
+
+    def pull(params: Params, x: jax.Array, grad: jax.Array, grads: jax.Array, row: jax.Array) -> tuple[Any, jax.Array]:
+        grad_params, grad_x = jax.vjp(apply, params, x)[1](grad)
+        return grad_params, take(grads, row) + grad_x
+
+    return pull
+
+
+def _pull_agg(apply: lazy.Branch) -> lazy.Branch:
+    """`(params, buffer of a, of b, row, grads, own) -> (gradient of params, of a, of b)`."""
+
+    def pull(
+        params: Params, a: jax.Array, b: jax.Array, row: jax.Array, grads: jax.Array, own: jax.Array
+    ) -> tuple[Any, jax.Array, jax.Array]:
+        return jax.vjp(apply, params, take(a, row), take(b, row))[1](take(grads, own))
+
+    return pull

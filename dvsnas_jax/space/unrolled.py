@@ -1,0 +1,268 @@
+"""The supernet over the frames of a clip, its gradient written out.
+
+Forward, a loop over the frames keeps the layers' buffers (`space.shared_layers`) and, of every frame, the state before
+it. Backward, the loop runs in reverse and adds to one buffer of the gradients of all nodes. The rest of a frame (the
+projections that depend on the state, output, head, key frames) is small and is computed once more for its gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dvsnas_jax.core import types
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import operations, ports, projections, shared_layers
+
+Params = dict[str, Any]
+Carried = tuple[types.Array, types.Array]
+"""What of a state has a gradient: the cell's own map and its logits. All else are the static network's features."""
+
+
+class Kept(NamedTuple):
+    """Of a forward pass for the backward one.
+
+    Attributes:
+      known: inputs that were projected for all frames, each [T, B, h, w, C].
+      states: before every frame.
+      memory: of the layers, T * L rows.
+    """
+
+    known: dict[str, jax.Array]
+    states: types.CellState
+    memory: shared_layers.Memory
+
+
+def make(
+    space: genotype_lib.Space, settings: ports.CellSettings, scope: operations.CellScope
+) -> Callable[..., tuple[types.CellState, jax.Array]]:
+    """Builds the function that runs a clip.
+
+    Returns:
+      `(params, genotype i32 [L, 5], state before the clip, features [T, B, h, w, C]) -> (state, logits [T, B, h, w,
+      K])`. The gradient is with respect to the parameters and to what a state carries of the cell's own: features have
+      none.
+    """
+    clip = _Clip(space, settings, scope)
+
+    @jax.custom_vjp
+    def run(
+        params: Params, genotype: jax.Array, state: types.CellState, frames: types.Features
+    ) -> tuple[types.CellState, jax.Array]:
+        return clip.forward(params, genotype, state, frames, keep=False)[:2]
+
+    def keep(params: Params, genotype: jax.Array, state: types.CellState, frames: types.Features) -> Any:
+        state, logits, kept = clip.forward(params, genotype, state, frames, keep=True)
+        return (state, logits), (params, genotype, frames, kept)
+
+    def pull(residuals: Any, grads: tuple[types.CellState, jax.Array]) -> tuple[Any, ...]:
+        params, genotype, frames, kept = residuals
+        grad_state, grad_logits = grads
+        carried = grad_state.state, grad_state.logits
+        grad_params, carried = clip.backward(params, genotype, frames, kept, carried, grad_logits)
+        nothing = jax.tree.map(_no_gradient, jax.tree.map(lambda x: x[0], kept.states))
+        return grad_params, None, _with(nothing, carried), None
+
+    run.defvjp(keep, pull)
+    return run
+
+
+class _Clip:
+    """Both passes over a clip; T frames, N inputs, L layers."""
+
+    def __init__(self, space: genotype_lib.Space, settings: ports.CellSettings, scope: operations.CellScope) -> None:
+        self._space, self._settings, self._scope = space, settings, scope
+        self._layers = shared_layers.make(space, scope)
+        self._names = list(dict.fromkeys([*space.inputs, "decoder"]))  # of the inputs that have rows in the gradients
+        dependent = projections.dependent(is_propagating=settings.is_propagating)
+        self._dependent = [name for name in space.inputs if name in dependent]
+
+    def forward(
+        self, params: Params, genotype: jax.Array, state: types.CellState, frames: types.Features, *, keep: bool
+    ) -> tuple[types.CellState, jax.Array, Kept]:
+        """The state after the clip, logits [T, B, h, w, K] and, if `keep`, what `backward` needs."""
+        reads = self._reads(genotype)
+        known = projections.of_clip(params["ports"], state, frames, reads, self._scope, self._settings.is_propagating)
+        num_frames, num_layers = len(frames.logits), self._space.num_layers
+        empty = jnp.zeros((num_layers * (num_frames if keep else 1), *known["decoder"].shape[1:]), known["decoder"].dtype)
+        memory = shared_layers.Memory(empty, *[empty if keep else empty[:0]] * 2)
+
+        def frame(carry: Any, xs: tuple[jax.Array, types.Features]) -> tuple[Any, Any]:
+            state, memory = carry
+            index, features = xs
+            first, start = index * num_layers if keep else 0, known["decoder"][index]
+            own = self._own(reads, state, features, params["ports"], _carried(state), start)
+            memory = self._layers.forward(params["layers"], genotype, self._pick(known, own, index, first), memory, first)
+            mean = self._mean(genotype, memory.outputs, first)
+            after = self._after(state, features, params["ports"], _carried(state), mean, start)
+            return (after, memory), (after.logits, state if keep else None)
+
+        (state, memory), (logits, states) = jax.lax.scan(frame, (state, memory), (jnp.arange(num_frames), frames))
+        return state, logits, Kept(known, states, memory)
+
+    def backward(
+        self,
+        params: Params,
+        genotype: jax.Array,
+        frames: types.Features,
+        kept: Kept,
+        grad_carried: Carried,
+        grad_logits: jax.Array,
+    ) -> tuple[Params, Carried]:
+        """Gradients of the parameters and of what the state before the clip carries."""
+        reads, memory = self._reads(genotype), kept.memory
+        num_frames, num_layers, num_names = len(grad_logits), self._space.num_layers, len(self._names)
+        rows_of_layers = num_names * num_frames + jnp.arange(num_layers)
+        weights = loose_end_weights(self._space, genotype).astype(memory.outputs.dtype)
+
+        def frame(carry: Any, xs: Any) -> tuple[Any, None]:
+            (grad_state, grad_logits_after), grad_params, grads = carry
+            index, features, state, grad_logits = xs
+            first, start = index * num_layers, kept.known["decoder"][index]
+            own_fn = functools.partial(self._own, reads, state, features)
+            own = own_fn(params["ports"], _carried(state), start)
+            pick = self._pick(kept.known, own, index, first)
+
+            def after_fn(*args: Any) -> Carried:
+                return _carried(self._after(state, features, *args))
+
+            mean = self._mean(genotype, memory.outputs, first)
+            after_pull = jax.vjp(after_fn, params["ports"], _carried(state), mean, start)[1]
+            grad_ports, carried, grad_mean, grad_start = after_pull((grad_state, grad_logits_after + grad_logits))
+            shares = weights[:, None, None, None, None] * grad_mean[None]
+            grads = jax.lax.dynamic_update_slice_in_dim(grads, shares, num_names * num_frames, axis=0)
+
+            rows = jnp.concatenate([jnp.arange(self._space.num_inputs) * num_frames + index, rows_of_layers])
+            arguments = params["layers"], genotype, pick, memory, first, grads, rows
+            grads, grad_layers = self._layers.backward(*arguments)
+            own_grads = {name: shared_layers.take(grads, self._row(name, index, num_frames)) for name in own}
+            own_pull = jax.vjp(own_fn, params["ports"], _carried(state), start)[1]
+            found = own_pull(own_grads)
+            row = self._row("decoder", index, num_frames)
+            grads = shared_layers.put(grads, shared_layers.take(grads, row) + grad_start + found[2], row)
+            total = {"ports": _add(grad_ports, found[0]), "layers": grad_layers}
+            return (_add(carried, found[1]), _add(grad_params, total), grads), None
+
+        empty = jnp.zeros((num_names * num_frames + num_layers, *memory.outputs.shape[1:]), memory.outputs.dtype)
+        start = grad_carried, jax.tree.map(jnp.zeros_like, params), empty
+        xs = jnp.arange(num_frames), frames, kept.states, grad_logits
+        (carried, grad_params, grads), _ = jax.lax.scan(frame, start, xs, reverse=True)
+        first_state = jax.tree.map(lambda x: x[0], kept.states)
+        of_clip = projections.pull_of_clip(
+            params["ports"],
+            first_state,
+            frames,
+            reads,
+            self._scope,
+            self._settings.is_propagating,
+            grads,
+            {name: self._names.index(name) * num_frames for name in kept.known},
+        )
+        return {**grad_params, "ports": _add(grad_params["ports"], of_clip)}, carried
+
+    def _reads(self, genotype: jax.Array) -> dict[str, jax.Array]:
+        """Whether each input, and the decoder map that starts the state, has to be projected, bool []."""
+        found = dict(zip(self._space.inputs, read_inputs(self._space, genotype), strict=True))
+        always = jnp.array(self._settings.is_propagating)
+        starts = always | found.get("prev_state", jnp.array(False))
+        return {**found, "decoder": starts | found.get("decoder", False)}
+
+    def _own(
+        self,
+        reads: dict[str, jax.Array],
+        state: types.CellState,
+        features: types.Features,
+        params: Params,
+        carried: Carried,
+        start: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """The inputs that depend on what the cell did before."""
+        return projections.cell_inputs(
+            params,
+            _with(state, carried),
+            features,
+            self._dependent,
+            self._scope,
+            known={"decoder": start},
+            reads=reads,
+        )
+
+    def _after(
+        self,
+        state: types.CellState,
+        features: types.Features,
+        params: Params,
+        carried: Carried,
+        mean: jax.Array,
+        start: jax.Array,
+    ) -> types.CellState:
+        """The state after a frame, from the mean of its loose ends."""
+        before = _with(state, carried)
+        after = ports.cell_output(params, mean, before, features, self._scope)
+        return ports.finish(params, self._settings, before, after, features, self._scope, start=start)[0]
+
+    def _pick(
+        self, known: dict[str, jax.Array], own: dict[str, jax.Array], index: jax.Array, first: jax.Array | int
+    ) -> shared_layers.Pick:
+        """`(token, outputs) -> node` of one frame, whose layers' rows begin at `first`."""
+        num_inputs = self._space.num_inputs
+
+        def pick(token: jax.Array, outputs: jax.Array) -> jax.Array:
+            def branch(name: str) -> Callable[..., jax.Array]:
+                return lambda known, own, outputs: own[name] if name in own else shared_layers.take(known[name], index)
+
+            def layer(known: Any, own: Any, outputs: jax.Array) -> jax.Array:
+                return shared_layers.take(outputs, first + token - num_inputs)
+
+            branches = [*map(branch, self._space.inputs), layer]
+            return jax.lax.switch(jnp.minimum(token, num_inputs), branches, known, own, outputs)
+
+        return pick
+
+    def _mean(self, genotype: jax.Array, outputs: jax.Array, first: jax.Array | int) -> jax.Array:
+        """Mean of the loose ends of one frame."""
+        weights = loose_end_weights(self._space, genotype).astype(outputs.dtype)
+        parts = [weights[layer] * shared_layers.take(outputs, first + layer) for layer in range(len(genotype))]
+        return functools.reduce(jnp.add, parts)
+
+    def _row(self, name: str, index: jax.Array, num_frames: int) -> jax.Array:
+        """Of an input of a frame in the buffer of gradients."""
+        return self._names.index(name) * num_frames + index
+
+
+def read_inputs(space: genotype_lib.Space, genotype: jax.Array) -> jax.Array:
+    """Which inputs some layer reads through an operation other than `none`, bool [num_inputs]."""
+    tokens, names = genotype[:, :2].ravel(), genotype[:, 2:4].ravel()
+    if "none" in space.operations:
+        tokens = jnp.where(names == space.operations.index("none"), space.num_inputs, tokens)
+    return (tokens[None] == jnp.arange(space.num_inputs)[:, None]).any(axis=1)
+
+
+def loose_end_weights(space: genotype_lib.Space, genotype: jax.Array) -> jax.Array:
+    """Weight of each layer's output in the cell's output: 1 / count for loose ends, else 0; f32 [L]."""
+    layers = jnp.arange(space.num_layers)[:, None] + space.num_inputs
+    used = (genotype[:, :2].reshape(1, -1) == layers).any(axis=1)
+    loose = 1.0 - used.astype(jnp.float32)
+    return loose / loose.sum()
+
+
+def _carried(state: types.CellState) -> Carried:
+    return state.state, state.logits
+
+
+def _with(state: types.CellState, carried: Carried) -> types.CellState:
+    return state.replace(state=carried[0], logits=carried[1])
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _no_gradient(x: jax.Array) -> Any:
+    """The cotangent of a value that nothing depends on."""
+    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)
