@@ -208,7 +208,13 @@ def _make_evaluate(
 
 def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, jax.Array]:
     """Features (float32) and labels of some clips, i32 [B]."""
-    features = jax.tree.map(lambda x: x[clips].astype(jnp.float32), store.features)
+
+    def rows(x: jax.Array) -> jax.Array:
+        # As integers: XLA's CPU backend gathers no bfloat16, and would keep the whole store as float32 instead.
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+        return jax.lax.bitcast_convert_type(bits[clips], x.dtype).astype(jnp.float32)
+
+    features = jax.tree.map(rows, store.features)
     return features, store.labels[clips]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dvsnas_jax.core import types
 from dvsnas_jax.nets import layers
@@ -122,6 +123,7 @@ def pull_of_clip(
     is_propagating: bool,
     grads: jax.Array,
     rows: Mapping[str, int],
+    more: Mapping[str, jax.Array],
 ) -> Params:
     """Gradient of the parameters of `of_clip`.
 
@@ -129,15 +131,16 @@ def pull_of_clip(
       params: as there, and so on.
       grads: [rows, B, h, w, C], among them those of the inputs.
       rows: the first of the T rows of each input.
+      more: what has to be added to them, [T, B, h, w, C].
     """
 
-    def pull(run: Callable[..., jax.Array], row: int, own: Params, sources: Any, grads: jax.Array) -> Params:
-        grad = grads[row : row + len(features.logits)]
+    def pull(name: str, run: Callable[..., jax.Array], own: Params, sources: Any, grads: jax.Array) -> Params:
+        grad = grads[rows[name] : rows[name] + len(features.logits)] + more.get(name, np.float32(0)).astype(grads.dtype)
         return jax.vjp(lambda own: run(own, sources), own)[1](grad)[0]
 
     total = jax.tree.map(jnp.zeros_like, params)
     for name, (run, own, sources) in _clip_parts(params, state, features, reads, scope, is_propagating).items():
-        pull_fn = functools.partial(pull, run, rows[name])
+        pull_fn = functools.partial(pull, name, run)
         zeros = jax.tree.map(jnp.zeros_like, own)
         found = jax.lax.cond(reads[name], pull_fn, lambda *_, zeros=zeros: zeros, own, sources, grads)
         total["inputs"][name] = found["inputs"][name]

@@ -1,7 +1,7 @@
 """The layers of a cell whose genotype is data, forward and backward, for one frame of a clip.
 
-What flows between the parts is kept in buffers that hold all frames of a clip: the layers' outputs, and both operands of
-every aggregation. Nothing else is kept; a backward pass computes what it needs of a part anew. (Autodiff of the same
+What flows between the parts is kept in buffers that hold all frames of a clip: the layers' outputs, and both operands
+of every aggregation. Nothing else is kept; a backward pass computes what it needs of a part anew. (Autodiff of the same
 loops copies maps into the residuals of every conditional, and whole buffers for every layer and every frame.)
 """
 
@@ -40,9 +40,9 @@ class Layers(NamedTuple):
     Attributes:
       forward: `(params, genotype i32 [L, 5], pick, memory, row) -> memory`, in which the rows from `row` on are those
         of this frame, a layer a row. `pick(token, outputs)` is a node: an input, or a row of the outputs.
-      backward: `(params, genotype, pick, memory, row, grads, rows) -> (grads, gradient of params)`. `grads` [.., B, h,
-        w, C] has a row for each node, those of the layers with what the rest of the cell has for them; `rows` i32
-        [num_nodes] says where. What is added is the gradient of the operations.
+      backward: `(params, genotype, pick, memory, row, grads, rows, weights, grad_mean) -> (grads, gradient of params)`.
+        Writes the gradients of the nodes that are read to their `rows` i32 [num_nodes] of `grads` [.., B, h, w, C],
+        whatever was there; `weights` f32 [L] are those of the outputs in the mean of the loose ends.
     """
 
     forward: Callable[..., Memory]
@@ -74,19 +74,23 @@ def make(space: genotype_lib.Space, scope: operations.CellScope) -> Layers:
         row: jax.Array,
         grads: jax.Array,
         rows: jax.Array,
+        weights: jax.Array,
+        grad_mean: jax.Array,
     ) -> tuple[jax.Array, Params]:
-        def layer(grads: jax.Array, xs: tuple[Params, jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, Params]:
-            params, tokens, row, own = xs
-            operands = params["agg"], memory.a, memory.b, row, grads, own
-            found, grad_a, grad_b = jax.lax.switch(tokens[4], pull_agg, *operands)
-            grad_params = {"agg": found}
-            for slot, token, name, grad in (("a", tokens[0], tokens[2], grad_a), ("b", tokens[1], tokens[3], grad_b)):
-                operands = params[slot], pick(token, memory.outputs), grad, grads, rows[token]
-                grad_params[slot], total = jax.lax.switch(name, pull_op, *operands)
-                grads = put(grads, total, rows[token])
+        def layer(grads: jax.Array, xs: Any) -> tuple[jax.Array, Params]:
+            params, tokens, row, own, weight, is_first = xs
+            operands = params["agg"], memory.a, memory.b, row, grads, own, weight, grad_mean
+            grad_agg, *grad_maps = jax.lax.switch(tokens[4], pull_agg, *operands)
+            grad_params = {"agg": grad_agg}
+            for index, slot in enumerate("ab"):
+                node, target = pick(tokens[index], memory.outputs), rows[tokens[index]]
+                operands = params[slot], node, grad_maps[index], grads, target, is_first[index]
+                grad_params[slot], total = jax.lax.switch(tokens[2 + index], pull_op, *operands)
+                grads = put(grads, total, target)
             return grads, grad_params
 
-        xs = params, genotype, row + jnp.arange(space.num_layers), rows[space.num_inputs :]
+        own = rows[space.num_inputs :]
+        xs = params, genotype, row + jnp.arange(space.num_layers), own, weights, _first_reads(genotype)
         return jax.lax.scan(layer, grads, xs, reverse=True)
 
     return Layers(forward, backward)
@@ -108,21 +112,31 @@ def _member(table: dict[str, operations.Operation], name: str, scope: operations
 
 
 def _pull_op(apply: lazy.Branch) -> lazy.Branch:
-    """`(params, x, gradient, grads, row) -> (gradient of params, row of grads + gradient of x)`."""
+    """`(params, x, gradient, grads, row, is_first) -> (gradient of params, row of grads + gradient of x)`."""
 
-    def pull(params: Params, x: jax.Array, grad: jax.Array, grads: jax.Array, row: jax.Array) -> tuple[Any, jax.Array]:
+    def pull(
+        params: Params, x: jax.Array, grad: jax.Array, grads: jax.Array, row: jax.Array, is_first: jax.Array
+    ) -> tuple[Any, jax.Array]:
         grad_params, grad_x = jax.vjp(apply, params, x)[1](grad)
-        return grad_params, take(grads, row) + grad_x
+        return grad_params, grad_x + jnp.where(is_first, 0, take(grads, row))
 
     return pull
 
 
 def _pull_agg(apply: lazy.Branch) -> lazy.Branch:
-    """`(params, buffer of a, of b, row, grads, own) -> (gradient of params, of a, of b)`."""
+    """`(params, buffer of a, of b, row, grads, own, weight, grad_mean) -> (gradient of params, of a, of b)`."""
 
-    def pull(
-        params: Params, a: jax.Array, b: jax.Array, row: jax.Array, grads: jax.Array, own: jax.Array
-    ) -> tuple[Any, jax.Array, jax.Array]:
-        return jax.vjp(apply, params, take(a, row), take(b, row))[1](take(grads, own))
+    def pull(params: Params, a: jax.Array, b: jax.Array, row: jax.Array, *output: jax.Array) -> tuple[Any, ...]:
+        grads, own, weight, grad_mean = output
+        grad = jnp.where(weight > 0, weight * grad_mean, take(grads, own))  # a loose end is read by no layer
+        return jax.vjp(apply, params, take(a, row), take(b, row))[1](grad)
 
     return pull
+
+
+def _first_reads(genotype: jax.Array) -> jax.Array:
+    """Whether a read is the first one of its node, from the last layer to the first, a before b; bool [L, 2]."""
+    tokens = genotype[::-1, :2].ravel()
+    is_earlier = jnp.tri(len(tokens), k=-1, dtype=bool)
+    is_known = ((tokens[:, None] == tokens[None]) & is_earlier).any(axis=1)
+    return ~is_known.reshape(-1, 2)[::-1]

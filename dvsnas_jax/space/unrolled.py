@@ -29,11 +29,13 @@ class Kept(NamedTuple):
 
     Attributes:
       known: inputs that were projected for all frames, each [T, B, h, w, C].
-      states: before every frame.
+      start: the state before the clip.
+      states: before every frame, without what only whole clips are projected from.
       memory: of the layers, T * L rows.
     """
 
     known: dict[str, jax.Array]
+    start: types.CellState
     states: types.CellState
     memory: shared_layers.Memory
 
@@ -65,7 +67,7 @@ def make(
         grad_state, grad_logits = grads
         carried = grad_state.state, grad_state.logits
         grad_params, carried = clip.backward(params, genotype, frames, kept, carried, grad_logits)
-        nothing = jax.tree.map(_no_gradient, jax.tree.map(lambda x: x[0], kept.states))
+        nothing = jax.tree.map(_no_gradient, kept.start)
         return grad_params, None, _with(nothing, carried), None
 
     run.defvjp(keep, pull)
@@ -89,7 +91,8 @@ class _Clip:
         reads = self._reads(genotype)
         known = projections.of_clip(params["ports"], state, frames, reads, self._scope, self._settings.is_propagating)
         num_frames, num_layers = len(frames.logits), self._space.num_layers
-        empty = jnp.zeros((num_layers * (num_frames if keep else 1), *known["decoder"].shape[1:]), known["decoder"].dtype)
+        num_rows, like = num_layers * (num_frames if keep else 1), known["decoder"]
+        empty = jnp.zeros((num_rows, *like.shape[1:]), like.dtype)
         memory = shared_layers.Memory(empty, *[empty if keep else empty[:0]] * 2)
 
         def frame(carry: Any, xs: tuple[jax.Array, types.Features]) -> tuple[Any, Any]:
@@ -97,13 +100,15 @@ class _Clip:
             index, features = xs
             first, start = index * num_layers if keep else 0, known["decoder"][index]
             own = self._own(reads, state, features, params["ports"], _carried(state), start)
-            memory = self._layers.forward(params["layers"], genotype, self._pick(known, own, index, first), memory, first)
+            pick = self._pick(known, own, index, first)
+            memory = self._layers.forward(params["layers"], genotype, pick, memory, first)
             mean = self._mean(genotype, memory.outputs, first)
-            after = self._after(state, features, params["ports"], _carried(state), mean, start)
-            return (after, memory), (after.logits, state if keep else None)
+            after = self._after(state, features, mean, params["ports"], _carried(state), start)
+            return (after, memory), (after.logits, self._slim(state) if keep else None)
 
-        (state, memory), (logits, states) = jax.lax.scan(frame, (state, memory), (jnp.arange(num_frames), frames))
-        return state, logits, Kept(known, states, memory)
+        xs = jnp.arange(num_frames), frames
+        (after, memory), (logits, states) = jax.lax.scan(frame, (state, memory), xs)
+        return after, logits, Kept(known, state, states, memory)
 
     def backward(
         self,
@@ -120,50 +125,47 @@ class _Clip:
         rows_of_layers = num_names * num_frames + jnp.arange(num_layers)
         weights = loose_end_weights(self._space, genotype).astype(memory.outputs.dtype)
 
-        def frame(carry: Any, xs: Any) -> tuple[Any, None]:
+        def frame(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
             (grad_state, grad_logits_after), grad_params, grads = carry
             index, features, state, grad_logits = xs
             first, start = index * num_layers, kept.known["decoder"][index]
-            own_fn = functools.partial(self._own, reads, state, features)
-            own = own_fn(params["ports"], _carried(state), start)
-            pick = self._pick(kept.known, own, index, first)
-
-            def after_fn(*args: Any) -> Carried:
-                return _carried(self._after(state, features, *args))
-
             mean = self._mean(genotype, memory.outputs, first)
-            after_pull = jax.vjp(after_fn, params["ports"], _carried(state), mean, start)[1]
-            grad_ports, carried, grad_mean, grad_start = after_pull((grad_state, grad_logits_after + grad_logits))
-            shares = weights[:, None, None, None, None] * grad_mean[None]
-            grads = jax.lax.dynamic_update_slice_in_dim(grads, shares, num_names * num_frames, axis=0)
+            inputs = params["ports"], _carried(state), start
+            own, own_pull = jax.vjp(functools.partial(self._own, reads, state, features), *inputs)
 
+            def after_fn(mean: jax.Array, *args: Any) -> Carried:
+                return _carried(self._after(state, features, mean, *args))
+
+            after_pull = jax.vjp(after_fn, mean, *inputs)[1]
+            grad_mean, *from_after = after_pull((grad_state, grad_logits_after + grad_logits))
             rows = jnp.concatenate([jnp.arange(self._space.num_inputs) * num_frames + index, rows_of_layers])
-            arguments = params["layers"], genotype, pick, memory, first, grads, rows
-            grads, grad_layers = self._layers.backward(*arguments)
-            own_grads = {name: shared_layers.take(grads, self._row(name, index, num_frames)) for name in own}
-            own_pull = jax.vjp(own_fn, params["ports"], _carried(state), start)[1]
-            found = own_pull(own_grads)
-            row = self._row("decoder", index, num_frames)
-            grads = shared_layers.put(grads, shared_layers.take(grads, row) + grad_start + found[2], row)
-            total = {"ports": _add(grad_ports, found[0]), "layers": grad_layers}
-            return (_add(carried, found[1]), _add(grad_params, total), grads), None
+            pick = self._pick(kept.known, own, index, first)
+            grads, grad_layers = self._layers.backward(
+                params["layers"], genotype, pick, memory, first, grads, rows, weights, grad_mean
+            )
+            own_grads = {name: shared_layers.take(grads, rows[self._names.index(name)]) for name in own}
+            grad_ports, grad_carried, grad_start = _add(from_after, list(own_pull(own_grads)))
+            grad_params = _add(grad_params, {"ports": grad_ports, "layers": grad_layers})
+            return (grad_carried, grad_params, grads), grad_start
 
+        # A row for each input of each frame, and for each layer of one frame.
         empty = jnp.zeros((num_names * num_frames + num_layers, *memory.outputs.shape[1:]), memory.outputs.dtype)
-        start = grad_carried, jax.tree.map(jnp.zeros_like, params), empty
+        carry = grad_carried, jax.tree.map(jnp.zeros_like, params), empty
         xs = jnp.arange(num_frames), frames, kept.states, grad_logits
-        (carried, grad_params, grads), _ = jax.lax.scan(frame, start, xs, reverse=True)
-        first_state = jax.tree.map(lambda x: x[0], kept.states)
-        of_clip = projections.pull_of_clip(
+        (grad_carried, grad_params, grads), grad_start = jax.lax.scan(frame, carry, xs, reverse=True)
+        rows = {name: self._names.index(name) * num_frames for name in kept.known}
+        grad_known = projections.pull_of_clip(
             params["ports"],
-            first_state,
+            kept.start,
             frames,
             reads,
             self._scope,
             self._settings.is_propagating,
             grads,
-            {name: self._names.index(name) * num_frames for name in kept.known},
+            rows,
+            {"decoder": grad_start},
         )
-        return {**grad_params, "ports": _add(grad_params["ports"], of_clip)}, carried
+        return {**grad_params, "ports": _add(grad_params["ports"], grad_known)}, grad_carried
 
     def _reads(self, genotype: jax.Array) -> dict[str, jax.Array]:
         """Whether each input, and the decoder map that starts the state, has to be projected, bool []."""
@@ -171,6 +173,12 @@ class _Clip:
         always = jnp.array(self._settings.is_propagating)
         starts = always | found.get("prev_state", jnp.array(False))
         return {**found, "decoder": starts | found.get("decoder", False)}
+
+    def _slim(self, state: types.CellState) -> types.CellState:
+        """A state without what `_own` and `_after` do not read: one more map to keep for every frame."""
+        nothing = state.logits[..., :0]
+        decoder = state.decoder if self._settings.is_propagating else nothing
+        return state.replace(image=nothing, decoder=decoder)
 
     def _own(
         self,
@@ -196,9 +204,9 @@ class _Clip:
         self,
         state: types.CellState,
         features: types.Features,
+        mean: jax.Array,
         params: Params,
         carried: Carried,
-        mean: jax.Array,
         start: jax.Array,
     ) -> types.CellState:
         """The state after a frame, from the mean of its loose ends."""
@@ -229,10 +237,6 @@ class _Clip:
         weights = loose_end_weights(self._space, genotype).astype(outputs.dtype)
         parts = [weights[layer] * shared_layers.take(outputs, first + layer) for layer in range(len(genotype))]
         return functools.reduce(jnp.add, parts)
-
-    def _row(self, name: str, index: jax.Array, num_frames: int) -> jax.Array:
-        """Of an input of a frame in the buffer of gradients."""
-        return self._names.index(name) * num_frames + index
 
 
 def read_inputs(space: genotype_lib.Space, genotype: jax.Array) -> jax.Array:
