@@ -18,6 +18,7 @@ from dvsnas_jax.search import bench_search, loop, pipeline, relaxed_steps, repla
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import relaxed as relaxed_lib
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.space import unrolled
 
 
 def make_config():

@@ -11,7 +11,7 @@ from test_space import INPUTS, SETTINGS, loss_and_logits, make_features, randomi
 from dvsnas_jax.core import types
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import lazy, operations, shared_layers
+from dvsnas_jax.space import lazy, operations, shared_layers, unrolled
 from dvsnas_jax.space import supernet as supernet_lib
 
 SPACE = genotype_lib.Space(
@@ -26,7 +26,7 @@ GENOTYPES = {
         [8, 8, SKIP, POINTWISE, 0],
     ],
     "nodes are read by several layers": [[1, 2, SKIP, POINTWISE, 1], [7, 1, SKIP, SKIP, 0], [7, 1, SEPARABLE, SKIP, 1]],
-    "no input is read": [[0, 1, NONE, NONE, 0], [7, 2, NONE, POINTWISE, 1], [8, 7, NONE, SKIP, 0]],
+    "nodes are read through none": [[0, 1, NONE, NONE, 0], [7, 2, NONE, POINTWISE, 1], [8, 7, SKIP, NONE, 0]],
 }
 
 
@@ -44,23 +44,59 @@ def by_autodiff(params: types.Params, genotype: np.ndarray, inputs: tuple[jax.Ar
     return jnp.stack(nodes[len(inputs) :])
 
 
+def by_hand(
+    params: types.Params, genotype: jax.Array, inputs: tuple[jax.Array, ...], row: int, rows: jax.Array, garbage: float
+) -> tuple[jax.Array, types.Params, jax.Array]:
+    """Loss, gradient of the parameters, and the buffer of gradients whose `rows` are the nodes'."""
+    layers = shared_layers.make(SPACE, SETTINGS.scope())
+    weights = unrolled.loose_end_weights(SPACE, genotype)
+    memory = shared_layers.Memory(*[jnp.full((row + SPACE.num_layers, *SHAPE), garbage)] * 3)
+
+    def pick(token: jax.Array, outputs: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.stack(inputs), outputs[row:]])[token]
+
+    memory = layers.forward(params, genotype, shared_layers.Frame(pick, memory, row))
+    loss, grad = jax.value_and_grad(mean_loss)(memory.outputs[row:], weights)
+    grad_mean = grad[jnp.argmax(weights)] / weights.max()
+    grads = jnp.full((len(rows) + 3, *SHAPE), garbage)
+    frame = shared_layers.Frame(pick, memory, row)
+    grads, grad_params = layers.backward(params, genotype, frame, grads, rows, (weights, grad_mean))
+    return loss, grad_params, grads
+
+
+def mean_loss(outputs: jax.Array, weights: jax.Array) -> jax.Array:
+    return loss_and_logits(jnp.tensordot(weights, outputs, axes=1))[0]
+
+
 @pytest.mark.parametrize("case", GENOTYPES)
 def test_gradients_are_those_of_autodiff(case):
+    """In rows anywhere, whatever was in the buffers before."""
     genotype, rng = np.asarray(GENOTYPES[case], np.int32), np.random.default_rng(0)
     supernet = supernet_lib.make(SPACE, SETTINGS)
     params = randomised(supernet.init(jax.random.key(0)), 1)["layers"]
     inputs = tuple(jnp.asarray(rng.normal(size=SHAPE), jnp.float32) for _ in INPUTS)
-    run = shared_layers.make(SPACE, SETTINGS.scope())
+    weights = unrolled.loose_end_weights(SPACE, jnp.asarray(genotype))
+    rows = 2 + jnp.asarray(rng.permutation(SPACE.num_nodes))
+    loss, grad_params, grads = jax.jit(by_hand, static_argnames="row")(
+        params, jnp.asarray(genotype), inputs, 4, rows, 77.0
+    )
 
-    def grads(fn) -> tuple[jax.Array, types.Params]:
-        return jax.jit(
-            jax.value_and_grad(lambda params, inputs: loss_and_logits(fn(params, inputs))[0], argnums=(0, 1))
-        )(params, inputs)
+    def loss_fn(params: types.Params, inputs: tuple[jax.Array, ...]) -> jax.Array:
+        return mean_loss(by_autodiff(params, genotype, inputs), weights)
 
-    found = grads(lambda params, inputs: run(params, jnp.asarray(genotype), inputs))
-    expected = grads(lambda params, inputs: by_autodiff(params, genotype, inputs))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-5), found, expected)
-    assert any(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(found[1]))
+    expected_loss, expected = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1)))(params, inputs)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+
+    def check(found: jax.Array, expected: jax.Array) -> None:
+        np.testing.assert_allclose(found, expected, atol=2e-6, rtol=2e-5)
+
+    jax.tree.map(check, grad_params, expected[0])
+    for node, row in enumerate(rows.tolist()):
+        if node in genotype[:, :2] and node < len(inputs):
+            check(grads[row], expected[1][node])
+        elif node < len(inputs):
+            assert (np.asarray(grads[row]) == 77).all() and not np.any(expected[1][node])
+    assert any(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(expected))
 
 
 def test_what_is_not_read_is_not_computed():
@@ -92,20 +128,24 @@ def test_reads_of_random_genotypes():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA's CPU backend")
-def test_the_buffer_of_gradients_is_written_in_place():
+def test_buffers_are_written_in_place():
+    """None of those that hold all frames is copied in a loop: of the gradients, and of what the layers keep."""
     supernet = supernet_lib.make(SPACE, SETTINGS)
-    params = jax.eval_shape(supernet.init, jax.random.key(0))["layers"]
-    run = shared_layers.make(SPACE, SETTINGS.scope())
-    inputs = tuple(jax.ShapeDtypeStruct(SHAPE, jnp.float32) for _ in INPUTS)
+    params = jax.eval_shape(supernet.init, jax.random.key(0))
+    features = jax.eval_shape(lambda: make_features(0))
     genotype = jax.ShapeDtypeStruct((SPACE.num_layers, 5), jnp.int32)
 
-    def loss_fn(params, genotype, inputs) -> jax.Array:
-        return loss_and_logits(run(params, genotype, inputs))[0]
+    def loss_fn(params: types.Params, genotype: jax.Array, features: types.Features) -> jax.Array:
+        return loss_and_logits(supernet.unroll(params, genotype, features))[0]
 
-    text = jax.jit(jax.grad(loss_fn, argnums=(0, 2))).lower(params, genotype, inputs).compile().as_text()
-    shape = ",".join(map(str, (SPACE.num_nodes, *SHAPE)))  # of the gradients
-    assert re.search(rf"f32\[{shape}\]\S* (?:fusion|dynamic-update-slice)\(", text)
-    assert not re.search(rf"f32\[{shape}\]\S* copy\(", text)
+    text = jax.jit(jax.grad(loss_fn)).lower(params, genotype, features).compile().as_text()
+    loops, entry = text.split("\nENTRY")
+    assert "while(" in loops and "while(" in entry
+    batch, num_frames, *size = features.logits.shape[:4]
+    for rows in (SPACE.num_inputs * num_frames + SPACE.num_layers, SPACE.num_layers * num_frames):
+        shape = ",".join(map(str, (rows, batch, *size, SETTINGS.channels)))
+        assert re.search(rf"f32\[{shape}\]\S* (?:fusion|dynamic-update-slice)\(", loops)
+        assert not re.search(rf"f32\[{shape}\]\S* copy\(", loops)
 
 
 def test_when_gives_zeros_and_their_gradient():

@@ -14,7 +14,7 @@ import pytest
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, ports, projections
+from dvsnas_jax.space import operations, ports, projections, unrolled
 from dvsnas_jax.space import supernet as supernet_lib
 
 INPUTS = ("prev_state", "prev_decoder", "prev_logits", "decoder", "logits", "stage1", "image_diff")

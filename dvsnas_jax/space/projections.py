@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dvsnas_jax.core import types
 from dvsnas_jax.nets import layers
@@ -87,75 +86,38 @@ def dependent(*, is_propagating: bool) -> set[str]:
     return {"prev_state", "prev_logits", *(["prev_decoder"] if is_propagating else [])}
 
 
+class ClipInput(NamedTuple):
+    """An input that is known for all frames of a clip.
+
+    Attributes:
+      project: `(own, sources) -> [T, B, h, w, C]`; each frame is normalised by itself.
+      own: the parameters that it has to itself, a part of the tree of `ports.init`.
+      sources: what it is made of.
+    """
+
+    project: Callable[[Params, Any], jax.Array]
+    own: Params
+    sources: tuple[types.Array, ...]
+
+
 def of_clip(
-    params: Params,
-    state: types.CellState,
-    features: types.Features,
-    reads: Mapping[str, jax.Array],
-    scope: operations.CellScope,
-    is_propagating: bool,
-) -> dict[str, jax.Array]:
-    """The inputs that do not depend on what the cell itself did, of all frames of a clip, each [T, B, h, w, C].
-
-    Args:
-      params: of `ports.init`.
-      state: before the clip.
-      features: of the clip, [T, B, h, w, C] each.
-      reads: whether each input of the space, and the decoder, is read, bool []; one that is not is zero.
-      scope: normalisation; each frame is normalised by itself.
-      is_propagating: the previous decoder map depends on the key frames.
-    """
-
-    def find(name: str, run: Callable[..., jax.Array], *args: Any) -> jax.Array:
-        shape = jax.eval_shape(run, *args)
-        return jax.lax.cond(reads[name], run, lambda *_: jnp.zeros(shape.shape, shape.dtype), *args)
-
-    parts = _clip_parts(params, state, features, reads, scope, is_propagating)
-    return {name: find(name, *part) for name, part in parts.items()}
-
-
-def pull_of_clip(
-    params: Params,
-    state: types.CellState,
-    features: types.Features,
-    reads: Mapping[str, jax.Array],
-    scope: operations.CellScope,
-    is_propagating: bool,
-    grads: jax.Array,
-    rows: Mapping[str, int],
-    more: Mapping[str, jax.Array],
-) -> Params:
-    """Gradient of the parameters of `of_clip`.
-
-    Args:
-      params: as there, and so on.
-      grads: [rows, B, h, w, C], among them those of the inputs.
-      rows: the first of the T rows of each input.
-      more: what has to be added to them, [T, B, h, w, C].
-    """
-
-    def pull(name: str, run: Callable[..., jax.Array], own: Params, sources: Any, grads: jax.Array) -> Params:
-        grad = grads[rows[name] : rows[name] + len(features.logits)] + more.get(name, np.float32(0)).astype(grads.dtype)
-        return jax.vjp(lambda own: run(own, sources), own)[1](grad)[0]
-
-    total = jax.tree.map(jnp.zeros_like, params)
-    for name, (run, own, sources) in _clip_parts(params, state, features, reads, scope, is_propagating).items():
-        pull_fn = functools.partial(pull, name, run)
-        zeros = jax.tree.map(jnp.zeros_like, own)
-        found = jax.lax.cond(reads[name], pull_fn, lambda *_, zeros=zeros: zeros, own, sources, grads)
-        total["inputs"][name] = found["inputs"][name]
-    return total
-
-
-def _clip_parts(
     params: Params,
     state: types.CellState,
     features: types.Features,
     names: Iterable[str],
     scope: operations.CellScope,
     is_propagating: bool,
-) -> dict[str, tuple[Callable[..., jax.Array], Params, Any]]:
-    """`function, its parameters and sources` of each input that is known for a whole clip."""
+) -> dict[str, ClipInput]:
+    """The inputs that do not depend on what the cell itself did.
+
+    Args:
+      params: of `ports.init`.
+      state: before the clip.
+      features: of the clip, [T, B, h, w, C] each.
+      names: of the inputs, those that are `dependent` are left out.
+      scope: normalisation.
+      is_propagating: the previous decoder map depends on the key frames.
+    """
     first = state.is_first[:, None, None, None]
 
     def before(own: types.Array, earlier: types.Array) -> jax.Array:
@@ -168,12 +130,53 @@ def _clip_parts(
         "prev_decoder": (before, (features.maps["decoder"], state.decoder)),
     }
 
-    def part(name: str) -> tuple[Callable[..., jax.Array], Params, Any]:
-        prepare, sources = raw.get(name, (lambda x: x, (features.maps.get(name),)))
+    def make(name: str) -> ClipInput:
+        prepare, sources = raw[name] if name in raw else (lambda x: x, (features.maps[name],))
 
-        def run(own: Params, sources: Any) -> jax.Array:
+        def run(own: Params, sources: tuple[types.Array, ...]) -> jax.Array:
             return jax.vmap(lambda x: project(own, name, x, scope))(prepare(*sources))
 
-        return run, {"inputs": {name: params["inputs"][name]}}, sources
+        return ClipInput(run, {"inputs": {name: params["inputs"][name]}}, sources)
 
-    return {name: part(name) for name in names if name not in dependent(is_propagating=is_propagating)}
+    return {name: make(name) for name in names if name not in dependent(is_propagating=is_propagating)}
+
+
+def project_clip(inputs: Mapping[str, ClipInput], reads: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The maps of a clip, each [T, B, h, w, C]; zeros where `reads`, bool [] each, says that nothing reads them."""
+
+    def find(name: str, item: ClipInput) -> jax.Array:
+        shape = jax.eval_shape(item.project, item.own, item.sources)
+        zeros = functools.partial(jnp.zeros, shape.shape, shape.dtype)
+        return jax.lax.cond(reads[name], item.project, lambda *_: zeros(), item.own, item.sources)
+
+    return {name: find(name, item) for name, item in inputs.items()}
+
+
+def pull_clip(
+    inputs: Mapping[str, ClipInput],
+    reads: Mapping[str, jax.Array],
+    grads: jax.Array,
+    rows: Mapping[str, int],
+    more: Mapping[str, jax.Array],
+) -> dict[str, Params]:
+    """Gradients of the parameters of `project_clip`, by name.
+
+    Args:
+      inputs: of `of_clip`.
+      reads: as there.
+      grads: [.., B, h, w, C], gradients of maps.
+      rows: the first of the T rows of each input; they are read only where the input is.
+      more: what has to be added to some of them, [T, B, h, w, C].
+    """
+
+    def find(name: str, item: ClipInput) -> Params:
+        def pull(own: Params, sources: tuple[types.Array, ...], grads: jax.Array, *more: jax.Array) -> Params:
+            _, pull_fn = jax.vjp(lambda own: item.project(own, sources), own)
+            num_frames = jax.eval_shape(item.project, own, sources).shape[0]
+            return pull_fn(sum(more, start=grads[rows[name] : rows[name] + num_frames]))[0]
+
+        operands = item.own, item.sources, grads, *([more[name]] if name in more else [])
+        found = jax.lax.cond(reads[name], pull, lambda own, *_: jax.tree.map(jnp.zeros_like, own), *operands)
+        return found["inputs"][name]
+
+    return {name: find(name, item) for name, item in inputs.items()}

@@ -17,7 +17,6 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import lazy, operations
 
 Params = dict[str, Any]
-Pick = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Memory(NamedTuple):
@@ -34,15 +33,28 @@ class Memory(NamedTuple):
     b: jax.Array
 
 
-class Layers(NamedTuple):
-    """The layers of one frame.
+class Frame(NamedTuple):
+    """One frame of a clip.
 
     Attributes:
-      forward: `(params, genotype i32 [L, 5], pick, memory, row) -> memory`, in which the rows from `row` on are those
-        of this frame, a layer a row. `pick(token, outputs)` is a node: an input, or a row of the outputs.
-      backward: `(params, genotype, pick, memory, row, grads, rows, weights, grad_mean) -> (grads, gradient of params)`.
-        Writes the gradients of the nodes that are read to their `rows` i32 [num_nodes] of `grads` [.., B, h, w, C],
-        whatever was there; `weights` f32 [L] are those of the outputs in the mean of the loose ends.
+      pick: `(token, outputs) -> node`: an input, or a row of the outputs.
+      memory: of the clip.
+      row: i32 [], the first of the L rows of this frame.
+    """
+
+    pick: Callable[[jax.Array, jax.Array], jax.Array]
+    memory: Memory
+    row: jax.Array | int
+
+
+class Layers(NamedTuple):
+    """The layers of one frame; `params` are stacked over the layers on axis 0.
+
+    Attributes:
+      forward: `(params, genotype i32 [L, 5], frame) -> memory` with the rows of this frame.
+      backward: `(params, genotype, frame, grads [.., B, h, w, C], rows i32 [num_nodes], mean) -> (grads, gradient of
+        params)`. Writes the gradients of the nodes that are read to their rows, whatever was there. `mean`: the
+        weights f32 [L] of the outputs in the mean of the loose ends, and its gradient [B, h, w, C].
     """
 
     forward: Callable[..., Memory]
@@ -50,53 +62,53 @@ class Layers(NamedTuple):
 
 
 def make(space: genotype_lib.Space, scope: operations.CellScope) -> Layers:
-    """Builds the layers of a space; `params` are stacked over the layers on axis 0."""
+    """Builds the layers of a space."""
     apply_op = [_member(operations.OPERATIONS, name, scope) for name in space.operations]
     apply_agg = [_member(operations.AGGREGATIONS, name, scope) for name in space.aggregations]
     pull_op, pull_agg = [_pull_op(branch) for branch in apply_op], [_pull_agg(branch) for branch in apply_agg]
 
-    def forward(params: Params, genotype: jax.Array, pick: Pick, memory: Memory, row: jax.Array) -> Memory:
+    def forward(params: Params, genotype: jax.Array, frame: Frame) -> Memory:
         def layer(memory: Memory, xs: tuple[Params, jax.Array, jax.Array]) -> tuple[Memory, None]:
             params, tokens, row = xs
-            a = jax.lax.switch(tokens[2], apply_op, params["a"], pick(tokens[0], memory.outputs))
-            b = jax.lax.switch(tokens[3], apply_op, params["b"], pick(tokens[1], memory.outputs))
+            a = jax.lax.switch(tokens[2], apply_op, params["a"], frame.pick(tokens[0], memory.outputs))
+            b = jax.lax.switch(tokens[3], apply_op, params["b"], frame.pick(tokens[1], memory.outputs))
             output = jax.lax.switch(tokens[4], apply_agg, params["agg"], a, b)
             kept = [put(buffer, x, row) for buffer, x in zip(memory, (output, a, b), strict=True)]
             return Memory(*kept), None
 
-        return jax.lax.scan(layer, memory, (params, genotype, row + jnp.arange(space.num_layers)))[0]
+        xs = params, genotype, frame.row + jnp.arange(space.num_layers)
+        return jax.lax.scan(layer, frame.memory, xs)[0]
 
     def backward(
         params: Params,
         genotype: jax.Array,
-        pick: Pick,
-        memory: Memory,
-        row: jax.Array,
+        frame: Frame,
         grads: jax.Array,
         rows: jax.Array,
-        weights: jax.Array,
-        grad_mean: jax.Array,
+        mean: tuple[jax.Array, jax.Array],
     ) -> tuple[jax.Array, Params]:
+        memory, (weights, grad_mean) = frame.memory, mean
+
         def layer(grads: jax.Array, xs: Any) -> tuple[jax.Array, Params]:
             params, tokens, row, own, weight, is_first = xs
-            operands = params["agg"], memory.a, memory.b, row, grads, own, weight, grad_mean
+            operands: tuple[Any, ...] = params["agg"], memory.a, memory.b, row, grads, own, weight, grad_mean
             grad_agg, *grad_maps = jax.lax.switch(tokens[4], pull_agg, *operands)
             grad_params = {"agg": grad_agg}
             for index, slot in enumerate("ab"):
-                node, target = pick(tokens[index], memory.outputs), rows[tokens[index]]
+                node, target = frame.pick(tokens[index], memory.outputs), rows[tokens[index]]
                 operands = params[slot], node, grad_maps[index], grads, target, is_first[index]
                 grad_params[slot], total = jax.lax.switch(tokens[2 + index], pull_op, *operands)
                 grads = put(grads, total, target)
             return grads, grad_params
 
         own = rows[space.num_inputs :]
-        xs = params, genotype, row + jnp.arange(space.num_layers), own, weights, _first_reads(genotype)
+        xs = params, genotype, frame.row + jnp.arange(space.num_layers), own, weights, _first_reads(genotype)
         return jax.lax.scan(layer, grads, xs, reverse=True)
 
     return Layers(forward, backward)
 
 
-def take(maps: jax.Array, row: jax.Array) -> jax.Array:
+def take(maps: jax.Array, row: jax.Array | int) -> jax.Array:
     """A row of a buffer."""
     return jax.lax.dynamic_index_in_dim(maps, row, keepdims=False)
 

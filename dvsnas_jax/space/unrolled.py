@@ -89,25 +89,25 @@ class _Clip:
     ) -> tuple[types.CellState, jax.Array, Kept]:
         """The state after the clip, logits [T, B, h, w, K] and, if `keep`, what `backward` needs."""
         reads = self._reads(genotype)
-        known = projections.of_clip(params["ports"], state, frames, reads, self._scope, self._settings.is_propagating)
+        known = projections.project_clip(self._clip_inputs(params, state, frames), reads)
         num_frames, num_layers = len(frames.logits), self._space.num_layers
         num_rows, like = num_layers * (num_frames if keep else 1), known["decoder"]
         empty = jnp.zeros((num_rows, *like.shape[1:]), like.dtype)
         memory = shared_layers.Memory(empty, *[empty if keep else empty[:0]] * 2)
 
-        def frame(carry: Any, xs: tuple[jax.Array, types.Features]) -> tuple[Any, Any]:
+        def step(carry: Any, xs: tuple[jax.Array, types.Features]) -> tuple[Any, Any]:
             state, memory = carry
             index, features = xs
             first, start = index * num_layers if keep else 0, known["decoder"][index]
             own = self._own(reads, state, features, params["ports"], _carried(state), start)
-            pick = self._pick(known, own, index, first)
-            memory = self._layers.forward(params["layers"], genotype, pick, memory, first)
+            frame = shared_layers.Frame(self._pick(known, own, index, first), memory, first)
+            memory = self._layers.forward(params["layers"], genotype, frame)
             mean = self._mean(genotype, memory.outputs, first)
             after = self._after(state, features, mean, params["ports"], _carried(state), start)
             return (after, memory), (after.logits, self._slim(state) if keep else None)
 
         xs = jnp.arange(num_frames), frames
-        (after, memory), (logits, states) = jax.lax.scan(frame, (state, memory), xs)
+        (after, memory), (logits, states) = jax.lax.scan(step, (state, memory), xs)
         return after, logits, Kept(known, state, states, memory)
 
     def backward(
@@ -125,7 +125,7 @@ class _Clip:
         rows_of_layers = num_names * num_frames + jnp.arange(num_layers)
         weights = loose_end_weights(self._space, genotype).astype(memory.outputs.dtype)
 
-        def frame(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
+        def step(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
             (grad_state, grad_logits_after), grad_params, grads = carry
             index, features, state, grad_logits = xs
             first, start = index * num_layers, kept.known["decoder"][index]
@@ -139,9 +139,9 @@ class _Clip:
             after_pull = jax.vjp(after_fn, mean, *inputs)[1]
             grad_mean, *from_after = after_pull((grad_state, grad_logits_after + grad_logits))
             rows = jnp.concatenate([jnp.arange(self._space.num_inputs) * num_frames + index, rows_of_layers])
-            pick = self._pick(kept.known, own, index, first)
+            frame = shared_layers.Frame(self._pick(kept.known, own, index, first), memory, first)
             grads, grad_layers = self._layers.backward(
-                params["layers"], genotype, pick, memory, first, grads, rows, weights, grad_mean
+                params["layers"], genotype, frame, grads, rows, (weights, grad_mean)
             )
             own_grads = {name: shared_layers.take(grads, rows[self._names.index(name)]) for name in own}
             grad_ports, grad_carried, grad_start = _add(from_after, list(own_pull(own_grads)))
@@ -152,20 +152,18 @@ class _Clip:
         empty = jnp.zeros((num_names * num_frames + num_layers, *memory.outputs.shape[1:]), memory.outputs.dtype)
         carry = grad_carried, jax.tree.map(jnp.zeros_like, params), empty
         xs = jnp.arange(num_frames), frames, kept.states, grad_logits
-        (grad_carried, grad_params, grads), grad_start = jax.lax.scan(frame, carry, xs, reverse=True)
+        (grad_carried, grad_params, grads), grad_start = jax.lax.scan(step, carry, xs, reverse=True)
         rows = {name: self._names.index(name) * num_frames for name in kept.known}
-        grad_known = projections.pull_of_clip(
-            params["ports"],
-            kept.start,
-            frames,
-            reads,
-            self._scope,
-            self._settings.is_propagating,
-            grads,
-            rows,
-            {"decoder": grad_start},
-        )
-        return {**grad_params, "ports": _add(grad_params["ports"], grad_known)}, grad_carried
+        inputs = self._clip_inputs(params, kept.start, frames)
+        for name, found in projections.pull_clip(inputs, reads, grads, rows, {"decoder": grad_start}).items():
+            grad_params["ports"]["inputs"][name] = _add(grad_params["ports"]["inputs"][name], found)
+        return grad_params, grad_carried
+
+    def _clip_inputs(
+        self, params: Params, state: types.CellState, frames: types.Features
+    ) -> dict[str, projections.ClipInput]:
+        is_propagating = self._settings.is_propagating
+        return projections.of_clip(params["ports"], state, frames, self._names, self._scope, is_propagating)
 
     def _reads(self, genotype: jax.Array) -> dict[str, jax.Array]:
         """Whether each input, and the decoder map that starts the state, has to be projected, bool []."""
@@ -175,10 +173,17 @@ class _Clip:
         return {**found, "decoder": starts | found.get("decoder", False)}
 
     def _slim(self, state: types.CellState) -> types.CellState:
-        """A state without what `_own` and `_after` do not read: one more map to keep for every frame."""
+        """A state without the maps that `_own` and `_after` do not read: less to keep of every frame."""
         nothing = state.logits[..., :0]
-        decoder = state.decoder if self._settings.is_propagating else nothing
-        return state.replace(image=nothing, decoder=decoder)
+        return types.CellState(
+            state=state.state,
+            decoder=state.decoder if self._settings.is_propagating else nothing,
+            logits=state.logits,
+            image=nothing,
+            is_first=state.is_first,
+            age=state.age,
+            reference=state.reference,
+        )
 
     def _own(
         self,
@@ -216,7 +221,7 @@ class _Clip:
 
     def _pick(
         self, known: dict[str, jax.Array], own: dict[str, jax.Array], index: jax.Array, first: jax.Array | int
-    ) -> shared_layers.Pick:
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """`(token, outputs) -> node` of one frame, whose layers' rows begin at `first`."""
         num_inputs = self._space.num_inputs
 
@@ -260,7 +265,15 @@ def _carried(state: types.CellState) -> Carried:
 
 
 def _with(state: types.CellState, carried: Carried) -> types.CellState:
-    return state.replace(state=carried[0], logits=carried[1])
+    return types.CellState(
+        state=carried[0],
+        decoder=state.decoder,
+        logits=carried[1],
+        image=state.image,
+        is_first=state.is_first,
+        age=state.age,
+        reference=state.reference,
+    )
 
 
 def _add(a: Any, b: Any) -> Any:
