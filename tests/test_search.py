@@ -46,6 +46,27 @@ def make_steps() -> tuple[supernet_lib.Supernet, steps.Steps]:
     return supernet, steps.make(supernet, config_lib.defaults().search, mesh.make())
 
 
+def test_a_store_is_never_float32_as_a_whole():
+    """It may be as large as the memory allows; clips of it are, one batch at a time."""
+    store, batches = make_store(), jnp.zeros((3, 2), jnp.int32)
+
+    def total(store: types.FeatureStore, batches: jax.Array) -> jax.Array:
+        def step(total: jax.Array, clips: jax.Array) -> tuple[jax.Array, None]:
+            features, _ = steps.take(store, clips)
+            assert features.logits.dtype == jnp.float32
+            return jnp.tanh(total + features.logits.sum()), None
+
+        return jax.lax.scan(step, jnp.float32(0), batches)[0]
+
+    compiled = jax.jit(total).lower(store, batches).compile()
+    shape = ",".join(map(str, store.features.logits.shape))
+    assert f"bf16[{shape}]" in compiled.as_text()
+    assert f"f32[{shape}]" not in compiled.as_text()
+    found, _ = steps.take(store, jnp.array([4, 1]))
+    for x, whole in zip(jax.tree.leaves(found), jax.tree.leaves(store.features), strict=True):
+        np.testing.assert_array_equal(x, np.asarray(whole, np.float32)[[4, 1]])
+
+
 # --- the loop, with functions in place of networks ---------------------------------------------------------------
 
 

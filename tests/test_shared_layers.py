@@ -99,6 +99,30 @@ def test_gradients_are_those_of_autodiff(case):
     assert any(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(expected))
 
 
+def test_the_gradient_reaches_the_state_before_a_frame():
+    """Of what the state carries of the cell's own, as in the cell of one genotype."""
+    genotype = np.array([[0, 2, SEPARABLE, POINTWISE, 1], [7, 3, SKIP, POINTWISE, 0], [0, 8, SKIP, SKIP, 1]], np.int32)
+    assert INPUTS[0] == "prev_state" and INPUTS[2] == "prev_logits"
+    supernet, cell = supernet_lib.make(SPACE, SETTINGS), cell_lib.make(SPACE, genotype, SETTINGS)
+    params = randomised(supernet.init(jax.random.key(0)), 1)
+    cut = cell_lib.gather_params(SPACE, genotype, params)
+    features = make_features(2)
+    frames = [jax.tree.map(lambda x, t=t: x[:, t], features) for t in range(2)]
+    state, _ = cell.step(cut, cell.initial_state(frames[0]), frames[0])
+
+    def slopes(step) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        def loss_fn(own: tuple[jax.Array, jax.Array]) -> jax.Array:
+            after, logits = step(state.replace(state=own[0], logits=own[1]))
+            return loss_and_logits(logits)[0] + loss_and_logits(after.state)[0]
+
+        return jax.jit(jax.value_and_grad(loss_fn))((state.state, state.logits))
+
+    found = slopes(lambda state: supernet.step(params, genotype, state, frames[1]))
+    expected = slopes(lambda state: cell.step(cut, state, frames[1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-5), found, expected)
+    assert all(np.abs(x).max() > 1e-4 for x in expected[1])
+
+
 def test_what_is_not_read_is_not_computed():
     """An input of NaN that no operation reads, or `none` alone, changes nothing; read, it does."""
     supernet = supernet_lib.make(SPACE, SETTINGS)

@@ -23,7 +23,7 @@ Params = dict[str, Any]
 
 
 class Supernet(NamedTuple):
-    """Pure functions of a supernet.
+    """Pure functions of a supernet; features are data, they have no gradient.
 
     Attributes:
       init: `rng -> params`.
