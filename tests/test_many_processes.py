@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -154,8 +155,7 @@ def environments(folder: pathlib.Path) -> list[tuple[int, int]]:
 def check_resumed(folder: pathlib.Path, before: list[dict[str, Any]], found: dict[str, Any]) -> None:
     """The last start went on where the one before had saved: nothing of that was trained or scored again."""
     log = log_of(folder, 0)
-    first = next(line for line in log.replace("\r", "\n").splitlines() if "search " in line and f"/{STEPS}" in line)
-    start = int(first.split(f"/{STEPS}")[0].split()[-1]) - 1
+    (start,) = [int(count) for count in re.findall(rf"search (\d+)/{STEPS}, goes on", log)]
     assert "pretrain" not in log and "warmup" not in log
     assert start in (before[-1]["step"], before[-1]["step"] + 1)  # the last step was saved, or only logged
     kept = [line for line in before if line["step"] < start]

@@ -95,7 +95,7 @@ def assert_same_gradients(genotype: np.ndarray, grads: types.Params, expected: t
 def check_equal_frames(genotypes: np.ndarray, *, tolerance: float = 1e-4) -> None:
     """Forward and gradient of both cells on every genotype, each frame from the same state."""
     supernet, params = supernet_and_params()
-    features = make_features(2)
+    params, features = jax.tree.map(lambda x: x.astype(np.float64), (params, make_features(2)))
     frames = [jax.tree.map(lambda x, t=t: x[:, t], features) for t in range(3)]
 
     def scored(step: types.StepFn):
@@ -133,9 +133,10 @@ def test_supernet_equals_cell() -> None:
 
 @pytest.mark.slow
 def test_supernet_equals_cell_for_50_genotypes_frame_by_frame() -> None:
-    """In float32 each frame by itself: offsets that are predicted from offsets that were predicted amplify rounding,
-    with these large random weights fifty-fold a frame."""
-    check_equal_frames(genotype_lib.random(SPACE, np.random.default_rng(1), 50))
+    """Each frame by itself: offsets that are predicted from offsets that were predicted amplify rounding, with these
+    large random weights fifty-fold a frame."""
+    with jax.enable_x64(True):
+        check_equal_frames(genotype_lib.random(SPACE, np.random.default_rng(1), 50))
 
 
 @pytest.mark.slow

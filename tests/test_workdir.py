@@ -298,7 +298,11 @@ def test_progress_in_a_log_gives_rate_and_remaining_time():
             now[0] += 0.5
             bar.update()
     lines = [line.split(" ", 1)[1] for line in stream.getvalue().splitlines()]
-    assert lines == ["search 60/100, 2/s, 0:20 left, loss 0.5", "search 70/100, 2/s, 0:15 left, loss 0.5"]
+    assert lines == [
+        "search 40/100, goes on",
+        "search 60/100, 2/s, 0:20 left, loss 0.5",
+        "search 70/100, 2/s, 0:15 left, loss 0.5",
+    ]
 
 
 def test_progress_over_an_iterable_ends_with_one_line():

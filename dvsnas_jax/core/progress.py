@@ -43,6 +43,8 @@ class Bar:
             self._tqdm = tqdm.tqdm(
                 total=total, desc=label, initial=initial, file=stream, dynamic_ncols=True, leave=True, mininterval=0.2
             )
+        elif initial and initial != total:
+            self._show(["goes on"])
 
     def note(self, text: str) -> None:
         """Sets what is shown beside the rate, for example `loss 0.123`."""
@@ -79,15 +81,14 @@ class Bar:
         seconds = max(self._last - self._start, 1e-9)
         rate = (self._count - self._initial) / seconds
         parts = [f"{rate:.3g}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s each"]
-        if self._total is None:
-            count = f"{self._count}"
-        else:
-            count = f"{self._count}/{self._total}"
-            if rate and self._count < self._total:
-                parts.append(f"{duration((self._total - self._count) / rate)} left")
-            elif self._count >= self._total:
-                parts.append(f"took {duration(seconds)}")
-        parts += [self._note] if self._note else []
+        if self._total is not None and self._count >= self._total:
+            parts.append(f"took {duration(seconds)}")
+        elif self._total is not None and rate:
+            parts.append(f"{duration((self._total - self._count) / rate)} left")
+        self._show([*parts, *([self._note] if self._note else [])])
+
+    def _show(self, parts: list[str]) -> None:
+        count = f"{self._count}" if self._total is None else f"{self._count}/{self._total}"
         print(f"{time.strftime('%H:%M:%S')} {self._label} {count}, {', '.join(parts)}", file=self._stream, flush=True)
 
     def __iter__(self) -> Iterator[Any]:
