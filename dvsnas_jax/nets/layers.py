@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from dvsnas_jax.core import compilation
-from dvsnas_jax.nets import pooling, shifted
+from dvsnas_jax.nets import pooling, precision, shifted
 
 NORM_EPS = 1e-5
 
@@ -157,7 +157,7 @@ def batch_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
       f32 [C] and f32 [C].
     """
     axes = tuple(range(x.ndim - 1))
-    values = x.astype(jnp.float32)
+    values = precision.at_least_float32(x)
     # One pass; around some value of the data, so that the difference does not cancel where mean >> deviation.
     center = values[(slice(0, 1),) * (x.ndim - 1)]
     mean = jnp.mean(values, axis=axes)
@@ -175,7 +175,7 @@ def _moments_backward(residuals: tuple[jax.Array, jax.Array], grads: tuple[jax.A
     count = math.prod(x.shape[:-1])
     slope = per_channel(grads[1] * (2 / count), x.ndim)
     offset = per_channel(grads[0] / count, x.ndim) - slope * per_channel(mean, x.ndim)
-    return ((x.astype(jnp.float32) * slope + offset).astype(x.dtype),)
+    return ((precision.at_least_float32(x) * slope + offset).astype(x.dtype),)
 
 
 batch_moments.defvjp(_moments_forward, _moments_backward)
@@ -184,7 +184,7 @@ batch_moments.defvjp(_moments_forward, _moments_backward)
 def normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, *, eps: float = NORM_EPS
 ) -> jax.Array:
-    """(x - mean) / sqrt(var + eps) * scale + bias, computed in f32.
+    """(x - mean) / sqrt(var + eps) * scale + bias, computed in f32, or wider where x is.
 
     Args:
       x: [..., C].
@@ -200,7 +200,7 @@ def normalize(
     factor = scale * lax.rsqrt(var + eps)
     offset = bias - mean * factor
     factor, offset = per_channel(factor, x.ndim), per_channel(offset, x.ndim)
-    return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
+    return (precision.at_least_float32(x) * factor + offset).astype(x.dtype)
 
 
 def resize_bilinear(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dvsnas_jax.nets import layers
+from dvsnas_jax.nets import layers, precision
 
 
 def warp_bilinear(x: jax.Array, offsets: jax.Array) -> jax.Array:
@@ -22,9 +22,9 @@ def warp_bilinear(x: jax.Array, offsets: jax.Array) -> jax.Array:
       [B, h, w, C] in the type of x; differentiable in both arguments.
     """
     height, width = x.shape[1:3]
-    offsets = offsets.astype(jnp.float32)
-    rows = jnp.clip(jnp.arange(height, dtype=jnp.float32)[None, :, None] + offsets[..., 1], 0, height - 1)
-    cols = jnp.clip(jnp.arange(width, dtype=jnp.float32)[None, None] + offsets[..., 0], 0, width - 1)
+    offsets = precision.at_least_float32(offsets)
+    rows = jnp.clip(jnp.arange(height, dtype=offsets.dtype)[None, :, None] + offsets[..., 1], 0, height - 1)
+    cols = jnp.clip(jnp.arange(width, dtype=offsets.dtype)[None, None] + offsets[..., 0], 0, width - 1)
     index, weights = _neighbours(rows, cols, (height, width))
     pixels = x.reshape(-1, x.shape[-1])
     return weighted_take(pixels, index.reshape(4, -1), weights.reshape(4, -1)).reshape(x.shape)
@@ -52,7 +52,7 @@ def deform_conv(
     batch, height, width, channels = x.shape
     kh, kw, _, channels_out = kernel.shape
     matrices = kernel.astype(x.dtype).reshape(kh * kw, channels, channels_out)
-    offsets, masks = jnp.moveaxis(offsets.astype(jnp.float32), 3, 0), jnp.moveaxis(masks.astype(jnp.float32), 3, 0)
+    offsets, masks = (jnp.moveaxis(precision.at_least_float32(x), 3, 0) for x in (offsets, masks))
     tap_row, tap_col = (np.float32(taps).reshape(-1, 1, 1, 1) for taps in np.mgrid[:kh, :kw])
     own_row = np.arange(height, dtype=np.float32).reshape(1, 1, -1, 1) + tap_row - kh // 2
     own_col = np.arange(width, dtype=np.float32).reshape(1, 1, 1, -1) + tap_col - kw // 2
@@ -103,9 +103,9 @@ def _take_backward(
     residuals: tuple[jax.Array, jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, None, jax.Array]:
     pixels, index, weights = residuals
-    grad_weights = jnp.stack([jnp.sum((_take(pixels, one) * grad).astype(jnp.float32), axis=-1) for one in index])
-    shares = weights[..., None] * grad.astype(jnp.float32)[None]
-    grad_pixels = jnp.zeros(pixels.shape, jnp.float32).at[index].add(shares, mode="promise_in_bounds")
+    grad_weights = jnp.stack([jnp.sum(precision.at_least_float32(_take(pixels, one) * grad), axis=-1) for one in index])
+    shares = weights[..., None] * precision.at_least_float32(grad)[None]
+    grad_pixels = jnp.zeros(pixels.shape, shares.dtype).at[index].add(shares, mode="promise_in_bounds")
     return grad_pixels.astype(pixels.dtype), None, grad_weights
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dvsnas_jax.nets import winograd
+from dvsnas_jax.nets import precision, winograd
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -185,7 +185,7 @@ def _depthwise_kernel_grad(
     def tap_fn(tap: jax.Array) -> jax.Array:
         corner = (0, tap // size[1] * dilation, tap % size[1] * dilation, 0)
         shift = lax.dynamic_slice(padded, corner, (x.shape[0], *span, x.shape[3]))[:, ::stride, ::stride]
-        return jnp.sum((shift * grad).astype(jnp.float32), axis=(0, 1, 2))
+        return jnp.sum(precision.at_least_float32(shift * grad), axis=(0, 1, 2))
 
     return lax.map(tap_fn, jnp.arange(size[0] * size[1]))
 

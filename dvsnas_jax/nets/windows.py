@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dvsnas_jax.nets import layers
+from dvsnas_jax.nets import layers, precision
 
 _LOOPED_SUM = 7  # from this window on, a CPU loops over the rows of a window where it adds up its taps
 
@@ -49,8 +49,8 @@ def attend(
         return jnp.moveaxis(parts, 3, 0).reshape(heads * batch, height, width, channels // heads)
 
     products = scores(heads_first(query), heads_first(keys), window, is_looped)
-    products = products.reshape(window * window, heads, batch, height, width) * np.float32((channels // heads) ** -0.5)
-    bias = position.astype(jnp.float32).reshape(window * window, heads, 1, 1, 1)
+    products = products.reshape(window * window, heads, batch, height, width) * (channels // heads) ** -0.5
+    bias = precision.at_least_float32(position).reshape(window * window, heads, 1, 1, 1)
     inside = _inside(height, width, window)[:, None, None]
     weights = jax.nn.softmax(jnp.where(inside, products + bias, -jnp.inf), axis=0).astype(values.dtype)
     weights = weights.reshape(window * window, heads * batch, height, width)
@@ -75,7 +75,7 @@ def scores(query: jax.Array, keys: jax.Array, window: int, is_looped: bool) -> j
 
     def tap_fn(tap: jax.Array | int) -> jax.Array:
         shift = lax.dynamic_slice(padded, (0, tap // window, tap % window, 0), keys.shape)
-        return jnp.sum((query * shift).astype(jnp.float32), axis=-1)
+        return jnp.sum(precision.at_least_float32(query * shift), axis=-1)
 
     if is_looped:
         return lax.map(tap_fn, jnp.arange(window * window))
