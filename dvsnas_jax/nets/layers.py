@@ -154,7 +154,7 @@ def batch_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
       x: [..., C].
 
     Returns:
-      f32 [C] and f32 [C].
+      f32 [C] and f32 [C]; wider where x is.
     """
     axes = tuple(range(x.ndim - 1))
     values = precision.at_least_float32(x)

@@ -25,14 +25,13 @@ def pullback(branch: Branch) -> Branch:
     return pull
 
 
-def when(is_needed: jax.Array, fn: Branch, operands: Sequence[Any], constants: Sequence[Any] = ()) -> Any:
-    """`fn(*operands, *constants)` where it is needed, else zeros of its shape, in no time.
+def when(is_needed: jax.Array, fn: Branch, operands: Sequence[Any]) -> Any:
+    """`fn(*operands)` where it is needed, else zeros of its shape, in no time.
 
     Args:
       is_needed: bool [].
       fn: of arrays.
       operands: of floating point; the gradient is with respect to them.
-      constants: what has none.
     """
 
     def choose(is_needed: jax.Array, branch: Branch, *args: Any) -> Any:
@@ -41,19 +40,16 @@ def when(is_needed: jax.Array, fn: Branch, operands: Sequence[Any], constants: S
             is_needed, branch, lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), *args
         )
 
-    def pull(operands: Sequence[Any], constants: Sequence[Any], grad: Any) -> tuple[Any, ...]:
-        return jax.vjp(lambda *args: fn(*args, *constants), *operands)[1](grad)
-
     @jax.custom_vjp
-    def run(is_needed: jax.Array, operands: Sequence[Any], constants: Sequence[Any]) -> Any:
-        return choose(is_needed, fn, *operands, *constants)
+    def run(is_needed: jax.Array, operands: Sequence[Any]) -> Any:
+        return choose(is_needed, fn, *operands)
 
-    def forward(is_needed: jax.Array, operands: Sequence[Any], constants: Sequence[Any]) -> tuple[Any, Any]:
-        return run(is_needed, operands, constants), (is_needed, operands, constants)
+    def forward(is_needed: jax.Array, operands: Sequence[Any]) -> tuple[Any, Any]:
+        return run(is_needed, operands), (is_needed, operands)
 
-    def backward(residuals: Any, grad: Any) -> tuple[None, Any, None]:
-        is_needed, operands, constants = residuals
-        return None, choose(is_needed, pull, operands, constants, grad), None
+    def backward(residuals: Any, grad: Any) -> tuple[None, Any]:
+        is_needed, operands = residuals
+        return None, choose(is_needed, pullback(fn), *operands, grad)
 
     run.defvjp(forward, backward)
-    return run(is_needed, tuple(operands), tuple(constants))
+    return run(is_needed, tuple(operands))

@@ -6,7 +6,6 @@ not depend on its own past for all frames of a clip at once, and skips what the 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -144,12 +143,7 @@ def of_clip(
 def project_clip(inputs: Mapping[str, ClipInput], reads: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The maps of a clip, each [T, B, h, w, C]; zeros where `reads`, bool [] each, says that nothing reads them."""
 
-    def find(name: str, item: ClipInput) -> jax.Array:
-        shape = jax.eval_shape(item.project, item.own, item.sources)
-        zeros = functools.partial(jnp.zeros, shape.shape, shape.dtype)
-        return jax.lax.cond(reads[name], item.project, lambda *_: zeros(), item.own, item.sources)
-
-    return {name: find(name, item) for name, item in inputs.items()}
+    return {name: lazy.when(reads[name], item.project, (item.own, item.sources)) for name, item in inputs.items()}
 
 
 def pull_clip(
@@ -176,7 +170,6 @@ def pull_clip(
             return pull_fn(sum(more, start=grads[rows[name] : rows[name] + num_frames]))[0]
 
         operands = item.own, item.sources, grads, *([more[name]] if name in more else [])
-        found = jax.lax.cond(reads[name], pull, lambda own, *_: jax.tree.map(jnp.zeros_like, own), *operands)
-        return found["inputs"][name]
+        return lazy.when(reads[name], pull, operands)["inputs"][name]
 
     return {name: find(name, item) for name, item in inputs.items()}

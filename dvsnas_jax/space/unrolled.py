@@ -93,6 +93,7 @@ class _Clip:
         num_frames, num_layers = len(frames.logits), self._space.num_layers
         num_rows, like = num_layers * (num_frames if keep else 1), known["decoder"]
         empty = jnp.zeros((num_rows, *like.shape[1:]), like.dtype)
+        weights = loose_end_weights(self._space, genotype).astype(like.dtype)
         memory = shared_layers.Memory(empty, *[empty if keep else empty[:0]] * 2)
 
         def step(carry: Any, xs: tuple[jax.Array, types.Features]) -> tuple[Any, Any]:
@@ -102,7 +103,7 @@ class _Clip:
             own = self._own(reads, state, features, params["ports"], _carried(state), start)
             frame = shared_layers.Frame(self._pick(known, own, index, first), memory, first)
             memory = self._layers.forward(params["layers"], genotype, frame)
-            mean = self._mean(genotype, memory.outputs, first)
+            mean = _weighted_sum(weights, memory.outputs, first)
             after = self._after(state, features, mean, params["ports"], _carried(state), start)
             return (after, memory), (after.logits, self._slim(state) if keep else None)
 
@@ -129,7 +130,7 @@ class _Clip:
             (grad_state, grad_logits_after), grad_params, grads = carry
             index, features, state, grad_logits = xs
             first, start = index * num_layers, kept.known["decoder"][index]
-            mean = self._mean(genotype, memory.outputs, first)
+            mean = _weighted_sum(weights, memory.outputs, first)
             inputs = params["ports"], _carried(state), start
             own, own_pull = jax.vjp(functools.partial(self._own, reads, state, features), *inputs)
 
@@ -237,12 +238,6 @@ class _Clip:
 
         return pick
 
-    def _mean(self, genotype: jax.Array, outputs: jax.Array, first: jax.Array | int) -> jax.Array:
-        """Mean of the loose ends of one frame."""
-        weights = loose_end_weights(self._space, genotype).astype(outputs.dtype)
-        parts = [weights[layer] * shared_layers.take(outputs, first + layer) for layer in range(len(genotype))]
-        return functools.reduce(jnp.add, parts)
-
 
 def read_inputs(space: genotype_lib.Space, genotype: jax.Array) -> jax.Array:
     """Which inputs some layer reads through an operation other than `none`, bool [num_inputs]."""
@@ -258,6 +253,12 @@ def loose_end_weights(space: genotype_lib.Space, genotype: jax.Array) -> jax.Arr
     used = (genotype[:, :2].reshape(1, -1) == layers).any(axis=1)
     loose = 1.0 - used.astype(jnp.float32)
     return loose / loose.sum()
+
+
+def _weighted_sum(weights: jax.Array, outputs: jax.Array, first: jax.Array | int) -> jax.Array:
+    """Of the outputs of the layers of one frame, whose rows begin at `first`."""
+    parts = [weights[layer] * shared_layers.take(outputs, first + layer) for layer in range(len(weights))]
+    return functools.reduce(jnp.add, parts)
 
 
 def _carried(state: types.CellState) -> Carried:
