@@ -14,6 +14,7 @@ from jax import lax
 
 from dvsnas_jax.nets import precision, winograd
 
+_MAX_FOLDED = 64  # rows of a map that are added up side by side: more compile too long
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
     """Dense convolution as matrix products.
@@ -177,9 +178,11 @@ def _depthwise_backward(
 def _depthwise_kernel_grad(
     x: jax.Array, grad: jax.Array, size: tuple[int, int], stride: int, dilation: int
 ) -> jax.Array:
-    """f32 [kh * kw, C]. A loop over the taps: written side by side, XLA computes x (often a normalisation and an
+    """f32 [kh * kw, C]. Loops over the taps: written side by side, XLA computes x (often a normalisation and an
     activation) once more for each tap (2-3x slower, and longer to compile)."""
     padded = jnp.pad(x, ((0, 0), *padding(size, dilation), (0, 0)))
+    if stride == 1 and x.shape[1] <= _MAX_FOLDED:
+        return _folded_kernel_grad(padded, grad, size, dilation)
     span = tuple((out - 1) * stride + 1 for out in grad.shape[1:3])
 
     def tap_fn(tap: jax.Array) -> jax.Array:
@@ -188,6 +191,27 @@ def _depthwise_kernel_grad(
         return jnp.sum(precision.at_least_float32(shift * grad), axis=(0, 1, 2))
 
     return lax.map(tap_fn, jnp.arange(size[0] * size[1]))
+
+
+def _folded_kernel_grad(padded: jax.Array, grad: jax.Array, size: tuple[int, int], dilation: int) -> jax.Array:
+    """The same for small maps: whole rows of pixels and channels are added up, image by image (2-3x faster)."""
+    batch, height, width, channels = grad.shape
+    lines = grad.reshape(batch, height, width * channels)
+    padded = padded.reshape(*padded.shape[:2], -1)
+
+    def image_fn(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        padded, lines = image
+
+        def column_fn(left: jax.Array) -> jax.Array:
+            band = lax.dynamic_slice_in_dim(padded, left * dilation * channels, width * channels, axis=1)
+            parts = [[band[top * dilation + y] * lines[y] for y in range(height)] for top in range(size[0])]
+            return jnp.stack([functools.reduce(jnp.add, map(precision.at_least_float32, part)) for part in parts])
+
+        return total + lax.map(column_fn, jnp.arange(size[1])), None
+
+    empty = jnp.zeros((size[1], size[0], width * channels), precision.at_least_float32(grad[:0]).dtype)
+    total = lax.scan(image_fn, empty, (padded, lines))[0].swapaxes(0, 1)
+    return total.reshape(size[0] * size[1], width, channels).sum(axis=1)
 
 
 depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
