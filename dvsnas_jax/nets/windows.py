@@ -72,7 +72,7 @@ def _softmax_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _softmax_backward(weights: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
     parts = weights * grad
-    return (parts - weights * functools.reduce(jnp.add, list(parts)),)
+    return (parts - weights * functools.reduce(jnp.add, list(parts))[None],)
 
 
 _softmax.defvjp(_softmax_forward, _softmax_backward)
