@@ -18,6 +18,7 @@ from dvsnas_jax.nets import precision, winograd
 _MAX_COLUMNS = 1 << 18  # values of an image that taps may see side by side: 1 MiB
 _MAX_FOLDED = 64  # rows of a map that are added up side by side: more compile too long
 
+
 def conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
     """Dense convolution as matrix products.
 

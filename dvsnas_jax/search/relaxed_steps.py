@@ -76,7 +76,7 @@ def make(
             return relaxed.unroll(params, weights, features)
 
         gradient_fn = mesh_lib.map_shards(
-            steps.make_gradient(unroll, section.label_stride, train_rows),
+            steps.make_gradient(steps.autodiff(unroll), section.label_stride, train_rows),
             mesh,
             in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, train_rows, mesh_lib.BY_ARCH_AND_DATA),
             out_specs=mesh_lib.REPLICATED,

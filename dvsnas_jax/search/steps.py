@@ -11,7 +11,7 @@ spread over devices, and no device waits for another inside a branch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -119,7 +119,7 @@ def make(
     """
     optimizer = optim.make(config, is_constant=True)
     sharded_gradient = mesh_lib.map_shards(
-        make_gradient(supernet.unroll, config.label_stride, train_rows),
+        make_gradient(supernet.value_and_grad, config.label_stride, train_rows, supernet.buffers),
         mesh,
         in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, train_rows, mesh_lib.BY_ARCH_AND_DATA),
         out_specs=mesh_lib.REPLICATED,
@@ -162,7 +162,6 @@ def _make_alone(
 ) -> tuple[Callable[[types.Params], AloneState], Callable[..., AloneState]]:
     """`Steps.start_alone` and `Steps.train_alone`."""
     optimizer = optim.make(config, is_constant=True)
-    loss_fn = _make_loss(supernet.unroll, config.label_stride)
 
     def start(params: types.Params) -> AloneState:
         opt_state = optimizer.init(params)
@@ -171,15 +170,18 @@ def _make_alone(
     def train_alone(state: AloneState, genotype: jax.Array, store: types.FeatureStore, clips: jax.Array) -> AloneState:
         chex.assert_rank([genotype, clips], 2)
 
-        def step(state: AloneState, batch: jax.Array) -> tuple[AloneState, None]:
-            features, labels = take(store, batch)
-            grads = jax.grad(loss_fn)(state.params, genotype, features, labels)
+        def step(carry: tuple[AloneState, Any], batch: jax.Array) -> tuple[tuple[AloneState, Any], None]:
+            (state, buffers), (features, labels) = carry, take(store, batch)
+            loss_fn = _make_loss(labels, config.label_stride)
+            _, grads, buffers = supernet.value_and_grad(state.params, genotype, features, loss_fn, buffers)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             average = optim.polyak(config.scratch_polyak, state.average, params, state.step)
-            return AloneState(params=params, average=average, opt_state=opt_state, step=state.step + 1), None
+            state = AloneState(params=params, average=average, opt_state=opt_state, step=state.step + 1)
+            return (state, buffers), None
 
-        return jax.lax.scan(step, state, clips)[0]
+        buffers = supernet.buffers(take(store, clips[0])[0])
+        return jax.lax.scan(step, (state, buffers), clips)[0][0]
 
     where = mesh_lib.replicated(mesh)
     return compilation.jit(start, out_shardings=where), compilation.jit(train_alone, out_shardings=where)
@@ -218,49 +220,57 @@ def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, j
     return features, store.labels[clips]
 
 
-def _make_loss(unroll_fn: Callable[..., jax.Array], label_stride: int) -> Callable[..., jax.Array]:
-    """`(params, genotype, features, labels) -> loss`, the mean over the labelled pixels of all frames."""
+def _make_loss(labels: jax.Array, label_stride: int) -> Callable[[jax.Array], jax.Array]:
+    """`logits [T, B, h, w, K] -> loss`, the mean over the labelled pixels of all frames; labels [B, T, H, W]."""
+    targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), label_stride)
+    return lambda logits: losses.cross_entropy(logits, targets)[0]
 
-    def loss_fn(params: types.Params, genotype: jax.Array, features: types.Features, labels: jax.Array) -> jax.Array:
-        logits = unroll_fn(params, genotype, features)
-        targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), label_stride)
-        return losses.cross_entropy(logits, targets)[0]
 
-    return loss_fn
+def autodiff(unroll_fn: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """`(params, genotype, features, loss_fn of the logits, buffers) -> (loss, gradient of params, buffers)`."""
+
+    def value_and_grad(params: types.Params, genotype: jax.Array, features: types.Features, *args: Any) -> Any:
+        loss_fn, buffers = args
+        return *jax.value_and_grad(lambda params: loss_fn(unroll_fn(params, genotype, features)))(params), buffers
+
+    return value_and_grad
 
 
 def make_gradient(
-    unroll_fn: Callable[..., jax.Array], label_stride: int, rows_spec: PartitionSpec
+    value_and_grad_fn: Callable[..., Any],
+    label_stride: int,
+    rows_spec: PartitionSpec,
+    buffers_fn: Callable[[types.Features], Any] = lambda features: (),
 ) -> Callable[..., tuple[types.Params, jax.Array, jax.Array]]:
     """Sums of gradient, loss and "is finite" over the units of every device: a part of a batch of one genotype each.
 
     Args:
-      unroll_fn: `(params, genotype, features) -> logits [T, B, h, w, K]`.
+      value_and_grad_fn: of a supernet, or of `autodiff`.
       label_stride: pixels between the labels of the loss, per axis.
       rows_spec: how the rows of the store lie on the mesh.
+      buffers_fn: makes the buffers that the units hand on.
 
     Returns:
       `(params, genotypes, store, clips i32 [G, P, B / P]) -> (gradient, loss, number of finite)`, for `map_shards`.
     """
-    loss_fn = _make_loss(unroll_fn, label_stride)
 
     def gradient(
         params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
     ) -> tuple[types.Params, jax.Array, jax.Array]:
-        def one(
-            total: types.Params, xs: tuple[jax.Array, jax.Array]
-        ) -> tuple[types.Params, tuple[jax.Array, jax.Array]]:
-            genotype, batch = xs
+        def one(carry: tuple[types.Params, Any], xs: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+            (total, buffers), (genotype, batch) = carry, xs
             features, labels = take(store, jnp.maximum(batch, 0))
-            loss, grads = jax.value_and_grad(loss_fn)(params, genotype, features, labels)
+            loss_fn = _make_loss(labels, label_stride)
+            loss, grads, buffers = value_and_grad_fn(params, genotype, features, loss_fn, buffers)
             # A candidate that diverges must not poison the weights that all share.
             counts = jnp.isfinite(optax.tree.norm(grads)) & (batch[0] >= 0)
             total = jax.tree.map(lambda t, g: t + jnp.where(counts, g, 0.0), total, grads)
-            return total, (jnp.where(counts, loss, 0.0), counts.astype(jnp.float32))
+            return (total, buffers), (jnp.where(counts, loss, 0.0), counts.astype(jnp.float32))
 
         rows = mesh_lib.local_rows(clips, store.num_clips, rows_spec)
         units = jnp.repeat(genotypes, rows.shape[1], axis=0), rows.reshape(-1, rows.shape[2])
-        total, (losses, finite) = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), units)
+        carry = jax.tree.map(jnp.zeros_like, params), buffers_fn(take(store, units[1][0])[0])
+        (total, _), (losses, finite) = jax.lax.scan(one, carry, units)
         return mesh_lib.sum_over_mesh((total, losses.sum(), finite.sum()))
 
     return gradient

@@ -29,11 +29,16 @@ class Supernet(NamedTuple):
       init: `rng -> params`.
       step: `(params, genotype i32 [L, 5], state, features of one frame) -> (state, logits [B, h, w, K])`.
       unroll: `(params, genotype, features [B, T, ...]) -> logits [T, B, h, w, K]`.
+      buffers: `features [B, T, ...] -> unrolled.Buffers`.
+      value_and_grad: `(params, genotype, features, loss_fn of the logits, buffers) -> (loss, gradient of params,
+        buffers)`: what autodiff of `unroll` finds, in buffers that a loop over steps hands on instead of new ones.
     """
 
     init: Callable[[jax.Array], Params]
     step: types.StepFn
     unroll: Callable[[Params, jax.Array, types.Features], jax.Array]
+    buffers: Callable[[types.Features], unrolled.Buffers]
+    value_and_grad: Callable[..., tuple[jax.Array, Params, unrolled.Buffers]]
 
 
 def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
@@ -48,7 +53,7 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
     settings.check(space.inputs)
     settings = dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, kind="fixed"))
     scope = settings.scope()
-    run = unrolled.make(space, settings, scope)
+    clip = unrolled.make(space, settings, scope)
 
     def init(rng: jax.Array) -> Params:
         ports_rng, layers_rng = jax.random.split(rng)
@@ -61,13 +66,25 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
     def step(
         params: Params, genotype: jax.Array, state: types.CellState, features: types.Features
     ) -> tuple[types.CellState, jax.Array]:
-        state, logits = run(params, genotype, state, jax.tree.map(lambda x: x[None], features))
+        state, logits = clip.run(params, genotype, state, jax.tree.map(lambda x: x[None], features))
         return state, logits[0]
 
     def unroll(params: Params, genotype: jax.Array, features: types.Features) -> jax.Array:
+        return clip.run(params, genotype, *start(features))[1]
+
+    def start(features: types.Features) -> tuple[types.CellState, types.Features]:
+        """The state before a clip, and its frames, [T, B, ...]."""
         chex.assert_rank(features.logits, 5)
         frames = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), features)
-        state = ports.initial_state(settings, jax.tree.map(lambda x: x[0], frames))
-        return run(params, genotype, state, frames)[1]
+        return ports.initial_state(settings, jax.tree.map(lambda x: x[0], frames)), frames
 
-    return Supernet(init, step, unroll)
+    def value_and_grad(
+        params: Params,
+        genotype: jax.Array,
+        features: types.Features,
+        loss_fn: Callable[[jax.Array], jax.Array],
+        buffers: unrolled.Buffers,
+    ) -> tuple[jax.Array, Params, unrolled.Buffers]:
+        return clip.value_and_grad(params, genotype, *start(features), loss_fn, buffers)
+
+    return Supernet(init, step, unroll, lambda features: clip.buffers(start(features)[1]), value_and_grad)

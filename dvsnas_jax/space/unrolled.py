@@ -24,6 +24,34 @@ Carried = tuple[types.Array, types.Array]
 """What of a state has a gradient: the cell's own map and its logits. All else are the static network's features."""
 
 
+class Buffers(NamedTuple):
+    """What the passes over a clip write to; of any contents before.
+
+    Attributes:
+      memory: of the layers, T * L rows.
+      grads: gradients of nodes, [N * T + L, B, h, w, C]: a row for each input of each frame, and for each layer.
+    """
+
+    memory: shared_layers.Memory
+    grads: jax.Array
+
+
+class Clip(NamedTuple):
+    """Both passes over a clip; `frames` are features [T, B, h, w, C].
+
+    Attributes:
+      run: `(params, genotype i32 [L, 5], state before the clip, frames) -> (state, logits [T, B, h, w, K])`. It has
+        gradients with respect to the parameters and to what a state carries of the cell's own: features have none.
+      buffers: `frames -> Buffers`.
+      value_and_grad: `(params, genotype, state, frames, loss_fn of the logits, buffers) -> (loss, gradient of params,
+        buffers)`. As autodiff of `run`, which fills new buffers with zeros every time.
+    """
+
+    run: Callable[..., tuple[types.CellState, jax.Array]]
+    buffers: Callable[[types.Features], Buffers]
+    value_and_grad: Callable[..., tuple[jax.Array, Params, Buffers]]
+
+
 class Kept(NamedTuple):
     """Of a forward pass for the backward one.
 
@@ -40,38 +68,45 @@ class Kept(NamedTuple):
     memory: shared_layers.Memory
 
 
-def make(
-    space: genotype_lib.Space, settings: ports.CellSettings, scope: operations.CellScope
-) -> Callable[..., tuple[types.CellState, jax.Array]]:
-    """Builds the function that runs a clip.
-
-    Returns:
-      `(params, genotype i32 [L, 5], state before the clip, features [T, B, h, w, C]) -> (state, logits [T, B, h, w,
-      K])`. The gradient is with respect to the parameters and to what a state carries of the cell's own: features have
-      none.
-    """
+def make(space: genotype_lib.Space, settings: ports.CellSettings, scope: operations.CellScope) -> Clip:
+    """Builds the functions that run a clip."""
     clip = _Clip(space, settings, scope)
 
     @jax.custom_vjp
     def run(
         params: Params, genotype: jax.Array, state: types.CellState, frames: types.Features
     ) -> tuple[types.CellState, jax.Array]:
-        return clip.forward(params, genotype, state, frames, keep=False)[:2]
+        return clip.forward(params, genotype, state, frames)[:2]
 
     def keep(params: Params, genotype: jax.Array, state: types.CellState, frames: types.Features) -> Any:
-        state, logits, kept = clip.forward(params, genotype, state, frames, keep=True)
+        state, logits, kept = clip.forward(params, genotype, state, frames, clip.buffers(frames).memory)
         return (state, logits), (params, genotype, frames, kept)
 
     def pull(residuals: Any, grads: tuple[types.CellState, jax.Array]) -> tuple[Any, ...]:
         params, genotype, frames, kept = residuals
-        grad_state, grad_logits = grads
-        carried = grad_state.state, grad_state.logits
-        grad_params, carried = clip.backward(params, genotype, frames, kept, carried, grad_logits)
+        of_state, of_logits = grads
+        new = clip.buffers(frames).grads
+        grad_params, carried, _ = clip.backward(params, genotype, frames, kept, (_carried(of_state), of_logits), new)
         nothing = jax.tree.map(_no_gradient, kept.start)
         return grad_params, None, _with(nothing, carried), None
 
     run.defvjp(keep, pull)
-    return run
+
+    def value_and_grad(
+        params: Params,
+        genotype: jax.Array,
+        state: types.CellState,
+        frames: types.Features,
+        loss_fn: Callable[[jax.Array], jax.Array],
+        buffers: Buffers,
+    ) -> tuple[jax.Array, Params, Buffers]:
+        _, logits, kept = clip.forward(params, genotype, state, frames, buffers.memory)
+        loss, grad_logits = jax.value_and_grad(loss_fn)(logits)
+        grads = jax.tree.map(jnp.zeros_like, _carried(state)), grad_logits
+        grad_params, _, written = clip.backward(params, genotype, frames, kept, grads, buffers.grads)
+        return loss, grad_params, Buffers(kept.memory, written)
+
+    return Clip(run, clip.buffers, value_and_grad)
 
 
 class _Clip:
@@ -84,17 +119,33 @@ class _Clip:
         dependent = projections.dependent(is_propagating=settings.is_propagating)
         self._dependent = [name for name in space.inputs if name in dependent]
 
+    def buffers(self, frames: types.Features) -> Buffers:
+        like = frames.maps["decoder"][..., :1]
+        num_frames, num_names = len(like), len(self._names)
+
+        def make(num_rows: int) -> jax.Array:
+            return jnp.zeros((num_rows, *like.shape[1:-1], self._settings.channels), like.dtype)
+
+        num_layers = self._space.num_layers
+        memory = shared_layers.Memory(*[make(num_layers * num_frames) for _ in range(3)])
+        return Buffers(memory, make(num_names * num_frames + num_layers))
+
     def forward(
-        self, params: Params, genotype: jax.Array, state: types.CellState, frames: types.Features, *, keep: bool
+        self,
+        params: Params,
+        genotype: jax.Array,
+        state: types.CellState,
+        frames: types.Features,
+        memory: shared_layers.Memory | None = None,
     ) -> tuple[types.CellState, jax.Array, Kept]:
-        """The state after the clip, logits [T, B, h, w, K] and, if `keep`, what `backward` needs."""
+        """The state after the clip, logits [T, B, h, w, K] and, with a memory to write to, what `backward` needs."""
         reads = self._reads(genotype)
         known = projections.project_clip(self._clip_inputs(params, state, frames), reads)
-        num_frames, num_layers = len(frames.logits), self._space.num_layers
-        num_rows, like = num_layers * (num_frames if keep else 1), known["decoder"]
-        empty = jnp.zeros((num_rows, *like.shape[1:]), like.dtype)
-        weights = loose_end_weights(self._space, genotype).astype(like.dtype)
-        memory = shared_layers.Memory(empty, *[empty if keep else empty[:0]] * 2)
+        num_frames, num_layers, keep = len(frames.logits), self._space.num_layers, memory is not None
+        weights = loose_end_weights(self._space, genotype).astype(known["decoder"].dtype)
+        if memory is None:
+            empty = jnp.zeros((num_layers, *known["decoder"].shape[1:]), known["decoder"].dtype)
+            memory = shared_layers.Memory(empty, empty[:0], empty[:0])
 
         def step(carry: Any, xs: tuple[jax.Array, types.Features]) -> tuple[Any, Any]:
             state, memory = carry
@@ -117,11 +168,12 @@ class _Clip:
         genotype: jax.Array,
         frames: types.Features,
         kept: Kept,
-        grad_carried: Carried,
-        grad_logits: jax.Array,
-    ) -> tuple[Params, Carried]:
-        """Gradients of the parameters and of what the state before the clip carries."""
-        reads, memory = self._reads(genotype), kept.memory
+        grads: tuple[Carried, jax.Array],
+        buffer: jax.Array,
+    ) -> tuple[Params, Carried, jax.Array]:
+        """From gradients of the state after the clip and of the logits, those of the parameters and of what the state
+        before the clip carries, and the buffer that was written to."""
+        (grad_carried, grad_logits), reads, memory = grads, self._reads(genotype), kept.memory
         num_frames, num_layers, num_names = len(grad_logits), self._space.num_layers, len(self._names)
         rows_of_layers = num_names * num_frames + jnp.arange(num_layers)
         weights = loose_end_weights(self._space, genotype).astype(memory.outputs.dtype)
@@ -149,16 +201,14 @@ class _Clip:
             grad_params = _add(grad_params, {"ports": grad_ports, "layers": grad_layers})
             return (grad_carried, grad_params, grads), grad_start
 
-        # A row for each input of each frame, and for each layer of one frame.
-        empty = jnp.zeros((num_names * num_frames + num_layers, *memory.outputs.shape[1:]), memory.outputs.dtype)
-        carry = grad_carried, jax.tree.map(jnp.zeros_like, params), empty
+        carry = grad_carried, jax.tree.map(jnp.zeros_like, params), buffer
         xs = jnp.arange(num_frames), frames, kept.states, grad_logits
-        (grad_carried, grad_params, grads), grad_start = jax.lax.scan(step, carry, xs, reverse=True)
+        (grad_carried, grad_params, buffer), grad_start = jax.lax.scan(step, carry, xs, reverse=True)
         rows = {name: self._names.index(name) * num_frames for name in kept.known}
         inputs = self._clip_inputs(params, kept.start, frames)
-        for name, found in projections.pull_clip(inputs, reads, grads, rows, {"decoder": grad_start}).items():
+        for name, found in projections.pull_clip(inputs, reads, buffer, rows, {"decoder": grad_start}).items():
             grad_params["ports"]["inputs"][name] = _add(grad_params["ports"]["inputs"][name], found)
-        return grad_params, grad_carried
+        return grad_params, grad_carried, buffer
 
     def _clip_inputs(
         self, params: Params, state: types.CellState, frames: types.Features
