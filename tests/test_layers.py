@@ -48,7 +48,7 @@ GEOMETRY = [
 
 
 @pytest.mark.parametrize(("height", "width", "size", "stride", "dilation"), GEOMETRY)
-@pytest.mark.parametrize(("cin", "cout"), [(4, 6), (16, 2)])  # 2 of 16: the variant that multiplies first
+@pytest.mark.parametrize(("cin", "cout"), [(4, 6), (16, 2), (16, 5)])  # multiplies first | gradient image by image
 def test_conv_variants_agree(height, width, size, stride, dilation, cin, cout):
     x, kernel = _normal(2, height, width, cin), _normal(size, size, cin, cout, seed=1)
     results = [
@@ -96,7 +96,7 @@ def test_two_1x1_convolutions_as_one(size):
     _assert_close(*results)
 
 
-@pytest.mark.parametrize(("height", "width", "size", "stride", "dilation"), GEOMETRY)
+@pytest.mark.parametrize(("height", "width", "size", "stride", "dilation"), [*GEOMETRY, (70, 3, 3, 1, 2)])
 def test_depthwise_variants_agree(height, width, size, stride, dilation):
     x, kernel = _normal(2, height, width, 3), _normal(size, size, 3, seed=1)
 

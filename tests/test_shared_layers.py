@@ -151,18 +151,31 @@ def test_reads_of_random_genotypes():
         assert tuple(names) == cell_lib.used_inputs(SPACE, genotype)
 
 
+def loss_of_logits(logits: jax.Array) -> jax.Array:
+    return loss_and_logits(logits)[0]
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA's CPU backend")
-def test_buffers_are_written_in_place():
-    """None of those that hold all frames is copied in a loop: of the gradients, and of what the layers keep."""
+@pytest.mark.parametrize("is_handed_on", [False, True])
+def test_buffers_are_written_in_place(is_handed_on):
+    """None of those that hold all frames is copied in a loop over frames: of the gradients, and of what the layers
+    keep. Where a step hands them on to the next, none is copied or filled at every step either."""
     supernet = supernet_lib.make(SPACE, SETTINGS)
     params = jax.eval_shape(supernet.init, jax.random.key(0))
     features = jax.eval_shape(lambda: make_features(0))
     genotype = jax.ShapeDtypeStruct((SPACE.num_layers, 5), jnp.int32)
 
-    def loss_fn(params: types.Params, genotype: jax.Array, features: types.Features) -> jax.Array:
-        return loss_and_logits(supernet.unroll(params, genotype, features))[0]
+    def grad_fn(params: types.Params, genotype: jax.Array, features: types.Features) -> types.Params:
+        return jax.grad(lambda params: loss_of_logits(supernet.unroll(params, genotype, features)))(params)
 
-    text = jax.jit(jax.grad(loss_fn)).lower(params, genotype, features).compile().as_text()
+    def train(params: types.Params, genotype: jax.Array, features: types.Features) -> tuple:
+        def step(carry: tuple[types.Params, unrolled.Buffers], _: None) -> tuple:
+            _, grads, buffers = supernet.value_and_grad(carry[0], genotype, features, loss_of_logits, carry[1])
+            return (jax.tree.map(jnp.subtract, carry[0], grads), buffers), None
+
+        return jax.lax.scan(step, (params, supernet.buffers(features)), length=3)[0]
+
+    text = jax.jit(train if is_handed_on else grad_fn).lower(params, genotype, features).compile().as_text()
     loops, entry = text.split("\nENTRY")
     assert "while(" in loops and "while(" in entry
     batch, num_frames, *size = features.logits.shape[:4]
@@ -170,6 +183,28 @@ def test_buffers_are_written_in_place():
         shape = ",".join(map(str, (rows, batch, *size, SETTINGS.channels)))
         assert re.search(rf"f32\[{shape}\]\S* (?:fusion|dynamic-update-slice)\(", loops)
         assert not re.search(rf"f32\[{shape}\]\S* copy\(", loops)
+        filled = rf"broadcast\S* = f32\[{shape}\]\S* (?:fusion|broadcast)\(%constant"
+        assert re.search(filled, entry) and not re.search(filled, loops)
+
+
+def test_gradients_do_not_depend_on_what_buffers_held():
+    """They are those of autodiff, step after step."""
+    supernet = supernet_lib.make(SPACE, SETTINGS)
+    params = randomised(supernet.init(jax.random.key(0)), 1)
+    features = make_features(2)
+    buffers = jax.tree.map(lambda x: x + 77, supernet.buffers(features))
+
+    @jax.jit
+    def handed_on(genotype: jax.Array, buffers: unrolled.Buffers) -> tuple:
+        return supernet.value_and_grad(params, genotype, features, loss_of_logits, buffers)
+
+    @jax.jit
+    def by_autodiff(genotype: jax.Array) -> tuple:
+        return jax.value_and_grad(lambda params: loss_of_logits(supernet.unroll(params, genotype, features)))(params)
+
+    for genotype in map(jnp.array, GENOTYPES.values()):
+        loss, grads, buffers = handed_on(genotype, buffers)
+        jax.tree.map(np.testing.assert_array_equal, (loss, grads), by_autodiff(genotype))
 
 
 def test_when_gives_zeros_and_their_gradient():

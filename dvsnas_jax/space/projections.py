@@ -151,7 +151,7 @@ def pull_clip(
     reads: Mapping[str, jax.Array],
     grads: jax.Array,
     rows: Mapping[str, int],
-    more: Mapping[str, jax.Array],
+    more: Mapping[str, tuple[jax.Array, jax.Array]],
 ) -> dict[str, Params]:
     """Gradients of the parameters of `project_clip`, by name.
 
@@ -160,16 +160,20 @@ def pull_clip(
       reads: as there.
       grads: [.., B, h, w, C], gradients of maps.
       rows: the first of the T rows of each input; they are read only where the input is.
-      more: what has to be added to some of them, [T, B, h, w, C].
+      more: of inputs that something else reads, too: the gradients from there, [T, B, h, w, C], and whether the rows
+        have any of their own, bool [].
     """
 
     def find(name: str, item: ClipInput) -> Params:
-        def pull(own: Params, sources: tuple[types.Array, ...], grads: jax.Array, *more: jax.Array) -> Params:
+        def pull(own: Params, sources: tuple[types.Array, ...], grads: jax.Array, *added: jax.Array) -> Params:
             _, pull_fn = jax.vjp(lambda own: item.project(own, sources), own)
             num_frames = jax.eval_shape(item.project, own, sources).shape[0]
-            return pull_fn(sum(more, start=grads[rows[name] : rows[name] + num_frames]))[0]
+            found = grads[rows[name] : rows[name] + num_frames]
+            if name in more:
+                found = jnp.where(more[name][1], found, 0) + added[0]
+            return pull_fn(found)[0]
 
-        operands = item.own, item.sources, grads, *([more[name]] if name in more else [])
+        operands = item.own, item.sources, grads, *([more[name][0]] if name in more else [])
         return lazy.when(reads[name], pull, operands)["inputs"][name]
 
     return {name: find(name, item) for name, item in inputs.items()}

@@ -206,7 +206,8 @@ class _Clip:
         (grad_carried, grad_params, buffer), grad_start = jax.lax.scan(step, carry, xs, reverse=True)
         rows = {name: self._names.index(name) * num_frames for name in kept.known}
         inputs = self._clip_inputs(params, kept.start, frames)
-        for name, found in projections.pull_clip(inputs, reads, buffer, rows, {"decoder": grad_start}).items():
+        starts = {"decoder": (grad_start, self._layer_reads(genotype).get("decoder", jnp.array(False)))}
+        for name, found in projections.pull_clip(inputs, reads, buffer, rows, starts).items():
             grad_params["ports"]["inputs"][name] = _add(grad_params["ports"]["inputs"][name], found)
         return grad_params, grad_carried, buffer
 
@@ -216,9 +217,13 @@ class _Clip:
         is_propagating = self._settings.is_propagating
         return projections.of_clip(params["ports"], state, frames, self._names, self._scope, is_propagating)
 
+    def _layer_reads(self, genotype: jax.Array) -> dict[str, jax.Array]:
+        """Whether a layer reads each input, bool []."""
+        return dict(zip(self._space.inputs, read_inputs(self._space, genotype), strict=True))
+
     def _reads(self, genotype: jax.Array) -> dict[str, jax.Array]:
         """Whether each input, and the decoder map that starts the state, has to be projected, bool []."""
-        found = dict(zip(self._space.inputs, read_inputs(self._space, genotype), strict=True))
+        found = self._layer_reads(genotype)
         always = jnp.array(self._settings.is_propagating)
         starts = always | found.get("prev_state", jnp.array(False))
         return {**found, "decoder": starts | found.get("decoder", False)}
