@@ -124,7 +124,9 @@ def _product_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -
     x, matrix = residuals
     rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     grad_x = lax.dot_general(grad_rows, matrix, (((1,), (1,)), ((), ())))
-    return grad_x.reshape(x.shape), lax.dot_general(rows, grad_rows, (((0,), (0,)), ((), ())))
+    # This way round up to twice as fast; without the barrier, XLA makes it the other one.
+    grad_matrix = lax.optimization_barrier(lax.dot_general(grad_rows, rows, (((0,), (0,)), ((), ())))).T
+    return grad_x.reshape(x.shape), grad_matrix
 
 
 _product.defvjp(_product_forward, _product_backward)

@@ -214,7 +214,10 @@ def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, j
     def rows(x: jax.Array) -> jax.Array:
         # As integers: XLA's CPU backend gathers no bfloat16, and would keep the whole store as float32 instead.
         bits = jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-        return jax.lax.bitcast_convert_type(bits[clips], x.dtype).astype(jnp.float32)
+        # Frame by frame, as a cell reads them: XLA has nothing to transpose.
+        num_frames = x.shape[1]
+        frames = bits.reshape(-1, *x.shape[2:])[clips[None] * num_frames + jnp.arange(num_frames)[:, None]]
+        return jnp.moveaxis(jax.lax.bitcast_convert_type(frames, x.dtype).astype(jnp.float32), 0, 1)
 
     features = jax.tree.map(rows, store.features)
     return features, store.labels[clips]

@@ -6,6 +6,7 @@ not depend on its own past for all frames of a clip at once, and skips what the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,9 +22,15 @@ Raw = tuple[Callable[..., types.Array], tuple[types.Array, ...]]
 
 
 def project(params: Params, name: str, x: types.Array, scope: operations.CellScope) -> jax.Array:
-    """1x1 convolution and normalisation of one input, [B, h, w, C]; `params` are those of `ports.init`."""
-    y = layers.conv(jnp.asarray(x), params["inputs"][name]["kernel"].astype(x.dtype))
-    return scope.child("inputs", name, "norm").normalize(params["inputs"][name]["norm"], y)
+    """1x1 convolution and normalisation of one input, [.., B, h, w, C]; `params` are those of `ports.init`.
+
+    Frames, on an axis before the batch, are each normalised by themselves.
+    """
+    own = params["inputs"][name]
+    images = jnp.asarray(x).reshape(-1, *x.shape[-3:])  # one product for all frames
+    y = layers.conv(images, own["kernel"].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+    normalize_fn = functools.partial(scope.child("inputs", name, "norm").normalize, own["norm"])
+    return normalize_fn(y) if y.ndim == 4 else jax.vmap(normalize_fn)(y)
 
 
 def cell_inputs(
@@ -133,7 +140,7 @@ def of_clip(
         prepare, sources = raw[name] if name in raw else (lambda x: x, (features.maps[name],))
 
         def run(own: Params, sources: tuple[types.Array, ...]) -> jax.Array:
-            return jax.vmap(lambda x: project(own, name, x, scope))(prepare(*sources))
+            return project(own, name, prepare(*sources), scope)
 
         return ClipInput(run, {"inputs": {name: params["inputs"][name]}}, sources)
 
