@@ -61,23 +61,32 @@ def cell_inputs(
     first = state.is_first[:, None, None, None]
     has_own = "decoder" in features.maps
 
-    def previous(own_fn: Callable[[], types.Array], before: types.Array) -> jax.Array:
-        return jnp.where(first, own_fn(), before) if has_own else jnp.asarray(before)
+    def past(own_fn: Callable[[], types.Array], before: types.Array) -> Raw:
+        if not has_own:
+            return jnp.asarray, (before,)
+        return lambda own, before: jnp.where(first, own, before), (own_fn(), before)
 
-    raw: dict[str, Callable[[], types.Array]] = {
-        "prev_decoder": lambda: previous(lambda: features.maps["decoder"], state.decoder),
-        "prev_logits": lambda: jax.nn.softmax(previous(lambda: features.logits, state.logits)),
-        "logits": lambda: jax.nn.softmax(features.logits),
-        "image_diff": lambda: jnp.where(first, 0, features.maps["image"] - state.image),
-        "prev_state": lambda: previous(lambda: maps["decoder"], state.state),
-    }
+    def find_raw(name: str) -> Raw:
+        if name == "prev_decoder":
+            return past(lambda: features.maps["decoder"], state.decoder)
+        if name == "prev_logits":
+            fn, sources = past(lambda: features.logits, state.logits)
+            return lambda *sources: jax.nn.softmax(fn(*sources)), sources
+        if name == "prev_state":
+            return past(lambda: maps["decoder"], state.state)
+        if name == "logits":
+            return jax.nn.softmax, (features.logits,)
+        if name == "image_diff":
+            return lambda own, before: jnp.where(first, 0, own - before), (features.maps["image"], state.image)
+        return jnp.asarray, (features.maps[name],)
 
     def find(name: str) -> jax.Array:
-        x = raw[name]() if name in raw else features.maps[name]
+        prepare, sources = find_raw(name)
         if reads is None:
-            return project(params, name, x, scope)
+            return project(params, name, prepare(*sources), scope)
         own = {"inputs": {name: params["inputs"][name]}}
-        return lazy.when(reads[name], lambda own, x: project(own, name, x, scope), (own, jnp.asarray(x)))
+        operands = own, *map(jnp.asarray, sources)
+        return lazy.when(reads[name], lambda own, *x: project(own, name, prepare(*x), scope), operands)
 
     maps = dict(known or {})
     wanted = list(names)
