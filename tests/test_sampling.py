@@ -140,10 +140,10 @@ def _plain_attention(query, keys, values, position):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-@pytest.mark.parametrize("window, heads", [(3, 1), (5, 2)])
-def test_attention_equals_the_definition(backend, window, heads):
+@pytest.mark.parametrize("window, heads, channels", [(3, 1, 4), (5, 2, 4), (3, 2, 200)])  # 200: sums over channels
+def test_attention_equals_the_definition(backend, window, heads, channels):
     """Forward and all four gradients, borders included."""
-    args = [_normal(2, 4, 3, 4, seed=seed) for seed in range(3)] + [_normal(window, window, heads, seed=4)]
+    args = [_normal(2, 4, 3, channels, seed=seed) for seed in range(3)] + [_normal(window, window, heads, seed=4)]
     ours = _value_and_grad(lambda *args: windows.attend(*args, backend=backend), *args)
     _assert_close(ours, _value_and_grad(_plain_attention, *args), 2e-5)
 

@@ -16,6 +16,7 @@ from jax import lax
 
 from dvsnas_jax.nets import layers, precision
 
+_MAX_TERMS = 256  # products that are added up side by side: more compile too long
 _LOOPED_SUM = 7  # from this window on, a CPU loops over the rows of a window where it adds up its taps
 
 
@@ -92,6 +93,8 @@ def scores(query: jax.Array, keys: jax.Array, window: int, is_looped: bool) -> j
       f32 [k * k, N, h, w], the taps row by row.
     """
     padded = _pad(keys, window, 1)
+    if is_looped and window * keys.shape[3] <= _MAX_TERMS:
+        return _scores_by_image(query, padded, window)
 
     def tap_fn(tap: jax.Array | int) -> jax.Array:
         shift = lax.dynamic_slice(padded, (0, tap // window, tap % window, 0), keys.shape)
@@ -100,6 +103,24 @@ def scores(query: jax.Array, keys: jax.Array, window: int, is_looped: bool) -> j
     if is_looped:
         return lax.map(tap_fn, jnp.arange(window * window))
     return jnp.stack([tap_fn(tap) for tap in range(window * window)])
+
+
+def _scores_by_image(query: jax.Array, padded: jax.Array, window: int) -> jax.Array:
+    """`scores` as sums of whole maps, one for each channel: on a CPU twice as fast as sums over channels."""
+    height, width = query.shape[1:3]
+
+    def image_fn(image: tuple[jax.Array, jax.Array]) -> jax.Array:
+        own, others = jax.lax.optimization_barrier([jnp.moveaxis(x, 2, 0) for x in image])
+
+        def column_fn(left: jax.Array) -> jax.Array:
+            band = lax.dynamic_slice_in_dim(others, left, width, axis=2)
+            parts = [[a * b[top : top + height] for a, b in zip(own, band, strict=True)] for top in range(window)]
+            return jnp.stack([functools.reduce(jnp.add, map(precision.at_least_float32, part)) for part in parts])
+
+        return lax.map(column_fn, jnp.arange(window)).swapaxes(0, 1)
+
+    found = lax.map(image_fn, (query, padded))
+    return jnp.moveaxis(found.reshape(len(query), window * window, height, width), 1, 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
