@@ -58,42 +58,44 @@ def cell_inputs(
       known: inputs that were projected before, of `of_clip`.
       reads: whether an input is read, bool []; one that is not is zero. None: all are.
     """
-    first = state.is_first[:, None, None, None]
-    has_own = "decoder" in features.maps
-
-    def past(own_fn: Callable[[], types.Array], before: types.Array) -> Raw:
-        if not has_own:
-            return jnp.asarray, (before,)
-        return lambda own, before: jnp.where(first, own, before), (own_fn(), before)
-
-    def find_raw(name: str) -> Raw:
-        if name == "prev_decoder":
-            return past(lambda: features.maps["decoder"], state.decoder)
-        if name == "prev_logits":
-            fn, sources = past(lambda: features.logits, state.logits)
-            return lambda *sources: jax.nn.softmax(fn(*sources)), sources
-        if name == "prev_state":
-            return past(lambda: maps["decoder"], state.state)
-        if name == "logits":
-            return jax.nn.softmax, (features.logits,)
-        if name == "image_diff":
-            return lambda own, before: jnp.where(first, 0, own - before), (features.maps["image"], state.image)
-        return jnp.asarray, (features.maps[name],)
+    maps = dict(known or {})
 
     def find(name: str) -> jax.Array:
-        prepare, sources = find_raw(name)
+        prepare, sources = _raw_input(name, state, features, maps)
         if reads is None:
             return project(params, name, prepare(*sources), scope)
         own = {"inputs": {name: params["inputs"][name]}}
         operands = own, *map(jnp.asarray, sources)
         return lazy.when(reads[name], lambda own, *x: project(own, name, prepare(*x), scope), operands)
 
-    maps = dict(known or {})
     wanted = list(names)
-    for name in ["decoder"] * ("prev_state" in wanted and has_own) + wanted:
+    for name in ["decoder"] * ("prev_state" in wanted and "decoder" in features.maps) + wanted:
         if name not in maps:
             maps[name] = find(name)
     return {name: maps[name] for name in wanted}
+
+
+def _raw_input(name: str, state: types.CellState, features: types.Features, maps: Mapping[str, types.Array]) -> Raw:
+    """What an input of one frame is projected from; `maps`: those that are projected already."""
+    first = state.is_first[:, None, None, None]
+
+    def past(own_fn: Callable[[], types.Array], before: types.Array) -> Raw:
+        if "decoder" not in features.maps:  # of the first encoder stages alone: no first frame
+            return jnp.asarray, (before,)
+        return lambda own, before: jnp.where(first, own, before), (own_fn(), before)
+
+    if name == "prev_decoder":
+        return past(lambda: features.maps["decoder"], state.decoder)
+    if name == "prev_logits":
+        fn, sources = past(lambda: features.logits, state.logits)
+        return lambda *sources: jax.nn.softmax(fn(*sources)), sources
+    if name == "prev_state":
+        return past(lambda: maps["decoder"], state.state)
+    if name == "logits":
+        return jax.nn.softmax, (features.logits,)
+    if name == "image_diff":
+        return lambda own, before: jnp.where(first, 0, own - before), (features.maps["image"], state.image)
+    return jnp.asarray, (features.maps[name],)
 
 
 def dependent(*, is_propagating: bool) -> set[str]:
