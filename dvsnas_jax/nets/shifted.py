@@ -16,7 +16,8 @@ from jax import lax
 from dvsnas_jax.nets import precision, winograd
 
 _MAX_COLUMNS = 1 << 18  # values of an image that taps may see side by side: 1 MiB
-_MAX_FOLDED = 64  # rows of a map that are added up side by side: more compile too long
+_MAX_TURNED = 1 << 12  # values of a matrix whose gradient is computed transposed
+_MAX_FOLDED = 1 << 15  # values of a map whose rows are added up side by side: more are slower and compile too long
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -124,6 +125,8 @@ def _product_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -
     x, matrix = residuals
     rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     grad_x = lax.dot_general(grad_rows, matrix, (((1,), (1,)), ((), ())))
+    if matrix.size > _MAX_TURNED:
+        return grad_x.reshape(x.shape), lax.dot_general(rows, grad_rows, (((0,), (0,)), ((), ())))
     # This way round up to twice as fast; without the barrier, XLA makes it the other one.
     grad_matrix = lax.optimization_barrier(lax.dot_general(grad_rows, rows, (((0,), (0,)), ((), ())))).T
     return grad_x.reshape(x.shape), grad_matrix
@@ -204,7 +207,7 @@ def _depthwise_kernel_grad(
     """f32 [kh * kw, C]. Loops over the taps: written side by side, XLA computes x (often a normalisation and an
     activation) once more for each tap (2-3x slower, and longer to compile)."""
     padded = jnp.pad(x, ((0, 0), *padding(size, dilation), (0, 0)))
-    if stride == 1 and x.shape[1] <= _MAX_FOLDED:
+    if stride == 1 and x.shape[1] <= 64 and math.prod(x.shape[1:]) <= _MAX_FOLDED:
         return _folded_kernel_grad(padded, grad, size, dilation)
     span = tuple((out - 1) * stride + 1 for out in grad.shape[1:3])
 
