@@ -17,7 +17,8 @@ from dvsnas_jax.nets import precision, winograd
 
 _MAX_COLUMNS = 1 << 18  # values of an image that taps may see side by side: 1 MiB
 _MAX_TURNED = 1 << 12  # values of a matrix whose gradient is computed transposed
-_MAX_FOLDED = 1 << 15  # values of a map whose rows are added up side by side: more are slower and compile too long
+_MAX_FOLDED = 1 << 15  # values of a map whose rows are added up side by side; larger ones gained nothing measurable
+_MAX_ROWS = 64  # of such a map: each is a term, more compile too long
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -207,7 +208,7 @@ def _depthwise_kernel_grad(
     """f32 [kh * kw, C]. Loops over the taps: written side by side, XLA computes x (often a normalisation and an
     activation) once more for each tap (2-3x slower, and longer to compile)."""
     padded = jnp.pad(x, ((0, 0), *padding(size, dilation), (0, 0)))
-    if stride == 1 and x.shape[1] <= 64 and math.prod(x.shape[1:]) <= _MAX_FOLDED:
+    if stride == 1 and x.shape[1] <= _MAX_ROWS and math.prod(x.shape[1:]) <= _MAX_FOLDED:
         return _folded_kernel_grad(padded, grad, size, dilation)
     span = tuple((out - 1) * stride + 1 for out in grad.shape[1:3])
 
