@@ -18,7 +18,7 @@ import numpy as np
 
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, cores, errors, signals, types, workdir
-from dvsnas_jax.run import features, train
+from dvsnas_jax.run import features
 from dvsnas_jax.search import derive, evidence_searches, loop, outcome, pipeline, relaxed_steps, scratch, table_maker
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -37,6 +37,7 @@ class _Plan(NamedTuple):
     stop: signals.StopFlag
     num_top: int
     probes: np.ndarray
+    trainer: table_maker.Trainer
 
 
 def run(
@@ -76,7 +77,8 @@ def run(
             relaxed_steps.check(config, space, strategy)
         folder.claim(config, ignore=MAY_DIFFER)
         probes = draw_probes(space, num_correlated, config.seed, made[names[0]].op_mask)
-        plan = _Plan(table_maker.assemble(config, folder, stop), folder, stop, num_top, probes)
+        parts = table_maker.assemble(config, folder, stop)
+        plan = _Plan(parts, folder, stop, num_top, probes, table_maker.make_trainer(parts, 1))
         for seed in range(num_seeds):
             for name in names:
                 _search(plan, made[name], name, seed)
@@ -125,15 +127,13 @@ def _search(plan: _Plan, strategy: strategies.Strategy, name: str, seed: int) ->
         line = {**wanted, "rewards": found, "probes": scored, "seconds": seconds if is_fresh else None}
         plan.folder.append(LOG, line)
     done = {line["hash"] for line in retrained}
+    pending, lines = [], []
     for rank, (genotype, shared) in enumerate(_derived(parts, state, folder, plan.num_top)):
         digest = genotype_lib.digest(parts.space, genotype)
         if digest not in done:
-            line = {"what": RETRAIN, **key, "rank": rank, "hash": digest, "shared_reward": shared}
-            stage = f"retrain_{digest}"
-            params = train.train_cell(
-                config, parts.space, genotype, parts.train_store, folder=folder, stop=plan.stop, stage=stage
-            )
-            plan.folder.append(LOG, {**line, **pipeline.score_cell(parts, genotype, params)})
+            pending.append(genotype)
+            lines.append({"what": RETRAIN, **key, "rank": rank, "hash": digest, "shared_reward": shared})
+    _train(plan, pending, lines)
     folder.close()
 
 
@@ -166,18 +166,26 @@ def _derived(
 
 
 def _train_alone(plan: _Plan) -> None:
-    """Trains every probe from scratch with `config.train`, all with one compiled program."""
+    """Trains every probe that the log does not hold."""
     done = {line["hash"] for line in plan.folder.read(LOG) if line["what"] == ALONE}
-    trainer = table_maker.make_trainer(plan.parts, 1)
     digests = [genotype_lib.digest(plan.parts.space, genotype) for genotype in plan.probes]
     pending = [index for index, digest in enumerate(digests) if digest not in done]
+    lines = [{"what": ALONE, "index": index, "hash": digests[index]} for index in pending]
+    _train(plan, [plan.probes[index] for index in pending], lines)
 
-    def train_one(index: int) -> dict[str, Any]:
-        record = table_maker.train_and_score(plan.parts, trainer, plan.probes[index])
-        return {"what": ALONE, "index": index, "hash": digests[index], **record}
 
-    lines = cores.map_in_order(train_one, pending, scratch.num_workers(plan.parts.config.search))
-    for index in pending:
+def _train(plan: _Plan, genotypes: Sequence[np.ndarray], lines: Sequence[dict[str, Any]]) -> None:
+    """Trains cells from scratch with `config.train` and appends a line for each, its record added.
+
+    All with one compiled program, the same initial weights and batches, those of derived cells and of probes, of every
+    search: what differs is the cell.
+    """
+
+    def train_one(genotype: np.ndarray) -> dict[str, Any]:
+        return table_maker.train_and_score(plan.parts, plan.trainer, genotype)
+
+    records = cores.map_in_order(train_one, genotypes, scratch.num_workers(plan.parts.config.search))
+    for index, line in enumerate(lines):
         if plan.stop.requested:
-            raise errors.Stopped(f"correlate: stopped, {index} of {len(plan.probes)} cells were finished")
-        plan.folder.append(LOG, next(lines))
+            raise errors.Stopped(f"{line['what']}: stopped, {index} of {len(lines)} cells were finished")
+        plan.folder.append(LOG, {**line, **next(records)})
