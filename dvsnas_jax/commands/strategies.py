@@ -27,6 +27,15 @@ def register(add: common.Add) -> None:
         "--table", nargs="?", const=PACKAGED, metavar="FILE",
         help="replay against a table of rewards; alone: the table of the package",
     )  # fmt: skip
+    compare.add_argument(
+        "--made-up",
+        action="store_true",
+        help="replay against made-up rewards in the config's space, to choose settings on",
+    )
+    compare.add_argument(
+        "--tau", type=float, metavar="X", default=0.4,
+        help="of made-up rewards: Kendall's rank correlation with the quality of a cell (default: 0.4)",
+    )  # fmt: skip
     compare.add_argument("--make-table", action="store_true", help="train all cells of the config's space into a table")
     compare.add_argument("--workdir", metavar="DIR", help="run folder of real searches and of --make-table")
     compare.add_argument(
@@ -35,17 +44,22 @@ def register(add: common.Add) -> None:
     )  # fmt: skip
     compare.add_argument(
         "--seeds", type=int, metavar="N",
-        help="runs of each strategy (default: 200 on a table, else 3); with --make-table: trainings of each cell (2)",
+        help="runs of each strategy (default: 200 on a table, 24 on made-up rewards, else 3); with --make-table: "
+        "trainings of each cell (2)",
     )  # fmt: skip
     compare.add_argument(
         "--best-seeds", type=int, metavar="N",
         help="with --make-table: trainings of each of the best tenth of the cells; default: as of the others",
     )  # fmt: skip
     compare.add_argument(
-        "--budget", type=float, metavar="X", default=0.05,
-        help="evaluations of a run on a table, below 1: as a share of its cells (default: 0.05)",
+        "--budget", type=float, metavar="X",
+        help="evaluations of a replay (default on made-up rewards: those of the config's search); on a table, below 1: "
+        "as a share of its cells (default: 0.05)",
     )  # fmt: skip
-    compare.add_argument("--per-step", type=int, metavar="N", default=3, help="on a table: genotypes between updates")
+    compare.add_argument(
+        "--per-step", type=int, metavar="N",
+        help="of a replay: genotypes between updates (default: 3; on made-up rewards: those of the config's search)",
+    )  # fmt: skip
     compare.add_argument(
         "--training-seeds", metavar="N,...", help="trainings of the table to use, separated by commas; default: all"
     )
@@ -66,8 +80,10 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise errors.UserError(f"--seeds: must be at least 1, got {arguments.seeds}")
     if arguments.table and arguments.make_table:
         raise errors.UserError("--make-table: makes a table, --table reads one; give one of them")
-    if arguments.table:
-        _print(_replay(arguments))
+    if arguments.made_up and (arguments.table or arguments.make_table):
+        raise errors.UserError("--made-up: replays without a table; leave out --table and --make-table")
+    if arguments.table or arguments.made_up:
+        _print(_replay_made_up(arguments) if arguments.made_up else _replay(arguments))
         return
     for flag, value in (("--config", arguments.config), ("--workdir", arguments.workdir)):
         if not value:
@@ -103,10 +119,26 @@ def _replay(arguments: argparse.Namespace) -> Any:
         _names(arguments),
         config_path=arguments.config,
         overrides=arguments.overrides,
-        budget=arguments.budget,
+        budget=0.05 if arguments.budget is None else arguments.budget,
         num_runs=200 if arguments.seeds is None else arguments.seeds,
-        per_step=arguments.per_step,
+        per_step=3 if arguments.per_step is None else arguments.per_step,
         training_seeds=arguments.training_seeds,
+        is_cached=arguments.cached,
+        output=_output(arguments),
+    )
+
+
+def _replay_made_up(arguments: argparse.Namespace) -> Any:
+    from dvsnas_jax.search import replay
+
+    return replay.run_made_up(
+        _names(arguments),
+        config_path=arguments.config,
+        overrides=arguments.overrides,
+        budget=arguments.budget,
+        num_runs=24 if arguments.seeds is None else arguments.seeds,
+        per_step=arguments.per_step,
+        tau=arguments.tau,
         is_cached=arguments.cached,
         output=_output(arguments),
     )

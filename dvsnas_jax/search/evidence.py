@@ -11,14 +11,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import errors
-from dvsnas_jax.search import choices
+from dvsnas_jax.search import choices, made_up
 from dvsnas_jax.search import table as table_lib
 from dvsnas_jax.space import encoding
 
@@ -51,6 +51,14 @@ class Settings:
     seed: int = 0
 
 
+class Rewards(Protocol):
+    """What a replay asks for rewards: a table, or a made-up world."""
+
+    def rows(self, genotypes: np.ndarray) -> np.ndarray: ...
+
+    def draw(self, row: int, seeds: Sequence[int], share: float) -> float: ...
+
+
 class Runs(NamedTuple):
     """The evaluations that count, in order; R runs of E evaluations.
 
@@ -80,22 +88,22 @@ def budget_of(share: float, num_cells: int) -> int:
     return max(1, round(share * num_cells)) if share < 1 else int(share)
 
 
-def replay(table: table_lib.Table, strategy: strategies.Strategy, settings: Settings) -> Runs:
-    """Runs a strategy many times against a table.
+def replay(rewards: Rewards, strategy: strategies.Strategy, settings: Settings) -> Runs:
+    """Runs a strategy many times against a table or a made-up world.
 
     Args:
-      table: of rewards.
-      strategy: of the table's space.
+      rewards: of the cells.
+      strategy: of the same space.
       settings: how often and how long.
     """
     started = time.perf_counter()
-    found = [_replay_once(table, strategy, settings, run) for run in range(settings.num_runs)]
-    rows, rewards, drawn = (np.stack(column) for column in zip(*found, strict=True))
-    return Runs(rows, rewards, drawn, time.perf_counter() - started)
+    found = [_replay_once(rewards, strategy, settings, run) for run in range(settings.num_runs)]
+    rows, seen, drawn = (np.stack(column) for column in zip(*found, strict=True))
+    return Runs(rows, seen, drawn, time.perf_counter() - started)
 
 
 def _replay_once(
-    table: table_lib.Table, strategy: strategies.Strategy, settings: Settings, run: int
+    source: Rewards, strategy: strategies.Strategy, settings: Settings, run: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Rows and rewards [E] of one run, and how many genotypes it drew."""
     budget, size = settings.budget, settings.per_step
@@ -111,12 +119,12 @@ def _replay_once(
         samples = strategy.sample(state, next(rngs), size)
         seen, valid = np.zeros(size, np.float32), np.zeros(size, bool)
         shares = noise.random(size)
-        for index, row in enumerate(table.rows(np.asarray(samples.genotypes)).tolist()):
+        for index, row in enumerate(source.rows(np.asarray(samples.genotypes)).tolist()):
             if num_spent == budget:
                 break
             num_drawn += 1
             if not (settings.is_cached and row in log):
-                log[row] = table.draw(row, settings.training_seeds, shares[index])
+                log[row] = source.draw(row, settings.training_seeds, shares[index])
                 rows[num_spent], rewards[num_spent] = row, log[row]
                 num_spent += 1
             valid[index] = math.isfinite(log[row])
@@ -178,6 +186,37 @@ def top_rows(quality: np.ndarray, share: float = TOP_SHARE) -> np.ndarray:
     is_top = np.zeros(len(quality), bool)
     is_top[order[: max(1, int(share * len(quality)))]] = True
     return is_top
+
+
+def summarize_worlds(worlds: Sequence[made_up.World], runs: Sequence[Runs], num_top: int = 5) -> dict[str, Any]:
+    """What one run of a strategy in each of many made-up worlds amounts to, in standard deviations of random cells.
+
+    Returns:
+      `last_quarter`: mean quality of the last quarter of the evaluations; `top`: of the `num_top` distinct cells of the
+      highest rewards; `best`: of the one; `distinct`: share of the evaluations that were of a new cell; each
+      `{value, low, high}` with a bootstrapped 95 % interval over worlds; `curve`: mean quality of the cell of the
+      highest reward so far, and its standard error, after every evaluation; `seconds_per_run`.
+    """
+    late, top, best, distinct, curves = [], [], [], [], []
+    for world, run in zip(worlds, runs, strict=True):
+        rows, rewards = run.rows[0][run.rows[0] >= 0], run.rewards[0][run.rows[0] >= 0]
+        values = world.quality()
+        order = list(dict.fromkeys(rows[np.argsort(-rewards, kind="stable")].tolist()))
+        late.append(values[rows[-max(1, len(rows) // 4) :]].mean())
+        top.append(values[order[:num_top]].mean())
+        best.append(values[order[0]])
+        distinct.append(len(order) / len(rows))
+        curves.append(values[run.rows[0][incumbents(run.rewards)[0]]])
+    curve = np.stack(curves)
+    named = {"last_quarter": late, "top": top, "best": best, "distinct": distinct}
+    return {
+        **{name: interval(value) for name, value in named.items()},
+        "curve": {
+            "mean": curve.mean(axis=0).tolist(),
+            "error": (curve.std(axis=0) / math.sqrt(max(len(curve) - 1, 1))).tolist(),
+        },
+        "seconds_per_run": float(np.mean([run.seconds for run in runs])),
+    }
 
 
 def summarize(table: table_lib.Table, runs: Runs, settings: Settings) -> dict[str, Any]:

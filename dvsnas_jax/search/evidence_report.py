@@ -63,6 +63,31 @@ def write_replays(content: dict[str, Any], output: pathlib.Path | None) -> outco
     return write(content, lines, output, lambda path: _draw_replays(results, path))
 
 
+def write_worlds(content: dict[str, Any], output: pathlib.Path | None) -> outcome.Report:
+    """Writes the comparison of strategies on made-up rewards.
+
+    Args:
+      content: `results` (strategy -> what `evidence.summarize_worlds` returns) and the settings `budget`, `num_runs`,
+        `per_step`, `tau`, `is_cached`.
+      output: a folder for the files; None: only the text is made.
+    """
+    repeats = "answered from the log, free" if content["is_cached"] else "cost an evaluation each"
+    lines = [
+        f"{content['num_runs']} made-up worlds, in each one run of {content['budget']} evaluations, "
+        f"{content['per_step']} between updates; Kendall's tau of reward and quality {content['tau']:g}; "
+        f"repeated cells {repeats}. Qualities in standard deviations of random cells, 95 % intervals in brackets.",
+        "",
+        "| strategy | quality, last quarter | five cells of the highest rewards | the best of them "
+        "| new cells | s a run |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, result in content["results"].items():
+        cells = [name, *(_points(result[key], 1) for key in ("last_quarter", "top", "best"))]
+        cells += [f"{100 * result['distinct']['value']:.0f} %", f"{result['seconds_per_run']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return write(content, lines, output, lambda path: _draw_worlds(content["results"], path))
+
+
 def write(content: dict[str, Any], lines: Sequence[str], output: pathlib.Path | None, draw_fn: Any) -> outcome.Report:
     """The three files, if there is a folder for them.
 
@@ -83,9 +108,9 @@ def write(content: dict[str, Any], lines: Sequence[str], output: pathlib.Path | 
     return outcome.Report(content, text, [str(path) for path in paths])
 
 
-def _points(value: Mapping[str, float]) -> str:
-    """A reward in hundredths with its interval."""
-    return f"{100 * value['value']:.2f} [{100 * value['low']:.2f}, {100 * value['high']:.2f}]"
+def _points(value: Mapping[str, float], scale: float = 100) -> str:
+    """A reward, in hundredths, with its interval."""
+    return f"{scale * value['value']:.2f} [{scale * value['low']:.2f}, {scale * value['high']:.2f}]"
 
 
 def _percent(value: Mapping[str, float]) -> str:
@@ -110,3 +135,18 @@ def _draw_replays(results: Results, path: pathlib.Path) -> None:
         for axes in (left, right):
             axes.set_ylim(bottom=0)
             axes.legend()
+
+
+def _draw_worlds(results: Results, path: pathlib.Path) -> None:
+    """Quality of the cell of the highest reward after every evaluation, the mean with its 95 % band."""
+    with figures.canvas(path, 6, 4.6) as figure:
+        axes = figure.subplots()
+        for color, (name, result) in zip(COLORS, results.items(), strict=False):
+            mean, error = (np.asarray(result["curve"][key]) for key in ("mean", "error"))
+            steps = 1 + np.arange(len(mean))
+            axes.plot(steps, mean, color=color, lw=2, label=name)
+            axes.fill_between(steps, mean - 1.96 * error, mean + 1.96 * error, color=color, alpha=0.18, lw=0)
+        axes.set(
+            xlabel="evaluations", ylabel="quality, deviations of random cells", title="Best reward so far, 95 % band"
+        )
+        axes.legend()

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.search import evidence, evidence_report, outcome
+from dvsnas_jax.run import features
+from dvsnas_jax.search import evidence, evidence_report, made_up, outcome
 from dvsnas_jax.search import table as table_lib
 
 TUNED: dict[str, dict[str, str]] = {
@@ -81,12 +82,78 @@ def run(
     return evidence_report.write_replays(content, output)
 
 
+def run_made_up(
+    names: Sequence[str],
+    *,
+    config_path: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+    budget: int | None = None,
+    num_runs: int = 24,
+    per_step: int | None = None,
+    tau: float = 0.4,
+    is_cached: bool = False,
+    output: pathlib.Path | None = None,
+) -> outcome.Report:
+    """Compares strategies on made-up rewards in the space of a config, each run in a world of its own.
+
+    Args:
+      names: of the strategies.
+      config_path: whose space and section `controller` to take; None: the defaults.
+      overrides: of the config, as text.
+      budget: evaluations of a run; None: those of the config's search.
+      num_runs: of each strategy; all are run in the same worlds.
+      per_step: genotypes between two updates; None: those of the config's search.
+      tau: Kendall's rank correlation of a reward with the quality, from which its noise follows.
+      is_cached: a repeated cell costs nothing and has the reward that it had.
+      output: folder of the report; None: no files.
+
+    Raises:
+      UserError: an unknown strategy, or a number that makes no sense.
+    """
+    config = config_lib.load(config_path, overrides or {})
+    per_step = config.search.genotypes_per_step if per_step is None else per_step
+    budget = config.search.steps * config.search.genotypes_per_step if budget is None else budget
+    for flag, value in (("--per-step", per_step), ("--budget", budget), ("--seeds", num_runs)):
+        if not (value >= 1 and value % 1 == 0):
+            raise errors.UserError(f"{flag}: must be a whole number of at least 1 on made-up rewards, got {value:g}")
+    _check_names(names)
+    if not 0 < tau <= 1:
+        raise errors.UserError(f"--tau: must be above 0 and at most 1, got {tau:g}")
+    space = features.space_of(config)
+    made = {name: _refuse_gradients(name, strategies.make(name, space, config.controller)) for name in names}
+    worlds = [
+        made_up.World(space, seed, noise=made_up.noise_of(tau), op_mask=made[names[0]].op_mask)
+        for seed in range(num_runs)
+    ]
+    results = {}
+    for name, strategy in made.items():
+        runs = [
+            evidence.replay(world, strategy, evidence.Settings(int(budget), 1, per_step, (0,), is_cached, seed))
+            for seed, world in enumerate(worlds)
+        ]
+        results[name] = evidence.summarize_worlds(worlds, runs)
+    content = {
+        "budget": int(budget),
+        "num_runs": num_runs,
+        "per_step": per_step,
+        "tau": tau,
+        "is_cached": is_cached,
+        "controller": config_lib.to_json_dict(config.controller),
+        "results": results,
+    }
+    return evidence_report.write_worlds(content, output)
+
+
 def _check(table: table_lib.Table, names: Sequence[str], settings: evidence.Settings) -> None:
     """Refuses words that make no sense."""
     if settings.per_step < 1:
         raise errors.UserError(f"--per-step: must be at least 1, got {settings.per_step}")
     if settings.budget > table.num_cells:
         raise errors.UserError(f"--budget: {settings.budget} evaluations are more than the {table.num_cells} cells")
+    _check_names(names)
+
+
+def _check_names(names: Sequence[str]) -> None:
     if not names or len(set(names)) < len(names):
         raise errors.UserError(f"--strategies: needs distinct names separated by commas, got {','.join(names)!r}")
 
@@ -99,13 +166,17 @@ def _make(
     for name in names:
         tuned = {} if config_path else TUNED.get(name, {})
         config = config_lib.load(config_path, {**tuned, **overrides})
-        made[name] = strategies.make(name, table.space, config.controller)
-        if made[name].relaxation is not None:
-            raise errors.UserError(
-                f"--strategies: {name} learns from gradients, a table has rewards only; leave out --table to compare "
-                "it in real searches"
-            )
+        made[name] = _refuse_gradients(name, strategies.make(name, table.space, config.controller))
     return made
+
+
+def _refuse_gradients(name: str, strategy: strategies.Strategy) -> strategies.Strategy:
+    if strategy.relaxation is not None:
+        raise errors.UserError(
+            f"--strategies: {name} learns from gradients, a replay has rewards only; leave out --table and --made-up "
+            "to compare it in real searches"
+        )
+    return strategy
 
 
 def _seeds(text: str | None, table: table_lib.Table) -> tuple[int, ...]:

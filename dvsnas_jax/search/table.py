@@ -18,6 +18,7 @@ import numpy as np
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, workdir
+from dvsnas_jax.search import made_up as made_up_lib
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
 
@@ -216,10 +217,7 @@ def made_up(
 ) -> Table:
     """A table of made-up rewards, for tests and for the tuning of strategies: nothing was trained.
 
-    The quality of a cell is a sum of random effects of its aggregation, of its nodes and of their branches, over the
-    nodes of its canonical form; every training adds noise. Tables differ, by their seed, in two ways that real ones
-    differ in: how much a second branch adds to the better one (from next to nothing to as much again), and how closely
-    good cells crowd below a ceiling (not at all, or as scores that saturate).
+    Its qualities are those of `made_up.py`; every training adds noise.
 
     Args:
       space: a small one.
@@ -231,26 +229,16 @@ def made_up(
     """
     cells, index = canonical.enumerate_cells(space)
     rng = np.random.default_rng(seed)
-    softness, saturation = rng.choice([0.3, 1.0, 3.0]), rng.choice([0.0, 0.4, 0.8])
+    softness, saturation = rng.choice(made_up_lib.SOFTNESSES), rng.choice(made_up_lib.SATURATIONS)
     effects: dict[Any, float] = {}
 
     def effect(key: Any, scale: float) -> float:
         return effects.setdefault(key, scale * rng.normal())
 
-    def quality(form: canonical.Form) -> float:
-        total = effect(form.outputs, 0.5)
-        for node in form.nodes:
-            total += effect(node.aggregation, 0.5) + effect(node, 0.5)
-            values = [
-                effect(operation, 0.7) + effect(source, 0.7) + effect((operation, source), 0.7)
-                for operation, source in node.branches
-            ]
-            total += softness * float(np.logaddexp.reduce(np.asarray(values) / softness))
-        return total
-
-    values = _standardize(np.asarray([quality(canonical.of(space, cell)) for cell in cells]))
+    forms = [canonical.of(space, cell) for cell in cells]
+    values = _standardize(np.asarray([made_up_lib.quality(form, effect, softness) for form in forms]))
     if saturation:
-        values = _standardize(-np.exp(-saturation * values))
+        values = _standardize(made_up_lib.saturate(values, saturation))
     if noise is None:
         noise = float(np.sort(values)[-max(2, len(values) // 20) :].std())
     rewards = values[:, None] + noise_scale * noise * rng.normal(size=(len(cells), num_seeds))
