@@ -113,12 +113,8 @@ def run_made_up(
     config = config_lib.load(config_path, overrides or {})
     per_step = config.search.genotypes_per_step if per_step is None else per_step
     budget = config.search.steps * config.search.genotypes_per_step if budget is None else budget
-    for flag, value in (("--per-step", per_step), ("--budget", budget), ("--seeds", num_runs)):
-        if not (value >= 1 and value % 1 == 0):
-            raise errors.UserError(f"{flag}: must be a whole number of at least 1 on made-up rewards, got {value:g}")
     _check_names(names)
-    if not 0 < tau <= 1:
-        raise errors.UserError(f"--tau: must be above 0 and at most 1, got {tau:g}")
+    _check_made_up({"--per-step": per_step, "--budget": budget, "--seeds": num_runs}, tau)
     space = features.space_of(config)
     made = {name: _refuse_gradients(name, strategies.make(name, space, config.controller)) for name in names}
     worlds = [
@@ -142,6 +138,15 @@ def run_made_up(
         "results": results,
     }
     return evidence_report.write_worlds(content, output)
+
+
+def _check_made_up(numbers: Mapping[str, float], tau: float) -> None:
+    """Refuses numbers that make no sense; `numbers` by their flags."""
+    for flag, value in numbers.items():
+        if not (value >= 1 and value % 1 == 0):
+            raise errors.UserError(f"{flag}: must be a whole number of at least 1 on made-up rewards, got {value:g}")
+    if not 0 < tau <= 1:
+        raise errors.UserError(f"--tau: must be above 0 and at most 1, got {tau:g}")
 
 
 def _check(table: table_lib.Table, names: Sequence[str], settings: evidence.Settings) -> None:
