@@ -126,3 +126,13 @@ def test_the_budget_is_that_of_the_config():
     report = replay.run_made_up(["random"], config_path="configs/smoke.py", num_runs=1)
     config = report.content
     assert config["budget"] == 4 * 2 and config["per_step"] == 2
+
+
+def test_the_settings_of_short_searches_learn():
+    report = replay.run_made_up(
+        ["ppo", "random"], config_path="configs/synthetic_scratch.py", num_runs=12, tau=0.55, is_cached=True
+    )
+    ppo, random = (report.content["results"][name] for name in ("ppo", "random"))
+    assert report.content["budget"] == 150
+    assert ppo["last_quarter"]["low"] > 0.5 > random["last_quarter"]["high"]
+    assert ppo["top"]["value"] > random["top"]["value"] + 0.2

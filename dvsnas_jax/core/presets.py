@@ -61,6 +61,15 @@ def learning_controller(config: ml_collections.ConfigDict, buffer: int) -> None:
     config.controller.normalize_advantage = True
 
 
+def short_search_controller(config: ml_collections.ConfigDict) -> None:
+    """A policy that learns from one to three hundred candidates; found by `dvsnas compare-strategies --made-up`."""
+    config.controller.learning_rate = 1e-2
+    config.controller.buffer = 10
+    config.controller.minibatch = 10
+    config.controller.epochs = 8
+    config.controller.normalize_advantage = True
+
+
 def paper_search(config: ml_collections.ConfigDict) -> None:
     """1,000 candidates, 8 at a time: without a rest on every number of devices that divides 8."""
     learning_controller(config, buffer=40)

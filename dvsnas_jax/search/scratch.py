@@ -10,7 +10,6 @@ would never hear that such cells are poor. One that diverges has no reward, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent import futures
 from typing import Any
 
 import jax
@@ -71,8 +70,7 @@ def score(
                 break
         return {**record, "partial": partial}
 
-    with futures.ThreadPoolExecutor(num_workers) as pool:
-        return list(pool.map(score_one, genotypes))
+    return list(cores.map_in_order(score_one, genotypes, num_workers))
 
 
 def num_workers(section: ml_collections.ConfigDict) -> int:
