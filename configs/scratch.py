@@ -4,8 +4,8 @@ Rewards of shared weights, or of a few steps, order cells roughly and prefer tho
 search find anything?" in the README. The networks are those of the tabular benchmark, the space is the whole one.
 
 Command: dvsnas search --config=configs/scratch.py --workdir=runs/scratch
-Time: see the README.
-Score: see the README.
+Time: 8 minutes on 2 CPU cores, the candidates 6 of them.
+Score: static network 30.1 mIoU, flicker 11.8 %; with the cell 33.8 and 9.4 % (seed 0, an Intel Xeon).
 """
 
 from dvsnas_jax.core import config as config_lib
