@@ -273,9 +273,15 @@ def test_real_searches_go_on_where_they_stopped(tmp_path):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "strategies.json").read_text())
+    written = map(json.loads, (tmp_path / evidence_runs.LOG).read_text().splitlines())
+    retrained = [line for line in written if line["what"] == "retrain"]
     for name in ("ppo", "random"):
         result = content["results"][name]
         assert len(result["curves"][0]) == 4 and len(result["probes"][0]) == 3 and result["retrained"]["count"] == 1
+        (line,) = [line for line in retrained if line["strategy"] == name]
+        cell = (tmp_path / evidence_runs.FOLDER / f"{name}_0" / "derived_0.json").read_text()
+        space, genotype = genotype_lib.from_json(cell)
+        assert genotype_lib.digest(space, genotype) == line["hash"] and line["rank"] == 0
     log = (tmp_path / evidence_runs.LOG).read_text().splitlines(keepends=True)
     assert len(log) == 7
     (tmp_path / evidence_runs.LOG).write_text("".join(log[:3]) + log[3][:9])

@@ -334,7 +334,7 @@ def test_what_it_cannot_do_is_told_in_one_line(changes, message) -> None:
 
 
 def test_a_table_has_no_gradients() -> None:
-    with pytest.raises(errors.UserError, match="gumbel learns from gradients, a table has rewards only"):
+    with pytest.raises(errors.UserError, match="gumbel learns from gradients, a replay has rewards only"):
         replay.run(table.load(table.PACKAGED), ("random", "gumbel"), num_runs=1)
 
 

@@ -1,7 +1,8 @@
 """`dvsnas compare-strategies`: real searches on equal budgets, their best cells retrained, rewards held against both.
 
 All searches of a comparison share the static network, the features and the compiled steps. What is finished is in
-`strategies.jsonl` of the run folder; each search has a folder of its own in `searches/` and goes on where it stopped.
+`strategies.jsonl` of the run folder; each search has a folder of its own in `searches/`, with the cells derived from it
+as `derived_0.json` and so on, best first, and goes on where it stopped.
 The rewards that are held against stand-alone quality are those of the config's `search.mode`, share or scratch.
 """
 
@@ -130,6 +131,7 @@ def _search(plan: _Plan, strategy: strategies.Strategy, name: str, seed: int) ->
     pending, lines = [], []
     for rank, (genotype, shared) in enumerate(_derived(parts, state, folder, plan.num_top)):
         digest = genotype_lib.digest(parts.space, genotype)
+        folder.write_json(f"derived_{rank}.json", genotype_lib.to_dict(parts.space, genotype))
         if digest not in done:
             pending.append(genotype)
             lines.append({"what": RETRAIN, **key, "rank": rank, "hash": digest, "shared_reward": shared})
