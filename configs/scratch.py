@@ -14,14 +14,8 @@ from dvsnas_jax.core import presets
 
 def get_config():
     config = config_lib.defaults()
-    presets.small_networks(config)
+    presets.small_trainings(config)
     presets.short_search_controller(config)
-    config.data.num_frames = 3
-    config.data.num_train_clips = 240
-    config.pretrain.steps = 400
-    config.pretrain.eval_every = 100
-    config.pretrain.checkpoint_every = 200
-    config.space.channels = 16
     config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
     config.search.mode = "scratch"
     config.search.steps = 60
@@ -30,14 +24,6 @@ def get_config():
     config.search.scratch_polyak = 0.97
     config.search.learning_rate = 1e-2
     config.search.label_stride = 4
-    config.search.meta_val_fraction = 0.25
     config.search.batch_size = 4
-    config.search.reward_clips = 60
     config.search.num_random = 20
-    config.train.steps = 400
-    config.train.batch_size = 4
-    config.train.learning_rate = 1e-2
-    config.train.warmup_steps = 5
-    config.train.polyak = 0.97
-    config.train.label_stride = 4
     return config

@@ -14,12 +14,7 @@ from dvsnas_jax.core import presets
 
 def get_config():
     config = config_lib.defaults()
-    presets.small_networks(config)
-    config.data.num_frames = 3
-    config.data.num_train_clips = 240
-    config.pretrain.steps = 400
-    config.pretrain.eval_every = 100
-    config.pretrain.checkpoint_every = 200
+    presets.small_trainings(config)
     config.space.mode = "refine"
     config.space.inputs = ("prev_state", "decoder", "logits", "stage1", "stage2")
     config.space.num_layers = 1
@@ -32,14 +27,5 @@ def get_config():
         "global_average_pool",
     )
     config.space.aggregations = ("sum", "gate", "local_attention")
-    config.space.channels = 16
-    config.search.meta_val_fraction = 0.25
     config.search.batch_size = 20
-    config.search.reward_clips = 60
-    config.train.steps = 400
-    config.train.batch_size = 4
-    config.train.learning_rate = 1e-2
-    config.train.warmup_steps = 5
-    config.train.polyak = 0.97
-    config.train.label_stride = 4
     return config

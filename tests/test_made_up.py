@@ -28,7 +28,8 @@ def draw(num: int, seed: int = 0) -> np.ndarray:
 def test_a_world_does_not_depend_on_what_is_asked_first(seed):
     genotypes = draw(50)
     first, second = (made_up.World(SPACE, seed, noise=0.0) for _ in range(2))
-    forwards = first.quality()[first.rows(genotypes)] if first.rows(genotypes).size else None
+    rows = first.rows(genotypes)
+    forwards = first.quality()[rows]
     rows = second.rows(genotypes[::-1])
     np.testing.assert_array_equal(second.quality()[rows[::-1]], forwards)
     other = made_up.World(SPACE, seed + 1, noise=0.0)

@@ -100,3 +100,22 @@ def small_networks(config: ml_collections.ConfigDict) -> None:
     config.net.encoder = "resnet18"
     config.net.width = 0.25
     config.net.decoder_channels = 32
+
+
+def small_trainings(config: ml_collections.ConfigDict) -> None:
+    """The small networks on few clips, and cells trained alone in seconds: the setting of the tabular benchmark."""
+    small_networks(config)
+    config.data.num_frames = 3
+    config.data.num_train_clips = 240
+    config.pretrain.steps = 400
+    config.pretrain.eval_every = 100
+    config.pretrain.checkpoint_every = 200
+    config.space.channels = 16
+    config.search.meta_val_fraction = 0.25
+    config.search.reward_clips = 60
+    config.train.steps = 400
+    config.train.batch_size = 4
+    config.train.learning_rate = 1e-2
+    config.train.warmup_steps = 5
+    config.train.polyak = 0.97
+    config.train.label_stride = 4

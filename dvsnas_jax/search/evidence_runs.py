@@ -8,9 +8,10 @@ The rewards that are held against stand-alone quality are those of the config's 
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +39,7 @@ class _Plan(NamedTuple):
     stop: signals.StopFlag
     num_top: int
     probes: np.ndarray
-    trainer: table_maker.Trainer
+    trainer_fn: Callable[[], table_maker.Trainer]
 
 
 def run(
@@ -79,7 +80,9 @@ def run(
         folder.claim(config, ignore=MAY_DIFFER)
         probes = draw_probes(space, num_correlated, config.seed, made[names[0]].op_mask)
         parts = table_maker.assemble(config, folder, stop)
-        plan = _Plan(parts, folder, stop, num_top, probes, table_maker.make_trainer(parts, 1))
+        # Made when the first cell is to be trained: a comparison that is finished, or retrains nothing, needs none.
+        trainer_fn = functools.cache(lambda: table_maker.make_trainer(parts, 1))
+        plan = _Plan(parts, folder, stop, num_top, probes, trainer_fn)
         for seed in range(num_seeds):
             for name in names:
                 _search(plan, made[name], name, seed)
@@ -182,9 +185,12 @@ def _train(plan: _Plan, genotypes: Sequence[np.ndarray], lines: Sequence[dict[st
     All with one compiled program, the same initial weights and batches, those of derived cells and of probes, of every
     search: what differs is the cell.
     """
+    if not lines:
+        return
+    trainer = plan.trainer_fn()
 
     def train_one(genotype: np.ndarray) -> dict[str, Any]:
-        return table_maker.train_and_score(plan.parts, plan.trainer, genotype)
+        return table_maker.train_and_score(plan.parts, trainer, genotype)
 
     records = cores.map_in_order(train_one, genotypes, scratch.num_workers(plan.parts.config.search))
     for index, line in enumerate(lines):
