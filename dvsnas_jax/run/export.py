@@ -252,7 +252,7 @@ def write_savedmodel(path: pathlib.Path, model: programs.Model) -> None:
     Raises:
       UserError: TensorFlow is not installed.
     """
-    functions, signatures, weights = {}, {}, {}
+    functions, signatures, weights = {}, {}, dict[str, np.ndarray]()
     for name, program in {**programs.make(model), SERVING: programs.next_frame(model)}.items():
         weights |= flatten(program.weights)
         signatures[name] = _function(program, _unflattened(program))

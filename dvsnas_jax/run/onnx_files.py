@@ -2,7 +2,7 @@
 
 `onnx/NAME.onnx` is one program of `run.programs` for one video, its weights inside. Inputs and outputs have names:
 `frame` u8 [1, H, W, 3] RGB, `labels` u8 [1, H, W], and the state as `state_NAME`; the first frame takes what the
-manifest's `state` says (a shape and a value for each). An output `state_NAME` is the next frame's input of that name.
+manifest's `state` says (a shape and a value for each). An output `next_state_NAME` is the next input `state_NAME`.
 Refine: `step`. Propagate: `key` for key frames and `other` for the rest; with a learned schedule `look` first, see
 `artifact.Model.step`.
 """

@@ -41,7 +41,7 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
 
     def read(atom: Any) -> Any:
         # A literal may be a number of Python's: of no type that a converter would see.
-        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, jax_core.Literal) else known[atom]
+        return np.asarray(atom.val, getattr(atom.aval, "dtype", None)) if isinstance(atom, jax_core.Literal) else known[atom]
 
     for equation in jaxpr.eqns:
         found = _apply(equation, [read(atom) for atom in equation.invars])

@@ -94,6 +94,8 @@ def _summary(run: report_data.Run) -> str:
     shown["ms_per_frame"] = ("time of a frame", 1, 1, " ms")
     for key, (label, factor, decimals, unit) in shown.items():
         values = [scores.get(name, {}).get(key) for name in ("cell", "static")]
+        if "cell" not in scores:
+            label, values = label.replace("the cell", "the static network"), values[1:]
         if figures.is_number(values[0]):
             texts = [f"{report_html.number(factor * value, decimals)}{unit}" for value in values if value is not None]
             facts.append((label, texts[0], f"static {texts[1]}" if len(texts) > 1 else ""))
@@ -159,7 +161,7 @@ def _notes(run: report_data.Run) -> dict[str, str]:
 def _colors(run: report_data.Run, arrays: report_pictures.Arrays) -> str:
     """Which colour is which class, of those in the pictures."""
     names, colors = run.class_names(), arrays["colors"]
-    present = np.unique(np.stack([arrays[key] for key in ("labels", "static", "cell")])).tolist()
+    present = np.unique(np.stack([arrays[key] for key in ("labels", "static", "cell") if key in arrays])).tolist()
     return report_html.legend(
         {
             names[index] if index < len(names) else f"class {index}": colors[index].tolist()

@@ -76,14 +76,15 @@ class Run:
         """Frames, labels and predictions of a stretch of video, None where there is no such file.
 
         Returns:
-          `frames` u8 [n, H, W, 3]; `labels`, `static`, `cell` u8 [n, H, W]; `colors` u8 [K, 3].
+          `frames` u8 [n, H, W, 3]; `labels`, `static`, `cell` u8 [n, H, W]; `colors` u8 [K, 3]. Of a static network alone
+          there is no `cell`.
         """
         path = self.path / file
         if not path.is_file():
             return None
         try:
             with np.load(path) as data:
-                return {name: data[name] for name in _ARRAYS}
+                return {name: data[name] for name in _ARRAYS if name in data or name != "cell"}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise errors.UserError(f"{path}: cannot be read: {error}; delete it to have a report without it") from None
 

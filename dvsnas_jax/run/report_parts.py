@@ -137,7 +137,8 @@ def sequences(run: report_data.Run) -> str:
     found = run.evaluation.get("sequences")
     if not found:
         return run.lacks("The scores of every sequence", _EVALUATE) if run.evaluation else ""
-    length = next(iter(found[0]["cell"].get("vc") or {}), None)
+    networks = [name for name in ("static", "cell") if name in found[0]]
+    length = next(iter(found[0]["static"].get("vc") or {}), None)
     columns: list[tuple[str, Callable[[Mapping[str, Any]], Any], int]] = [
         ("mIoU", lambda score: score.get("miou"), 1),
         (f"VC{length}", lambda score: (score.get("vc") or {}).get(length), 1),
@@ -147,10 +148,10 @@ def sequences(run: report_data.Run) -> str:
     for row in found:
         cells = [str(row["num_frames"])]
         for _, get_fn, decimals in columns:
-            for value in (get_fn(row["static"]), get_fn(row["cell"])):
+            for value in (get_fn(row[network]) for network in networks):
                 cells.append(report_html.number(None if value is None else 100 * value, decimals))
         rows.append((report_html.escape(row["name"]), cells))
-    head = ["", "frames", *(f"{name}, {network}" for name, _, _ in columns for network in ("static", "cell"))]
+    head = ["", "frames", *(f"{name}, {network}" for name, _, _ in columns for network in networks)]
     table = report_html.table(head, rows, "Scores of every sequence, percent")
     if len(rows) <= _NUM_OPEN_ROWS:
         return table
@@ -198,7 +199,7 @@ def costs(run: report_data.Run) -> str:
     try:
         config = config_lib.from_json_dict(run.config, str(run.path / "config.json"))
         entry = compare.Entry("", *best, config, "")
-        key_share = run.evaluation.get("cell", {}).get("key_share", 1.0)
+        key_share = (run.evaluation.get("cell") or {}).get("key_share", 1.0)
         found = compare.frame_cost(config, entry, key_share)
     except errors.UserError as error:
         run.missing.append(("Parameters and multiply-adds", f"this version cannot count them: {error}"))

@@ -40,7 +40,7 @@ def rows(arrays: Arrays) -> dict[str, tuple[bytes, str]]:
         "frame": (_webp(_side_by_side(thin["frames"]), quality=85), ""),
         "label": (_webp(_side_by_side(colors[thin["labels"]])), ""),
     }
-    for name in ("static", "cell"):
+    for name in _networks(arrays):
         shares = [wrong_share(*pair) for pair in zip(arrays["labels"], arrays[name], strict=True)]
         shown = ", ".join("no label" if share is None else f"{100 * share:.0f}" for share in shares)
         found[name] = (_webp(_side_by_side(colors[thin[name]])), "")
@@ -85,10 +85,13 @@ def clip(arrays: Arrays) -> tuple[bytes, bytes]:
     thin, colors = _thinned(arrays), _palette(arrays)
     factor = max(1, TILE_WIDTH // thin["frames"].shape[2])
     tiles = {"frame": thin["frames"]}
-    for name, key in (("label", "labels"), ("static network", "static"), ("with the cell", "cell")):
+    shown = [("label", "labels"), ("static network", "static"), ("with the cell", "cell")]
+    for name, key in [pair for pair in shown if pair[1] in thin]:
         blended = 0.3 * thin["frames"] + 0.7 * colors[thin[key]]
         is_blank = (thin[key] == types.IGNORE)[..., None]
         tiles[name] = np.where(is_blank, 0.35 * thin["frames"], blended).round().astype(np.uint8)
+    if "cell" not in thin:
+        tiles["errors"] = marked_errors(thin["frames"], thin["labels"], thin["static"])
     large = {name: _named(images.repeat(factor, axis=1).repeat(factor, axis=2), name) for name, images in tiles.items()}
     top, bottom = (np.concatenate([large[a], large[b]], axis=2) for a, b in zip(*[iter(tiles)] * 2, strict=True))
     pictures = np.concatenate([top, bottom], axis=1)
@@ -100,13 +103,18 @@ def clip(arrays: Arrays) -> tuple[bytes, bytes]:
         pictures = pictures[: max(1, len(pictures) // 2)]
 
 
+def _networks(arrays: Arrays) -> list[str]:
+    """Whose predictions there are: of a static network alone there is no cell's."""
+    return [name for name in ("static", "cell") if name in arrays]
+
+
 def _thinned(arrays: Arrays) -> dict[str, np.ndarray]:
     """Every so many pixels only, so that a tile is about `TILE_WIDTH` wide at most; frames are averaged."""
     step = max(1, round(arrays["frames"].shape[2] / TILE_WIDTH))
     height, width = (length // step * step for length in arrays["frames"].shape[1:3])
     blocks = arrays["frames"][:, :height, :width]
     blocks = blocks.reshape(len(blocks), height // step, step, width // step, step, 3)
-    maps = {key: arrays[key][:, :height:step, :width:step] for key in ("labels", "static", "cell")}
+    maps = {key: arrays[key][:, :height:step, :width:step] for key in ("labels", *_networks(arrays))}
     return {"frames": blocks.mean(axis=(2, 4)).round().astype(np.uint8), **maps}
 
 
@@ -170,7 +178,7 @@ def strip(
     """
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(arrays["colors"])] = arrays["colors"]
-    maps = {"label": arrays["labels"], "static": arrays["static"], "cell": arrays["cell"]}
+    maps = {"label": arrays["labels"], **{name: arrays[name] for name in _networks(arrays)}}
     rows = {"frame": arrays["frames"], **{row: colors[ids] for row, ids in maps.items()}}
     present = np.unique(np.stack(list(maps.values())))
     entries = [

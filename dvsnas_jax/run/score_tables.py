@@ -31,20 +31,23 @@ def summary(result: Mapping[str, Any]) -> str:
 def classes(result: Mapping[str, Any]) -> str:
     """IoU and accuracy of each class, and its share of the labelled pixels."""
     truth = [sum(row) for row in result["static"]["confusion"]]
-    lines = [f"{'class':28}{'pixels':>9}{'static IoU':>13}{'cell IoU':>11}{'static acc.':>13}{'cell acc.':>11}"]
+    parts = [part for part in ("static", "cell") if result.get(part) is not None]
+    heads = [(f"{part} {kind}", width) for kind, widths in (("IoU", (13, 11)), ("acc.", (13, 11)))
+             for part, width in zip(parts, widths, strict=False)]  # fmt: skip
+    lines = [f"{'class':28}{'pixels':>9}" + "".join(f"{head:>{width}}" for head, width in heads)]
     for name, pixels in zip(result["classes"], truth, strict=True):
-        scores = [result[part][key][name] for key in ("iou", "class_accuracies") for part in ("static", "cell")]
-        columns = [_percent(share) for share in (pixels / sum(truth) if any(truth) else None, *scores)]
-        cells = [f"{text:>{width}}" for text, width in zip(columns, (9, 13, 11, 13, 11), strict=True)]
-        lines.append(f"{name:28}" + "".join(cells))
+        scores = [result[part][key][name] for key in ("iou", "class_accuracies") for part in parts]
+        share = pixels / sum(truth) if any(truth) else None
+        cells = [f"{_percent(score):>{width}}" for score, (_, width) in zip(scores, heads, strict=True)]
+        lines.append(f"{name:28}{_percent(share):>9}" + "".join(cells))
     return "\n".join(lines)
 
 
 def sequences(result: Mapping[str, Any]) -> str:
-    """Two lines for each sequence: the static network and the cell."""
+    """Two lines for each sequence: the static network and the cell, if there is one."""
     lines = [_head(result["static"], ["frames", "key"])]
     for row in result["sequences"]:
-        for name in ("static", "cell"):
+        for name in [name for name in ("static", "cell") if name in row]:
             share = _percent(row["cell"]["key_share"]) if name == "cell" else "-"
             lines.append(_line(f"{row['name']} {name}", [*_cells(row[name]), str(row["num_frames"]), share]))
     return "\n".join(lines)

@@ -147,6 +147,11 @@ def run(segmenter: load.Segmenter, source: video.Source, options: Options) -> di
       UserError: an input or output fails; what was written is complete as far as it goes.
       StoppedEarly: SIGTERM or SIGINT arrived; likewise.
     """
+    if options.is_side_by_side and not segmenter.has_cell:
+        raise errors.UserError(
+            "--side-by-side: there is no cell, both sides would be the same network; leave it out, or train a cell "
+            "(`dvsnas train --genotype=FILE`, `dvsnas search`)"
+        )
     started = time.perf_counter()
     tally, room = segment_summary.Tally(segmenter.mode), threading.Semaphore(AHEAD)
     first: list[np.ndarray] = []
