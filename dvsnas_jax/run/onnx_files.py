@@ -29,7 +29,7 @@ def require() -> None:
       UserError: it is not installed.
     """
     if importlib.util.find_spec("jax2onnx") is None:
-        raise errors.UserError("--onnx: needs the package jax2onnx; pip install jax2onnx onnxruntime, or leave it out")
+        raise errors.UserError('--onnx: needs the package jax2onnx; pip install "dvsnas-jax[onnx]" (or jax2onnx onnxruntime), or leave it out')
 
 
 def write(path: pathlib.Path, model: programs.Model) -> dict[str, Any]:

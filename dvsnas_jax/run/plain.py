@@ -41,7 +41,9 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
 
     def read(atom: Any) -> Any:
         # A literal may be a number of Python's: of no type that a converter would see.
-        return np.asarray(atom.val, getattr(atom.aval, "dtype", None)) if isinstance(atom, jax_core.Literal) else known[atom]
+        if isinstance(atom, jax_core.Literal):
+            return np.asarray(atom.val, getattr(atom.aval, "dtype", None))
+        return known[atom]
 
     for equation in jaxpr.eqns:
         found = _apply(equation, [read(atom) for atom in equation.invars])

@@ -76,8 +76,8 @@ class Run:
         """Frames, labels and predictions of a stretch of video, None where there is no such file.
 
         Returns:
-          `frames` u8 [n, H, W, 3]; `labels`, `static`, `cell` u8 [n, H, W]; `colors` u8 [K, 3]. Of a static network alone
-          there is no `cell`.
+          `frames` u8 [n, H, W, 3]; `labels`, `static`, `cell` u8 [n, H, W]; `colors` u8 [K, 3]. Without a cell there is
+          no `cell`.
         """
         path = self.path / file
         if not path.is_file():
