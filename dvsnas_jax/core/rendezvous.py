@@ -141,12 +141,17 @@ def meet(address: str, process_id: int, num_processes: int, *, seconds: float, b
                 f"--coordinator: the port of {address} is in use on this machine, by another program or by a run that "
                 "is under way; end that one or choose another port, the same for every process"
             )
+        if host is not None and host.verdict is not None:
+            break
         if lines.is_over():
             guest.stop()
             text = f"{name} waited {seconds:g} s {guest.in_vain()}; {_ADVICE}"
             if host is not None:
                 host.refuse(text)  # the others need not wait for their own limits
             raise _not_found(address, text)
+    if host is not None and host.verdict is not None:
+        host.refuse(host.verdict)  # until it has told all
+        raise _not_found(address, host.verdict)
     if guest.refusal is not None:
         raise _not_found(address, guest.refusal)
     return Meeting(name, address, guest.link, host)

@@ -19,6 +19,8 @@ HELLO_SECONDS = 10.0
 SPARE_LINKS = 32
 """Connections beyond those of the run at a time, for whatever knocks at the port."""
 SAY_SECONDS = 1.0
+LINGER_SECONDS = 1.0
+"""In which a start that was given up still tells those who come late, since all start in the same moment."""
 SILENCE_SECONDS = 20
 """After which a machine that no longer acknowledges what it is sent is taken as gone."""
 _MARK = "dvsnas"
@@ -135,13 +137,16 @@ class Host:
     Args:
       listener: the port where they meet; it is closed when all are there.
       num_processes: of the run.
+
+    Attributes:
+      verdict: why there will be no run.
     """
 
     def __init__(self, listener: socket.socket, num_processes: int) -> None:
         self._listener: socket.socket | None = listener
         self._num = num_processes
         self._links: list[Link] = []
-        self._verdict: str | None = None
+        self.verdict: str | None = None
         self._ended = threading.Event()
         self._said = 0.0
         listener.settimeout(0)
@@ -151,8 +156,8 @@ class Host:
         self._thread.start()
 
     def refuse(self, text: str) -> None:
-        """Tells all why there will be no run, and ends."""
-        self._verdict = text
+        """Tells all why there will be no run (the first reason, where there is one), and ends."""
+        self.verdict = self.verdict or text
         self._thread.join(5)
 
     def end(self) -> None:
@@ -161,7 +166,8 @@ class Host:
         self._thread.join(5)
 
     def _run(self) -> None:
-        while self._verdict is None and not self._ended.is_set():
+        over: float | None = None
+        while not self._ended.is_set() and (over is None or time.monotonic() < over):
             for key, _ in self._selector.select(0.1):
                 if key.fileobj is self._listener:
                     self._accept()
@@ -169,15 +175,24 @@ class Host:
                     self._hear(key.data)
             for link in [link for link in self._links if link.is_broken]:
                 self._lose(link)
-            if self._listener is not None:
+            if self.verdict is not None:
+                over = over or time.monotonic() + LINGER_SECONDS
+                self._refuse()
+            elif self._listener is not None:
                 self._gather()
         if self._listener is not None:
             self._listener.close()
         for link in self._known():
-            link.say(**({"refused": self._verdict} if self._verdict is not None else {"end": True}))
+            link.say(end=True)
         for link in list(self._links):
             self._drop(link)
         self._selector.close()
+
+    def _refuse(self) -> None:
+        """Tells those who are there why there will be no run; they leave."""
+        for link in self._known():
+            link.say(refused=self.verdict)
+            self._drop(link)
 
     def _known(self) -> list[Link]:
         """The links of processes that have said who they are."""
@@ -214,6 +229,7 @@ class Host:
     def _lose(self, link: Link) -> None:
         """A connection is closed: of a process that may come back, or, where all had met, of one that is lost."""
         self._drop(link)
+        self._said = 0.0  # who is missing may have changed
         if self._listener is None and link.process is not None and not link.is_joined:
             for other in self._known():
                 other.say(lost=link.process)
@@ -230,32 +246,32 @@ class Host:
         link.who, version = printable(message.get("who"))[:100], printable(message.get("version"))[:40]
         before = [other for other in self._known() if other.process == process]
         link.process, link.token = process, token
+        if self.verdict is not None:
+            return
         if before and before[0].token == token:  # its connection broke, which was not noticed here
             self._drop(before[0])
         elif before:
-            self._verdict = (
+            self.verdict = (
                 f"process {process} is there twice (on {before[0].who}, and on {link.who}): give every process its own "
                 "--process-id (or DVSNAS_PROCESS_ID)"
             )
         elif num != self._num:
-            self._verdict = (
+            self.verdict = (
                 f"process {process} (on {link.who}) was started as one of {num}, process 0 as one of {self._num}: give "
                 "all the same --num-processes (or DVSNAS_NUM_PROCESSES)"
             )
         elif version != dvsnas_jax.__version__:
-            self._verdict = (
+            self.verdict = (
                 f"process {process} (on {link.who}) runs dvsnas {version}, process 0 {dvsnas_jax.__version__}: "
                 "install one version on all hosts"
             )
-        self._said = 0.0  # who is missing has changed
+        self._said = 0.0
 
     def _gather(self) -> None:
         """Tells all who is missing, or that none is."""
         now = time.monotonic()
         for link in [link for link in self._links if link.process is None and now - link.since > HELLO_SECONDS]:
             self._drop(link)
-        if self._verdict is not None:
-            return
         missing = set(range(self._num)) - {link.process for link in self._known()}
         if not missing:
             self._go()
