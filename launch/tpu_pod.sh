@@ -45,7 +45,7 @@ $2"
 
 follow() { # LINES of the log that are there already
   on_hosts 0 "[ -f \$state/pid ] || { echo 'error: nothing was started on this host' >&2; exit 2; }
-tail -n $1 -F --pid=\"\$(cat \$state/pid)\" \$state/log
+tail -n $1 -s 0.3 -F --pid=\"\$(cat \$state/pid)\" \$state/log
 exit \"\$(cat \$state/code 2>/dev/null || echo 1)\""
 }
 

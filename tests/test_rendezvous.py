@@ -205,7 +205,7 @@ def test_the_port_of_process_0_is_in_use(monkeypatch) -> None:
         found = Process(address, 0, 2, seconds=60).wait()
     assert found.error == (
         f"--coordinator: the port of {address} is in use on this machine, by another program or by a run that is under "
-        "way; end that one or choose another port, the same for every process"
+        "way; end that one or choose another port, the same for every process (with SLURM or a JobSet: by DVSNAS_PORT)"
     )
 
 

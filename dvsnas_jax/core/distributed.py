@@ -75,7 +75,8 @@ def detect(
 
     In this order: the flags; `DVSNAS_COORDINATOR`, `DVSNAS_NUM_PROCESSES`, `DVSNAS_PROCESS_ID`; a Kubernetes JobSet
     (`JOBSET_NAME`, `REPLICATED_JOB_NAME`, `JOB_COMPLETION_INDEX` and `DVSNAS_NUM_PROCESSES`); a step of SLURM's `srun`
-    with several tasks; a TPU pod (`TPU_WORKER_HOSTNAMES` with several names, or `DVSNAS_TPU_POD=1`).
+    with several tasks; a TPU pod (`TPU_WORKER_HOSTNAMES` with several names, or `DVSNAS_TPU_POD=1`). `DVSNAS_PORT` says
+    where they meet in a JobSet or in SLURM.
 
     Args:
       environ: the environment.
@@ -137,7 +138,7 @@ def _jobset(environ: Mapping[str, str]) -> Launch:
     """A pod of an indexed job of a JobSet: the first pod has a stable name in the set's headless service."""
     name, job = environ["JOBSET_NAME"], environ.get("REPLICATED_JOB_NAME", "workers")
     given = {
-        "coordinator": f"{name}-{job}-0-0.{name}:{PORT}",
+        "coordinator": f"{name}-{job}-0-0.{name}:{_port(environ, PORT)}",
         "num_processes": environ.get("DVSNAS_NUM_PROCESSES"),
         "process_id": environ["JOB_COMPLETION_INDEX"],
     }
@@ -152,7 +153,7 @@ def _slurm(environ: Mapping[str, str]) -> Launch:
     if first is None:
         raise errors.UserError(f"SLURM_STEP_NODELIST: names no node: {nodes!r}; start the program with srun")
     # Runs of one user on the same nodes must not meet: the port follows from the job.
-    port = PORT + int(environ.get("SLURM_JOB_ID", "0")) % 4096
+    port = _port(environ, PORT + int(environ.get("SLURM_JOB_ID", "0")) % 4096)
     is_alone = environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0] == "1"
     is_bound = len(environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1
     return Launch(
@@ -162,6 +163,14 @@ def _slurm(environ: Mapping[str, str]) -> Launch:
         int(environ["SLURM_PROCID"]),
         None if is_alone or is_bound else (int(environ.get("SLURM_LOCALID", "0")),),
     )
+
+
+def _port(environ: Mapping[str, str], default: int) -> int:
+    """Where the processes meet, for a launcher that says no address."""
+    text = environ.get("DVSNAS_PORT", str(default))
+    if not re.fullmatch(r"\d{1,5}", text) or not 0 < int(text) < 65536:
+        raise errors.UserError(f"DVSNAS_PORT: must be a port from 1 to 65535, got {text!r}")
+    return int(text)
 
 
 def start_seconds(environ: Mapping[str, str], given: float | None = None) -> float:

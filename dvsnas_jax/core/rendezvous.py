@@ -139,7 +139,8 @@ def meet(address: str, process_id: int, num_processes: int, *, seconds: float, b
         if in_use and time.monotonic() - start > IN_USE_SECONDS:
             raise errors.UserError(
                 f"--coordinator: the port of {address} is in use on this machine, by another program or by a run that "
-                "is under way; end that one or choose another port, the same for every process"
+                "is under way; end that one or choose another port, the same for every process (with SLURM or a JobSet: by "
+                "DVSNAS_PORT)"
             )
         if host is not None and host.verdict is not None:
             break
@@ -179,9 +180,10 @@ class _Lines:
         if waited >= self._seconds:
             return True
         if waited >= self._next:
-            text = self._text if isinstance(self._text, str) else self._text()
-            print(f"dvsnas: {text}, {self._next:g} s of {self._seconds:g}", file=sys.stderr, flush=True)
-            self._next += EVERY_SECONDS
+            text, due = self._text if isinstance(self._text, str) else self._text(), self._next
+            while self._next <= waited:  # one line, however long this process was stopped
+                due, self._next = self._next, self._next + EVERY_SECONDS
+            print(f"dvsnas: {text}, {due:g} s of {self._seconds:g}", file=sys.stderr, flush=True)
         return False
 
 

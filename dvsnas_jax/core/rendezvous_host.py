@@ -201,15 +201,14 @@ class Host:
     def _accept(self) -> None:
         assert self._listener is not None
         try:
-            sock, _ = self._listener.accept()
+            link = Link(self._listener.accept()[0])
         except OSError:  # gone again, or no more files can be opened: it will come back
             return
         unknown = [link for link in self._links if link.process is None]
         if len(unknown) >= SPARE_LINKS + self._num:
             self._drop(unknown[0])
-        link = Link(sock)
         self._links.append(link)
-        self._selector.register(sock, selectors.EVENT_READ, link)
+        self._selector.register(link.sock, selectors.EVENT_READ, link)
 
     def _drop(self, link: Link) -> None:
         self._links.remove(link)
