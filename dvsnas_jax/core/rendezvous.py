@@ -137,11 +137,7 @@ def meet(address: str, process_id: int, num_processes: int, *, seconds: float, b
     start = time.monotonic()
     while not guest.answered.wait(0.1):
         if in_use and time.monotonic() - start > IN_USE_SECONDS:
-            raise errors.UserError(
-                f"--coordinator: the port of {address} is in use on this machine, by another program or by a run that "
-                "is under way; end that one or choose another port, the same for every process (with SLURM or a JobSet: by "
-                "DVSNAS_PORT)"
-            )
+            raise _in_use(address)
         if host is not None and host.verdict is not None:
             break
         if lines.is_over():
@@ -156,6 +152,13 @@ def meet(address: str, process_id: int, num_processes: int, *, seconds: float, b
     if guest.refusal is not None:
         raise _not_found(address, guest.refusal)
     return Meeting(name, address, guest.link, host)
+
+
+def _in_use(address: str) -> errors.UserError:
+    return errors.UserError(
+        f"--coordinator: the port of {address} is in use on this machine, by another program or by a run that is under "
+        "way; end that one or choose another port, the same for every process (with SLURM or a JobSet: by DVSNAS_PORT)"
+    )
 
 
 def _not_found(address: str, text: str) -> errors.UserError:
