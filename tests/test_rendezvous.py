@@ -139,9 +139,10 @@ def test_who_is_missing_is_said_and_all_give_up_together(address, monkeypatch, c
     assert time.monotonic() - start < 5
     lines = capfd.readouterr().err.splitlines()
     for process, limit in ((0, "1.5"), (2, "60")):
-        for second in ("0.6", "1.1"):
-            waits = f"dvsnas: process {process} of 4 waits for processes 1, 3 at {address}, {second} s of {limit}"
-            assert lines.count(waits) == 1, lines
+        waits = f"dvsnas: process {process} of 4 waits for processes 1, 3 at {address}, "
+        said = [line.removeprefix(waits) for line in lines if line.startswith(waits)]
+        assert said and set(said) <= {f"0.6 s of {limit}", f"1.1 s of {limit}"}, lines  # a busy machine may skip one
+        assert len(set(said)) == len(said)
 
 
 def test_without_process_0(address, monkeypatch, capfd) -> None:
@@ -213,8 +214,11 @@ def test_a_missing_process_that_comes_back(address, monkeypatch, capfd) -> None:
     monkeypatch.setattr(rendezvous, "FIRST_SECONDS", 1.0)
     first = Process(address, 0, 3)
     knock(address, hello(1, 3)).close()  # killed while 2 was missing
-    time.sleep(1.3)
-    assert f"process 0 of 3 waits for processes 1-2 at {address}, 1 s of 10" in capfd.readouterr().err
+    text = ""
+    while not text:
+        time.sleep(0.1)
+        text = capfd.readouterr().err
+    assert text == f"dvsnas: process 0 of 3 waits for processes 1-2 at {address}, 1 s of 10\n"
     others = [Process(address, i, 3) for i in (1, 2)]
     assert [process.wait().error for process in (first, *others)] == [""] * 3
 
@@ -330,8 +334,9 @@ def test_the_others_are_told_of_the_one_that_ended(address) -> None:
         process.wait().meeting.watch(20.0, told.append, told.append)
     third.shutdown(socket.SHUT_RDWR)
     third.close()
-    time.sleep(0.6)
-    assert told and set(told) == {"process 2 ended while the run started"}
+    while not told:
+        time.sleep(0.05)
+    assert set(told) == {"process 2 ended while the run started"}
     for process in processes:
         process.meeting.end()
 
@@ -343,7 +348,8 @@ def test_jax_that_takes_too_long(monkeypatch, capfd) -> None:
     told: list[str] = []
     meeting = rendezvous.Meeting("this host", None)
     meeting.watch(0.7, told.append, told.append)
-    time.sleep(1.05)
+    while not told:
+        time.sleep(0.05)
     meeting.end()
     assert told[0] == (
         "this host: JAX did not connect the processes on the hosts of the TPU pod within 0.7 s (http_proxy is set: "
