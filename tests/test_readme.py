@@ -1,7 +1,6 @@
 """README.md and docs/: what they say can be typed. Snippets run as printed; flags, keys, files and links exist."""
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import subprocess
 import numpy as np
 import pages
 import pytest
+import trained
 from PIL import Image
 
 from dvsnas_jax import cli
@@ -157,42 +157,36 @@ def test_the_checks_see_what_is_wrong():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A checkout of tiny configs. The run of the README's first snippet stands for the quickstart's, too, and for an
-    exported folder, which `load` takes as well."""
+    """A checkout of tiny configs. `runs/py`, where the README searches, holds a finished search already, so that its
+    snippet evaluates and reports; the slow test below searches. It stands for the quickstart's folder, too, and for an
+    exported one, which `load` takes as well."""
     folder = pages.make_place(tmp_path_factory.mktemp("place"))
+    run = folder / "runs" / "py"
+    trained.write(run, "refine", config_lib.load(str(folder / "configs" / "smoke.py"), {"search.steps": "8"}))
+    trained.finish_search(run)
     for link in ("runs/quickstart", "exported"):
-        (folder / link).symlink_to(folder / "runs" / "py")
+        (folder / link).symlink_to(run)
     return folder
 
 
-@pytest.fixture(scope="module")
-def readme(place):
-    """What the snippets of the README leave behind; they run first, and the other pages' read their run."""
-    return pages.run_python(pages.README, place)
-
-
-def test_snippets_of_the_readme(readme, place):
-    assert 0 <= readme["result"]["cell"]["miou"] <= 1
-    assert json.loads((place / "runs/py/config.json").read_text())["search"]["steps"] == 8
-    assert len((place / "runs/py/genotypes.jsonl").read_text().splitlines()) == 8 + 1  # the random line
-    labels = np.asarray(readme["labels"])
-    assert labels.shape == readme["segmenter"].size == (32, 48) and labels.dtype == np.uint8
+def test_snippets_of_the_readme(place):
+    names = pages.run_python(pages.README, place)
+    assert 0 <= names["result"]["cell"]["miou"] <= 1 and (place / "runs/py/report.html").stat().st_size > 0
+    assert names["labels"].shape == names["segmenter"].size == trained.SIZE and names["labels"].dtype == np.uint8
 
 
 @each_docs_page
-def test_snippets_of_a_page(page, readme, place):
+def test_snippets_of_a_page(page, place):
     names = pages.run_python(page, place)
     if page == "docs/data.md":
         mask = np.asarray(Image.open(place / "mine/masks/val/video0/0011.png"))
         assert len(list(place.glob("mine/images/train/*/*.png"))) == 36 and set(np.unique(mask)) == {0, 1, 2}
-        spec = importlib.util.spec_from_file_location("mine", place / "mine.py")
-        config = config_lib.load(str(place / "mine.py"))
-        assert spec and config == names["get_config"]()
+        assert not config_lib.differences(config_lib.load(str(place / "mine.py")), names["get_config"]())
     if page == "docs/method.md":
         assert names["found"]["miou"].shape == (len(names["space"].operations),)
         assert np.isfinite(names["found"]["loss"]).all()
     if page == "docs/deploy.md":
-        assert len(names["labels"]) == 3 and names["labels"][0].shape == (32, 48)
+        assert len(names["labels"]) == 3 and names["labels"][0].shape == trained.SIZE
 
 
 # --- everything, in the printed order -----------------------------------------------------------------------------
@@ -214,8 +208,10 @@ def test_commands_run_in_the_printed_order(tmp_path):
             ["bash", "-c", f"{command.text} {more}"], cwd=folder, env=environ, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{command}: {command.text}\n{done.stderr}"
+    assert 0 <= pages.run_python(pages.README, folder)["result"]["cell"]["miou"] <= 1
+    assert len((folder / "runs/py/genotypes.jsonl").read_text().splitlines()) == 8 + 1  # the random line
     for name in ("runs/quickstart/report.html", "overlay.mp4", "exported/manifest.json", "exported.mp4", "mine.mp4"):
         assert (folder / name).stat().st_size > 0, name
     assert len(list((folder / "found").glob("*.png"))) == 12  # a mask for each frame
     assert 0 <= json.loads((folder / "runs/mine/evaluation.json").read_text())["cell"]["miou"] <= 1
-    assert pages.run_python("docs/deploy.md", folder)["segmenter"].size == (32, 48)  # of the exported folder itself
+    assert pages.run_python("docs/deploy.md", folder)["segmenter"].size == trained.SIZE  # exported
