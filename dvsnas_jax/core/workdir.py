@@ -53,7 +53,7 @@ class Workdir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self._is_claimed(config, ignore):
-                self.write_json("environment.json", {**environment(), "command": _command()})
+                self.write_json("environment.json", {**environment(), "command": command()})
                 self.write_json("config.json", config_lib.to_json_dict(config))
                 return
             self._note_environment()
@@ -96,7 +96,7 @@ class Workdir:
         others = known.get("resumed_with", [])
         first = {key: value for key, value in known.items() if key not in ("resumed_with", "command")}
         if not first:
-            self.write_json("environment.json", {**now, "command": _command()})
+            self.write_json("environment.json", {**now, "command": command()})
         elif now != (others or [first])[-1]:
             self.write_json("environment.json", {**known, "resumed_with": [*others, now]})
 
@@ -245,7 +245,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _command() -> str:
+def command() -> str:
     """The words that started the process, the program by its name alone."""
     program, *words = sys.argv or [""]
     return shlex.join([pathlib.Path(program).name, *words])
