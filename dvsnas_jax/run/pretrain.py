@@ -74,8 +74,8 @@ def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
     objective.load_teacher(section.teacher, num_classes, restore)
     if section.class_weights != "median":
         objective.class_weights(section.class_weights, num_classes, lambda: iter(()))
-    (batch_size, num_frames), num_clips = _batch(config), pipeline.num_clips(config.data, "train", config.data.num_frames)
-    clips, _ = split_clips(config, num_clips)
+    batch_size, num_frames = _batch(config)
+    clips, _ = split_clips(config, pipeline.num_clips(config.data, "train", config.data.num_frames))
     pipeline.train_batches(
         config.data, batch_size=batch_size, num_frames=num_frames, seed=config.seed, indices=clips
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -17,35 +17,14 @@ import optax
 from dvsnas_jax.core import compilation, distributed, errors, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.data import pipeline
-from dvsnas_jax.run import claims, feature_store, fit, losses, optim, pretrain
+from dvsnas_jax.run import claims, feature_store, fit, losses, optim, pretrain, winners
 from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
 
 CELL_STAGE = "cell"
-BEST = "best_genotype.json"
-CANDIDATES = "genotypes.jsonl"
-SEARCH, TRAIN = "search", "train"
-"""The commands that make a cell."""
-
-
-class Winner(NamedTuple):
-    """The cell of a run folder, as `best_genotype.json` says.
-
-    Attributes:
-      space: of its file: its inputs and layers.
-      genotype: i32 [L, 5].
-      digest: of the genotype.
-      made_by: `SEARCH` or `TRAIN`.
-      is_bound: whether its weights are under its digest; those of an older run are not.
-    """
-
-    space: genotype_lib.Space
-    genotype: np.ndarray
-    digest: str
-    made_by: str
-    is_bound: bool
+BEST = winners.BEST
 
 
 @chex.dataclass(frozen=True, mappable_dataclass=False)
@@ -78,7 +57,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
     with folder.hold():
         config = claims.check(config, folder)
         given = _given(config, genotype_path) if genotype_path else None
-        is_done = _require_room(folder, *given) if given else pretrain.is_trained(config, folder)
+        is_done = winners.is_trained(folder, *given) if given else pretrain.is_trained(config, folder)
         pretrain.check(config, folder)
         num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
         claims.claim(config, folder)
@@ -95,7 +74,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
                 store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space, config))
                 stage = f"retrain_{genotype_lib.digest(space, genotype)}"
                 params = train_cell(config, space, genotype, store, folder=folder, stop=stop, stage=stage)
-                save_winner(folder, space, genotype, params, {}, made_by=TRAIN)
+                save_winner(folder, space, genotype, params, {}, made_by=winners.TRAIN)
     return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
 
 
@@ -113,35 +92,6 @@ def _given(config: ml_collections.ConfigDict, path: str) -> tuple[genotype_lib.S
     except errors.UserError as error:
         raise errors.UserError(f"--genotype: {path}: {error}") from None
     return space, genotype
-
-
-def _require_room(folder: workdir.Workdir, space: genotype_lib.Space, genotype: np.ndarray) -> bool:
-    """Whether the cell is there already; a folder that holds something else is left as it is.
-
-    Raises:
-      UserError: the folder is that of a search, or of another genotype.
-    """
-    digest, winner = genotype_lib.digest(space, genotype), read_winner(folder)
-    if winner is not None and winner.digest == digest:
-        return True
-    if is_searched(folder):
-        raise errors.UserError(
-            f"--workdir: {folder.path} is the folder of a search, whose cell would be replaced; train genotype {digest} "
-            "in another --workdir"
-        )
-    if winner is not None:
-        raise errors.UserError(
-            f"--workdir: {folder.path} holds the trained cell of genotype {winner.digest}, which would be replaced; "
-            f"train genotype {digest} in another --workdir"
-        )
-    return False
-
-
-def is_searched(folder: workdir.Workdir) -> bool:
-    """Whether a search was begun in the run folder."""
-    return (folder.path / CANDIDATES).is_file() or any(
-        (folder.path / "checkpoints" / stage).is_dir() for stage in (SEARCH, "warmup")
-    )
 
 
 def read_genotype(path: str | pathlib.Path) -> tuple[genotype_lib.Space, np.ndarray]:
@@ -276,7 +226,7 @@ def save_winner(
     params: types.Params,
     scores: dict[str, Any],
     *,
-    made_by: str = TRAIN,
+    made_by: str = winners.TRAIN,
 ) -> None:
     """Writes the cell's weights and, after them, `best_genotype.json`.
 
@@ -294,22 +244,6 @@ def save_winner(
 
 def _cell_stage(digest: str) -> str:
     return f"{CELL_STAGE}_{digest}"
-
-
-def read_winner(folder: workdir.Workdir) -> Winner | None:
-    """What `best_genotype.json` says, None where there is none.
-
-    Raises:
-      UserError: it cannot be read.
-    """
-    path = folder.path / BEST
-    if not path.is_file():
-        return None
-    record = folder.read_json(BEST)
-    space, genotype = genotype_lib.from_dict(record, where=str(path))
-    # An older run does not say who made its cell: only a search has candidates.
-    made_by = record.get("made_by") or (SEARCH if (folder.path / CANDIDATES).is_file() else TRAIN)
-    return Winner(space, genotype, genotype_lib.digest(space, genotype), made_by, "digest" in record)
 
 
 def require_winner(folder: workdir.Workdir) -> pathlib.Path:
@@ -333,7 +267,7 @@ def load_winner(
       UserError: the run folder holds no trained cell, or none of the genotype that its file names.
     """
     require_winner(folder)
-    winner = read_winner(folder)
+    winner = winners.read(folder)
     assert winner is not None
     cell = cell_lib.make(winner.space, winner.genotype, features_lib.settings_of(config))
     params = jax.eval_shape(cell.init, jax.random.key(0))
