@@ -13,9 +13,9 @@ def register(add: common.Add) -> None:
         "ablate",
         _ablate,
         "measure what each token of a cell, or each operation of a search, contributes",
-        "--config=configs/smoke.py --workdir=runs/smoke --what=replace",
+        "--workdir=runs/smoke --what=replace",
     )
-    common.add_config(ablate, is_required=True)
+    common.add_config(ablate, is_of_run=True)
     ablate.add_argument("--workdir", metavar="DIR", required=True, help="folder of a finished search")
     ablate.add_argument(
         "--what", metavar="WHAT", default="replace",
@@ -37,8 +37,8 @@ def register(add: common.Add) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    config = common.load_config(arguments)
     common.existing(arguments.workdir, "--workdir")
+    config = common.load_config(arguments)
     from dvsnas_jax.search import ablate
 
     report = ablate.run(

@@ -23,7 +23,7 @@ import numpy as np
 from dvsnas_jax.core import compilation, errors, progress, signals, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import compare_report, compare_rows, evaluate, pretrain, stream, train
+from dvsnas_jax.run import claims, compare_report, compare_rows, evaluate, pretrain, stream, train
 from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost, zoo
@@ -104,26 +104,30 @@ def run(
     """
     if num_seeds < 1:
         raise errors.UserError(f"--seeds: must be at least 1, got {num_seeds}")
-    entries = resolve(config, names)
-    num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
-    folder.claim(config)
-    seeds = range(config.seed, config.seed + num_seeds)
-    # Seed by seed: a first look at all genotypes after a share of the time.
-    jobs = {entry.job(seed): (entry, seed) for seed in seeds for entry in entries}
-    _note(folder, entries, list(seeds))
-    with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-        open_jobs = [(entry, seed) for entry, seed in jobs.values() if not (folder.path / _file(entry, seed)).is_file()]
-        if open_jobs:
-            shared = _prepare(config, folder, stop, entries=[entry for entry, _ in open_jobs], num_clips=num_clips)
-            with progress.bar(len(jobs), "compare", initial=len(jobs) - len(open_jobs)) as bar:
-                for entry, seed in open_jobs:
-                    if stop.requested:
-                        raise errors.Stopped(f"compare: {len(jobs) - bar.count} of {len(jobs)} jobs are left")
-                    run_job(shared, entry, seed)
-                    bar.note(f"{entry.name} with seed {seed}")
-                    bar.update()
-    result = collect(config, folder)
-    write(folder, result)
+    with folder.hold():
+        config = claims.check(config, folder)
+        entries = resolve(config, names)
+        pretrain.check(config, folder)
+        evaluate.check(config)
+        num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
+        claims.claim(config, folder)
+        seeds = range(config.seed, config.seed + num_seeds)
+        # Seed by seed: a first look at all genotypes after a share of the time.
+        jobs = {entry.job(seed): (entry, seed) for seed in seeds for entry in entries}
+        _note(folder, entries, list(seeds))
+        with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+            pending = [job for job in jobs.values() if not (folder.path / _file(*job)).is_file()]
+            if pending:
+                shared = _prepare(config, folder, stop, entries=[entry for entry, _ in pending], num_clips=num_clips)
+                with progress.bar(len(jobs), "compare", initial=len(jobs) - len(pending)) as bar:
+                    for entry, seed in pending:
+                        if stop.requested:
+                            raise errors.Stopped(f"compare: {len(jobs) - bar.count} of {len(jobs)} jobs are left")
+                        run_job(shared, entry, seed)
+                        bar.note(f"{entry.name} with seed {seed}")
+                        bar.update()
+        result = collect(config, folder)
+        write(folder, result)
     return result
 
 

@@ -44,8 +44,8 @@ def columns(result: Mapping[str, Any]) -> list[tuple[str, str, float, int]]:
 def cells(result: Mapping[str, Any]) -> list[list[str]]:
     """Headings, then a line for each row: shares in percent, mean ± standard deviation over the seeds.
 
-    Of a single seed, times are given with the noise of their measurement. `by` are the numbers of the commands that made
-    the row, where they are known.
+    Of a single seed, times are given with the noise of their measurement. `by`, where it is known: the numbers of the
+    commands that made the row.
     """
     shown, commands = columns(result), result.get("commands") or []
     lines = [["", "seeds", *(["by"] if commands else []), *(heading for _, heading, _, _ in shown)]]

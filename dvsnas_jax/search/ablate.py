@@ -17,7 +17,7 @@ import numpy as np
 
 from dvsnas_jax.core import compilation, errors, signals, types, workdir
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import features, losses, metrics, train
+from dvsnas_jax.run import claims, features, losses, metrics, train
 from dvsnas_jax.search import ablate_report, ablate_runs, outcome
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
@@ -105,23 +105,24 @@ def run(
       Stopped: a signal arrived; what is finished was saved.
     """
     _check(folder, what, genotype, num_steps, limit)
-    folder.claim(config, ignore=ablate_runs.MAY_DIFFER)
-    space = features.space_of(config)
-    with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-        if what == ablate_runs.LEAVE_ONE_OUT:
-            steps = num_steps or config.ablate.steps
-            return ablate_report.write_searches(
-                folder, ablate_runs.leave_one_out(config, folder, stop, num_steps=steps, limit=limit)
-            )
-        rows = _genotype(config, folder, space, genotype)
-        chosen = variants_lib.neighbours(space, rows)
-        if what == ablate_runs.REPLACE:
-            records = ablate_runs.replace(config, folder, stop, rows, chosen[:limit])
-        else:
-            steps = num_steps or config.train.steps
-            chosen = chosen[: limit or space.num_tokens]
-            records = ablate_runs.retrain(config, folder, stop, rows, chosen, num_steps=steps)
-    return ablate_report.write_replacements(folder, what, genotype_lib.to_dict(space, rows), records)
+    with folder.hold():
+        config = claims.check(config, folder, ignore=ablate_runs.MAY_DIFFER)
+        space = features.space_of(config)
+        rows = None if what == ablate_runs.LEAVE_ONE_OUT else _genotype(config, folder, space, genotype)
+        claims.claim(config, folder, ignore=ablate_runs.MAY_DIFFER)
+        with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+            if rows is None:
+                steps = num_steps or config.ablate.steps
+                searches = ablate_runs.leave_one_out(config, folder, stop, num_steps=steps, limit=limit)
+                return ablate_report.write_searches(folder, searches)
+            chosen = variants_lib.neighbours(space, rows)
+            if what == ablate_runs.REPLACE:
+                records = ablate_runs.replace(config, folder, stop, rows, chosen[:limit])
+            else:
+                steps = num_steps or config.train.steps
+                chosen = chosen[: limit or space.num_tokens]
+                records = ablate_runs.retrain(config, folder, stop, rows, chosen, num_steps=steps)
+        return ablate_report.write_replacements(folder, what, genotype_lib.to_dict(space, rows), records)
 
 
 def _check(folder: workdir.Workdir, what: str, genotype: str | None, num_steps: int | None, limit: int | None) -> None:

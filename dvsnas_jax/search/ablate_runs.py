@@ -13,7 +13,7 @@ from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import errors, progress, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import features, pretrain, train
+from dvsnas_jax.run import claims, features, pretrain, train
 from dvsnas_jax.search import loop, pipeline, steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
@@ -112,7 +112,7 @@ def retrain(
         changed.train.steps = num_steps
         parts = assemble(config, folder, is_training=True)
         trained = workdir.Workdir(folder.path / FOLDER / f"retrain_{num_steps}_steps")
-        trained.claim(changed, ignore=MAY_DIFFER)
+        claims.claim(changed, trained, ignore=MAY_DIFFER)
         for done, variant in enumerate(pending):
             _raise_if(stop, RETRAIN, done, len(pending))
             stage = f"cell_{genotype_lib.digest(space, variant.genotype)}"
@@ -167,7 +167,7 @@ def leave_one_out(
         parts = parts or assemble(config, folder, is_training=True)
         mask = full & np.array([other != name for other in space.operations])
         searched = workdir.Workdir(folder.path / FOLDER / place / (f"without_{name}" if name else "all"))
-        searched.claim(changed, ignore=MAY_DIFFER)
+        claims.claim(changed, searched, ignore=MAY_DIFFER)
         pipeline.run_search(parts._replace(config=changed, strategy=parts.strategy.with_mask(mask)), searched, stop)
         searched.close()
         finished[name] = {**key, "without": name, **_summary(searched.read(loop.LOG), num_steps)}
