@@ -279,13 +279,27 @@ def ablation(run: report_data.Run) -> str:
     """What each token and each operation contributes, where `dvsnas ablate` has run in the folder."""
     replace, retrain = run.ablations["replace"], run.ablations["retrain"]
     parts = [
-        _tokens(replace, "One token replaced, scored as in the search") if replace else "",
-        _tokens(retrain, "One token replaced, retrained from scratch") if retrain else "",
-        _searches(run.ablations["leave_one_out"]) if run.ablations["leave_one_out"] else "",
+        _tokens(replace, "One token replaced, scored as in the search", run.masked()) if replace else "",
+        _tokens(retrain, "One token replaced, retrained from scratch", run.masked()) if retrain else "",
+        _searches(run.ablations["leave_one_out"], run.masked()) if run.ablations["leave_one_out"] else "",
     ]
     if not any(parts):
         return ""
-    return "".join(parts) + report_html.note("Changes of the reward, in hundredths.")
+    words = "Changes of the reward, in hundredths; – where a token is that already, or its space has no such member."
+    return "".join(parts) + report_html.note(words)
+
+
+def _about_masks(content: Mapping[str, Any], masked: Sequence[str]) -> str:
+    """What the search must not choose, and what of it replaces nothing as its weights were never trained."""
+    left_out = content.get("left_out") or []
+    lines = [f"Masked in the search (controller.masked_operations): {_names(masked)}."] if masked else []
+    if left_out:
+        lines.append(f"Never trained with shared weights, so that nothing is replaced by it: {_names(left_out)}.")
+    return report_html.note(report_html.escape(" ".join(lines))) if lines else ""
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(map(draw.readable, names))
 
 
 def _points(value: float | None, *, is_signed: bool = True) -> str:
@@ -293,21 +307,25 @@ def _points(value: float | None, *, is_signed: bool = True) -> str:
     return report_html.number(None if value is None else 100 * value, 2, is_signed=is_signed)
 
 
-def _tokens(content: Mapping[str, Any], title: str) -> str:
+def _tokens(content: Mapping[str, Any], title: str, masked: Sequence[str]) -> str:
     """A row for each replaced token."""
+
+    def named(name: str) -> str:
+        return draw.readable(name) + (", masked" if name in masked else "")
+
     slots = {"op_a": "operation a", "op_b": "operation b", "agg": "aggregation", "in_a": "input a", "in_b": "input b"}
     rows = []
     for row in content["tokens"]:
-        best = f"{_points(row['best'])} ({draw.readable(row['best_name'])})" if row["best_name"] else "–"
-        name = f"layer {row['layer']}, {slots.get(row['field'], row['field'])}: {draw.readable(row['now'])}"
+        best = f"{_points(row['best'])} ({named(row['best_name'])})" if row["best_name"] else "–"
+        name = f"layer {row['layer']}, {slots.get(row['field'], row['field'])}: {named(row['now'])}"
         changes = [_points(row[key]) for key in ("none", "skip", "others")]
         rows.append((report_html.escape(name), [*changes, report_html.escape(best), str(row["count"])]))
     head = ["token", "by none", "by skip", "by another, mean", "best", "variants"]
     title = f"{title}; the cell itself: {_points(content['reward'], is_signed=False)}"
-    return report_html.table(head, rows, "Ablation of tokens", title=title)
+    return report_html.table(head, rows, "Ablation of tokens", title=title) + _about_masks(content, masked)
 
 
-def _searches(content: Mapping[str, Any]) -> str:
+def _searches(content: Mapping[str, Any], masked: Sequence[str]) -> str:
     """A row for each search without an operation."""
     rows = []
     for row in content["searches"]:
@@ -315,7 +333,10 @@ def _searches(content: Mapping[str, Any]) -> str:
         for key in ("best", "mean_last_quarter"):
             change = f" ({_points(row[f'{key}_change'])})" if row["without"] else ""
             cells.append(_points(row[key], is_signed=False) + change)
-        name = f"without {draw.readable(row['without'])}" if row["without"] else "all operations"
+        whole = "all other operations" if masked else "all operations"
+        name = f"without {draw.readable(row['without'])}" if row["without"] else whole
         rows.append((report_html.escape(name), [*cells, str(row["num_diverged"])]))
     head = ["search", "best", "mean of the last quarter", "diverged"]
-    return report_html.table(head, rows, "Searches without one operation", title="Searches without one operation")
+    title = "Searches without one operation: it is masked, never drawn and never trained"
+    table = report_html.table(head, rows, "Searches without one operation", title=title)
+    return table + _about_masks(content, masked)
