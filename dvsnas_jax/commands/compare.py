@@ -18,7 +18,7 @@ def register(add: common.Add) -> None:
     common.add_config(compare, is_of_run=True)
     compare.add_argument(
         "--workdir", metavar="DIR", required=True,
-        help="run folder; the same command resumes it, more genotypes or seeds are added to it",
+        help="run folder; the same command resumes it, more genotypes or seeds are added to its table",
     )  # fmt: skip
     compare.add_argument(
         "--genotypes", metavar="A,B", required=True,

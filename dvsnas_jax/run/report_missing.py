@@ -5,6 +5,7 @@ from __future__ import annotations
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.run import compare, report_data, report_html
+from dvsnas_jax.space import genotype as genotypes
 from dvsnas_jax.space import zoo
 
 _NO_CONFIG = "the folder holds no config.json, which every command reads"
@@ -52,7 +53,14 @@ def _is_fed(config: object, title: str) -> bool:
 
 
 def ablation(run: report_data.Run) -> str:
-    """The command that takes the winner apart: with the shared weights of a search, else by training anew."""
+    """The command that takes the winner apart: with the shared weights of a search, else by training anew.
+
+    "" where the run's space cannot express the winner, which `ablate` refuses.
+    """
+    try:
+        genotypes.from_dict(run.best, run.space())
+    except errors.UserError:
+        return ""
     return run.command("ablate", f"--what={'replace' if run.searched else 'retrain'}")
 
 
@@ -61,7 +69,8 @@ def part(run: report_data.Run) -> str:
     if not run.compare and run.config:
         run.lacks("A comparison with hand-designed cells", comparison(run))
     if not any(run.ablations.values()) and run.best:
-        run.lacks("An ablation", ablation(run))
+        reason = "the run’s space does not have this cell’s inputs, layers or operations" if run.config else ""
+        run.lacks("An ablation", ablation(run), reason)
     lines = []
     for name, command, reason in run.missing:
         words = f"<code>{report_html.escape(command)}</code>" if command else report_html.escape(reason or _NO_CONFIG)
