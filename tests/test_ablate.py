@@ -370,16 +370,16 @@ def test_masked_operations_replace_nothing_and_are_named(folder, parts, monkeypa
     folder.write_json(train.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
     first = parts.steps.init(jax.random.key(0)).params
     monkeypatch.setattr(ablate_runs, "trained_weights", lambda parts, folder: first)
-    report = ablate.run(config, folder, what="replace", limit=6)
+    report = ablate.run(config, folder, what="replace", limit=12)
     after = [line["after"] for line in folder.read(ablate_runs.LOG)]
     # skip has no weights, those of conv_1x1 were never trained.
-    assert "skip" in after and "conv_1x1" not in after and len(after) == 7
+    assert "skip" in after and "conv_1x1" not in after and len(after) == 13
     assert (report.content["masked"], report.content["left_out"]) == (["skip", "conv_1x1"], ["conv_1x1"])
     assert report.text.splitlines()[1:3] == [
         "Masked in the search (controller.masked_operations): skip, conv_1x1",
         "The shared weights of conv_1x1 were never trained, so it replaces nothing here",
     ]
-    assert "| 0 | operation a | conv_1x1, masked |" in report.text and "(skip, masked)" in report.text
+    assert "| 0 | operation a | conv_1x1, masked |" in report.text
     config.search.mode = "scratch"  # each variant is trained alone, with all of its weights
     assert ablate_runs.untrained(config) == ()
 

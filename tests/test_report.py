@@ -484,12 +484,12 @@ def test_masked_operations_are_named(run, tmp_path):
     (tmp_path / "ablation_replace.json").write_text(json.dumps(content))
     report.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert "Masked, so never drawn (controller.masked_operations): none, sep conv 3x3." in page
-    assert "<th scope=row>sep conv 3x3 (masked)</th>" in page and "<th scope=row>skip</th>" in page
+    assert "Masked, so never drawn (controller.masked_operations): none, sep 3x3." in page
+    assert "<th scope=row>sep 3x3 (masked)</th>" in page and "<th scope=row>skip</th>" in page
     assert f"uniform: {100 / (len(SPACE.operations) - 2):.0f}" in page
     assert "<th scope=row>layer 0, operation a: none, masked</th>" in page
-    assert "Masked in the search (controller.masked_operations): none, sep conv 3x3." in page
-    assert "Never trained with shared weights, so that nothing is replaced by it: sep conv 3x3." in page
+    assert "Masked in the search (controller.masked_operations): none, sep 3x3." in page
+    assert "Never trained with shared weights, so that nothing is replaced by it: sep 3x3." in page
 
 
 def test_a_static_network_alone_has_its_report(run, tmp_path):

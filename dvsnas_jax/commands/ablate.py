@@ -16,7 +16,9 @@ def register(add: common.Add) -> None:
         "--workdir=runs/smoke --what=replace",
     )
     common.add_config(ablate, is_of_run=True)
-    ablate.add_argument("--workdir", metavar="DIR", required=True, help="folder of a finished search; retrain: of a trained cell")
+    ablate.add_argument(
+        "--workdir", metavar="DIR", required=True, help="folder of a finished search; retrain: of a trained cell"
+    )
     ablate.add_argument(
         "--what", metavar="WHAT", default="replace",
         help="replace (default): one token changed, scored as in the search (its shared weights; mode scratch: each "
