@@ -238,7 +238,7 @@ def test_what_a_command_adds_stands_beside_what_others_made(jobs, tmp_path, monk
     third = command(monkeypatch, "compare --workdir=c --genotypes=zoo:grfp --seeds=2")
     result = compare.run(load(), folder, ["zoo:grfp"], num_seeds=2)
     assert result["rows"][3]["commands"] == [2, 3] and result["commands"][2] == third
-    assert result["rows"][3]["miou"]["values"] == pytest.approx([0.2, 0.3]) and result["rows"][3]["seeds"] == [0, 1]
+    assert result["rows"][3]["miou"]["values"] == pytest.approx([0.3, 0.4]) and result["rows"][3]["seeds"] == [0, 1]
     assert len(jobs) == 6 and "of 2" not in compare_report.table(result)
 
 

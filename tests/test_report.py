@@ -488,8 +488,16 @@ def test_masked_operations_are_named(run, tmp_path):
     assert "<th scope=row>sep 3x3 (masked)</th>" in page and "<th scope=row>skip</th>" in page
     assert f"uniform: {100 / (len(SPACE.operations) - 2):.0f}" in page
     assert "<th scope=row>layer 0, operation a: none, masked</th>" in page
+    assert "scored as in the search; the cell itself: 30.00" in page
     assert "Masked in the search (controller.masked_operations): none, sep 3x3." in page
     assert "Never trained with shared weights, so that nothing is replaced by it: sep 3x3." in page
+    # `ablate --genotype` takes another cell apart than the one that the page is about.
+    other, best = (genotypes.to_dict(SPACE, rows) for rows in genotypes.random(SPACE, np.random.default_rng(0), 2))
+    for name, value in (("best_genotype", best), ("ablation_replace", {**content, "genotype": other})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    report.write(tmp_path)
+    digest = genotypes.digest(*genotypes.from_dict(other))
+    assert f"not of this run’s cell but of {digest}, itself: 30.00" in (tmp_path / "report.html").read_text()
 
 
 def test_a_static_network_alone_has_its_report(run, tmp_path):

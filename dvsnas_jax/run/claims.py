@@ -213,12 +213,11 @@ def _require_same_data(
     if before == now or now is None:
         return
     known = _read_identity(folder).get("data")
-    try:
-        was = known["splits"] if known else describe(stored.data)
-    except errors.UserError:
+    if not known and not (before and os.path.isdir(before)):
         if distributed.is_main():
             print(f"warning: {folder.path}: whether {now} is the data of the run is not known", file=sys.stderr)
         return
+    was = known["splits"] if known else describe(stored.data)
     found = describe(config.data)
     for split, about in was.items():
         if found.get(split) != about:

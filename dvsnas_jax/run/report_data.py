@@ -56,6 +56,8 @@ class Run:
             read_json(path / file) for file in JSON_FILES
         )
         self.compare = self._compare() or compared
+        if not self._is_of_winner(self.evaluation):
+            self.evaluation = {}
         self.ablations = {what: read_json(path / f"ablation_{what}.json") for what in ABLATIONS}
         self.genotypes, self.metrics = (read_lines(path / file) for file in LINE_FILES)
         num_steps = self.config.get("search", {}).get("steps")
@@ -108,7 +110,7 @@ class Run:
           `frames` u8 [n, H, W, 3]; `labels`, `static` and, where there is one, `cell` u8 [n, H, W]; `colors` u8 [K, 3].
         """
         path = self.path / file
-        if not path.is_file():
+        if not path.is_file() or not self._is_of_winner(read_json(self.path / "evaluation.json")):
             return None
         try:
             with np.load(path) as data:
@@ -119,6 +121,13 @@ class Run:
     def scores(self) -> dict[str, dict[str, Any]]:
         """Network -> its scores, for those that were evaluated."""
         return {name: self.evaluation[name] for name in NETWORKS if isinstance(self.evaluation.get(name), dict)}
+
+    def _is_of_winner(self, evaluation: Mapping[str, Any]) -> bool:
+        """Whether an evaluation is of the cell that the folder holds; an older one does not say."""
+        winner = self.winner()
+        if winner is None or "genotype" not in evaluation:
+            return True
+        return bool(evaluation["genotype"] == genotypes.digest(*winner))
 
     def class_names(self) -> list[str]:
         """The names of the classes that were evaluated."""
@@ -136,8 +145,8 @@ class Run:
         return genotypes.Space(
             inputs=tuple(section["inputs"]),
             num_layers=int(section["num_layers"]),
-            operations=tuple(section.get("operations") or genotypes.OPERATIONS),
-            aggregations=tuple(section.get("aggregations") or genotypes.AGGREGATIONS),
+            operations=tuple(section.get("operations") or genotypes.FIRST_OPERATIONS),
+            aggregations=tuple(section.get("aggregations") or genotypes.FIRST_AGGREGATIONS),
         )
 
 

@@ -11,6 +11,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.run import compare, compare_report, figures, report_data, report_html, report_missing, timing
 from dvsnas_jax.space import draw
+from dvsnas_jax.space import genotype as genotypes
 
 _NUM_MISTAKES = 5
 _NUM_OPEN_ROWS = 16
@@ -279,8 +280,8 @@ def ablation(run: report_data.Run) -> str:
     """What each token and each operation contributes, where `dvsnas ablate` has run in the folder."""
     replace, retrain = run.ablations["replace"], run.ablations["retrain"]
     parts = [
-        _tokens(replace, "One token replaced, scored as in the search", run.masked()) if replace else "",
-        _tokens(retrain, "One token replaced, retrained from scratch", run.masked()) if retrain else "",
+        _tokens(run, replace, "One token replaced, scored as in the search") if replace else "",
+        _tokens(run, retrain, "One token replaced, retrained from scratch") if retrain else "",
         _searches(run.ablations["leave_one_out"], run.masked()) if run.ablations["leave_one_out"] else "",
     ]
     if not any(parts):
@@ -307,8 +308,9 @@ def _points(value: float | None, *, is_signed: bool = True) -> str:
     return report_html.number(None if value is None else 100 * value, 2, is_signed=is_signed)
 
 
-def _tokens(content: Mapping[str, Any], title: str, masked: Sequence[str]) -> str:
+def _tokens(run: report_data.Run, content: Mapping[str, Any], title: str) -> str:
     """A row for each replaced token."""
+    masked = run.masked()
 
     def named(name: str) -> str:
         return draw.readable(name) + (", masked" if name in masked else "")
@@ -321,7 +323,11 @@ def _tokens(content: Mapping[str, Any], title: str, masked: Sequence[str]) -> st
         changes = [_points(row[key]) for key in ("none", "skip", "others")]
         rows.append((report_html.escape(name), [*changes, report_html.escape(best), str(row["count"])]))
     head = ["token", "by none", "by skip", "by another, mean", "best", "variants"]
-    title = f"{title}; the cell itself: {_points(content['reward'], is_signed=False)}"
+    whose = "the cell itself"
+    if content.get("genotype") and (best := run.winner()) is not None:
+        digest = genotypes.digest(*genotypes.from_dict(content["genotype"]))
+        whose = whose if digest == genotypes.digest(*best) else f"not of this run’s cell but of {digest}, itself"
+    title = f"{title}; {whose}: {_points(content['reward'], is_signed=False)}"
     return report_html.table(head, rows, "Ablation of tokens", title=title) + _about_masks(content, masked)
 
 
