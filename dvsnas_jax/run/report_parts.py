@@ -324,9 +324,9 @@ def _tokens(run: report_data.Run, content: Mapping[str, Any], title: str) -> str
         rows.append((report_html.escape(name), [*changes, report_html.escape(best), str(row["count"])]))
     head = ["token", "by none", "by skip", "by another, mean", "best", "variants"]
     whose = "the cell itself"
-    if content.get("genotype") and (best := run.winner()) is not None:
+    if content.get("genotype") and (winner := run.winner()) is not None:
         digest = genotypes.digest(*genotypes.from_dict(content["genotype"]))
-        whose = whose if digest == genotypes.digest(*best) else f"not of this run’s cell but of {digest}, itself"
+        whose = whose if digest == genotypes.digest(*winner) else f"not of this run’s cell but of {digest}, itself"
     title = f"{title}; {whose}: {_points(content['reward'], is_signed=False)}"
     return report_html.table(head, rows, "Ablation of tokens", title=title) + _about_masks(content, masked)
 
