@@ -16,7 +16,7 @@ from PIL import Image
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.run import figures, report, report_data, report_html, report_pictures, timing
+from dvsnas_jax.run import figures, report, report_data, report_html, report_pictures, score_tables, timing
 from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
 
@@ -470,6 +470,25 @@ def test_the_noise_of_a_difference_is_that_of_pairs():
     found = timing.change(static, {"ms_per_frame": 4.0, "latency": kinds})
     assert found.difference == -3.0 and 0.1 < found.noise < 3 and found.is_measured
     assert timing.change(static, {}) is None and timing.change({}, {"ms_per_frame": 1.0}) is None
+
+
+def test_the_terminals_tables_of_a_static_network_alone_and_of_times():
+    static = _score(0.5, 0.02) | {"confusion": [[3, 1], [0, 4]]}
+    static |= {"iou": {"road": 0.75, "sky": 0.8}, "class_accuracies": {"road": 0.75, "sky": 1.0}}
+    result = {"split": "val", "num_frames": 9, "classes": ["road", "sky"], "static": static, "cell": None}
+    result["sequences"] = [{"name": "a", "num_frames": 9, "static": static}]
+    assert [line[:14] for line in score_tables.summary(result).splitlines()[2:]] == ["static network"]
+    head, road, _ = score_tables.classes(result).splitlines()
+    assert head.split() == ["class", "pixels", "static", "IoU", "static", "acc."]
+    assert road.split() == ["road", "50.0", "75.0", "75.0"] and len(head) == len(road)
+    assert score_tables.sequences(result).splitlines()[1].startswith("a static  ")
+    timed = _timed([5.0] * 9, [5.4] * 9)
+    result["static"] |= timed["static"]
+    last = score_tables.summary({**result, "cell": timed["cell"]}).splitlines()[-1]
+    assert last.endswith("timed in turns: with the cell 0.4 ± 0.0 ms more than the 5.0 ms of the network alone")
+    less = _timed([5.0] * 9, [4.9] * 9)["cell"]
+    last = score_tables.summary({**result, "cell": less}).splitlines()[-1]
+    assert last.endswith("with the cell no difference beyond the noise of ± 0.1 ms")
 
 
 def test_masked_operations_are_named(run, tmp_path):

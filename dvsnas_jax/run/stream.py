@@ -341,15 +341,15 @@ def latency(segmenter: Segmenter, frames: np.ndarray, num_frames: int) -> dict[s
     """
     state = segmenter.initial_state()
     times: dict[str, dict[str, list[tuple[int, float]]]] = {"static": {}, "cell": {}}
+    # What the first one leaves in the caches serves the second. Each is the first as often, in an order without a
+    # period, which would fall in with that of the key frames.
+    is_cell_first = np.random.default_rng(0).permutation(num_frames) % 2
     for index in range(2 * num_frames):
         frame = frames[index % num_frames % len(frames)][None]
         if index == num_frames:
             state = segmenter.initial_state()
-        # What the first one leaves in the caches serves the second. Each is the first as often, in an order without a
-        # period (Thue-Morse), which would fall in with that of the key frames.
-        order = ("static", "cell") if index.bit_count() % 2 else ("cell", "static")
         seconds = {}
-        for name in order:
+        for name in ("cell", "static") if is_cell_first[index % num_frames] else ("static", "cell"):
             started = time.perf_counter()
             if name == "static":
                 labels = segmenter.static_step(frame)
