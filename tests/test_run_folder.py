@@ -17,7 +17,7 @@ import trees
 
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, json_text, locking, workdir
+from dvsnas_jax.core import distributed, errors, json_text, locking, workdir
 from dvsnas_jax.data import pipeline as clips_lib
 from dvsnas_jax.run import claims, evaluate, feature_cache, features, fit, load, pretrain, report_data, train, winners
 from dvsnas_jax.search import ablate_runs, pipeline
@@ -125,6 +125,18 @@ def test_a_process_may_take_its_lock_again_and_gives_it_back_at_the_end(tmp_path
     with pytest.raises(RuntimeError, match="a fault"), folder.hold():
         raise RuntimeError("a fault")
     assert not locking._held
+
+
+def test_of_several_processes_the_first_takes_the_lock_and_all_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "tell", lambda text: '""')
+    folder = workdir.Workdir(tmp_path)
+    with folder.hold():
+        folder.claim(config_lib.load(None))
+        assert not locking._held and not list(tmp_path.iterdir())
+    monkeypatch.setattr(distributed, "tell", lambda text: '"it is in use"')
+    with pytest.raises(errors.UserError, match="it is in use"), folder.hold():
+        pass
 
 
 def test_without_locks_the_run_goes_on_with_a_warning(tmp_path, monkeypatch, capsys):
@@ -263,6 +275,8 @@ def test_a_relative_path_is_kept_so_that_it_can_be_read_from_anywhere(tmp_path, 
 
 def test_moved_data_goes_on_at_its_new_place(run, tmp_path):
     (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(errors.UserError, match="data: no such dataset folder; set data.dir to where it is now"):
+        clips_lib.num_clips(claims.check(run.config(), run).data, "train", 1)
     claims.claim(camvid(tmp_path / "moved"), run)
     assert run.config().data.dir == str(tmp_path / "moved")
     assert claims.check(run.config(), run).data.dir == str(tmp_path / "moved")
@@ -443,6 +457,19 @@ def test_a_stage_that_starts_again_drops_its_own_lines_alone(tmp_path):
             folder=folder, stop=pytypes.SimpleNamespace(), checkpoint_every=1,
         )  # fmt: skip
     assert [line["stage"] for line in folder.read("metrics.jsonl")] == [stages[1], stages[3], stages[4]]
+
+
+def test_a_search_marks_its_folder_and_that_alone_is_no_result(tmp_path, other):
+    folder = workdir.Workdir(tmp_path / "run")
+    claims.claim(config_lib.load(None), folder)
+    winners.mark_search(folder)
+    claims.claim(config_lib.load(None, {"seed": "4"}), folder)  # nothing was computed yet
+    assert not winners.is_trained(folder, *train.read_genotype(other))
+    begin(folder)
+    winners.unmark_search(folder)
+    assert winners.is_searched(folder) and not winners.is_search_done(folder)
+    with pytest.raises(errors.UserError, match="is the folder of a search"):
+        winners.is_trained(folder, *train.read_genotype(other))
 
 
 # --- nothing is written before all is checked ---------------------------------------------------------------------
