@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -19,7 +20,19 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import distributed, errors, json_text, locking, workdir
 from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import claims, evaluate, feature_cache, features, fit, load, pretrain, report_data, train, winners
+from dvsnas_jax.run import (
+    claims,
+    evaluate,
+    feature_cache,
+    features,
+    fit,
+    load,
+    pretrain,
+    report,
+    report_data,
+    train,
+    winners,
+)
 from dvsnas_jax.search import ablate_runs, pipeline
 from dvsnas_jax.space import genotype as genotype_lib
 
@@ -446,6 +459,14 @@ def test_an_evaluation_is_shown_for_the_cell_that_was_scored(cell, other):
     assert page.scores() == {} and page.arrays(report_data.STRIP) is None
 
 
+def test_a_report_of_a_folder_that_cannot_be_written_goes_elsewhere(cell, tmp_path, monkeypatch):
+    before = state_of(cell)
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(cell.path)))
+    page = tmp_path / "page.html"
+    assert report.write(cell.path, output=page) == [str(page)]
+    assert "The cell" in page.read_text() and state_of(cell) == before
+
+
 def test_a_stage_that_starts_again_drops_its_own_lines_alone(tmp_path):
     folder = workdir.Workdir(tmp_path)
     stages = ("compare_a_seed1000", "compare_a_seed10000", "compare_a_seed1000_val", "retrain_a", "retrain")
@@ -520,3 +541,11 @@ def test_a_trained_network_needs_neither_its_weights_nor_its_teacher(cell, monke
     config.net.weights = config.pretrain.teacher = "gone"
     pretrain.check(config, cell)
     assert pretrain.run(config, cell, pytypes.SimpleNamespace())["params"]
+
+
+@pytest.mark.parametrize("start", ["search", "compare"])
+def test_a_split_that_is_scored_at_the_end_is_looked_for_at_the_start(start, tmp_path, capsys):
+    trees.camvid_segnet(tmp_path / "data", splits=("train",))
+    flags = ["--config.data.name=camvid", f"--config.data.dir={tmp_path / 'data'}", "--config.data.history=stills"]
+    message = refused(capsys, *STARTS[start], f"--config={SMOKE}", f"--workdir={tmp_path / 'run'}", *TINY, *flags)
+    assert "val" in message and not (tmp_path / "run").exists()
