@@ -66,7 +66,7 @@ class Run:
         self.missing: list[tuple[str, str]] = []
 
     def figure(self, file: str) -> pathlib.Path:
-        """The path of a figure that is about to be written; where that cannot be in the run folder, for the page alone."""
+        """The path of a figure to write: in the run folder, or where that cannot be, for the page alone."""
         if self._scratch is None and not _is_writable(self._figures_dir):
             self._scratch = tempfile.TemporaryDirectory()
         path = (self._figures_dir if self._scratch is None else pathlib.Path(self._scratch.name)) / file
