@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -17,9 +18,21 @@ import trees
 
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, json_text, locking, workdir
+from dvsnas_jax.core import distributed, errors, json_text, locking, workdir
 from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import claims, evaluate, feature_cache, features, fit, load, pretrain, report_data, train, winners
+from dvsnas_jax.run import (
+    claims,
+    evaluate,
+    feature_cache,
+    features,
+    fit,
+    load,
+    pretrain,
+    report,
+    report_data,
+    train,
+    winners,
+)
 from dvsnas_jax.search import ablate_runs, pipeline
 from dvsnas_jax.space import genotype as genotype_lib
 
@@ -125,6 +138,18 @@ def test_a_process_may_take_its_lock_again_and_gives_it_back_at_the_end(tmp_path
     with pytest.raises(RuntimeError, match="a fault"), folder.hold():
         raise RuntimeError("a fault")
     assert not locking._held
+
+
+def test_of_several_processes_the_first_takes_the_lock_and_all_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "tell", lambda text: '""')
+    folder = workdir.Workdir(tmp_path)
+    with folder.hold():
+        folder.claim(config_lib.load(None))
+        assert not locking._held and not list(tmp_path.iterdir())
+    monkeypatch.setattr(distributed, "tell", lambda text: '"it is in use"')
+    with pytest.raises(errors.UserError, match="it is in use"), folder.hold():
+        pass
 
 
 def test_without_locks_the_run_goes_on_with_a_warning(tmp_path, monkeypatch, capsys):
@@ -263,6 +288,8 @@ def test_a_relative_path_is_kept_so_that_it_can_be_read_from_anywhere(tmp_path, 
 
 def test_moved_data_goes_on_at_its_new_place(run, tmp_path):
     (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(errors.UserError, match="data: no such dataset folder; set data.dir to where it is now"):
+        clips_lib.num_clips(claims.check(run.config(), run).data, "train", 1)
     claims.claim(camvid(tmp_path / "moved"), run)
     assert run.config().data.dir == str(tmp_path / "moved")
     assert claims.check(run.config(), run).data.dir == str(tmp_path / "moved")
@@ -432,6 +459,14 @@ def test_an_evaluation_is_shown_for_the_cell_that_was_scored(cell, other):
     assert page.scores() == {} and page.arrays(report_data.STRIP) is None
 
 
+def test_a_report_of_a_folder_that_cannot_be_written_goes_elsewhere(cell, tmp_path, monkeypatch):
+    before = state_of(cell)
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(cell.path)))
+    page = tmp_path / "page.html"
+    assert report.write(cell.path, output=page) == [str(page)]
+    assert "The cell" in page.read_text() and state_of(cell) == before
+
+
 def test_a_stage_that_starts_again_drops_its_own_lines_alone(tmp_path):
     folder = workdir.Workdir(tmp_path)
     stages = ("compare_a_seed1000", "compare_a_seed10000", "compare_a_seed1000_val", "retrain_a", "retrain")
@@ -443,6 +478,19 @@ def test_a_stage_that_starts_again_drops_its_own_lines_alone(tmp_path):
             folder=folder, stop=pytypes.SimpleNamespace(), checkpoint_every=1,
         )  # fmt: skip
     assert [line["stage"] for line in folder.read("metrics.jsonl")] == [stages[1], stages[3], stages[4]]
+
+
+def test_a_search_marks_its_folder_and_that_alone_is_no_result(tmp_path, other):
+    folder = workdir.Workdir(tmp_path / "run")
+    claims.claim(config_lib.load(None), folder)
+    winners.mark_search(folder)
+    claims.claim(config_lib.load(None, {"seed": "4"}), folder)  # nothing was computed yet
+    assert not winners.is_trained(folder, *train.read_genotype(other))
+    begin(folder)
+    winners.unmark_search(folder)
+    assert winners.is_searched(folder) and not winners.is_search_done(folder)
+    with pytest.raises(errors.UserError, match="is the folder of a search"):
+        winners.is_trained(folder, *train.read_genotype(other))
 
 
 # --- nothing is written before all is checked ---------------------------------------------------------------------
@@ -493,3 +541,11 @@ def test_a_trained_network_needs_neither_its_weights_nor_its_teacher(cell, monke
     config.net.weights = config.pretrain.teacher = "gone"
     pretrain.check(config, cell)
     assert pretrain.run(config, cell, pytypes.SimpleNamespace())["params"]
+
+
+@pytest.mark.parametrize("start", ["search", "compare"])
+def test_a_split_that_is_scored_at_the_end_is_looked_for_at_the_start(start, tmp_path, capsys):
+    trees.camvid_segnet(tmp_path / "data", splits=("train",))
+    flags = ["--config.data.name=camvid", f"--config.data.dir={tmp_path / 'data'}", "--config.data.history=stills"]
+    message = refused(capsys, *STARTS[start], f"--config={SMOKE}", f"--workdir={tmp_path / 'run'}", *TINY, *flags)
+    assert "val" in message and not (tmp_path / "run").exists()

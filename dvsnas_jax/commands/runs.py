@@ -24,7 +24,7 @@ def register(add: common.Add) -> None:
     )
     train.add_argument(
         "--genotype", metavar="FILE",
-        help="genotype JSON, or zoo:NAME; without it only the static network is trained",
+        help="genotype JSON, or zoo:NAME, the one cell of the folder; without it only the static network is trained",
     )  # fmt: skip
     evaluate = add(
         "evaluate",

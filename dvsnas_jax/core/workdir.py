@@ -115,7 +115,7 @@ class Workdir:
             for key in config_lib.differences(stored or self.config(), config)
             if not any(key == name or key.startswith(f"{name}.") for name in ignore)
         ]
-        if keys and not self._is_begun():
+        if keys and not self.is_begun():
             return False
         if keys:
             shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
@@ -125,11 +125,11 @@ class Workdir:
             )
         return True
 
-    def _is_begun(self) -> bool:
-        """Whether there is more than what a claim writes."""
+    def is_begun(self) -> bool:
+        """Whether something was computed: there is more than what a claim writes, and empty files."""
         start = {CONFIG, ENVIRONMENT, IDENTITY, locking.FILE}
-        files = (path for path in self.path.rglob("*") if path.is_file())
-        return any(str(path.relative_to(self.path)) not in start and path.suffix != ".tmp" for path in files)
+        files = (path for path in self.path.rglob("*") if path.is_file() and path.suffix != ".tmp")
+        return any(str(path.relative_to(self.path)) not in start and path.stat().st_size for path in files)
 
     def claim(
         self,

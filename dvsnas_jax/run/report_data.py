@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shlex
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -62,14 +64,18 @@ class Run:
         self.genotypes, self.metrics = (read_lines(path / file) for file in LINE_FILES)
         num_steps = self.config.get("search", {}).get("steps")
         self.searched, self.drawn = figures.split_sources(self.genotypes, num_steps)
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self.written: list[str] = []
         self.missing: list[tuple[str, str, str]] = []
 
     def figure(self, file: str) -> pathlib.Path:
-        """The path of a figure that is about to be written."""
-        path = self._figures_dir / file
+        """The path of a figure to write: in the run folder, or where that cannot be, for the page alone."""
+        if self._scratch is None and not _is_writable(self._figures_dir):
+            self._scratch = tempfile.TemporaryDirectory()
+        path = (self._figures_dir if self._scratch is None else pathlib.Path(self._scratch.name)) / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.written.append(str(path))
+        if self._scratch is None:
+            self.written.append(str(path))
         return path
 
     def _compare(self) -> dict[str, Any]:
@@ -148,6 +154,13 @@ class Run:
             operations=tuple(section.get("operations") or genotypes.FIRST_OPERATIONS),
             aggregations=tuple(section.get("aggregations") or genotypes.FIRST_AGGREGATIONS),
         )
+
+
+def _is_writable(folder: pathlib.Path) -> bool:
+    """Whether files can be written into a folder, which may have to be made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
         pretrain.check(config, folder)
         num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
         claims.claim(config, folder)
+        winners.unmark_search(folder)
         if is_done and distributed.is_main():
             what = "the static network" if given is None else f"genotype {genotype_lib.digest(*given)}"
             print(f"{folder.path}: {what} is trained already, nothing is trained again", file=sys.stderr)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dvsnas_jax.core import errors, workdir
+from dvsnas_jax.core import distributed, errors, workdir
 from dvsnas_jax.space import genotype as genotype_lib
 
 BEST = "best_genotype.json"
@@ -53,7 +53,19 @@ def read(folder: workdir.Workdir) -> Winner | None:
 def is_searched(folder: workdir.Workdir) -> bool:
     """Whether a search was begun in the run folder."""
     stages = (folder.path / "checkpoints" / stage for stage in _STAGES)
-    return (folder.path / CANDIDATES).is_file() or any(stage.is_dir() for stage in stages)
+    return ((folder.path / CANDIDATES).is_file() and folder.is_begun()) or any(stage.is_dir() for stage in stages)
+
+
+def mark_search(folder: workdir.Workdir) -> None:
+    """Makes the folder that of a search from its start on: as soon as anything is computed."""
+    if distributed.is_main():
+        (folder.path / CANDIDATES).touch()
+
+
+def unmark_search(folder: workdir.Workdir) -> None:
+    """Takes the mark off a folder in which a search computed nothing."""
+    if distributed.is_main() and not is_searched(folder):
+        (folder.path / CANDIDATES).unlink(missing_ok=True)
 
 
 def is_search_done(folder: workdir.Workdir) -> bool:

@@ -67,6 +67,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
         evaluate.check(config)
         claims.claim(config, folder)
         winners.is_search_done(folder)  # again: the folder may have been another's until now
+        winners.mark_search(folder)
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
             compiled = None
             if not is_done:
