@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, json_text
 
 if TYPE_CHECKING:
     import ml_collections
@@ -46,12 +45,20 @@ def adder(commands: Any, parent: str = "") -> Add:
     return add
 
 
-def add_config(command: argparse.ArgumentParser, *, is_required: bool) -> None:
-    """Adds `--config`; the overrides are taken out of the words before the parser sees them."""
+def add_config(command: argparse.ArgumentParser, *, is_required: bool = False, is_of_run: bool = False) -> None:
+    """Adds `--config`; the overrides are taken out of the words before the parser sees them.
+
+    Args:
+      command: the parser.
+      is_required: whether it has to be given.
+      is_of_run: where it is not given, it is the one that the folder `--workdir` holds.
+    """
+    default = " (default: that of the run in --workdir)" if is_of_run else ""
     command.add_argument(
         "--config", metavar="FILE", required=is_required,
-        help="Python file with get_config(); change a key by --config.search.steps=200",
+        help=f"Python file with get_config(){default}; change a key by --config.search.steps=200",
     )  # fmt: skip
+    command.set_defaults(is_config_of_run=is_of_run)
 
 
 def add_compile_cache(command: argparse.ArgumentParser) -> None:
@@ -75,10 +82,22 @@ def add_processes(command: argparse.ArgumentParser) -> None:
 
 
 def load_config(arguments: argparse.Namespace) -> ml_collections.ConfigDict:
-    """The configuration that the words of a command describe."""
+    """The configuration that the words of a command describe: of a file, or that of the run folder, and changes to it.
+
+    Raises:
+      UserError: a bad one, or none where the command needs one.
+    """
     from dvsnas_jax.core import config
 
-    return config.load(arguments.config, arguments.overrides)
+    if arguments.config or not arguments.is_config_of_run:
+        return config.load(arguments.config, arguments.overrides)
+    folder = open_workdir(arguments.workdir) if arguments.workdir else None
+    if folder is None or not folder.is_claimed:
+        reason = "" if folder is None else f", as {folder.path} holds no run (no config.json)"
+        raise errors.UserError(
+            f"--config: is needed{reason}; give a Python file with get_config(), for example --config=configs/smoke.py"
+        )
+    return config.changed(folder.config(), arguments.overrides)
 
 
 def open_workdir(path: str) -> Any:
@@ -121,4 +140,4 @@ def print_summary(result: Any) -> None:
     if isinstance(result, dict):
         for key, value in result.items():
             shown = f"{value:.4f}" if isinstance(value, float) else value
-            print(f"{key}: {json.dumps(shown) if isinstance(shown, dict | list) else shown}")
+            print(f"{key}: {json_text.dumps(shown) if isinstance(shown, dict | list) else shown}")

@@ -64,7 +64,12 @@ def find(data: ml_collections.ConfigDict, split: str) -> frames.Source:
     Raises:
       UserError: no such folder, or the first thing that makes the split unusable.
     """
-    return find_in(root(data), split, data.name, folder_layout.options(data.folder))
+    folder = root(data)
+    if folder and not os.path.isdir(folder):
+        raise errors.UserError(
+            f"{folder}: no such dataset folder; set data.dir to where it is now; {_EXPECTED.get(data.name, '')}"
+        )
+    return find_in(folder, split, data.name, folder_layout.options(data.folder))
 
 
 @functools.lru_cache(maxsize=32)

@@ -150,10 +150,10 @@ def _load_run(path: pathlib.Path, key_interval: int | None) -> Segmenter:
     """Opens a run folder; nothing is written to it."""
     from dvsnas_jax.core import workdir
     from dvsnas_jax.data import pipeline
-    from dvsnas_jax.run import pretrain, stream, train
+    from dvsnas_jax.run import claims, pretrain, stream, train
 
     folder = workdir.Workdir(path)
-    config = folder.config()
+    config = claims.config_of(folder)
     train.require_winner(folder)
     if key_interval is not None:
         check_interval(config.space.mode, key_interval)

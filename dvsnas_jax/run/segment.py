@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fractions
-import json
 import pathlib
 import sys
 import threading
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from dvsnas_jax.core import errors, progress, signals
+from dvsnas_jax.core import errors, json_text, progress, signals
 from dvsnas_jax.data import prefetch
 from dvsnas_jax.run import cuts, load, segment_summary, video, video_out
 
@@ -344,6 +343,6 @@ class _Outputs:
 
 def _write_summary(path: str, summary: dict[str, Any]) -> None:
     try:
-        pathlib.Path(path).write_text(json.dumps(summary, indent=1) + "\n")
+        pathlib.Path(path).write_text(json_text.dumps(summary, indent=1) + "\n")
     except OSError as error:
         raise errors.UserError(f"--summary: cannot write {path}: {error.strerror}") from None
