@@ -67,10 +67,9 @@ def _check(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
     if arguments.workers < 0:
         raise errors.UserError(f"--workers: must be at least 0, got {arguments.workers}")
-    from dvsnas_jax.data import check, folder_layout
+    from dvsnas_jax.data import check, layouts
 
-    options = folder_layout.options(config.data.folder)
-    report = check.run(arguments.dir, arguments.layout, options, workers=arguments.workers)
+    report = check.run(arguments.dir, arguments.layout, layouts.options(config.data), workers=arguments.workers)
     for problem in report.problems:
         print(problem)
     if report.problems:
