@@ -20,6 +20,8 @@ from dvsnas_jax.data import folders, frames, prepared, store
 
 LIMIT = 256
 """Label images of a split that are read before a training, unless they look wrong."""
+FEWEST = 32
+"""That are read even where the first show every class: others may hold values that no class has."""
 ALL = "all"
 _SHOWN = 12
 _WITHHELD = "test"
@@ -94,7 +96,7 @@ def read(data: ml_collections.ConfigDict, split: str, *, limit: int | None = Non
     Args:
       data: section of the configuration.
       split: train, val or test.
-      limit: stop after about so many, or where every class was met; None: all are read.
+      limit: stop after so many, and after `FEWEST` where every class was met; None: all are read.
 
     Raises:
       UserError: the data set or a label image is not usable.
@@ -105,7 +107,8 @@ def read(data: ml_collections.ConfigDict, split: str, *, limit: int | None = Non
     order = np.random.default_rng(0).permutation(places).tolist()
     for path, pixels in _labels(data, split, source, order):
         found.add(path, frames.count_values(source.code.pack(pixels)))
-        if limit is not None and (found.num_read >= limit or not found.missing):
+        is_enough = found.num_read >= FEWEST and not found.missing
+        if limit is not None and (is_enough or found.num_read >= limit):
             break
     return found
 

@@ -208,6 +208,8 @@ def scan(root: pathlib.Path, split: str, chosen: Options, splits: tuple[str, ...
             place = root / pattern.replace("{split}", split)
             found.fail(place, f"no frames match this pattern{there}; correct data.folder.frames or data.dir")
         return found
+    if not chosen.frames:
+        folder_names.refuse_guess(pattern, list(stamps.values()), found)
     numbers = _numbers(stamps)
     images = {numbers[stamp]: path for stamp, path in stamps.items()}
     labels = {numbers[stamp]: path for stamp, path in masks.items() if stamp in numbers}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dvsnas_jax.data import listing
 
 _DIGITS = re.compile(r"\d+")
-_STAMP = re.compile(r"\d+\.\d+")
+_STAMP = re.compile(r"\d+\.\d+$")
 _LOSSY = (".jpg", ".jpeg")
 _MAX_FOLDERS = 1000
 """That are looked into for an example."""
@@ -47,6 +47,19 @@ def report_repeated(pattern: str, pairs: Sequence[tuple[pathlib.Path, pathlib.Pa
     for first, again in pairs:
         if (first, again) not in same_stem and _is_padded(first, again):
             found.fail(again, f"the same frame number as {first.name}; rename one of the two, or remove it")
+
+
+def refuse_guess(pattern: str, paths: Sequence[pathlib.Path], found: listing.Scan) -> None:
+    """Decimal time stamps have two numbers, of which a guessed pattern takes one: the user has to say what they are."""
+    stamps = [path for path in paths if _STAMP.search(path.stem)]
+    if stamps and not found.problems:
+        prefix = f"{folder}/" if (folder := pattern.rpartition("/")[0]) else ""
+        text = _STAMP.sub("{time}", stamps[-1].stem) + stamps[-1].suffix
+        found.fail(
+            stamps[-1],
+            f"names hold more than one number ({len(stamps)} such files); give data.folder.frames the pattern of the "
+            f"names, for example {prefix}{text}",
+        )
 
 
 def _count(pairs: Sequence[tuple[pathlib.Path, pathlib.Path]]) -> str:

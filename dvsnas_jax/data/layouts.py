@@ -180,4 +180,4 @@ def present(folder: str, layout: str, options: folder_layout.Options) -> list[st
     if layout == "cityscapes":
         tops = (cityscapes_layout.SEQUENCES, cityscapes_layout.STILLS, cityscapes_layout.LABELS)
         return [split for split in SPLITS if any((path / top / split).is_dir() for top in tops)]
-    return [split for split in SPLITS if folder_layout.scan(path, split, options, SPLITS).frames]
+    return [split for split in SPLITS if folder_layout.scan(path, split, options, SPLITS).frames] or ["train"]
