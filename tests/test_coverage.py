@@ -107,6 +107,24 @@ def test_rewards_are_measured_on_the_first_clips_alone(tmp_path):
     assert require_labels.check(config, is_rewarded=True) == NUM - 1
 
 
+def test_data_check_with_a_config_looks_where_its_search_measures(tmp_path, capsys):
+    root, config = _tree(tmp_path / "data"), _config(tmp_path / "data")
+    lines = [
+        "from dvsnas_jax.core import config as config_lib",
+        "def get_config():",
+        "    config = config_lib.defaults()",
+    ]
+    lines += ["    config.data.name = 'folder'", "    config.data.update({'num_frames': 2, 'height': 6, 'width': 8})"]
+    lines += ["    config.search.meta_val_fraction = 0.25", "    return config"]
+    (tmp_path / "own.py").write_text("\n".join(lines))
+    words = ["data", "check", str(root), f"--config={tmp_path / 'own.py'}", *_words(config)]
+    assert cli.main(words) == 0
+    _blank_meta_val(root, config)
+    layouts.find_in.cache_clear()
+    assert cli.main(words) == 2
+    assert "no labelled pixel in the 3 meta-validation clips" in capsys.readouterr().err
+
+
 def test_pixels_that_get_lost_by_resizing_do_not_count(tmp_path):
     config = _config(_tree(tmp_path))
     mask = _mask((255,)).copy()
@@ -220,6 +238,7 @@ def test_classes_may_be_absent_where_the_config_says_so(tmp_path, capsys):
     assert code == 0 and "note: class stripe has no pixel in any split" in out
     ignored = [line.split() for line in out.splitlines() if line.startswith("  255")]
     assert ignored == [["255", "(ignored)", "33.33%", "33.33%"]]
+    assert "note: 255 is ignored: 1,536 pixels, 33.3 % of the masks; data.folder.ids makes a class of it" in out
 
 
 def test_a_class_that_is_missing_in_one_split_is_a_note(tmp_path, capsys):

@@ -233,7 +233,8 @@ def test_broken_lists_are_problems(tmp_path, capsys):
     (tmp_path / "val.txt").write_text("v1\nv0\n")
     code, out, _ = _check(tmp_path, VIDEO, capsys)
     assert code == 2 and out.splitlines() == [
-        f"{tmp_path / 'train.txt'}: lists v7, which is no video and no frame that is there; correct or remove it",
+        f"{tmp_path / 'train.txt'}: lists v7, which is no video and no frame that is there; correct or remove it, "
+        "or split by data.folder.splits",
         f"{tmp_path / 'val.txt'}: lists v0, which train.txt lists too; keep it in one of them",
     ]
 
@@ -299,9 +300,8 @@ def test_segment_warns_where_masks_are_read_as_frames(tmp_path):
 def test_masks_without_classes_are_refused_and_the_ids_are_said(tmp_path, capsys):
     _tree(tmp_path, values=(3, 7))
     unnamed = {**SPLIT, "classes": ()}
-    for call in (lambda data: layouts.find(data, "train"), pipeline.class_table):
-        with pytest.raises(errors.UserError, match="data.folder.classes: the classes of the masks have no names"):
-            call(_data(tmp_path, unnamed))
+    with pytest.raises(errors.UserError, match="data.folder.classes: the classes of the masks have no names"):
+        layouts.find(_data(tmp_path, unnamed), "train")
     code, out, _ = _check(tmp_path, unnamed, capsys)
     assert code == 2
     assert out.startswith("data.folder.classes: the masks hold the ids 3 (50.0 %), 7 (50.0 %); name a class for each")
@@ -343,6 +343,7 @@ def test_the_id_255_may_be_a_class(tmp_path):
         ({"ids": ("0", "1", "2")}, "3 ids for 2 classes; give one a class, several as 1+2"),
         ({"ids": ("0", "65536")}, "'65536' is no id; write whole numbers in 0..65535"),
         ({"ignore": ("255", "1")}, "the id 1 means two things"),
+        ({"absent": ("car",)}, "data.folder.absent: 'car' is no class; use a, b, or all"),
         ({"classes": ("camvid",), "colors": ("#000000",)}, "camvid has colours; leave them out"),
         ({"classes": tuple(f"c{i}" for i in range(256))}, "256 classes, at most 255 are possible"),
     ],
@@ -532,7 +533,7 @@ def test_files_that_no_program_reads_are_named_by_type(tmp_path, capsys):
 
 # --- from an empty directory to a segmented video -------------------------------------------------
 
-EXAMPLE = '''
+EXAMPLE = """
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import presets
 
@@ -549,7 +550,7 @@ def get_config():
     config.data.folder.splits = ("0.7", "0.3")  # whole videos
     config.data.num_frames = 2
     return config
-'''
+"""
 """The config of the worked example of the documentation."""
 
 

@@ -33,6 +33,7 @@ def register(add: common.Add) -> None:
         "--workers", type=int, default=0, metavar="N", help="files read at once; default: as many as cores"
     )
     common.add_config(check, is_required=False)
+    check.epilog = f"{check.epilog}\nwith --config, also whether a search of that config finds labels where it measures"
     prepare = add(
         "prepare", _prepare, "write the clips of a dataset as TFDS records, to read with config.data.prepared",
         "--config=configs/camvid_small.py --config.data.dir=/data/camvid --output=/data/prepared",
@@ -77,6 +78,11 @@ def _check(arguments: argparse.Namespace) -> None:
             f"{arguments.dir}: {len(report.problems)} problems (listed above); correct them and check again"
         )
     print(check.text(report))
+    if arguments.config and config.data.name == report.layout.split("_")[0]:
+        from dvsnas_jax.run import require_labels
+
+        config.data.dir = arguments.dir
+        require_labels.check(config, is_rewarded=True, is_evaluated=True, do_note=False)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

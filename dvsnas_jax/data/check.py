@@ -142,7 +142,21 @@ def _coverage(splits: list[coverage.Split], layout: str, options: folder_layout.
             f"in the order of data.folder.{key} ({','.join(map(splits[0].code.text, values[:12]))}), and in "
             "data.folder.ignore those that are none"
         ] if values else [], []  # fmt: skip
-    return coverage.judge(splits, is_own=layout == "folder", absent=options.absent)
+    problems, notes = coverage.judge(splits, is_own=layout == "folder", absent=options.absent)
+    return problems, notes + (_ignored_notes(splits) if layout == "folder" else [])
+
+
+def _ignored_notes(splits: list[coverage.Split]) -> list[str]:
+    """What is ignored of the masks of one's own data, and the key that makes a class of it."""
+    counts: collections.Counter[int] = collections.Counter()
+    for split in splits:
+        counts.update(split.values(types.IGNORE))
+    total = sum(sum(split.counts.values()) for split in splits)
+    return [
+        f"{splits[0].code.text(value)} is ignored: {count:,} pixels, {100 * count / total:.1f} % of the masks; "
+        f"data.folder.{'colors' if splits[0].code.is_color else 'ids'} makes a class of it"
+        for value, count in counts.most_common(_SHOWN_IGNORED)
+    ]
 
 
 def _inspect_all(source: frames.Source, workers: int, bar: progress.Bar) -> list[_File]:

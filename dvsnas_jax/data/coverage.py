@@ -16,13 +16,12 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import types
-from dvsnas_jax.data import folders, frames, prepared, store
+from dvsnas_jax.data import folder_layout, folders, frames, prepared, store
 
 LIMIT = 256
 """Label images of a split that are read before a training, unless they look wrong."""
 FEWEST = 32
 """That are read even where the first show every class: others may hold values that no class has."""
-ALL = "all"
 _SHOWN = 12
 _WITHHELD = "test"
 """The split whose labels are often kept by the owners of the data."""
@@ -157,7 +156,7 @@ def judge(splits: Sequence[Split], *, is_own: bool, absent: Sequence[str] = ()) 
     Args:
       splits: those with label images.
       is_own: a folder of the user's own: its ids and classes may be wrong, not its files alone.
-      absent: classes that may have no pixel, or `ALL`.
+      absent: classes that may have no pixel, or all.
 
     Returns:
       Problems, with which no training makes sense, and notes.
@@ -175,7 +174,7 @@ def judge(splits: Sequence[Split], *, is_own: bool, absent: Sequence[str] = ()) 
     if not known or problems:
         return problems, notes
     nowhere = [name for name in known[0].table.names if all(name in split.missing for split in known)]
-    unexpected = [name for name in nowhere if name not in absent and ALL not in absent]
+    unexpected = [name for name in nowhere if name not in absent and folder_layout.ALL_ABSENT not in absent]
     trap = _trap(known, unexpected, is_own)
     if trap:
         return [trap], notes

@@ -32,6 +32,8 @@ GUESSES = (
 )
 """Patterns that are tried, in this order, where none is given; the one with most frames is taken."""
 ONE_VIDEO = "video"
+ALL_ABSENT = "all"
+"""In data.folder.absent: any class."""
 _FIELDS = {
     "sequence": r"(?P<sequence>[^/]+?)",
     "number": r"[A-Za-z]?(?<!\d)(?P<number>\d+)",
@@ -84,20 +86,14 @@ def options(section: ml_collections.ConfigDict) -> Options:
 
 
 def table(chosen: Options) -> types.ClassTable:
-    """Names and colours of the classes; CamVid's 11 where there are no masks and no class is named.
+    """Names and colours of the classes; CamVid's 11 where no class is named.
 
     Raises:
-      UserError: masks whose classes have no names, names that are there twice, or colours that are none or not one a
-        class.
+      UserError: names that are there twice, or colours that are none or not one a class.
     """
     if not chosen.classes:
         if chosen.colors:
             raise errors.UserError("data.folder.colors: colours without classes; name them in data.folder.classes")
-        if chosen.masks:
-            raise errors.UserError(
-                "data.folder.classes: the classes of the masks have no names; give one for each id 0, 1, 2, ... (other "
-                "ids: data.folder.ids), as sky,road,car; camvid, or cityscapes, stands for all of its classes"
-            )
         return camvid_table.TABLE
     known = _known_table(chosen.classes)
     if known is not None:
@@ -133,15 +129,24 @@ def code(chosen: Options) -> frames.LabelCode:
     """How the masks become train ids.
 
     Raises:
-      UserError: ids or colours that are none, are there twice, or not one a class.
+      UserError: masks whose classes have no names; ids or colours that are none, are there twice, or not one a class.
     """
     classes = table(chosen)
+    if chosen.is_unnamed:
+        raise errors.UserError(
+            "data.folder.classes: the classes of the masks have no names; give one for each id 0, 1, 2, ... (other "
+            "ids: data.folder.ids), as sky,road,car; camvid, or cityscapes, stands for all of its classes"
+        )
+    strange = [name for name in chosen.absent if name not in (*classes.names, ALL_ABSENT)]
+    if strange:
+        known = ", ".join(classes.names)
+        raise errors.UserError(f"data.folder.absent: {strange[0]!r} is no class; use {known}, or all")
     is_color = chosen.labels == "colors"
     if is_color:
         if chosen.classes and not chosen.colors and _known_table(chosen.classes) is None:
             raise errors.UserError("data.folder.colors: masks in colours need them; give one a class, as #rrggbb")
-        known = [f"#{int(r):02x}{int(g):02x}{int(b):02x}" for r, g, b in classes.colors]
-        texts, key, parse_fn, what = chosen.colors or known, "colors", frames.parse_color, "colour"
+        painted = tuple(f"#{int(r):02x}{int(g):02x}{int(b):02x}" for r, g, b in classes.colors)
+        texts, key, parse_fn, what = chosen.colors or painted, "colors", frames.parse_color, "colour"
     else:
         texts = chosen.ids or tuple(map(str, range(classes.num_classes)))
         key, parse_fn, what = "ids", frames.parse_id, "id"
@@ -196,11 +201,11 @@ def scan(root: pathlib.Path, split: str, chosen: Options, splits: tuple[str, ...
     if not pattern:
         found.fail(root, f"no frames; set data.folder.frames to their pattern, for example {folder_names.hint(root)}")
         return found
-    stamps = _matches(root, pattern, split, found)
+    stamps = _matches(root, pattern, split, found, "frames")
     masks: dict[_Stamp, pathlib.Path] = {}
     if chosen.masks:
         _check_fields(pattern, chosen.masks)
-        masks = _matches(root, chosen.masks, split, found)
+        masks = _matches(root, chosen.masks, split, found, "masks")
     if not stamps:
         if not any(problem.is_fatal for problem in found.problems):
             there = folder_names.example(root)
@@ -295,8 +300,10 @@ def _regex(part: str) -> re.Pattern[str]:
     return re.compile(text + re.escape(stem + dot) + f"(?i:{re.escape(suffix)})")
 
 
-def _matches(root: pathlib.Path, pattern: str, split: str, found: listing.Scan) -> dict[_Stamp, pathlib.Path]:
-    """The files that match a pattern, by sequence and number or time, in the order of their paths."""
+def _matches(
+    root: pathlib.Path, pattern: str, split: str, found: listing.Scan, key: str = "frames"
+) -> dict[_Stamp, pathlib.Path]:
+    """The files that match a pattern, that of a key, by sequence and number or time, in the order of their paths."""
     if ("{number}" in pattern) == ("{time}" in pattern):
         raise errors.UserError(
             f"data.folder: the pattern {pattern!r} has no {{number}}; add it, frames need an order "
@@ -319,7 +326,7 @@ def _matches(root: pathlib.Path, pattern: str, split: str, found: listing.Scan) 
             repeated.append((files[stamp], path))
         else:
             files[stamp] = path
-    folder_names.report_repeated(pattern, repeated, found)
+    folder_names.report_repeated(pattern, repeated, found, f"data.folder.{key}")
     if files and others:
         found.notes.append(f"{others[0]}: does not match the pattern {pattern} ({len(others)} such files are unused)")
     return files

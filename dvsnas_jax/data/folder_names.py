@@ -16,13 +16,16 @@ _MAX_FOLDERS = 1000
 """That are looked into for an example."""
 
 
-def report_repeated(pattern: str, pairs: Sequence[tuple[pathlib.Path, pathlib.Path]], found: listing.Scan) -> None:
+def report_repeated(
+    pattern: str, pairs: Sequence[tuple[pathlib.Path, pathlib.Path]], found: listing.Scan, key: str
+) -> None:
     """Says why two files are one frame; a problem for each reason, and for each file that is really there twice.
 
     Args:
       pattern: of the files.
       pairs: (file that was met first, file of the same frame).
       found: gets the problems.
+      key: of the config that holds the pattern.
     """
     folder = pattern.rpartition("/")[0]
     prefix = f"{folder}/" if folder else ""
@@ -42,7 +45,7 @@ def report_repeated(pattern: str, pairs: Sequence[tuple[pathlib.Path, pathlib.Pa
         found.fail(
             again,
             f"names hold more than one number, and this one reads as the frame of {first.name} ({_count(several)}); "
-            f"give data.folder.frames the pattern of the names, for example {prefix}{_pattern_of(first, again)}",
+            f"give {key} the pattern of the names, for example {prefix}{_pattern_of(first, again)}",
         )
     for first, again in pairs:
         if (first, again) not in same_stem and _is_padded(first, again):

@@ -190,7 +190,8 @@ def _listed(
         for line in listing.lines(path):
             keys = _lookup(names, line)
             if keys is None:
-                found.fail(path, f"lists {line}, which is no video and no frame that is there; correct or remove it")
+                hint = "correct or remove it, or split by data.folder.splits"
+                found.fail(path, f"lists {line}, which is no video and no frame that is there; {hint}")
                 continue
             has_frames |= len(keys) == 1
             for key in keys:

@@ -13,7 +13,9 @@ from dvsnas_jax.data import coverage, pipeline, store
 from dvsnas_jax.run import pretrain
 
 
-def check(config: ml_collections.ConfigDict, *, is_rewarded: bool = False, is_evaluated: bool = False) -> int:
+def check(
+    config: ml_collections.ConfigDict, *, is_rewarded: bool = False, is_evaluated: bool = False, do_note: bool = True
+) -> int:
     """Looks whether there are labelled pixels where a run trains and measures; prints notes on standard error.
 
     Of a data set on disk some label images are read (`coverage.LIMIT` of a split, fewer where every class is met
@@ -23,6 +25,7 @@ def check(config: ml_collections.ConfigDict, *, is_rewarded: bool = False, is_ev
       config: of the run.
       is_rewarded: candidates are scored on meta-validation clips.
       is_evaluated: the run is scored on `config.evaluate.split` in the end.
+      do_note: print what is harmless, too.
 
     Returns:
       The number of clips of the train split.
@@ -44,7 +47,9 @@ def check(config: ml_collections.ConfigDict, *, is_rewarded: bool = False, is_ev
     if is_evaluated:
         store.videos(data, config.evaluate.split)  # says so where there are none
     names = dict.fromkeys(("train", *([config.evaluate.split] if is_evaluated else [])))
-    _require_classes(data, list(names))
+    notes = _require_classes(data, list(names))
+    for note in notes if do_note and distributed.is_main() else ():
+        print(f"note: {note}", file=sys.stderr, flush=True)
     targets = store.index(data, "train", data.num_frames).places[:, -1]
     if is_rewarded:
         num = min(config.search.reward_clips, len(held_out))
@@ -58,8 +63,8 @@ def check(config: ml_collections.ConfigDict, *, is_rewarded: bool = False, is_ev
     return num_clips
 
 
-def _require_classes(data: ml_collections.ConfigDict, names: list[str]) -> None:
-    """One rule for the classes of the splits that a run uses, see `coverage.judge`."""
+def _require_classes(data: ml_collections.ConfigDict, names: list[str]) -> list[str]:
+    """One rule for the classes of the splits that a run uses, see `coverage.judge`; what is harmless is returned."""
     splits = [coverage.read(data, name, limit=coverage.LIMIT) for name in names]
     options = {"is_own": data.name == "folder", "absent": tuple(data.folder.absent)}
     problems, notes = coverage.judge(splits, **options)
@@ -69,8 +74,7 @@ def _require_classes(data: ml_collections.ConfigDict, names: list[str]) -> None:
     if problems:
         more = f" ({len(problems) - 1} more problems: run `dvsnas data check`)" if len(problems) > 1 else ""
         raise errors.UserError(f"{problems[0]}{more}")
-    for note in notes if distributed.is_main() else ():
-        print(f"note: {note}", file=sys.stderr, flush=True)
+    return notes
 
 
 def _require_pixel(data: ml_collections.ConfigDict, places: Sequence[int] | np.ndarray, what: str, keys: str) -> None:
