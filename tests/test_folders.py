@@ -198,6 +198,19 @@ def test_lists_of_labelled_frames_take_the_history_with_them(tmp_path):
     assert found["val"] == [f"video/{i}" for i in (3, 4, 5)]
 
 
+def test_a_folder_like_cityscapes(tmp_path):
+    for split, city in (("train", "aachen"), ("val", "ulm")):
+        for i in (19, 20):
+            name = f"{split}/{city}/{city}_000001_{i:06d}"
+            _pair(tmp_path / f"leftImg8bit/{name}_leftImg8bit.png", tmp_path / f"gtFine/{name}_gtFine_labelTrainIds.png")
+    folder = {"frames": "leftImg8bit/{split}/*/{sequence}_{number}_leftImg8bit.png", "classes": ("a", "b")}
+    folder |= {"masks": "gtFine/{split}/*/{sequence}_{number}_gtFine_labelTrainIds.png"}
+    found = _splits(tmp_path, folder)
+    assert found["train"] == ["aachen_000001/19", "aachen_000001/20"] and found["val"][0] == "ulm_000001/19"
+    labels = pipeline.load_clips(_data(tmp_path, folder), split="val", num_frames=2).labels
+    np.testing.assert_array_equal(labels[0, 0], _ids("ulm_000001_000019_gtFine_labelTrainIds.png"))
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -275,8 +288,10 @@ def test_frame_and_mask_side_by_side_and_the_advice_works(tmp_path, capsys):
     code, out, _ = _check(tmp_path, {}, capsys)
     assert code == 2 and len(out.splitlines()) == 1 and "the same name as 00000.jpg (3 such files)" in out
     words = dict(word.split("=") for word in out.replace(",", " ").split() if word.startswith("data.folder."))
-    assert words == {"data.folder.frames": "*{number}.jpg", "data.folder.masks": "*{number}.png"}
+    assert words == {"data.folder.frames": "{number}.jpg", "data.folder.masks": "{number}.png"}
     folder = {key.rpartition(".")[2]: value for key, value in words.items()} | {"classes": ("a", "b")}
+    code, out, _ = _check(tmp_path, folder, capsys)
+    assert code == 0 and "unused" not in out
     frames = layouts.find(_data(tmp_path, folder), "train").frames
     names = [(frame.image.name, frame.label.name) for frame in frames]
     assert names == [(f"{i:05d}.jpg", f"{i:05d}.png") for i in range(3)]
@@ -593,7 +608,7 @@ def test_the_worked_example_is_checked(tmp_path, monkeypatch, capsys):
 def test_the_worked_example_ends_in_a_segmented_video(tmp_path, monkeypatch, capsys):
     config_word = _example_words(tmp_path, monkeypatch)
     tiny = {"net.width": 0.125, "net.decoder_channels": 8, "space.channels": 8, "space.num_layers": 2}
-    tiny |= {"pretrain.steps": 40, "pretrain.eval_every": 20, "pretrain.checkpoint_every": 20}
+    tiny |= {"pretrain.steps": 12, "pretrain.eval_every": 6, "space.inputs": "prev_state,decoder,logits"}
     tiny |= {"search.steps": 2, "search.genotypes_per_step": 2, "search.shared_steps": 1, "search.warmup_steps": 2}
     tiny |= {"search.num_random": 2, "search.batch_size": 2, "derive.num_rewarded": 1, "derive.num_probable": 1}
     tiny |= {"train.steps": 10, "train.norm_batches": 2, "train.batch_size": 2, "evaluate.latency_frames": 0}

@@ -44,6 +44,7 @@ _MAX_CLASSES = types.IGNORE
 _Stamp = tuple[str, int | decimal.Decimal]
 """Sequence and number, or time, of a frame."""
 _FIELD = re.compile(r"\{(\w*)\}|\*")
+_SUFFIX = re.compile(r"(.*?)((?:\.\w+)?)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,11 +202,11 @@ def scan(root: pathlib.Path, split: str, chosen: Options, splits: tuple[str, ...
     if not pattern:
         found.fail(root, f"no frames; set data.folder.frames to their pattern, for example {folder_names.hint(root)}")
         return found
-    stamps = _matches(root, pattern, split, found, "frames")
+    stamps = _matches(root, pattern, split, found, beside=chosen.masks)
     masks: dict[_Stamp, pathlib.Path] = {}
     if chosen.masks:
         _check_fields(pattern, chosen.masks)
-        masks = _matches(root, chosen.masks, split, found, "masks")
+        masks = _matches(root, chosen.masks, split, found, key="masks", beside=pattern)
     if not stamps:
         if not any(problem.is_fatal for problem in found.problems):
             there = folder_names.example(root)
@@ -296,14 +297,17 @@ def _regex(part: str) -> re.Pattern[str]:
         again = name is not None and f"(?P<{name}>" in text
         text += "[^/]*" if name is None else f"(?P={name})" if again else _FIELDS[name]
         last = match.end()
-    stem, dot, suffix = part[last:].rpartition(".")
-    return re.compile(text + re.escape(stem + dot) + f"(?i:{re.escape(suffix)})")
+    stem, suffix = _SUFFIX.fullmatch(part[last:]).groups()  # type: ignore[union-attr]  # it matches any text
+    return re.compile(text + re.escape(stem) + f"(?i:{re.escape(suffix)})")
 
 
 def _matches(
-    root: pathlib.Path, pattern: str, split: str, found: listing.Scan, key: str = "frames"
+    root: pathlib.Path, pattern: str, split: str, found: listing.Scan, *, key: str = "frames", beside: str = ""
 ) -> dict[_Stamp, pathlib.Path]:
-    """The files that match a pattern, that of a key, by sequence and number or time, in the order of their paths."""
+    """The files that match a pattern, that of a key, by sequence and number or time, in the order of their paths.
+
+    Other files in the same folders are noted, but for those that the pattern `beside` matches.
+    """
     if ("{number}" in pattern) == ("{time}" in pattern):
         raise errors.UserError(
             f"data.folder: the pattern {pattern!r} has no {{number}}; add it, frames need an order "
@@ -311,12 +315,14 @@ def _matches(
         )
     parts = pattern.replace("{split}", split).strip("/").split("/")
     whole = _regex("/".join(parts))
+    known = _regex(beside.replace("{split}", split).strip("/")) if beside else None
     files: dict[_Stamp, pathlib.Path] = {}
     others, repeated = [], []
     for path in _walk(root, [_regex(part) for part in parts], found):
-        match = whole.fullmatch(path.relative_to(root).as_posix())
+        name = path.relative_to(root).as_posix()
+        match = whole.fullmatch(name)
         if match is None:
-            others.append(path)
+            others += [] if known is not None and known.fullmatch(name) else [path]
             continue
         groups = match.groupdict()
         # Names may write an accent in two ways, frames and masks each in its own.

@@ -34,6 +34,7 @@ def report_repeated(
         a, b = sorted(same_stem[0], key=lambda path: path.suffix.lower() not in _LOSSY)
         field = pattern.rpartition("/")[2].rpartition(".")[0]
         field = field if "." in pattern.rpartition("/")[2] else "{number}"
+        field = "{number}" if a.stem.isdigit() and "{number}" in field else field
         found.fail(
             same_stem[0][1],
             f"the same name as {same_stem[0][0].name} ({_count(same_stem)}); where one is the frame and the other its "

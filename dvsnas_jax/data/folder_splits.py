@@ -72,7 +72,7 @@ def owners(
 def why_empty(images: Mapping[Key, pathlib.Path], rule: Rule, split: str, owner: Mapping[Key, str]) -> str:
     """Why a split has no frames, and what to do."""
     if rule.splits:
-        return f"{_KEY}={','.join(rule.splits)} gives it none"
+        return f"{_KEY}={','.join(rule.splits)} gives it none; add a share, a video or a list of it"
     if split != "train" and set(owner.values()) == {"train"} and len(owner) == len(images):
         return (
             f"without {{split}} in data.folder.frames all frames are train, and a score on {split} would be one on the "
