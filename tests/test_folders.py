@@ -202,7 +202,8 @@ def test_a_folder_like_cityscapes(tmp_path):
     for split, city in (("train", "aachen"), ("val", "ulm")):
         for i in (19, 20):
             name = f"{split}/{city}/{city}_000001_{i:06d}"
-            _pair(tmp_path / f"leftImg8bit/{name}_leftImg8bit.png", tmp_path / f"gtFine/{name}_gtFine_labelTrainIds.png")
+            mask = tmp_path / f"gtFine/{name}_gtFine_labelTrainIds.png"
+            _pair(tmp_path / f"leftImg8bit/{name}_leftImg8bit.png", mask)
     folder = {"frames": "leftImg8bit/{split}/*/{sequence}_{number}_leftImg8bit.png", "classes": ("a", "b")}
     folder |= {"masks": "gtFine/{split}/*/{sequence}_{number}_gtFine_labelTrainIds.png"}
     found = _splits(tmp_path, folder)

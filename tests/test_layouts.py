@@ -251,7 +251,6 @@ def test_folder_with_colours(tmp_path):
         (["train/a_b_7.PNG", "train/a_b_x9.bmp"], "{split}/{sequence}_{number}.*", [("a_b", 7), ("a_b", 9)]),
         (["train/frame12.png"], "{split}/*{number}.*", [("video", 12)]),
         (["s1/5.png", "s2/5.png"], "{sequence}/{number}.*", [("s1", 5), ("s2", 5)]),
-        (["take_v1.2_0003.png"], "{sequence}_{number}.*", [("take_v1.2", 3)]),
         (["drive_0003.png", "notes.txt"], "{sequence}_{number}.*", [("drive", 3)]),
         (["img0003.png", ".hidden_4.png"], "*{number}.*", [("video", 3)]),
     ],
