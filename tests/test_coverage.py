@@ -150,6 +150,16 @@ def test_a_split_without_a_labelled_pixel_is_refused(split, tmp_path, capsys):
         assert require_labels.check(config) == NUM - 1
 
 
+def test_an_evaluation_split_without_masks_is_refused(tmp_path):
+    config = _config(_tree(tmp_path))
+    for path in (tmp_path / "masks" / "val" / "v0").iterdir():
+        path.unlink()
+    assert "split val: none of its frames has a label image, and the run is scored on it" in _refused(
+        config, is_evaluated=True
+    )
+    assert require_labels.check(config, is_rewarded=True) == NUM - 1
+
+
 def test_labels_of_the_test_split_may_be_withheld(tmp_path, capsys):
     config = _config(_tree(tmp_path, splits=("train", "val", "test")))
     for i in range(NUM):

@@ -66,6 +66,12 @@ def check(
 def _require_classes(data: ml_collections.ConfigDict, names: list[str]) -> list[str]:
     """One rule for the classes of the splits that a run uses, see `coverage.judge`; what is harmless is returned."""
     splits = [coverage.read(data, name, limit=coverage.LIMIT) for name in names]
+    bare = [split.name for split in splits if not split.num_masks]
+    if bare:
+        raise errors.UserError(
+            f"split {bare[0]}: none of its frames has a label image, and the run is scored on it; add some, or name "
+            "another split in evaluate.split"
+        )
     options = {"is_own": data.name == "folder", "absent": tuple(data.folder.absent)}
     problems, notes = coverage.judge(splits, **options)
     if problems and not all(split.is_whole for split in splits):
