@@ -23,7 +23,7 @@ import numpy as np
 from dvsnas_jax.core import compilation, errors, progress, signals, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import claims, compare_report, compare_rows, evaluate, pretrain, stream, train
+from dvsnas_jax.run import claims, compare_report, compare_rows, evaluate, pretrain, require_labels, stream, train
 from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost, zoo
@@ -109,7 +109,7 @@ def run(
         entries = resolve(config, names)
         pretrain.check(config, folder)
         evaluate.check(config)
-        num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
+        num_clips = require_labels.check(config, is_evaluated=True)
         claims.claim(config, folder)
         seeds = range(config.seed, config.seed + num_seeds)
         # Seed by seed: a first look at all genotypes after a share of the time.

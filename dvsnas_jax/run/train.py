@@ -16,8 +16,7 @@ import optax
 
 from dvsnas_jax.core import compilation, distributed, errors, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.data import pipeline
-from dvsnas_jax.run import claims, feature_store, fit, losses, optim, pretrain, winners
+from dvsnas_jax.run import claims, feature_store, fit, losses, optim, pretrain, require_labels, winners
 from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
@@ -59,7 +58,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
         given = _given(config, genotype_path) if genotype_path else None
         is_done = winners.is_trained(folder, *given) if given else pretrain.is_trained(config, folder)
         pretrain.check(config, folder)
-        num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
+        num_clips = require_labels.check(config)
         claims.claim(config, folder)
         winners.unmark_search(folder)
         if is_done and distributed.is_main():

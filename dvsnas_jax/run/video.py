@@ -153,12 +153,13 @@ def _open_images(label: str, paths: list[pathlib.Path], max_frames: int | None, 
     if rate is not None and not 0 < rate <= 1000:
         raise errors.UserError(f"frame rate: must be above 0 and at most 1000, got {rate:g}")
     given = DEFAULT_RATE if rate is None else fractions.Fraction(rate).limit_denominator(1001)
-    names = [path.stem for path in paths]
-    if len(set(names)) < len(names):
+    names, warning = [path.stem for path in paths], listing.repeated_names(paths)
+    if warning:
         names = [f"{index:06d}" for index in range(len(paths))]
     numbered = enumerate(zip(paths, names, strict=True))
     frames = (Frame(folders.read_image(path), index, name) for index, (path, name) in numbered)
-    return Source(label, frames, rate=given, time_base=1 / given, num_frames=len(paths), paths=paths)
+    warnings = [f"{label}: {warning}"] if warning else []
+    return Source(label, frames, rate=given, time_base=1 / given, num_frames=len(paths), paths=paths, warnings=warnings)
 
 
 def _open_file(path: pathlib.Path, max_frames: int | None) -> Source:

@@ -21,7 +21,7 @@ import numpy as np
 from dvsnas_jax.core import compilation, errors, signals, types, workdir
 from dvsnas_jax.data import pipeline as clips_lib
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import claims, features, losses, metrics, pretrain, train
+from dvsnas_jax.run import claims, features, losses, metrics, pretrain, require_labels, train
 from dvsnas_jax.search import ablate_report, ablate_runs, outcome, pipeline
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
@@ -198,6 +198,7 @@ def run(
         config = claims.check(config, folder, ignore=ablate_runs.MAY_DIFFER)
         space = features.space_of(config)
         rows = None if what == ablate_runs.LEAVE_ONE_OUT else _genotype(config, folder, space, genotype)
+        require_labels.check(config, is_rewarded=True)
         claims.claim(config, folder, ignore=ablate_runs.MAY_DIFFER)
         masked = tuple(config.controller.masked_operations)
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:

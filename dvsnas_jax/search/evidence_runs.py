@@ -20,7 +20,7 @@ import numpy as np
 
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, cores, errors, signals, types, workdir
-from dvsnas_jax.run import claims, features, pretrain
+from dvsnas_jax.run import claims, features, pretrain, require_labels
 from dvsnas_jax.search import derive, evidence_searches, loop, outcome, pipeline, relaxed_steps, scratch, table_maker
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -79,6 +79,7 @@ def run(
         for strategy in made.values():
             relaxed_steps.check(config, space, strategy)
         pretrain.check(config, folder)
+        require_labels.check(config, is_rewarded=True)
         claims.claim(config, folder, ignore=MAY_DIFFER)
         probes = draw_probes(space, num_correlated, config.seed, made[names[0]].op_mask)
         parts = table_maker.assemble(config, folder, stop)

@@ -12,8 +12,18 @@ import numpy as np
 
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, distributed, signals, types, workdir
-from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import claims, evaluate, feature_store, features, fit, pretrain, report, train, winners
+from dvsnas_jax.run import (
+    claims,
+    evaluate,
+    feature_store,
+    features,
+    fit,
+    pretrain,
+    report,
+    require_labels,
+    train,
+    winners,
+)
 from dvsnas_jax.search import ahead, derive, loop, relaxed_steps, reward, scratch, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
@@ -62,7 +72,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
             strategy = strategies.make(config.search.strategy, space, config.controller)
         relaxed_steps.check(config, space, strategy)
         supernet_lib.make(space, features.settings_of(config))
-        num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
+        num_clips = require_labels.check(config, is_rewarded=True, is_evaluated=True)
         pretrain.check(config, folder)
         evaluate.check(config)
         claims.claim(config, folder)

@@ -23,7 +23,7 @@ import optax
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, cores, errors, progress, signals, types, workdir
 from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import claims, feature_store, features, losses, optim, pretrain, train
+from dvsnas_jax.run import claims, feature_store, features, losses, optim, pretrain, require_labels, train
 from dvsnas_jax.search import pipeline, reward, scratch, steps, table
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -93,6 +93,7 @@ def run(
     with folder.hold():
         config = claims.check(config, folder, ignore=MAY_DIFFER)
         pretrain.check(config, folder)
+        require_labels.check(config, is_rewarded=True)
         claims.claim(config, folder, ignore=MAY_DIFFER)
         lines = _train_all(config, folder, num_seeds, num_best_seeds)
         static = folder.read_json(STATIC)
