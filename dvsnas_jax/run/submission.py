@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from dvsnas_jax.core import errors, progress, workdir
-from dvsnas_jax.data import cityscapes_table, folders, frames, prepared, store
+from dvsnas_jax.data import cityscapes_table, folders, frames, image_files, prepared, store
 from dvsnas_jax.run import evaluate
 
 SegmentFn = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -142,9 +142,8 @@ def _files(
         frame = source.frames[place]
         if frame.label is None and is_labelled:
             continue
-        content = frame.image if media is None else io.BytesIO(media.read(np.array([place]))[0][0])
-        with Image.open(content) as image:
-            size = image.size
+        content = frames.read_bytes(frame.image) if media is None else media.read(np.array([place]))[0][0]
+        size = image_files.size(content)
         yield file_name(source.layout, frame), original(source.layout, labels, size)
 
 
