@@ -19,7 +19,7 @@ import dvsnas_jax
 from dvsnas_jax import cli
 from dvsnas_jax.core import errors
 from dvsnas_jax.data import synthetic
-from dvsnas_jax.run import segment, segment_summary, video, video_out
+from dvsnas_jax.run import segment, segment_outputs, segment_summary, video, video_out
 
 ROOT = pathlib.Path(__file__).parents[1]
 HEIGHT, WIDTH = trained.SIZE
@@ -60,7 +60,7 @@ def _run(*words):
 
 def _segment(segmenter, source, **options):
     """The command with a segmenter that is loaded."""
-    return segment.run(segmenter, video.open_source(str(source)), segment.Options(**options))
+    return segment.run(segmenter, video.open_source(str(source)), segment_outputs.Options(**options))
 
 
 def _read(path):

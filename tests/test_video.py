@@ -225,7 +225,7 @@ def test_outputs_that_cannot_be(tmp_path):
         video_out.check_output(str(tmp_path / "o.avi"))
     (tmp_path / "file").write_text("x")
     with pytest.raises(errors.UserError, match="--output: cannot make the folder"):
-        video_out.check_output(str(tmp_path / "file" / "o.mp4"))
+        video_out.make_folder(tmp_path / "file" / "new", "--output")
     (tmp_path / "o.mp4").mkdir()
     with pytest.raises(errors.UserError, match=r"o\.mp4 is a folder"):
         video_out.check_output(str(tmp_path / "o.mp4"))
@@ -244,7 +244,7 @@ def test_overlay_and_masks(tmp_path):
     palette = video_out.Palette(colors, 0.5)
     np.testing.assert_array_equal(video_out.Palette(colors, 0.0).overlay(image, labels), image)
     np.testing.assert_array_equal(video_out.Palette(colors, 1.0).overlay(image, labels), palette.table[labels])
-    video_out.write_mask(tmp_path, "ids", labels, None)
+    video_out.write_mask(tmp_path, "ids", labels, np.arange(256, dtype=np.uint8))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "ids.png")), labels)
     video_out.write_mask(tmp_path, "colors", labels, palette.table)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "colors.png"))[0], colors)

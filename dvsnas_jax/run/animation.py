@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from dvsnas_jax.core import errors
 from dvsnas_jax.data import folders, image_files
 
 UNITS = 1000
@@ -51,6 +52,8 @@ def read(path: pathlib.Path, warnings: list[str]) -> Iterator[tuple[np.ndarray, 
                 shown = None if image.format == "TIFF" else round(image.info.get("duration") or _SILENT_MS)
                 yield picture, shown
                 number += 1
+    except errors.UserError:
+        raise
     except Exception as error:  # Pillow raises many kinds for broken files
         if not number:
             raise folders.unreadable(path, error) from error
