@@ -17,11 +17,14 @@ _SILENT_MS = 100
 """A picture that says no time, or 0, is shown so long, as browsers do."""
 
 
-def count(path: pathlib.Path) -> int:
-    """How many pictures a file holds; 1 for a still picture, and for what is no picture."""
+def count(path: pathlib.Path) -> int | None:
+    """How many pictures a file holds; 1 for a still picture and what is no picture, None where damage hides it."""
     try:
         with Image.open(path) as image:
-            return image_files.num_pictures(image)
+            try:
+                return image_files.num_pictures(image)
+            except Exception:  # Pillow raises many kinds for a file that ends early
+                return None
     except Exception:  # whoever reads it says what is wrong
         return 1
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 NAMES = {16: "PQ", 18: "HLG"}
 """Transfer functions that are HDR, by the numbers of ITU-T H.273."""
 _WHITE, _PEAK, _KNEE = 203.0, 1000.0, 0.75
-_GRID = 33
+_GRID = 65
 _BT709, _DISPLAY_P3 = 1, 12
 _TO_BT709 = {
     _BT709: np.eye(3),

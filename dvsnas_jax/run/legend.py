@@ -67,7 +67,8 @@ class Legend:
             for x, _, number in row:
                 color = tuple(int(value) for value in self._colors[number])
                 half = size * 2 // 5
-                draw.rectangle((x, middle - half, x + 2 * half, middle + half), fill=(*color, 255))
+                corners = (x, middle - half, x + 2 * half, middle + half)
+                draw.rectangle(corners, fill=(*color, 255), outline=(160, 160, 160, 255))
                 place = (x + 2 * half + size // 3, middle)
                 draw.text(place, self._names[number], fill=(255, 255, 255, 255), font=font, anchor="lm")
         return np.asarray(box)

@@ -51,8 +51,7 @@ def run(segmenter: load.Segmenter, source: video.Source, options: segment_output
     """
     options.make_folders()
     started, told = time.perf_counter(), list[str]()
-    about = segment_summary.about(segmenter, source, options.resize)
-    _say(about, told)
+    _say(segment_summary.about(segmenter, source, options.resize), told)
     _say(source.warnings, told, "warning: ")
     tally, room = segment_summary.Tally(segmenter.mode), threading.Semaphore(AHEAD)
     first: list[np.ndarray] = []
@@ -83,7 +82,6 @@ def run(segmenter: load.Segmenter, source: video.Source, options: segment_output
         **tally.result(),
         **_times(tally.num_frames, started, ready, time.perf_counter()),
         "stopped_by": stop.name or None,
-        "about": about,
         "warnings": [*source.warnings, *outputs.notes],
     }
     _say(summary["warnings"], told, "warning: ")
@@ -122,6 +120,7 @@ def _described(segmenter: load.Segmenter, source: video.Source, options: segment
         "computed_size": list(segmenter.size),
         "trained_on": segmenter.trained_on or None,
         "classes": list(segmenter.classes),
+        "about": segment_summary.about(segmenter, source, options.resize),
     }
 
 

@@ -129,7 +129,7 @@ def open_source(name: str, *, max_frames: int | None = None, rate: float | None 
         path = found[0]
     if not path.exists():
         raise errors.UserError(f"{name}: no such file or folder")
-    if is_image(path) and animation.count(path) > 1:
+    if is_image(path) and animation.count(path) != 1:
         return _open_animation(path, max_frames, rate)
     if is_image(path):
         return _open_images(name, [path], max_frames, rate)
@@ -241,13 +241,13 @@ def _open_animation(path: pathlib.Path, max_frames: int | None, rate: float | No
             yield Frame(picture, pts, f"{index:06d}")
             pts += 1 if milliseconds is None else max(milliseconds, 1)
 
-    count = animation.count(path)
+    counts = [count for count in (animation.count(path), max_frames) if count is not None]
     return Source(
         str(path),
         itertools.islice(timed(), max_frames),
         rate=given if shown is None else fractions.Fraction(animation.UNITS, max(shown, 1)),
         time_base=base,
-        num_frames=count if max_frames is None else min(count, max_frames),
+        num_frames=min(counts, default=None),
         paths=[path],
         warnings=warnings,
     )
