@@ -252,6 +252,8 @@ def _kinds():
     for number, options in enumerate(({"subsampling": 2}, {"subsampling": 0, "progressive": True})):
         content = saved(image, "JPEG", **options)
         yield f"JPEG {number}", "jpg", content, np.asarray(Image.open(io.BytesIO(content)))
+    content = saved(image, "MPO", save_all=True, append_images=[palette.convert("RGB")])  # a phone's, with a preview
+    yield "MPO", "jpg", content, np.asarray(Image.open(io.BytesIO(content)))
     content = saved(image.convert("CMYK"), "JPEG", quality=100)
     yield "CMYK JPEG", "jpg", content, np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 

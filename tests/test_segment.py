@@ -340,6 +340,7 @@ def test_the_legend_names_the_classes_that_occur(segmenters, takes, tmp_path):
     ("words", "message"),
     [
         ("{takes} --workdir={refine} --legend --masks=m", "--legend: is drawn into the video, give --output as well"),
+        ("{takes} --workdir={refine} --masks=m --summary={takes}", "is a folder; give the name of a file"),
         ("film.gif --workdir={refine} --masks=m --fps=5", "film.gif: an animation has times of its own"),
         ("cover.mp4 --workdir={refine} --masks=m", "cover.mp4: no video that can be read"),
         ("nope.mp4 --workdir={refine} --masks=m", "nope.mp4: no such file or folder"),

@@ -217,6 +217,13 @@ def test_matrix_and_range_of_colours(matrix, shares, is_full, tmp_path):
         assert np.abs(first.image.astype(int) - (200, 60, 30)).max() <= 2 and source.warnings == []
 
 
+@pytest.mark.parametrize(("matrix", "name"), [(8, "YCgCo"), (14, "ICtCp"), (11, "those of matrix 11 of ITU-T H.273")])
+def test_colours_that_cannot_be_read_are_refused_by_name(matrix, name, tmp_path):
+    path = _tagged(tmp_path / "a.mkv", (100, 110, 120), matrix=matrix, color_range=1)
+    with pytest.raises(errors.UserError, match=rf"a\.mkv: its colours are {name}.*; convert it to BT\.709 first"):
+        video.open_source(path)
+
+
 def _pq(nits):
     power = (np.asarray(nits) / 10000) ** 0.1593017578125
     return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
@@ -428,6 +435,14 @@ def test_a_gif_among_frames_is_no_frame_and_an_animation_among_them_is_refused(t
     assert [frame.name for frame in video.open_source(str(tmp_path))] == ["0"]
     pictures[0].save(tmp_path / "1.png", save_all=True, append_images=pictures[1:])
     with pytest.raises(errors.UserError, match=r"1\.png: holds 3 pictures"):
+        list(video.open_source(str(tmp_path)))
+
+
+def test_a_link_that_leads_nowhere_is_no_frame_less(tmp_path):
+    Image.fromarray(scene(0)).save(tmp_path / "0.png")
+    (tmp_path / "1.png").symlink_to("nowhere.png")
+    (tmp_path / "2.png").mkdir()
+    with pytest.raises(errors.UserError, match=r"1\.png: not a readable image \(No such file"):
         list(video.open_source(str(tmp_path)))
 
 

@@ -61,6 +61,8 @@ class Options:
             raise errors.UserError("--legend: is drawn into the video, give --output as well")
         if self.output:
             video_out.check_output(self.output)
+        if self.summary and pathlib.Path(self.summary).is_dir():
+            raise errors.UserError(f"--summary: {self.summary} is a folder; give the name of a file")
 
     def make_folders(self) -> None:
         """Makes the folders of what is written.

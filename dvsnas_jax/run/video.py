@@ -145,7 +145,7 @@ def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
       UserError: there is none, or the folder cannot be listed.
     """
     try:
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and not entry.is_dir())
     except OSError as error:
         raise errors.UserError(f"{folder}: cannot be listed ({error.strerror}); correct its permissions") from None
     images = [entry for entry in entries if is_image(entry)]

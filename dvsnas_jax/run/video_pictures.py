@@ -13,6 +13,7 @@ from av import error as av_error
 from av import filter as av_filter
 from av.video import reformatter
 
+from dvsnas_jax.core import errors
 from dvsnas_jax.run import hdr
 
 _ATTACHED = 0x400 | 0x800
@@ -57,6 +58,9 @@ def turned(image: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
+_UNREADABLE = {8: "YCgCo", 10: "BT.2020 of constant luminance", 14: "ICtCp (Dolby Vision)", 15: "IPT (Dolby Vision)"}
+
+
 class Converter:
     """Makes u8 [H, W, 3] of pictures, one after the other."""
 
@@ -66,10 +70,22 @@ class Converter:
         self._reformatter = reformatter.VideoReformatter()  # one for all: to make one takes longer than to use it
 
     def convert(self, picture: Any) -> np.ndarray:
-        """One picture, upright."""
+        """One picture, upright.
+
+        Raises:
+          UserError: FFmpeg knows no way from its colours to RGB.
+        """
         is_hdr = int(picture.color_trc) in hdr.NAMES
         way = _EXACT if picture.format.components[0].bits > 8 else reformatter.Interpolation.BILINEAR
-        image = self._reformatter.reformat(picture, format="rgb24", interpolation=way, threads=1).to_ndarray()
+        try:
+            image = self._reformatter.reformat(picture, format="rgb24", interpolation=way, threads=1).to_ndarray()
+        except OSError as error:
+            matrix = int(picture.colorspace)
+            name = _UNREADABLE.get(matrix, f"those of matrix {matrix} of ITU-T H.273")
+            raise errors.UserError(
+                f"{self._label}: its colours are {name}, which cannot be read ({error.strerror or error}); "
+                "convert it to BT.709 first"
+            ) from None
         if is_hdr:
             self._say(
                 f"{self._label}: HDR ({hdr.NAMES[int(picture.color_trc)]}) is brought to the range of ordinary video, "
