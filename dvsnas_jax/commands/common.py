@@ -65,6 +65,13 @@ def add_processes(command: argparse.ArgumentParser) -> None:
     group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 (or DVSNAS_COORDINATOR)")
     group.add_argument("--num-processes", metavar="N", type=int, help="of the run (or DVSNAS_NUM_PROCESSES)")
     group.add_argument("--process-id", metavar="I", type=int, help="of this one, from 0 (or DVSNAS_PROCESS_ID)")
+    group.add_argument(
+        "--start-timeout",
+        metavar="SECONDS",
+        type=float,
+        help="to wait for the others when the run starts, 300 by default (or DVSNAS_START_TIMEOUT); "
+        "who is missing is said after 10 s",
+    )
 
 
 def load_config(arguments: argparse.Namespace) -> ml_collections.ConfigDict:
