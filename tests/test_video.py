@@ -392,8 +392,8 @@ def test_frames_and_masks_under_one_name_are_told(tmp_path):
         Image.fromarray(scene(number)).save(tmp_path / f"{number}.png")
     source = video.open_source(str(tmp_path))
     assert source.warnings == [
-        f"{tmp_path}: names repeat (6 frames of 3 names are read): where masks lie beside their frames, give a pattern "
-        f"of the frames alone, as '{tmp_path}/*.jpg'"
+        f"{tmp_path}: names repeat: 6 images have 3 names (0.jpg, 0.png), all are read as frames, masks too; "
+        f"give a pattern of the frames alone, as '{tmp_path}/*.jpg'"
     ]
     assert [frame.name for frame in source] == [f"{index:06d}" for index in range(6)]
     advised = video.open_source(f"{tmp_path}/*.jpg")

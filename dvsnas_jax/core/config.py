@@ -74,6 +74,7 @@ _CHOICES = {
     "compile_effort": ("full", "quick"),
     "data.name": ("synthetic", "camvid", "cityscapes", "folder"),
     "data.folder.labels": ("ids", "colors"),
+    "data.folder.split_by": ("videos", "blocks"),
     "data.loader": ("auto", "tf", "numpy"),
     "data.history": ("frames", "stills"),
     "net.encoder": ("mobilenet_v2", "resnet18", "resnet50", "resnet101"),

@@ -161,6 +161,20 @@ def read_label(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | 
     Raises:
       UserError: unreadable, not of the kind that the code needs, or an unknown id or colour.
     """
+    return code.decode(read_pixels(path, code, content), str(path))
+
+
+def read_pixels(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | None = None) -> np.ndarray:
+    """A label image as it is stored: ids [H, W], or colours u8 [H, W, 3].
+
+    Args:
+      path: of the file.
+      code: whether its pixels are colours.
+      content: as in `read_image`.
+
+    Raises:
+      UserError: unreadable, or not of the kind that the code needs.
+    """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
             mode, kind = image.mode, image.format
@@ -176,8 +190,9 @@ def read_label(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | 
         raise errors.UserError(f"{path}: a JPEG blurs labels; save them as PNG, from the original")
     if mode not in (_COLOR_MODES if code.is_color else _ID_MODES):
         wanted = "the colours of classes (RGB)" if code.is_color else "one channel of ids"
-        raise errors.UserError(f"{path}: a label image holds {wanted}, this one is {mode}; convert it")
-    return code.decode(pixels.astype(np.uint8) if mode == "1" else pixels, str(path))
+        key = "; or set data.folder.labels" if code.ignore_key.startswith("data.folder") else ""
+        raise errors.UserError(f"{path}: a label image holds {wanted}, this one is {mode}; convert it{key}")
+    return pixels.astype(np.uint8) if mode == "1" else pixels
 
 
 def size_problem(frame: frames_lib.Frame, size: tuple[int, ...], label_size: tuple[int, ...]) -> str:

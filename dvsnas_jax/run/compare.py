@@ -23,7 +23,7 @@ import numpy as np
 from dvsnas_jax.core import compilation, errors, progress, signals, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import compare_report, evaluate, pretrain, stream, train
+from dvsnas_jax.run import compare_report, evaluate, pretrain, require_labels, stream, train
 from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost, zoo
@@ -100,7 +100,7 @@ def run(
     if num_seeds < 1:
         raise errors.UserError(f"--seeds: must be at least 1, got {num_seeds}")
     entries = resolve(config, names)
-    num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
+    num_clips = require_labels.check(config, is_evaluated=True)
     folder.claim(config)
     seeds = range(config.seed, config.seed + num_seeds)
     # Seed by seed: a first look at all genotypes after a share of the time.

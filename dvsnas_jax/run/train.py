@@ -16,8 +16,7 @@ import optax
 
 from dvsnas_jax.core import compilation, distributed, errors, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.data import pipeline
-from dvsnas_jax.run import feature_store, fit, losses, optim, pretrain
+from dvsnas_jax.run import feature_store, fit, losses, optim, pretrain, require_labels
 from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
@@ -56,7 +55,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
     given = read_genotype(genotype_path) if genotype_path else None
     if genotype_path and genotype_path.startswith(zoo.PREFIX):
         zoo.require(zoo.get(genotype_path), mode=config.space.mode, schedule=config.schedule.kind)
-    num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
+    num_clips = require_labels.check(config)
     folder.claim(config)
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
         variables = pretrain.run(config, folder, stop)

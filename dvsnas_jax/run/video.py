@@ -201,16 +201,12 @@ def _open_images(label: str, paths: list[pathlib.Path], max_frames: int | None, 
             raise errors.UserError(f"{path}: no image ({', '.join(listing.SUFFIXES)}); give a pattern of images alone")
     paths = in_order(paths)[:max_frames]
     given = _rate(rate)
-    names, warnings = [path.stem for path in paths], []
-    if len(set(names)) < len(names):
-        first = next(path for path in paths if names.count(path.stem) > 1)
-        warnings.append(
-            f"{label}: names repeat ({len(names)} frames of {len(set(names))} names are read): where masks lie beside "
-            f"their frames, give a pattern of the frames alone, as '{first.parent}/*{first.suffix}'"
-        )
+    names, warning = [path.stem for path in paths], listing.repeated_names(paths)
+    if warning:
         names = [f"{index:06d}" for index in range(len(paths))]
     numbered = enumerate(zip(paths, names, strict=True))
     frames = (Frame(folders.read_image(path), index, name) for index, (path, name) in numbered)
+    warnings = [f"{label}: {warning}"] if warning else []
     return Source(label, frames, rate=given, time_base=1 / given, num_frames=len(paths), paths=paths, warnings=warnings)
 
 

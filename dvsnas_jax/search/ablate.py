@@ -17,7 +17,7 @@ import numpy as np
 
 from dvsnas_jax.core import compilation, errors, signals, types, workdir
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import features, losses, metrics, train
+from dvsnas_jax.run import features, losses, metrics, require_labels, train
 from dvsnas_jax.search import ablate_report, ablate_runs, outcome
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
@@ -105,6 +105,7 @@ def run(
       Stopped: a signal arrived; what is finished was saved.
     """
     _check(folder, what, genotype, num_steps, limit)
+    require_labels.check(config, is_rewarded=True)
     folder.claim(config, ignore=ablate_runs.MAY_DIFFER)
     space = features.space_of(config)
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:

@@ -20,7 +20,7 @@ import numpy as np
 
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, cores, errors, signals, types, workdir
-from dvsnas_jax.run import features
+from dvsnas_jax.run import features, require_labels
 from dvsnas_jax.search import derive, evidence_searches, loop, outcome, pipeline, relaxed_steps, scratch, table_maker
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -77,6 +77,7 @@ def run(
         made = {name: strategies.make(name, space, config.controller) for name in names}
         for strategy in made.values():
             relaxed_steps.check(config, space, strategy)
+        require_labels.check(config, is_rewarded=True)
         folder.claim(config, ignore=MAY_DIFFER)
         probes = draw_probes(space, num_correlated, config.seed, made[names[0]].op_mask)
         parts = table_maker.assemble(config, folder, stop)

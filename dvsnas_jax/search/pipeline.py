@@ -14,8 +14,7 @@ import numpy as np
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, distributed, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import evaluate, feature_store, features, fit, pretrain, report, train
+from dvsnas_jax.run import evaluate, feature_store, features, fit, pretrain, report, require_labels, train
 from dvsnas_jax.search import derive, loop, relaxed_steps, reward, scratch, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
@@ -60,7 +59,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
     with compilation.effort(config.compile_effort):
         strategy = strategies.make(config.search.strategy, space, config.controller)
     relaxed_steps.check(config, space, strategy)
-    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
+    num_clips = require_labels.check(config, is_rewarded=True, is_evaluated=True)
     folder.claim(config)
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
         compiled = None

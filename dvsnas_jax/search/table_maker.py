@@ -23,7 +23,7 @@ import optax
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, cores, errors, progress, signals, types, workdir
 from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import feature_store, features, losses, optim, pretrain, train
+from dvsnas_jax.run import feature_store, features, losses, optim, pretrain, require_labels, train
 from dvsnas_jax.search import pipeline, reward, scratch, steps, table
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -90,6 +90,7 @@ def run(
         raise errors.UserError(
             f"--best-seeds: must be at least --seeds, {num_seeds} trainings of each cell, got {num_best_seeds}"
         )
+    require_labels.check(config, is_rewarded=True)
     folder.claim(config, ignore=MAY_DIFFER)
     cells, _ = canonical.enumerate_cells(space)
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
