@@ -504,9 +504,9 @@ def _jpeg(root):
         path.rename(path.with_suffix(".jpeg"))
 
 
-def _tiff(root):
+def _other_type(root):
     for path in sorted((root / "images").rglob("*.png")):
-        path.rename(path.with_suffix(".tif"))
+        path.rename(path.with_suffix(".exr"))
 
 
 REFUSED = {  # what is done, what is said, whether training is refused, too
@@ -520,7 +520,7 @@ REFUSED = {  # what is done, what is said, whether training is refused, too
     "not an image": (lambda root: (root / MASK).write_text("no"), "no known image format", True),
     "empty file": (lambda root: (root / FRAME).write_bytes(b""), "the file is empty", True),
     "other suffix": (_jpeg, "no frames match this pattern (there is: images/train/v_train/0000.jpeg)", True),
-    "other type": (_tiff, "no frames match this pattern (there is: images/train/v_train/0000.tif)", True),
+    "other type": (_other_type, "no frames match this pattern (there is: masks/train/v_train/0000.png)", True),
     "mask without frame": (lambda root: (root / FRAME).unlink(), "a mask without its frame", False),
 }
 
@@ -541,10 +541,10 @@ def test_odd_folders_that_are_refused(name, tmp_path, capsys):
 
 def test_files_that_no_program_reads_are_named_by_type(tmp_path, capsys):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "0001.heic").write_text("x")
+    (tmp_path / "a" / "0001.exr").write_text("x")
     code, out, _ = _check(tmp_path, {}, capsys)
     assert code == 2 and "no frames; set data.folder.frames to their pattern" in out
-    assert "files of the type .heic; images that can be read: .png, .jpg, .jpeg, .bmp, .webp" in out
+    assert f"files of the type .exr; images that can be read: {', '.join(listing.SUFFIXES)}" in out
 
 
 # --- from an empty directory to a segmented video -------------------------------------------------
