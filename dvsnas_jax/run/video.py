@@ -108,7 +108,8 @@ def open_source(name: str, *, max_frames: int | None = None, rate: float | None 
     """Opens a video.
 
     Args:
-      name: a video file, a folder of images, a glob of images, one image, or `camera:NUMBER`.
+      name: a video file, an animation (GIF, PNG, WebP), a folder of images, a glob of images, one image, or
+        `camera:NUMBER`.
       max_frames: no more than so many are read; None: all.
       rate: frames per second of images; None: `DEFAULT_RATE`.
 
