@@ -34,8 +34,10 @@ def register(add: common.Add) -> None:
     )
     evaluate.add_argument(
         "--predictions", metavar="DIR",
-        help="write the cell's predictions as PNG (Cityscapes: as for its evaluator, which scores them)",
+        help="write the cell's predictions as PNG, with the ids that the config reads (Cityscapes: as for its "
+        "evaluator, which scores them)",
     )  # fmt: skip
+    evaluate.add_argument("--colors", action="store_true", help="--predictions in the colours of the classes")
     evaluate.add_argument("--model", metavar="DIR", help="score an exported folder, in place of --workdir")
     evaluate.add_argument(
         "--other-data", action="store_true",
@@ -82,6 +84,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise errors.UserError("evaluate: give one of --workdir (a run folder) and --model (an exported folder)")
     if arguments.predictions and (arguments.model or arguments.other_data):
         raise errors.UserError("--predictions: goes neither with --model nor with --other-data, leave these out")
+    if arguments.colors and not arguments.predictions:
+        raise errors.UserError("--colors: is a kind of predictions, give --predictions as well")
     common.existing(arguments.model or arguments.workdir, "--model" if arguments.model else "--workdir")
     config = common.load_config(arguments)
     from dvsnas_jax.run import evaluate, score_tables, submission
@@ -90,7 +94,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.model:
         result = evaluate.run_exported(config, arguments.model)
     elif arguments.predictions:
-        result, written = submission.run(config, common.open_workdir(arguments.workdir), arguments.predictions)
+        folder = common.open_workdir(arguments.workdir)
+        result, written = submission.run(config, folder, arguments.predictions, is_color=arguments.colors)
     else:
         folder = common.open_workdir(arguments.workdir)
         result = evaluate.run(config, folder, is_other_data=arguments.other_data)

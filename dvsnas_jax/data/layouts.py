@@ -47,6 +47,11 @@ def root(data: ml_collections.ConfigDict) -> str:
     return str(data.dir or os.environ.get(VARIABLES.get(data.name, ""), ""))
 
 
+def title(data: ml_collections.ConfigDict) -> str:
+    """The data set for people: its name, of a folder the folder's too."""
+    return f"folder {pathlib.PurePath(data.dir).name}" if data.name == "folder" and data.dir else str(data.name)
+
+
 def class_table(data: ml_collections.ConfigDict) -> types.ClassTable:
     """Names and colours of a dataset's train ids; the disk is not looked at.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dvsnas_jax.core import errors
 from dvsnas_jax.data import frames
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 """Of image files, in lower case; files of the user may have them in upper case."""
 _NAME = re.compile(r"^(?P<sequence>.+)_[A-Za-z]?(?P<number>\d+)$")
 

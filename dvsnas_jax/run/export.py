@@ -27,7 +27,7 @@ import safetensors.numpy
 import dvsnas_jax
 from dvsnas_jax.core import compilation, errors, json_text, progress, workdir
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.data import pipeline, savedmodel
+from dvsnas_jax.data import layouts, pipeline, savedmodel, written_ids
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import artifact, claims, features, pretrain, programs, train
 from dvsnas_jax.space import genotype as genotype_lib
@@ -66,6 +66,8 @@ def run(
         _clear(target)
         manifest = write(target, model, genotype, pipeline.class_table(config.data), is_baked=is_baked)
         manifest["net"] = config_lib.to_json_dict(config.net)
+        manifest["ids"] = written_ids.of(config.data).tolist()
+        manifest["trained_on"] = layouts.title(config.data)
         if has_savedmodel:
             write_savedmodel(target / SAVEDMODEL, model)
         (target / artifact.MANIFEST).write_text(json_text.dumps(manifest, indent=1) + "\n")
