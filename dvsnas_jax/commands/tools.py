@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 from typing import Any
 
 from dvsnas_jax.commands import common
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, json_text
 
 _SEARCH_NUMBERS = (
     ("candidates", 1000, "of the search that is estimated"),
@@ -97,7 +96,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         common.print_summary(result)
     if arguments.json:
         try:
-            pathlib.Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n")
+            pathlib.Path(arguments.json).write_text(json_text.dumps(result, indent=1) + "\n")
         except OSError as error:
             raise errors.UserError(f"--json: cannot write {arguments.json}: {error.strerror}") from None
 

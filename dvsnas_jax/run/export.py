@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -29,11 +28,11 @@ import numpy as np
 import safetensors.numpy
 
 import dvsnas_jax
-from dvsnas_jax.core import compilation, errors, progress, workdir
+from dvsnas_jax.core import compilation, errors, json_text, progress, workdir
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.data import pipeline, savedmodel
+from dvsnas_jax.data import layouts, pipeline, savedmodel, written_ids
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import artifact, features, onnx_files, pretrain, programs, train
+from dvsnas_jax.run import artifact, claims, features, onnx_files, pretrain, programs, train
 from dvsnas_jax.space import genotype as genotype_lib
 
 SAVEDMODEL, TFLITE = "savedmodel", "model.tflite"
@@ -71,7 +70,7 @@ def run(
       UserError: nothing trained in the run folder, or the output cannot be written.
     """
     folder = workdir.Workdir(path)
-    config = folder.config()
+    config = claims.config_of(folder)
     model, genotype = open_run(config, folder)
     target = pathlib.Path(output)
     if has_onnx:
@@ -83,13 +82,15 @@ def run(
             made = pathlib.Path(scratch)
             manifest = write(made, model, genotype, pipeline.class_table(config.data), is_baked=is_baked)
             manifest["net"] = config_lib.to_json_dict(config.net)
+            manifest["ids"] = written_ids.of(config.data).tolist()
+            manifest["trained_on"] = layouts.title(config.data)
             if has_savedmodel:
                 write_savedmodel(made / SAVEDMODEL, model)
             if has_tflite:
                 (made / TFLITE).write_bytes(tflite(model))
             if has_onnx:
                 manifest["onnx"] = onnx_files.write(made / onnx_files.FOLDER, model)
-            (made / artifact.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            (made / artifact.MANIFEST).write_text(json_text.dumps(manifest, indent=1) + "\n")
             _replace(made, target)
     except OSError as error:
         raise errors.UserError(f"--output: cannot write {target}: {error.strerror or error}") from None

@@ -13,7 +13,7 @@ import numpy as np
 
 from dvsnas_jax.core import errors, types, workdir
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import losses
+from dvsnas_jax.run import claims, losses
 
 WEIGHT_BATCHES = 50
 """Batches whose labels decide the class weights of median frequency balancing."""
@@ -133,7 +133,7 @@ def load_teacher(
     if not path:
         return Teacher(None, None)
     folder = workdir.Workdir(path)
-    config = folder.config()
+    config = claims.config_of(folder)
     variables = restore_fn(config, folder)
     if variables is None:
         raise errors.UserError(f"pretrain.teacher: {path} holds no trained static network; run `dvsnas train` there")
