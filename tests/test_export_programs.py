@@ -11,8 +11,9 @@ from dvsnas_jax.data import savedmodel
 from dvsnas_jax.run import artifact, export, onnx_files, programs
 from dvsnas_jax.space import genotype as genotype_lib
 
+KINDS = trained.KINDS
 
-@pytest.mark.parametrize("kind", trained.KINDS)
+@pytest.mark.parametrize("kind", ["refine", "regions", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[1:3])])
 def test_every_operation_and_aggregation_is_exported_for_every_target(kind):
     names = {name for layer in every_layer(kind) for name in (*layer["ops"], layer["agg"])}
     assert names == {*genotype_lib.OPERATIONS, *genotype_lib.AGGREGATIONS}
@@ -40,15 +41,15 @@ def test_an_exported_cell_of_all_there_is_gives_the_same_labels_for_one_and_for_
         direct = compilation.jit(program.fn)
         exported = compilation.jit(export.exported(program, "cpu", ("cpu",)).call)
         for batch in (1, 2):
-            expected = _follow(lambda *args: direct(program.weights, *args), model, batch, 2)
-            found = _follow(lambda *args: exported(weights, *args), model, batch, 2)
+            expected = _follow(lambda *args: direct(program.weights, *args), model, batch, 1)
+            found = _follow(lambda *args: exported(weights, *args), model, batch, 1)
             np.testing.assert_array_equal(found, expected)
             assert len(np.unique(expected)) > 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window, heads, channels", [(3, 1, 4), (7, 2, 4), (9, 1, 40)])
-@pytest.mark.parametrize("kind", trained.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_attention_of_any_window_is_exported(kind, window, heads, channels):
     changes = {"attention_window": window, "attention_heads": heads, "channels": channels}
     model = make(kind, every_layer(kind), **changes)
@@ -81,7 +82,7 @@ def _expected(model, num_frames):
         return _follow(runner.step, model, 1, num_frames)
 
 
-@pytest.mark.parametrize("kind", ["fixed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in trained.KINDS[2:])])
+@pytest.mark.parametrize("kind", ["fixed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:])])
 def test_one_program_that_decides_itself_gives_the_labels_of_the_host_that_decides(kind):
     model = make(kind, one_layer(kind, "skip", "gate"))
     program = programs.next_frame(model)
@@ -92,7 +93,7 @@ def test_one_program_that_decides_itself_gives_the_labels_of_the_host_that_decid
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", trained.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_tensorflow_lite_file_gives_the_same_labels(kind):
     tf = pytest.importorskip("tensorflow")
     model = everything(kind) if kind == "refine" else make(kind, one_layer(kind, "deform_conv_3x3", "warp"))
@@ -106,6 +107,7 @@ def test_a_tensorflow_lite_file_gives_the_same_labels(kind):
     assert (_follow(step, model, 1, 6) == _expected(model, 6)).mean() > 0.999  # another order of sums
 
 
+@pytest.mark.slow
 def test_what_the_converter_to_tensorflow_lite_does_not_take_is_refused_in_one_line():
     function = savedmodel.Function(
         fn=lambda weights, x: jax.numpy.linalg.qr(x)[0], weights=(), args=(jax.ShapeDtypeStruct((4, 4), np.float32),),
@@ -145,7 +147,7 @@ def _onnx(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", trained.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_onnx_files_of_every_operation_give_the_same_labels(kind):
     model = everything(kind)
     assert (_follow(_onnx(model).step, model, 1, 4) == _expected(model, 4)).mean() > 0.999  # another order of sums
@@ -176,7 +178,7 @@ def test_what_the_converter_to_onnx_does_not_take_is_refused_in_one_line():
     pytest.importorskip("jax2onnx")
     shape = jax.ShapeDtypeStruct((1, 4), np.float32)
     program = programs.Program(
-        lambda weights, x: jax.random.bits(jax.random.key(0), x.shape), {}, (shape,), inputs=("x",), outputs=("y",)
+        lambda weights, x: jax.pure_callback(np.sin, x, x), {}, (shape,), inputs=("x",), outputs=("y",)
     )
     with pytest.raises(errors.UserError, match="--onnx: jax2onnx cannot convert the program odd") as caught:
         onnx_files.convert("odd", program)

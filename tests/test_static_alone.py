@@ -12,7 +12,7 @@ import dvsnas_jax
 from dvsnas_jax import cli
 from dvsnas_jax.core import compilation, errors, workdir
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import evaluate, features, pretrain, report, segment, train
+from dvsnas_jax.run import evaluate, features, pretrain, report, segment, segment_outputs, train
 
 
 @pytest.fixture(scope="module", params=["refine", "fixed"])
@@ -22,7 +22,8 @@ def alone(request, tmp_path_factory):
     shutil.copytree(trained.evaluated(request.param).path, path)
     for name in (train.BEST, evaluate.RESULT):
         (path / name).unlink()
-    shutil.rmtree(path / "checkpoints" / train.CELL_STAGE)
+    for stage in (path / "checkpoints").glob(f"{train.CELL_STAGE}*"):
+        shutil.rmtree(stage)
     return path, trained.evaluated(request.param).labels[0][0], trained.frames(request.param)
 
 
@@ -69,7 +70,7 @@ def test_loaded_and_exported_it_gives_the_labels_of_the_network_on_every_frame(a
 
 
 def test_two_sides_of_the_same_network_are_refused(alone, tmp_path):
-    options = segment.Options(output=str(tmp_path / "o.mp4"), is_side_by_side=True)
+    options = segment_outputs.Options(output=str(tmp_path / "o.mp4"), is_side_by_side=True)
     with pytest.raises(errors.UserError, match="--side-by-side: there is no cell"):
         segment.run(dvsnas_jax.load(alone[0]), None, options)
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from dvsnas_jax.core import distributed, errors, progress, types, workdir
 from dvsnas_jax.data import pipeline, store, tf_videos
-from dvsnas_jax.run import artifact, claims, metrics, opened, programs, stream, train
-from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.run import artifact, claims, metrics, opened, programs, stream, train, winners
 
 RESULT = "evaluation.json"
 STRIP, CLIP = "figures/strip.npz", "figures/clip.npz"
@@ -78,7 +77,7 @@ def run(
             result = _evaluate(
                 config, segmenter, sequences, table, commonest=commonest, watch_fn=watch, has_cell=has_cell
             )
-            digest = genotype_lib.digest(*train.load_winner(config, folder)[2:]) if has_cell else None
+            digest = getattr(winners.read(folder), "digest", None)
             folder.write_json(file, {**result, GENOTYPE: digest})
             if file == RESULT:
                 strip.save(segmenter, sequences, table, folder, has_cell=has_cell)
