@@ -77,8 +77,8 @@ def run(
             result = _evaluate(
                 config, segmenter, sequences, table, commonest=commonest, watch_fn=watch, has_cell=has_cell
             )
-            digest = getattr(winners.read(folder), "digest", None)
-            folder.write_json(file, {**result, GENOTYPE: digest})
+            winner = winners.read(folder)
+            folder.write_json(file, {**result, GENOTYPE: winner.digest if winner else None})
             if file == RESULT:
                 strip.save(segmenter, sequences, table, folder, has_cell=has_cell)
         distributed.barrier("evaluation")  # written by one process, read by all
