@@ -39,7 +39,7 @@ def test_it_is_evaluated_without_a_row_that_repeats_it(alone, capsys):
     assert json.loads((path / evaluate.RESULT).read_text()) == result
     page = report.write(path)[-1]
     text = open(page, encoding="utf-8").read()
-    assert "mIoU of the static network" in text and "mIoU of the cell" not in text and "With the cell" not in text
+    assert "mIoU of the network" in text and "mIoU of the cell" not in text and "With the cell" not in text
 
 
 def test_loaded_and_exported_it_gives_the_labels_of_the_network_on_every_frame(alone, tmp_path):
