@@ -81,9 +81,7 @@ def run(
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
             made = pathlib.Path(scratch)
             manifest = write(made, model, genotype, pipeline.class_table(config.data), is_baked=is_baked)
-            manifest["net"] = config_lib.to_json_dict(config.net)
-            manifest["ids"] = written_ids.of(config.data).tolist()
-            manifest["trained_on"] = layouts.title(config.data)
+            manifest |= _about(config)
             if has_savedmodel:
                 write_savedmodel(made / SAVEDMODEL, model)
             if has_tflite:
@@ -101,6 +99,15 @@ def run(
         "platforms": ", ".join(platform for names in artifact.TARGETS.values() for platform in names),
         "size": f"{manifest['size'][1]}x{manifest['size'][0]}",
         "megabytes": size / 1e6,
+    }
+
+
+def _about(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What the manifest says of the run."""
+    return {
+        "net": config_lib.to_json_dict(config.net),
+        "ids": written_ids.of(config.data).tolist(),
+        "trained_on": layouts.title(config.data),
     }
 
 
