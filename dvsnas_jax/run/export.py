@@ -273,10 +273,15 @@ def write_savedmodel(path: pathlib.Path, model: programs.Model) -> None:
 def tflite(model: programs.Model) -> bytes:
     """A TensorFlow Lite file with the signatures of `write_savedmodel`; its layers are plain convolutions.
 
+    In propagate mode it has no `serving_default`: its interpreter (2.21, XNNPACK) fails on the choice between key frames
+    and others inside a program. The host chooses, as `artifact.Model.step` does.
+
     Raises:
       UserError: TensorFlow is not installed, or its converter does not take a program.
     """
-    made = {**programs.make(model), SERVING: programs.next_frame(model)}
+    made = programs.make(model)
+    if "step" in made:
+        made[SERVING] = made["step"]
     weights = functools.reduce(lambda a, b: a | b, (flatten(program.weights) for program in made.values()))
     with compilation.target(_BACKENDS["accelerator"]):
         return savedmodel.lite({name: _function(p, _unflattened(p)) for name, p in made.items()}, weights)
