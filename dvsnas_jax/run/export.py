@@ -273,8 +273,8 @@ def write_savedmodel(path: pathlib.Path, model: programs.Model) -> None:
 def tflite(model: programs.Model) -> bytes:
     """A TensorFlow Lite file with the signatures of `write_savedmodel`; its layers are plain convolutions.
 
-    In propagate mode it has no `serving_default`: its interpreter (2.21, XNNPACK) fails on the choice between key frames
-    and others inside a program. The host chooses, as `artifact.Model.step` does.
+    In propagate mode it has no `serving_default`: its interpreter (2.21, XNNPACK) fails on the choice between key
+    frames and others inside a program. The host chooses, as `artifact.Model.step` does.
 
     Raises:
       UserError: TensorFlow is not installed, or its converter does not take a program.
