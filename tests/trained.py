@@ -14,7 +14,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import mesh, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import evaluate, features, pretrain, train
+from dvsnas_jax.run import evaluate, features, pretrain, train, winners
 from dvsnas_jax.search import loop, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
@@ -80,8 +80,10 @@ def write(path: pathlib.Path, kind: str, config=None) -> pathlib.Path:
 
 
 def finish_search(path: pathlib.Path) -> None:
-    """Adds to a run folder what a search ends in: its last checkpoint, of drawn shared weights."""
+    """Makes a run folder that of a finished search: its last checkpoint, of drawn shared weights, and its own winner."""
     folder = workdir.Workdir(path)
+    winners.mark_search(folder)
+    folder.write_json(winners.BEST, {**folder.read_json(winners.BEST), "made_by": winners.SEARCH})
     config = folder.config()
     space, rng = features.space_of(config), jax.random.key(0)
     strategy = strategies.make(config.search.strategy, space, config.controller)
