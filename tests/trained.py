@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dvsnas_jax.controller import strategies
-from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import compilation, mesh, types, workdir
+from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import evaluate, features, pretrain, train, winners
@@ -81,7 +81,7 @@ def write(path: pathlib.Path, kind: str, config=None) -> pathlib.Path:
 
 
 def finish_search(path: pathlib.Path) -> None:
-    """Makes a run folder that of a finished search: its last checkpoint, of drawn shared weights, and its own winner."""
+    """Makes a run folder that of a finished search: with its last checkpoint, of drawn shared weights, and its winner."""
     folder = workdir.Workdir(path)
     winners.mark_search(folder)
     folder.write_json(winners.BEST, {**folder.read_json(winners.BEST), "made_by": winners.SEARCH})
