@@ -81,7 +81,7 @@ def write(path: pathlib.Path, kind: str, config=None) -> pathlib.Path:
 
 
 def finish_search(path: pathlib.Path) -> None:
-    """Makes a run folder that of a finished search: it gets the last checkpoint, of drawn shared weights, and a winner."""
+    """Makes a run folder that of a finished search: with its last checkpoint, of drawn shared weights, and its cell."""
     folder = workdir.Workdir(path)
     winners.mark_search(folder)
     folder.write_json(winners.BEST, {**folder.read_json(winners.BEST), "made_by": winners.SEARCH})
