@@ -1,5 +1,7 @@
 """What a search can find can be exported: every operation, aggregation, mode and schedule, with equal labels."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -14,14 +16,20 @@ from dvsnas_jax.space import genotype as genotype_lib
 
 KINDS = trained.KINDS
 
-@pytest.mark.parametrize("kind", ["refine", "regions", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[1:3])])
+@functools.cache
+def _exported(kind, name, target):
+    """A program of `everything(kind)`; its target is the key in `artifact.TARGETS`."""
+    return export.exported(programs.make(everything(kind))[name], target, artifact.TARGETS[target])
+
+
+@pytest.mark.parametrize("kind", ["refine", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_every_operation_and_aggregation_is_exported_for_every_target(kind):
     names = {name for layer in every_layer(kind) for name in (*layer["ops"], layer["agg"])}
     assert names == {*genotype_lib.OPERATIONS, *genotype_lib.AGGREGATIONS}
     made = programs.make(everything(kind))
     for name in made.keys() - {"static", "key"}:
         for target, platforms in artifact.TARGETS.items():
-            found = export.exported(made[name], target, platforms)
+            found = _exported(kind, name, target)
             assert found.platforms == platforms
             assert str(found.in_avals[-1].shape[0]) == ("b" if made[name].is_batched else "6")
 
@@ -40,7 +48,7 @@ def test_an_exported_cell_of_all_there_is_gives_the_same_labels_for_one_and_for_
     weights = list(export.flatten(program.weights).values())
     with compilation.effort("quick"):
         direct = compilation.jit(program.fn)
-        exported = compilation.jit(export.exported(program, "cpu", ("cpu",)).call)
+        exported = compilation.jit(_exported("refine", "step", "cpu").call)
         for batch in (1, 2):
             expected = _follow(lambda *args: direct(program.weights, *args), model, batch, 1)
             found = _follow(lambda *args: exported(weights, *args), model, batch, 1)
