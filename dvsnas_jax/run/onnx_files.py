@@ -31,7 +31,7 @@ def require() -> None:
     """
     if not _is_installed():
         raise errors.UserError(
-            "--onnx: needs the package jax2onnx, which is not installed; pip install jax2onnx onnxruntime, or leave "
+            "--onnx: needs the package jax2onnx, which is not installed; pip install jax2onnx==0.13.0 onnxruntime, or leave "
             "the option out"
         )
 
