@@ -31,8 +31,8 @@ def require() -> None:
     """
     if not _is_installed():
         raise errors.UserError(
-            "--onnx: needs the package jax2onnx, which is not installed; pip install jax2onnx onnxruntime, or leave "
-            "the option out"
+            "--onnx: needs the package jax2onnx, which is not installed; pip install jax2onnx==0.13.0 onnxruntime, or "
+            "leave the option out"
         )
 
 
