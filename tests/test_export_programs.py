@@ -16,6 +16,7 @@ from dvsnas_jax.space import genotype as genotype_lib
 
 KINDS = trained.KINDS
 
+
 @functools.cache
 def _exported(kind, name, target):
     """A program of `everything(kind)`; its target is the key in `artifact.TARGETS`."""
