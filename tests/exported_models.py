@@ -1,6 +1,8 @@
 """Models of drawn weights whose cells together use every operation and aggregation, for what is made of programs."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,11 +29,6 @@ def every_layer(kind: str) -> list[dict]:
         }
         for i in range(max((len(names) + 1) // 2, len(aggregations)))
     ]
-
-
-def one_layer(kind: str, operation: str, aggregation: str) -> list[dict]:
-    own = "decoder" if kind == "refine" else "prev_decoder"
-    return [{"in": ["prev_state", own], "ops": [operation, operation], "agg": aggregation}]
 
 
 def frames(count: int) -> np.ndarray:
@@ -65,7 +62,31 @@ def everything(kind: str) -> programs.Model:
     return make(kind, every_layer(kind))
 
 
+@functools.cache
+def simple(kind: str) -> programs.Model:
+    """Of a kind, with one layer of what is hardest to convert."""
+    own = "decoder" if kind == "refine" else "prev_decoder"
+    return make(kind, [{"in": ["prev_state", own], "ops": ["max_pool_3x3", "skip"], "agg": "local_attention"}])
+
+
 def state_of(model: programs.Model, batch: int) -> dict:
     """The state of so many videos before their first frames."""
     values = programs.initial_state(model).items()
     return {name: np.broadcast_to(np.asarray(value), (batch, *value.shape[1:])) for name, value in values}
+
+
+def result_tree(program: programs.Program) -> Any:
+    """The structure of its results."""
+    return jax.tree.structure(jax.eval_shape(program.fn, program.weights, *program.args))
+
+
+def lite_program(interpreter: Any, name: str, program: programs.Program) -> Callable[..., Any]:
+    """A signature of a TensorFlow Lite file as the program that it was made of."""
+    runner, tree = interpreter.get_signature_runner(name), result_tree(program)
+
+    def call(*args: Any) -> Any:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(args)]
+        found = runner(**dict(zip(program.input_names(), leaves, strict=True)))
+        return jax.tree.unflatten(tree, [found[name] for name in program.result_names()])
+
+    return call

@@ -1,26 +1,36 @@
 """What a search can find can be exported: every operation, aggregation, mode and schedule, with equal labels."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 import trained
-from exported_models import every_layer, everything, frames, make, one_layer, state_of
+from exported_models import every_layer, everything, frames, lite_program, make, result_tree, simple, state_of
 
 from dvsnas_jax.core import compilation, errors
 from dvsnas_jax.data import savedmodel
+from dvsnas_jax.nets import layers
 from dvsnas_jax.run import artifact, export, onnx_files, programs
 from dvsnas_jax.space import genotype as genotype_lib
 
 KINDS = trained.KINDS
 
-@pytest.mark.parametrize("kind", ["refine", "regions", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[1:3])])
+
+@functools.cache
+def _exported(kind, name, target):
+    """A program of `everything(kind)`; its target is the key in `artifact.TARGETS`."""
+    return export.exported(programs.make(everything(kind))[name], target, artifact.TARGETS[target])
+
+
+@pytest.mark.parametrize("kind", ["refine", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_every_operation_and_aggregation_is_exported_for_every_target(kind):
     names = {name for layer in every_layer(kind) for name in (*layer["ops"], layer["agg"])}
     assert names == {*genotype_lib.OPERATIONS, *genotype_lib.AGGREGATIONS}
     made = programs.make(everything(kind))
     for name in made.keys() - {"static", "key"}:
         for target, platforms in artifact.TARGETS.items():
-            found = export.exported(made[name], target, platforms)
+            found = _exported(kind, name, target)
             assert found.platforms == platforms
             assert str(found.in_avals[-1].shape[0]) == ("b" if made[name].is_batched else "6")
 
@@ -39,7 +49,7 @@ def test_an_exported_cell_of_all_there_is_gives_the_same_labels_for_one_and_for_
     weights = list(export.flatten(program.weights).values())
     with compilation.effort("quick"):
         direct = compilation.jit(program.fn)
-        exported = compilation.jit(export.exported(program, "cpu", ("cpu",)).call)
+        exported = compilation.jit(_exported("refine", "step", "cpu").call)
         for batch in (1, 2):
             expected = _follow(lambda *args: direct(program.weights, *args), model, batch, 1)
             found = _follow(lambda *args: exported(weights, *args), model, batch, 1)
@@ -64,27 +74,30 @@ def test_the_attention_of_any_window_is_exported(kind, window, heads, channels):
         np.testing.assert_array_equal(found[1], expected[1])
 
 
+def _host(model, programs_by_name):
+    """What an exported folder does with its programs: in propagate mode the host chooses among them."""
+    manifest = {
+        "schedule": export._schedule(model) if model.settings.is_propagating else None,
+        "regions": [[region._asdict() for region in row] for row in programs.regions(model)],
+    }
+    return artifact.Model(manifest, programs_by_name, model.settings.schedule.interval)
+
+
 def _expected(model, num_frames):
-    """Labels of the programs as an exported folder puts them together: the decision is taken on the host."""
-    made = programs.make(model)
+    """Labels of the programs as an exported folder puts them together."""
 
     def bound(program):
         fn = compilation.jit(program.fn)
         return lambda *args: fn(program.weights, *args)
 
-    schedule = model.settings.schedule
-    manifest = {
-        "schedule": export._schedule(model) if model.settings.is_propagating else None,
-        "regions": [[region._asdict() for region in row] for row in programs.regions(model)],
-    }
-    runner = artifact.Model(manifest, {name: bound(program) for name, program in made.items()}, schedule.interval)
+    made = {name: bound(program) for name, program in programs.make(model).items()}
     with compilation.effort("quick"):
-        return _follow(runner.step, model, 1, num_frames)
+        return _follow(_host(model, made).step, model, 1, num_frames)
 
 
 @pytest.mark.parametrize("kind", ["fixed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:])])
 def test_one_program_that_decides_itself_gives_the_labels_of_the_host_that_decides(kind):
-    model = make(kind, one_layer(kind, "skip", "gate"))
+    model = simple(kind)
     program = programs.next_frame(model)
     with compilation.effort("quick"):
         step = compilation.jit(program.fn)
@@ -92,18 +105,40 @@ def test_one_program_that_decides_itself_gives_the_labels_of_the_host_that_decid
     np.testing.assert_array_equal(found, _expected(model, 6))
 
 
-@pytest.mark.slow
-def test_a_tensorflow_lite_file_gives_the_same_labels():
+def _lite(model):
+    """The signatures of a model's TensorFlow Lite file, put together as an exported folder does."""
     tf = pytest.importorskip("tensorflow")
-    model = everything("refine")
-    runner = tf.lite.Interpreter(model_content=export.tflite(model)).get_signature_runner(export.SERVING)
+    interpreter = tf.lite.Interpreter(model_content=export.tflite(model))
+    made, listed = programs.make(model), interpreter.get_signature_list()
+    assert listed.keys() == made.keys() | ({export.SERVING} if "step" in made else set())
+    return _host(model, {name: lite_program(interpreter, name, program) for name, program in made.items()})
 
-    def step(state, frame):
-        named = dict(zip(programs.leaf_names("state", state), jax.tree.leaves(state), strict=True))
-        found = runner(frame=frame, **named)
-        return {name: found[f"state_{name}"] for name in state}, found["labels"]
 
-    assert (_follow(step, model, 1, 6) == _expected(model, 6)).mean() > 0.999  # another order of sums
+def test_a_tensorflow_lite_file_gives_the_same_labels_where_the_host_chooses():
+    model = simple("fixed")
+    assert (_follow(_lite(model).step, model, 1, 5) == _expected(model, 5)).mean() > 0.999  # another order of sums
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tensorflow_lite_file_of_every_operation_gives_the_same_labels(kind):
+    model = everything(kind)
+    assert (_follow(_lite(model).step, model, 1, 5) == _expected(model, 5)).mean() > 0.999  # another order of sums
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_maps_of_one_pixel_are_taken_by_tensorflow_lite(backend):
+    """As the pooled map of DeepLab, and the deepest one of small frames."""
+    tf = pytest.importorskip("tensorflow")
+    rng = np.random.default_rng(0)
+    kernel, x = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 1, 6, 5), (1, 2, 1, 6)))
+    function = savedmodel.Function(
+        fn=lambda weights, x: layers.conv(x, weights[0], stride=2, backend=backend), weights=("kernel",),
+        args=(jax.ShapeDtypeStruct(x.shape, x.dtype),), is_batched=False, inputs=("x",), outputs=("y",),
+    )  # fmt: skip
+    content = savedmodel.lite({"conv": function}, {"kernel": kernel})
+    found = tf.lite.Interpreter(model_content=content).get_signature_runner("conv")(x=x)["y"]
+    np.testing.assert_allclose(found, x[:, ::2] @ kernel[0, 0], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -132,17 +167,11 @@ def _onnx(model):
             names = [value.name for value in session.get_inputs()]
             leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(args)]
             found = session.run(outputs, dict(zip(names, leaves, strict=True)))
-            shape = jax.eval_shape(program.fn, program.weights, *program.args)
-            return jax.tree.unflatten(jax.tree.structure(shape), found)
+            return jax.tree.unflatten(result_tree(program), found)
 
         return call
 
-    manifest = {
-        "schedule": export._schedule(model) if model.settings.is_propagating else None,
-        "regions": [[region._asdict() for region in row] for row in programs.regions(model)],
-    }
-    called = {name: bound(name, program) for name, program in programs.make(model).items()}
-    return artifact.Model(manifest, called, model.settings.schedule.interval)
+    return _host(model, {name: bound(name, program) for name, program in programs.make(model).items()})
 
 
 @pytest.mark.slow
@@ -155,7 +184,7 @@ def test_onnx_files_of_every_operation_give_the_same_labels(kind):
 def test_an_onnx_file_of_a_propagated_frame_has_names_and_the_same_labels():
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("jax2onnx")
-    model = make("fixed", one_layer("fixed", "max_pool_3x3", "local_attention"))
+    model = simple("fixed")
     program = programs.make(model)["other"]
     data, described = onnx_files.convert("other", program)
     names = [entry["name"] for entry in described["inputs"]]

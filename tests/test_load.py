@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -36,6 +37,23 @@ def test_it_gives_the_labels_of_the_evaluation(kind):
     assert shares == ([1.0] * 6 if kind == "refine" else [1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
     assert segmenter.size == trained.SIZE and segmenter.mode == trained.make_config(kind).space.mode
     assert segmenter.classes[:2] == ("sky", "building") and segmenter.colors.shape == (11, 3)
+
+
+@pytest.fixture(scope="module", name="old")
+def _old(tmp_path_factory):
+    """`run` and `exported`, written by version 0.1 before its run folders had an identity, frames and their labels."""
+    path = tmp_path_factory.mktemp("old")
+    shutil.unpack_archive(ROOT / "tests" / "golden" / "old_refine.zip", path)
+    return path, np.load(path / "labels.npz")
+
+
+@pytest.mark.parametrize("folder", ["run", "exported"])
+def test_a_folder_of_an_older_version_gives_the_labels_that_it_gave(old, folder):
+    path, known = old
+    segmenter = dvsnas_jax.load(path / folder)
+    assert segmenter.has_cell and segmenter.mode == "refine" and segmenter.ids.tolist() == list(range(11))
+    labels = np.stack(list(segmenter.segment(known["frames"])))
+    assert (labels == known["labels"]).mean() > 0.999  # processors differ in the order of sums
 
 
 def test_videos_may_take_turns_and_are_read_as_the_labels_are_asked_for():

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.core import workdir
+from dvsnas_jax.run import evaluate
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMIT = 3000
@@ -51,18 +52,20 @@ pytestmark = pytest.mark.slow
 
 
 @contextlib.contextmanager
-def launched(folder: pathlib.Path, num: int, devices: int, settings: dict) -> Iterator[subprocess.Popen]:
-    """A search of `num` processes with so many devices each; logs and ids are beside the run folder."""
-    command = [
+def launched(
+    folder: pathlib.Path, num: int, devices: int, settings: dict, *, command: str = "search"
+) -> Iterator[subprocess.Popen]:
+    """A command of `num` processes with so many devices each; logs and ids are beside the run folder."""
+    words = [
         str(ROOT / "launch" / "local_multiprocess.sh"), str(num),
-        sys.executable, "-m", "dvsnas_jax", "search", "--config=configs/smoke.py", f"--workdir={folder}",
+        sys.executable, "-m", "dvsnas_jax", command, "--config=configs/smoke.py", f"--workdir={folder}",
         *(f"--config.{key}={value}" for key, value in settings.items()),
     ]  # fmt: skip
     logs, pids = folder.with_suffix(".logs"), folder.with_suffix(".pids")
     environment = {**os.environ, "DEVICES": str(devices), "LOGS": str(logs), "PIDS": str(pids)}
     environment.pop("XLA_FLAGS", None)
     pids.unlink(missing_ok=True)
-    launcher = subprocess.Popen(command, cwd=ROOT, env=environment)
+    launcher = subprocess.Popen(words, cwd=ROOT, env=environment)
     try:
         yield launcher
     finally:
@@ -169,6 +172,19 @@ def test_two_processes_search_as_one_does(tmp_path: pathlib.Path, one: dict[str,
     assert len(one["candidates"]) == STEPS * 2 + 2
     assert environments(folder) == [(2, 2)]
     assert "pretrain" in log_of(folder, 0) and "pretrain" not in log_of(folder, 1)
+
+
+def test_two_processes_train_and_score_a_static_network_alone(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "alone"
+    with launched(folder, 2, 1, SMALL, command="train") as launcher:
+        code = launcher.wait(timeout=LIMIT)
+    assert code == 0, "\n".join(log_of(folder, process)[-3000:] for process in range(2))
+    found = workdir.Workdir(folder)
+    stored = found.read_json(evaluate.RESULT)
+    assert stored["cell"] is None and stored["num_frames"] == 4 and not (folder / "best_genotype.json").exists()
+    assert "static network" in log_of(folder, 0) and "static network" not in log_of(folder, 1)
+    again = evaluate.run(found.config(), found)  # in one process
+    assert again["static"]["miou"] == pytest.approx(stored["static"]["miou"], abs=1e-6)
 
 
 def test_four_processes_search_as_one_does(tmp_path: pathlib.Path) -> None:

@@ -23,7 +23,8 @@ def register(add: common.Add) -> None:
     command.add_argument("--savedmodel", action="store_true", help="write a TensorFlow SavedModel into the folder, too")
     command.add_argument(
         "--tflite", action="store_true",
-        help="write model.tflite, too: the programs as signatures (refine: serving_default, too, the next frame)",
+        help="write model.tflite, too: the programs as signatures; refine: serving_default is the next frame, "
+        "propagate: call key for key frames and other for the rest (learned schedules: look first)",
     )  # fmt: skip
     command.add_argument(
         "--onnx", action="store_true",

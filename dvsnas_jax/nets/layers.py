@@ -71,7 +71,7 @@ def conv(
     if is_cpu(backend):
         return shifted.conv(x, kernel, stride, dilation)
     if kh == kw == 1:
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+        return shifted.product(x[:, ::stride, ::stride], kernel[0, 0])
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -17,6 +17,7 @@ from dvsnas_jax.nets import precision, winograd
 
 _MAX_COLUMNS = 1 << 18  # values of an image that taps may see side by side: 1 MiB
 _MAX_TURNED = 1 << 12  # values of a matrix whose gradient is computed transposed
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _MAX_FOLDED = 1 << 15  # values of a map whose rows are added up side by side; larger ones gained nothing measurable
 _MAX_ROWS = 64  # of such a map: each is a term, more compile too long
 
@@ -60,7 +61,7 @@ def _dense(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.A
         (stride, stride),
         padding((kernel.shape[0], kernel.shape[1]), dilation),
         rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=_DIMENSIONS,
     )
 
 
@@ -111,15 +112,23 @@ def _kernel_grad_by_image(x: jax.Array, grad: jax.Array, size: tuple[int, int], 
 _dense.defvjp(_dense_forward, _dense_backward)
 
 
+def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """x [..., Cin] @ matrix [Cin, Cout]; of maps one pixel wide as a convolution: TensorFlow Lite's converter fails on
+    their product (the pooled map of DeepLab, the deepest maps of small frames)."""
+    if x.ndim == 4 and x.shape[2] == 1:
+        return lax.conv_general_dilated(x, matrix[None, None], (1, 1), "VALID", dimension_numbers=_DIMENSIONS)
+    return x @ matrix
+
+
 @jax.custom_vjp
 def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """x [..., Cin] @ matrix [Cin, Cout]. The gradient is written out: autodiff's has a transposed copy of the
     gradient map, and XLA's CPU backend fuses whatever computed the map into that copy a second time (2-4x slower)."""
-    return x @ matrix
+    return product(x, matrix)
 
 
 def _product_forward(x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x @ matrix, (x, matrix)
+    return product(x, matrix), (x, matrix)
 
 
 def _product_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -255,7 +255,9 @@ def write_savedmodel(path: pathlib.Path, model: programs.Model) -> None:
     """Writes the programs of a model as a TensorFlow SavedModel, see `data.savedmodel`.
 
     Its programs have the layers of a CPU, which run on all platforms. Each has a serving signature of its name, for one
-    video; `serving_default` segments the next frame of a video and decides itself whether it is a key frame.
+    video; `serving_default` segments the next frame of a video and decides itself whether it is a key frame. A
+    TensorFlow Lite file that is converted from it has them all, but in propagate mode `serving_default` does not run
+    there: see `tflite`.
 
     Raises:
       UserError: TensorFlow is not installed.
@@ -273,8 +275,9 @@ def write_savedmodel(path: pathlib.Path, model: programs.Model) -> None:
 def tflite(model: programs.Model) -> bytes:
     """A TensorFlow Lite file with the signatures of `write_savedmodel`; its layers are plain convolutions.
 
-    In propagate mode it has no `serving_default`: its interpreter (2.21, XNNPACK) fails on the choice between key
-    frames and others inside a program. The host chooses, as `artifact.Model.step` does.
+    In propagate mode it has no `serving_default`: where a branch leaves an argument unused, the converter (2.21) writes
+    the branch's first argument in its place, and no interpreter takes the file's choice between key frames and others.
+    The host chooses: `key` or `other` (learned schedules: `look` first), as `artifact.Model.step` does.
 
     Raises:
       UserError: TensorFlow is not installed, or its converter does not take a program.
