@@ -97,7 +97,8 @@ class Checkpointer:
         step = max(steps, default=None) if step is None else step
         if step is None or step not in steps:
             raise errors.UserError(
-                f"{self.path}: no checkpoint{'' if step is None else f' of step {step}'}, there are {steps}"
+                f"{self.path}: no checkpoint{'' if step is None else f' of step {step}'}, there are "
+                f"{', '.join(map(str, steps)) or 'none'}; restore that folder, or train in another --workdir"
             )
         where = f"{self.path / str(step)}"
         with _quiet():
@@ -113,11 +114,11 @@ class Checkpointer:
             except (ValueError, KeyError, OSError) as error:
                 text = " ".join(str(error).split())[:200]
                 raise errors.UserError(
-                    f"{where}: damaged checkpoint ({text}); delete that folder and start again"
+                    f"{where}: damaged checkpoint ({text}); delete that folder and start the run again"
                 ) from None
         if zlib.crc32(data.tobytes()) != index["crc32"]:
             raise errors.UserError(
-                f"{where}: damaged checkpoint (checksum differs); delete that folder and start again"
+                f"{where}: damaged checkpoint (checksum differs); delete that folder and start the run again"
             )
         return _unpack(template, index["leaves"], data, where)
 

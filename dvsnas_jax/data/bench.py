@@ -47,7 +47,7 @@ def run(
       UserError: the loader is not tf, or the files are not as they should be.
     """
     if data.loader == "numpy":
-        raise errors.UserError("bench data: measures data.loader 'tf', got 'numpy'; leave it at 'auto'")
+        raise errors.UserError("bench data: measures data.loader 'tf', got 'numpy'; set data.loader to 'auto'")
     if data.name != "synthetic":
         return _measure(data, repeats, seconds, batch_size)
     with tempfile.TemporaryDirectory() as folder:

@@ -64,10 +64,16 @@ def get(name: str) -> Member:
     """
     short = name.removeprefix(PREFIX)
     if short not in TABLE:
-        close = difflib.get_close_matches(short, TABLE, n=1, cutoff=0.4)
+        close = difflib.get_close_matches(short.lower(), TABLE, n=1, cutoff=0.4)
         hint = f", did you mean '{PREFIX}{close[0]}'?" if close else ";"
         raise errors.UserError(f"{PREFIX}{short}: no such member of the zoo{hint} there are {', '.join(TABLE)}")
     return TABLE[short]
+
+
+def suggestion(word: str) -> str:
+    """`, did you mean 'zoo:NAME'?` for a word that is the name of a member, else empty."""
+    short = word.lower().removeprefix(PREFIX)
+    return f", did you mean '{PREFIX}{short}'?" if short in TABLE and word != PREFIX + short else ""
 
 
 def of_mode(mode: str) -> tuple[Member, ...]:
