@@ -63,7 +63,7 @@ def _show(arguments: argparse.Namespace) -> None:
     else:
         hint = zoo.suggestion(arguments.genotype)
         if hint and not os.path.lexists(arguments.genotype):
-            raise errors.UserError(f"GENOTYPE.json: {arguments.genotype} does not exist{hint} see `dvsnas show zoo`")
+            raise errors.UserError(f"GENOTYPE.json: {arguments.genotype} does not exist, did you mean {hint!r}?")
         space, tokens = genotype.read(arguments.genotype, name="GENOTYPE.json")
     output = common.picture(arguments.output) if arguments.output else None
     if member is not None:
@@ -80,7 +80,8 @@ def _bench(arguments: argparse.Namespace) -> None:
         raise errors.UserError(f"bench {arguments.part}: takes no config; leave --config out")
     if arguments.part != "search":
         for name in ("paper-size", "profile", *(name for name, _, _ in _SEARCH_NUMBERS)):
-            if getattr(arguments, name.replace("-", "_")) not in (None, False):
+            given = getattr(arguments, name.replace("-", "_"))
+            if given is not None and given is not False:  # 0 is given, too
                 raise errors.UserError(f"--{name}: only `dvsnas bench search` takes it; leave it out")
     if arguments.json:
         _check_writable(arguments.json)

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import pathlib
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -112,6 +113,7 @@ class Checkpointer:
                 index = json.loads(bytes(np.asarray(packed["index"])))
                 data = np.asarray(packed["data"])[: 1 + sum(map(_num_bytes, index["leaves"]))]
             except (ValueError, KeyError, OSError) as error:
+                _ignore_closed_loops()
                 text = " ".join(str(error).split())[:200]
                 raise errors.UserError(
                     f"{where}: damaged checkpoint ({text}); delete that folder and start the run again"
@@ -210,6 +212,17 @@ def _like(array: np.ndarray, leaf: Any) -> Any:
 def _is_key(leaf: Any) -> bool:
     """Whether a leaf is a typed PRNG key (array)."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _ignore_closed_loops() -> None:
+    """Where one read fails, Orbax leaves the others behind: what they say when they end is a stack, and no news."""
+    before = sys.unraisablehook
+
+    def tell(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = tell
 
 
 @contextlib.contextmanager

@@ -82,7 +82,9 @@ class Space:
                 )
             for name in names:
                 if name not in known:
-                    raise errors.UserError(f"space.{field}: unknown name {name!r}{_nearest(name, known)}")
+                    raise errors.UserError(
+                        f"space.{field}: unknown name {name!r}{_nearest(name, known)} allowed are {', '.join(known)}"
+                    )
         if self.num_layers < 1:
             raise errors.UserError(f"space.num_layers: must be at least 1, got {self.num_layers}")
 
@@ -282,7 +284,8 @@ def _parse_layer(space: Space, layer: Any, index: int, where: str) -> list[int]:
                 )
             if value not in names:
                 raise errors.UserError(
-                    f"{where}: layer {index}, field {field}: unknown name {value!r}{_nearest(value, names)}"
+                    f"{where}: layer {index}, field {field}: unknown name {value!r}{_nearest(value, names)} "
+                    f"allowed are {', '.join(names)}"
                 )
             tokens.append(list(names).index(value))
     return tokens
@@ -308,5 +311,4 @@ def edges(space: Space, genotype: Any) -> list[tuple[str, str, str]]:
 def _nearest(name: Any, known: Sequence[str]) -> str:
     """A hint for a misspelt name."""
     close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ","
-    return f"{hint} allowed are {', '.join(known)}"
+    return f", did you mean {close[0]!r}?" if close else ","

@@ -71,9 +71,9 @@ def get(name: str) -> Member:
 
 
 def suggestion(word: str) -> str:
-    """`, did you mean 'zoo:NAME'?` for a word that is the name of a member, else empty."""
+    """`zoo:NAME` for a word that is the name of a member, but for the `zoo:` or for its case; else empty."""
     short = word.lower().removeprefix(PREFIX)
-    return f", did you mean '{PREFIX}{short}'?" if short in TABLE and word != PREFIX + short else ""
+    return PREFIX + short if short in TABLE and word != PREFIX + short else ""
 
 
 def of_mode(mode: str) -> tuple[Member, ...]:
