@@ -3,7 +3,7 @@
 import contextlib
 import io
 import pathlib
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 
@@ -37,12 +37,13 @@ class Answer(NamedTuple):
     err: str
 
 
+def accept(*_: object, **__: object) -> NoReturn:
+    """In place of work that would begin."""
+    raise Accepted
+
+
 def stop_at_work(patch: pytest.MonkeyPatch) -> None:
     """Puts `Accepted` in place of what takes long: the training of the static network, which is always the first."""
-
-    def accept(*_, **__):
-        raise Accepted
-
     patch.setattr(pipeline, "place", accept)
     patch.setattr(pretrain, "run", accept)
 

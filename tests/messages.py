@@ -58,8 +58,13 @@ def _text(node: ast.AST, names: dict[str, str]) -> str:
     return ANY
 
 
-def refusals() -> Iterator[Message]:
+@functools.cache
+def refusals() -> tuple[Message, ...]:
     """Every message of `errors.UserError`."""
+    return tuple(_refusals())
+
+
+def _refusals() -> Iterator[Message]:
     for path, tree in _trees().items():
         names = _constants(tree)
         for node in ast.walk(tree):
@@ -67,8 +72,13 @@ def refusals() -> Iterator[Message]:
                 yield Message(f"{path.relative_to(ROOT)}:{node.lineno}", _text(node.args[0], names))
 
 
-def texts() -> Iterator[Message]:
+@functools.cache
+def texts() -> tuple[Message, ...]:
     """Every text of the package but its docstrings."""
+    return tuple(_texts())
+
+
+def _texts() -> Iterator[Message]:
     for path, tree in _trees().items():
         docstrings = {
             id(node.body[0].value)
@@ -78,12 +88,12 @@ def texts() -> Iterator[Message]:
         }
         bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         bare |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        left_out, name = docstrings | bare, path.relative_to(ROOT)
         for node in ast.walk(tree):
-            place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.JoinedStr):
-                yield Message(place, _text(node, {}))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings | bare:
-                yield Message(place, node.value)
+                yield Message(f"{name}:{node.lineno}", _text(node, {}))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in left_out:
+                yield Message(f"{name}:{node.lineno}", node.value)
 
 
 @functools.cache
@@ -106,11 +116,27 @@ def keys() -> frozenset[str]:
     return frozenset(key for key, _ in overrides.leaves(config_lib.defaults()))
 
 
+@functools.cache
+def sections() -> frozenset[str]:
+    """Every section of the config."""
+    return frozenset(key.rsplit(".", depth)[0] for key in keys() for depth in (1, 2) if "." in key)
+
+
+@functools.cache
+def options() -> frozenset[str]:
+    """The options of all commands."""
+    return frozenset(option for names in commands().values() for option in names)
+
+
+@functools.cache
+def _key_pattern() -> re.Pattern[str]:
+    first = "|".join(sorted({key.split(".")[0] for key in keys() if "." in key}))
+    return re.compile(rf"(?<![\w./\\-])(?:--config\.|config\.)?((?:{first})\.[a-z][\w.]*+)(?![({ANY}])")
+
+
 def named_keys(text: str) -> list[str]:
     """The config keys that a text names."""
-    sections = "|".join(sorted({key.split(".")[0] for key in keys() if "." in key}))
-    pattern = rf"(?<![\w./\\-])(?:--config\.|config\.)?((?:{sections})\.[a-z][\w.]*+)(?![({ANY}])"
-    found = [name.rstrip(".") for name in re.findall(pattern, text)]
+    found = [name.rstrip(".") for name in _key_pattern().findall(text)]
     files = r"\.(json|jsonl|pkl|html|txt|md|png|npz|svg|py|jax|gif|mp4)$"
     return [name for name in found if not re.search(files, name)]
 
