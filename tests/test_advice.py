@@ -253,7 +253,7 @@ GENOTYPES = [
     Row(
         "version",
         lambda tmp: ["show", file(tmp, "g.json", {**ONE_LAYER, "version": 2})],
-        ('"version" must be 1, got 2',),
+        ('version 2, "version" must be 1',),
         lambda tmp: ["show", file(tmp, "g.json", {**ONE_LAYER, "version": 1})],
     ),
     Row(

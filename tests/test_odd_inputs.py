@@ -142,11 +142,13 @@ GENOTYPES = [
     Odd("brackets without end", "show g.json", "not usable JSON", put("g.json", "[" * 100_000)),
     Odd("number of 5000 digits", "show g.json", "not usable JSON", put("g.json", "1" * 5000)),
     Odd("comma too many", "show g.json", "not JSON", put("g.json", GENOTYPE.replace('"sum"', '"sum",'))),
-    Odd("newer version", "show g.json", '"version" must be 1, got 2', put("g.json", GENOTYPE.replace("1,", "2,", 1))),
+    Odd(
+        "newer version", "show g.json", 'version 2, "version" must be 1', put("g.json", GENOTYPE.replace("1,", "2,", 1))
+    ),
     Odd(
         "version true",
         "show g.json",
-        '"version" must be 1, got True',
+        'version True, "version" must be 1',
         put("g.json", GENOTYPE.replace("1,", "true,", 1)),
     ),
     Odd(

@@ -245,7 +245,7 @@ def from_dict(data: Any, space: Space | None = None, *, where: str = "genotype")
     version = data.get("version")
     if version != VERSION or isinstance(version, bool):
         raise errors.UserError(
-            f'{where}: "version" must be {VERSION}, got {version!r}; a file of a newer program is read by that program'
+            f'{where}: a genotype of version {version!r}, "version" must be {VERSION}; use the program that wrote it'
         )
     inputs = data.get("inputs")
     if not isinstance(inputs, list) or not all(isinstance(name, str) for name in inputs):
