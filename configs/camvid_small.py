@@ -6,7 +6,8 @@ validation runs on the dense 15 Hz clip 0016E5.
 Command: dvsnas search --config=configs/camvid_small.py --config.data.dir=CAMVID --workdir=runs/camvid_small
   (or the environment variable DVSNAS_CAMVID instead of --config.data.dir)
 Time: 35 minutes on 2 CPU cores.
-Score: static network 52.4 mIoU on the 15 Hz validation clip; the cell 51.1: it does not beat it here (see the README).
+Score: static network 52.4 mIoU on the 15 Hz validation clip; the cell 51.1: it does not beat it
+  here (see docs/results.md).
 """
 
 from dvsnas_jax.core import config as config_lib

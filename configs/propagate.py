@@ -2,7 +2,7 @@
 
 Command: dvsnas search --config=configs/propagate.py --workdir=runs/propagate
 Time: about as configs/synthetic.py.
-Score: see the README.
+Score: see docs/results.md.
 """
 
 from dvsnas_jax.core import config as config_lib

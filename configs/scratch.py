@@ -1,7 +1,7 @@
 """A search whose candidates are trained alone, each half as long as a cell is in the end; 48x64, for few cores.
 
-Rewards of shared weights, or of a few steps, order cells roughly and prefer those that learn the fastest; see "Does the
-search find anything?" in the README. The networks are those of the tabular benchmark, the space is the whole one.
+Rewards of shared weights, or of a few steps, order cells roughly and prefer those that learn the fastest, see
+docs/results.md. The networks are those of the tabular benchmark, the space is the whole one.
 
 Command: dvsnas search --config=configs/scratch.py --workdir=runs/scratch
 Time: 8 minutes on 2 CPU cores, the candidates 6 of them.

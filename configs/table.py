@@ -5,7 +5,7 @@ propagate with 100 steps the best cells all held on to the logits of the key fra
 
 Command: dvsnas compare-strategies --config=configs/table.py --make-table --seeds=2 --workdir=runs/table
 Time: see the head of the table.
-Score: see the README.
+Score: see docs/results.md.
 """
 
 from dvsnas_jax.core import config as config_lib

@@ -171,7 +171,7 @@ def _join(arguments: Namespace) -> None:
         process_id=arguments.process_id,
     )
     if launch is not None:
-        distributed.start(launch)
+        distributed.start(launch, distributed.start_seconds(os.environ, arguments.start_timeout))
         from dvsnas_jax.core import mesh
 
         mesh.connect(mesh.make())

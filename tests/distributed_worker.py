@@ -104,7 +104,7 @@ def main() -> int:
     mode, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     launch = distributed.detect(os.environ)
     if launch is not None:
-        distributed.start(launch)
+        distributed.start(launch, distributed.start_seconds(os.environ))
         mesh_lib.connect(mesh_lib.make())
     if mode in ("together", "apart"):
         return go_on(folder, mode == "together")

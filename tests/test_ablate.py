@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trained
 
 from dvsnas_jax import cli
 from dvsnas_jax.controller import strategies
@@ -16,6 +17,7 @@ from dvsnas_jax.core import compilation, errors, mesh, signals, types, workdir
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.run import features, metrics, train
 from dvsnas_jax.search import ablate, ablate_report, ablate_runs, loop, pipeline, steps
+from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost, variants
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
@@ -180,6 +182,108 @@ def test_what_the_mask_leaves_untouched_stays(world):
         ablate.make_ablate(world["supernet"], SPACE, replacement="conv_9x9")
 
 
+# --- a run, opened ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def features_of_batch(monkeypatch, world):
+    """No network computes the features of the meta-validation clips: they are drawn."""
+
+    def drawn(config, space, variables, places):
+        store = make_store(3, 1)
+        return store if places is None else jax.tree.map(lambda x: x[places], store)
+
+    monkeypatch.setattr(ablate_runs, "static_network", lambda config, folder: None)
+    monkeypatch.setattr(ablate_runs, "validation_features", drawn)
+    monkeypatch.setattr(ablate, "_places", lambda config, num: np.arange(num or config.search.batch_size))
+
+
+def contents(path):
+    """File -> its bytes, of a whole folder."""
+    return {file: file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def run_example(path) -> dict:
+    """The names after the lines of the docstring of `ablate.open` were run on a folder."""
+    names = {"jax": jax, "jnp": jnp, "ablate": ablate}
+    examples = doctest.DocTestParser().get_examples(ablate.open.__doc__)
+    assert len(examples) == 4 and examples[0].source == 'run = ablate.open("runs/quickstart")\n'
+    for example in examples:
+        exec(example.source.replace("runs/quickstart", str(path)), names)  # noqa: S102
+    return names
+
+
+def test_an_opened_search_gives_the_numbers_of_the_command(folder, parts, features_of_batch):
+    before = contents(folder.path)
+    names = run_example(folder.path)
+    run, found = names["run"], names["found"]
+    assert contents(folder.path) == before, "it only reads"
+    assert (run.weights, run.space, run.grid, run.settings) == ("shared", SPACE, (4, 4), SETTINGS)
+    np.testing.assert_array_equal(run.genotype, GENOTYPE)
+    params = ablate_runs.trained_weights(parts, folder)
+    jax.tree.map(np.testing.assert_array_equal, run.params, params)
+    # The same genotypes as `--what=replace` scores them: a batch of two clips, normalised by itself.
+    switched = [np.where(GENOTYPE == index, 0, GENOTYPE) for index in range(4)]
+    rows = np.stack([np.concatenate([GENOTYPE[:, :2], rows[:, 2:4], GENOTYPE[:, 4:]], 1) for rows in switched])
+    scored = pipeline.score(parts, params, rows, 2)
+    np.testing.assert_allclose(found["miou"], [record["miou"] for record in scored], rtol=1e-5)
+    assert cost.of(run.space, run.genotype, run.settings, run.grid) == cost.of(SPACE, GENOTYPE, SETTINGS, (4, 4))
+
+
+def test_a_search_that_trains_each_alone_opens_with_the_cells_own_weights(folder, features_of_batch, monkeypatch):
+    cell = cell_lib.make(SPACE, GENOTYPE, SETTINGS)
+    params = cell.init(jax.random.key(3))
+    monkeypatch.setattr(train, "load_winner", lambda config, folder: (cell, params, SPACE, GENOTYPE))
+    values = json.loads((folder.path / "config.json").read_text())
+    values["search"]["mode"] = "scratch"
+    (folder.path / "config.json").write_text(json.dumps(values))
+    run = ablate.open(folder.path, num_clips=3)
+    assert run.weights == "cell" and run.batch.num_clips == 3
+    jax.tree.map(np.testing.assert_array_equal, cell_lib.gather_params(SPACE, GENOTYPE, run.params), params)
+
+
+@pytest.mark.parametrize("kind", ["refine", "adaptive"])
+def test_a_trained_cell_opens_with_its_own_weights(kind, tmp_path):
+    """A folder of `train`: what the supernet computes is what the trained cell computes, running statistics and all."""
+    path = trained.write(tmp_path / "run", kind)
+    before = contents(path)
+    names = run_example(path)
+    run = names["run"]
+    assert contents(path) == before and run.weights == "cell" and run.batch.num_clips == 1
+    config, folder = workdir.Workdir(path).config(), workdir.Workdir(path)
+    if kind != "refine":  # the supernet's key frames come at the interval
+        config = config.copy_and_resolve_references().unlock()
+        config.schedule.kind = "fixed"
+    cell = cell_lib.make(run.space, run.genotype, features.settings_of(config))
+    _, params, _, _ = train.load_winner(folder.config(), folder)
+    clips = jax.tree.map(lambda x: x.astype(jnp.float32), run.batch.features)
+    expected = jax.jit(cell.unroll)(params, clips)
+    found = jax.jit(run.supernet.unroll)(run.params, run.genotype, clips)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    losses = dict(zip(run.space.operations, np.asarray(names["found"]["loss"]).tolist(), strict=True))
+    assert losses["sep_conv_3x3"] != losses["none"] and losses["conv_3x3"] == losses["none"], "it has no conv_3x3"
+
+
+def test_what_cannot_be_opened_is_told_in_one_line(tmp_path):
+    with pytest.raises(errors.UserError, match="nowhere: holds no run"):
+        ablate.open(tmp_path / "nowhere")
+    with pytest.raises(errors.UserError, match="num_clips: must be at least 1, got 0"):
+        ablate.open(tmp_path, num_clips=0)
+    workdir.Workdir(tmp_path / "run").claim(CONFIG)
+    with pytest.raises(errors.UserError, match="holds no trained cell, run `dvsnas search`"):
+        ablate.open(tmp_path / "run")
+
+
+def test_the_first_batch_of_a_reward_is_opened():
+    config = make_config()
+    config.data.num_train_clips, config.search.meta_val_fraction = 10, 0.6
+    config.search.update({"batch_size": 4, "reward_clips": 4})
+    assert ablate._places(config, None).tolist() == [0, 1, 2, 3]
+    assert ablate._places(config, 9).tolist() == [0, 1, 2, 3, 4, 5]
+    config.search.batch_parts = 2  # normalised part by part
+    assert ablate._places(config, None).tolist() == [0, 2]
+
+
 # --- variants and masks -------------------------------------------------------------------------------------------
 
 
@@ -258,6 +362,28 @@ def test_replace_scores_every_neighbour_on_one_program(folder, parts):
     assert len(folder.read(ablate_runs.LOG)) == len(lines), "nothing is done twice"
 
 
+def test_masked_operations_replace_nothing_and_are_named(folder, parts, monkeypatch):
+    config = make_config()
+    config.controller.masked_operations = ("skip", "conv_1x1")
+    folder = workdir.Workdir(folder.path / "masked")
+    folder.claim(config)
+    folder.write_json(train.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
+    first = parts.steps.init(jax.random.key(0)).params
+    monkeypatch.setattr(ablate_runs, "trained_weights", lambda parts, folder: first)
+    report = ablate.run(config, folder, what="replace", limit=12)
+    after = [line["after"] for line in folder.read(ablate_runs.LOG)]
+    # skip has no weights, those of conv_1x1 were never trained.
+    assert "skip" in after and "conv_1x1" not in after and len(after) == 13
+    assert (report.content["masked"], report.content["left_out"]) == (["skip", "conv_1x1"], ["conv_1x1"])
+    assert report.text.splitlines()[1:3] == [
+        "Masked in the search (controller.masked_operations): skip, conv_1x1",
+        "The shared weights of conv_1x1 were never trained, so it replaces nothing here",
+    ]
+    assert "| 0 | operation a | conv_1x1, masked |" in report.text
+    config.search.mode = "scratch"  # each variant is trained alone, with all of its weights
+    assert ablate_runs.untrained(config) == ()
+
+
 def test_a_search_that_counts_the_cost_pays_a_cell_above_its_target_less(parts):
     params = parts.steps.init(jax.random.key(0)).params
     rows = np.stack([GENOTYPE, GENOTYPE])
@@ -306,6 +432,8 @@ def test_leave_one_out_is_one_compilation_for_all_searches(folder):
         log = workdir.Workdir(place / (f"without_{name}" if name else "all")).read(loop.LOG)
         chosen = {OPERATIONS[token] for line in log for row in line["genotype"] for token in row[2:4]}
         assert name not in chosen and len(log) == 8
+        masked = workdir.Workdir(place / (f"without_{name}" if name else "all")).config().controller.masked_operations
+        assert masked == ((name,) if name else ()), "its own report says so"
         rewards = [line["reward"] for line in log]
         assert record["best"] == max(rewards)
         assert record["mean_last_quarter"] == pytest.approx(np.mean(rewards[6:]))

@@ -99,7 +99,10 @@ def test_help_is_fast_and_needs_no_jax():
         ("serch", "invalid choice: 'serch'"),
         ("search --config=configs/smoke.py", "required: --workdir"),
         ("search --config=nope.py --workdir=w", "no such file: nope.py"),
-        ("search --conf=configs/smoke.py --workdir=w", "required: --config"),
+        ("search --conf=configs/smoke.py --workdir=w", "unrecognized arguments: --conf=configs/smoke.py"),
+        ("search --workdir=w", "--config: is needed, as w holds no run .*give a Python file"),
+        ("ablate --workdir=configs", "--config: is needed, as configs holds no run .*give a Python file"),
+        ("evaluate --model=configs", "--config: is needed; give a Python file"),
         ("search --config=configs/smoke.py --workdir=w --fast", "unrecognized arguments: --fast"),
         ("search --config=configs/smoke.py --workdir=w --config.search.stepss=3", "did you mean 'search.steps'"),
         ("search --config=configs/smoke.py --workdir=w --config.search.steps=many", "needs an int .* got 'many'"),
@@ -211,7 +214,7 @@ def test_compile_cache_default_and_switch(tmp_path, monkeypatch):
     "words, code, message",
     [
         (["--help"], 0, ""),
-        (["search"], 2, "dvsnas: error: the following arguments are required: --config, --workdir"),
+        (["search"], 2, "dvsnas: error: the following arguments are required: --workdir"),
         (["show", "nope.json"], 2, "dvsnas: error: GENOTYPE.json: nope.json does not exist"),
     ],
 )
@@ -258,6 +261,7 @@ def test_signal_ends_the_process_with_75(number, tmp_path):
 def test_another_config_in_the_run_folder_is_refused(tmp_path, monkeypatch, capsys):
     def run(config, folder):
         folder.claim(config)
+        folder.append("metrics.jsonl", {"stage": "pretrain", "step": 1})
         return RESULT
 
     _install(monkeypatch, "dvsnas_jax.search.pipeline", run=run)

@@ -16,7 +16,7 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, workdir
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import compare, compare_report, pretrain, train
+from dvsnas_jax.run import compare, compare_report, compare_rows, pretrain, report, train
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
 
@@ -180,11 +180,109 @@ def test_jobs_of_members_take_their_own_schedule(jobs, tmp_path: pathlib.Path) -
     assert [kind for _, _, kind in jobs] == ["regions", "adaptive", "fixed"]
 
 
-def test_one_genotype_under_two_names_is_one_job(jobs, tmp_path: pathlib.Path) -> None:
+def test_one_genotype_under_two_names_is_one_row(jobs, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "cell.json"
     path.write_text(json.dumps(zoo.get("grfp").genotype))
-    result = compare.run(load(), workdir.Workdir(tmp_path / "run"), ["zoo:grfp", str(path)])
-    assert len(jobs) == 1 and result["rows"][1]["miou"] == result["rows"][2]["miou"]
+    folder = workdir.Workdir(tmp_path / "run")
+    result = compare.run(load(), folder, [str(path), "zoo:grfp"])
+    assert len(jobs) == 1 and [row["name"] for row in result["rows"]] == [compare.STATIC, f"zoo:grfp = {path}"]
+    # A name that comes later, another spelling of one that is known: the same row, without a job.
+    again = tmp_path / "again.json"
+    again.write_text(path.read_text())
+    result = compare.run(load(), folder, [str(again), f"{tmp_path}/../{tmp_path.name}/cell.json"])
+    assert len(jobs) == 1 and result["rows"][1]["names"] == ["zoo:grfp", str(path), str(again)]
+    assert result["rows"][1]["source"] == zoo.get("grfp").source and len(result["rows"]) == 2
+
+
+def test_two_genotypes_under_one_name_are_two_rows_told_apart(jobs, tmp_path: pathlib.Path) -> None:
+    path, folder = tmp_path / "cell.json", workdir.Workdir(tmp_path / "run")
+    keys = []
+    for name in ("grfp", "netwarp"):
+        path.write_text(json.dumps(zoo.get(name).genotype))
+        result = compare.run(load(), folder, [str(path)])
+        keys.append(genotype_lib.digest(*zoo.genotype(zoo.get(name))))
+    assert [row["name"] for row in result["rows"][1:]] == [f"{path} ({key})" for key in keys]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, words: str) -> str:
+    """Puts the words of a command in the place of those that started the tests."""
+    monkeypatch.setattr(sys, "argv", ["/bin/dvsnas", *words.split()])
+    return f"dvsnas {words}"
+
+
+def test_what_a_command_adds_stands_beside_what_others_made(jobs, tmp_path, monkeypatch) -> None:
+    folder = workdir.Workdir(tmp_path)
+    first = command(monkeypatch, "compare --workdir=c --genotypes=zoo:static,zoo:netwarp --seeds=2")
+    before = compare.run(load(), folder, ["zoo:static", "zoo:netwarp"], num_seeds=2)
+    second = command(monkeypatch, "compare --workdir=c --genotypes=zoo:grfp --seeds=1")
+    result = compare.run(load(), folder, ["zoo:grfp"], num_seeds=1)
+    assert [row["name"] for row in result["rows"]] == [compare.STATIC, "zoo:static", "zoo:netwarp", "zoo:grfp"]
+    assert [row["miou"] for row in result["rows"][:3]] == [row["miou"] for row in before["rows"]]
+    assert result["commands"] == [first, second] and [row["commands"] for row in result["rows"]] == [[], [1], [1], [2]]
+    # It is in every output: JSON, text, Markdown, the picture and the report.
+    assert json.loads((tmp_path / compare.RESULT).read_text()) == result
+    lines = compare_report.table(result).splitlines()
+    assert lines[1].split()[:3] == ["seeds", "by", "mIoU"]
+    assert lines[4].split()[:3] == ["zoo:netwarp", "2", "1"]
+    assert lines[5].split()[:5] == ["zoo:grfp", "1", "of", "2", "2"]
+    assert lines[6:] == [
+        "seeds 0, 1; a row with fewer of them is the mean over those that it has", f"by 1: {first}", f"by 2: {second}",
+    ]  # fmt: skip
+    for text in ("| zoo:static | 2 | 1 |", "| zoo:grfp | 1 of 2 | 2 |", f"- by 2: {second}"):
+        assert text in (tmp_path / compare.MARKDOWN).read_text()
+    report.write(tmp_path)
+    page = (tmp_path / report.PAGE).read_text()
+    assert "<th scope=row>zoo:static</th><td>2</td><td>1</td>" in page and f"<li>by 2: {second}</li>" in page
+    assert "<th scope=row>zoo:grfp</th><td>1 of 2</td><td>2</td>" in page
+    # The missing seed is added to the same row; the row then names both commands.
+    third = command(monkeypatch, "compare --workdir=c --genotypes=zoo:grfp --seeds=2")
+    result = compare.run(load(), folder, ["zoo:grfp"], num_seeds=2)
+    assert result["rows"][3]["commands"] == [2, 3] and result["commands"][2] == third
+    assert result["rows"][3]["miou"]["values"] == pytest.approx([0.3, 0.4]) and result["rows"][3]["seeds"] == [0, 1]
+    assert len(jobs) == 6 and "of 2" not in compare_report.table(result)
+
+
+def test_jobs_of_earlier_versions_stand_in_the_table(jobs, tmp_path, monkeypatch) -> None:
+    """As they were left: without commands and names' lines, and with a table that held the last command alone."""
+    folder = workdir.Workdir(tmp_path)
+    compare.run(load(), folder, ["zoo:grfp", "zoo:static", "zoo:netwarp"])
+    (tmp_path / compare_rows.LOG).unlink()
+    for path in (tmp_path / "jobs").iterdir():
+        record = json.loads(path.read_text())
+        del record["command"]
+        path.write_text(json.dumps(record))
+    (tmp_path / compare.RESULT).write_text(json.dumps(result_of(ROWS[:1])))
+    (tmp_path / "jobs" / "notes.json").write_text("{")  # none of ours
+    report.write(tmp_path)
+    assert "<th scope=row>zoo:netwarp</th><td>1</td><td>20.0</td>" in (tmp_path / report.PAGE).read_text()
+    made = command(monkeypatch, "compare --genotypes=zoo:static --seeds=2 --workdir=c")
+    result = compare.run(load(), folder, ["zoo:static"], num_seeds=2)
+    assert [row["name"] for row in result["rows"][1:]] == ["zoo:netwarp", "zoo:grfp", "zoo:static"]
+    assert [row["commands"] for row in result["rows"][1:]] == [[], [], [1]] and len(jobs) == 4
+    unknown = "by -: an earlier version, which did not note its command"
+    assert compare_report.notes(result)[1:] == [f"by 1: {made}", unknown]
+    broken = next((tmp_path / "jobs").glob("*seed0001.json"))
+    broken.write_text("{")
+    with pytest.raises(errors.UserError, match="seed0001.json: is not the file of a finished job; delete it"):
+        compare.run(load(), folder, ["zoo:netwarp"])
+
+
+def test_times_are_multiples_of_the_static_networks_taken_in_turns() -> None:
+    """The second job ran while the machine was half as fast; the cell takes 1.5 times as long all along."""
+
+    def record(seed: int, slowness: float, ratio: float = 1.5) -> dict:
+        cost = {"parameters": 1, "macs": 1}
+        own = {name: times(ms * slowness, all=ms * slowness) for name, ms in (("static", 4.0), ("cell", 4.0 * ratio))}
+        return {"name": "a.json", "status": "ok", "num_frames": 1, "static": scores(0.2), "cell": scores(0.3),
+                "times": own, "cost": {"static": cost, "cell": cost}}  # fmt: skip
+
+    rows = {"0" * 12: {0: record(0, 1.0)}, "1" * 12: {0: record(0, 2.0)}, "2" * 12: {0: record(0, 1.0, 0.9)}}
+    static, one, two, free = compare_rows.collect(load(), rows, [])["rows"]
+    assert static["ms"]["mean"] == pytest.approx(16 / 3)
+    for row in (one, two):
+        assert row["time_ratio"]["mean"] == 1.5 and row["ms"]["mean"] == pytest.approx(8.0)
+    # In mode refine a cell comes on top of the network.
+    assert free["time_ratio"]["mean"] == 1.0 and free["ms"]["mean"] == pytest.approx(16 / 3)
 
 
 def test_a_stop_keeps_finished_jobs_and_the_same_command_goes_on(jobs, tmp_path, monkeypatch, capsys) -> None:
@@ -311,8 +409,8 @@ def test_a_killed_comparison_ends_in_the_same_table(tmp_path: pathlib.Path) -> N
     assert process.wait(timeout=400) == errors.EXIT_STOPPED
     assert len(list((tmp_path / "parts").glob("jobs/*.json"))) < 4
     assert start(tmp_path / "parts").wait(timeout=500) == 0
-    texts = [(tmp_path / name / compare.RESULT).read_bytes() for name in ("whole", "parts")]
-    assert texts[0] == texts[1]
+    whole, parts = (json.loads((tmp_path / name / compare.RESULT).read_text()) for name in ("whole", "parts"))
+    assert {**whole, "commands": None} == {**parts, "commands": None} and len(parts["commands"]) == 1
 
 
 # --- what is shown ------------------------------------------------------------------------------------------------
@@ -331,6 +429,14 @@ def test_front_keeps_what_no_other_beats() -> None:
         if any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in drawn)
     }
     assert beaten.isdisjoint(kept) and {drawn[i] for i in kept} == {p for i, p in enumerate(drawn) if i not in beaten}
+
+
+def test_the_front_keeps_what_is_beaten_by_less_than_the_noise() -> None:
+    points = [(4.0, 60.0), (3.9, 60.4), (6.0, 63.0)]
+    assert compare_report.front(points) == [1, 2]
+    assert compare_report.front(points, [(0.0, 0.0), (0.2, 0.3), (0.2, 0.3)]) == [1, 0, 2]
+    # Clearly more accurate, at a cost that is no more within the noise.
+    assert compare_report.front(points, [(0.0, 0.0), (0.2, 0.1), (0.2, 0.3)]) == [1, 2]
 
 
 def result_of(rows: list[dict]) -> dict:
@@ -380,7 +486,7 @@ def test_table_and_markdown_show_percent_mean_and_deviation() -> None:
 
 def test_the_picture_takes_macs_where_no_time_was_measured(tmp_path: pathlib.Path, monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr(compare_report, "front", lambda points: seen.append(points) or [0])
+    monkeypatch.setattr(compare_report, "front", lambda points, noises: seen.append(points) or [0])
     compare_report.picture(result_of(ROWS), tmp_path / "a.png")
     compare_report.picture(result_of([{**row, "ms": None} for row in ROWS]), tmp_path / "b.png")
     assert seen[0] == [(4.0, pytest.approx(61.4)), (5.25, pytest.approx(65.0))]

@@ -44,6 +44,9 @@ def test_flags_come_before_the_environment() -> None:
         ({"num_processes": 2, "process_id": 0}, "--num-processes, --process-id: .* needs --coordinator, too"),
         ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "--process-id: must be from 0 .* got 2 of 2"),
         ({"coordinator": "a", "num_processes": 2, "process_id": 1}, "--coordinator: must be HOST:PORT .* got 'a'"),
+        ({"coordinator": "a:0", "num_processes": 2, "process_id": 1}, "--coordinator: .* from 1 to 65535, got 'a:0'"),
+        ({"coordinator": "a:65536", "num_processes": 2, "process_id": 1}, "from 1 to 65535, got 'a:65536'"),
+        ({"coordinator": "a b:1", "num_processes": 2, "process_id": 1}, "must be HOST:PORT .* got 'a b:1'"),
     ],
 )
 def test_flags_that_make_no_sense(flags, text) -> None:
@@ -63,6 +66,10 @@ def test_launchers() -> None:
     assert distributed.detect(jobset) == distributed.Launch("jobset", "run-workers-0-0.run:12355", 4, 3)
     named = {**jobset, "REPLICATED_JOB_NAME": "slice"}
     assert distributed.detect(named).coordinator == "run-slice-0-0.run:12355"
+    assert distributed.detect({**named, "DVSNAS_PORT": "80"}).coordinator == "run-slice-0-0.run:80"
+    for port in ("0", "65536", "-1", "x", ""):
+        with pytest.raises(errors.UserError, match=f"DVSNAS_PORT: must be a port from 1 to 65535, got '{port}'"):
+            distributed.detect({**jobset, "DVSNAS_PORT": port})
     assert distributed.detect({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}) == distributed.Launch("tpu")
     assert distributed.detect({"DVSNAS_TPU_POD": "1"}) == distributed.Launch("tpu")
 
@@ -86,6 +93,7 @@ def test_slurm(nodes, host) -> None:
     assert distributed.detect({**environ, "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}).local_devices is None
     assert distributed.detect({**environ, "CUDA_VISIBLE_DEVICES": "3"}).local_devices is None
     assert distributed.detect({**environ, "SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert distributed.detect({**environ, "DVSNAS_PORT": "20000"}).coordinator == f"{host}:20000"
 
 
 # --- lost processes ------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def test_the_packaged_table_through_the_command(tmp_path, capsys):
         (["--table", "--training-seeds=2,5"], "every cell was trained with seeds 0 to 1 only"),
         (["--table=none.json"], "--table: none.json does not exist"),
         (["--table", "--make-table"], "leave out one of them"),
-        ([], "--config: is needed, or --table"),
+        ([], "--workdir: is needed, or --table"),
         (["--config=configs/table.py"], "--workdir: is needed"),
     ],
 )

@@ -148,11 +148,25 @@ def test_the_manifest_says_what_there_is(folders):
     assert manifest["genotype"]["layers"] == json.loads((run.path / "best_genotype.json").read_text())["layers"]
     assert manifest["schedule"]["kind"] == "fixed" and manifest["schedule"]["interval"] == 4
     assert manifest["size"] == [34, 70] and len(manifest["classes"]) == len(manifest["colors"]) == 11
+    assert manifest["ids"] == list(range(11)) and manifest["trained_on"] == "synthetic"
     assert manifest["normalisation"]["mean"] == [0.485, 0.456, 0.406] and manifest["net"]["encoder"] == "resnet18"
     assert set(manifest["files"]) == {path.name for path in out.iterdir() if path.suffix != ".json"}
     assert set(manifest["programs"]) == {"static", "key", "other"}
     # A frame that is no key frame reads the weights of the first stage alone.
     assert len(manifest["programs"]["other"]["weights"]) < len(manifest["programs"]["key"]["weights"]) / 2
+
+
+def test_an_exported_folder_knows_the_ids_of_its_masks_and_an_old_one_has_the_plain_ones(folders, tmp_path):
+    _, out = folders("fixed")
+    shutil.copytree(out, tmp_path / "new")
+    where = tmp_path / "new" / artifact.MANIFEST
+    manifest = json.loads(where.read_text())
+    where.write_text(json.dumps({**manifest, "ids": list(range(20, 31)), "trained_on": "folder d"}))
+    found = dvsnas_jax.load(tmp_path / "new")
+    assert found.ids.tolist() == list(range(20, 31)) and found.trained_on == "folder d"
+    where.write_text(json.dumps({key: manifest[key] for key in manifest if key not in ("ids", "trained_on")}))
+    found = dvsnas_jax.load(tmp_path / "new")
+    assert found.ids.tolist() == list(range(11)) and found.trained_on == ""
 
 
 def _damage(out, kind):

@@ -240,7 +240,8 @@ def test_folder_with_colours(tmp_path):
     data = _data("folder", tmp_path, options, height=3, width=4)
     clips = pipeline.load_clips(data, split="train", num_frames=1)
     np.testing.assert_array_equal(clips.labels[0, 0], np.array([0, 1, 255])[chosen])
-    assert len(layouts.find(data, "val").frames) == 1  # without {split} all files are in every split
+    with pytest.raises(errors.UserError, match="a score on val would be one on the same frames"):
+        layouts.find(data, "val")
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def wait_for(folder: pathlib.Path, process: subprocess.Popen, stage: str) -> Non
     deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
         log = folder / "metrics.jsonl"
-        if (folder / "checkpoints" / stage).is_dir() or (log.is_file() and f'"{stage}"' in log.read_text()):
+        if any((folder / "checkpoints").glob(f"{stage}*")) or (log.is_file() and f'"{stage}"' in log.read_text()):
             return
         time.sleep(0.05)
 

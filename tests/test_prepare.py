@@ -17,8 +17,8 @@ import trees
 
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, signals
-from dvsnas_jax.data import clip_builders, locking, prepare, prepared
+from dvsnas_jax.core import errors, locking, signals
+from dvsnas_jax.data import clip_builders, prepare, prepared
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECORDS = "camvid_clips/1.0.0"

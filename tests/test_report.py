@@ -6,14 +6,17 @@ import io
 import json
 import pathlib
 import re
+import shlex
 
 import matplotlib.image
 import numpy as np
 import pytest
 from PIL import Image
 
+from dvsnas_jax import cli
+from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.run import figures, report, report_data, report_html, report_pictures
+from dvsnas_jax.run import figures, report, report_data, report_html, report_pictures, score_tables, timing
 from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
 
@@ -341,17 +344,198 @@ def test_a_large_clip_is_thinned_and_shortened(monkeypatch):
     assert len(moving) <= 9_000
 
 
-def test_older_folders_say_what_makes_the_rest(tmp_path):
+def _missing(page):
+    """What the page lacks -> the command that makes it."""
+    lines = re.findall(r"<li>([^<]*): <code>([^<]*)</code>", page[page.index("<h2>Not in this report") :])
+    return {part: html.unescape(command) for part, command in lines}
+
+
+def _parsed(command):
+    """The words of a command as its parser takes them."""
+    program, *words = shlex.split(command)
+    assert program == "dvsnas"
+    words, changes = cli.split_overrides(words)
+    return cli._parser().parse_args(words), changes
+
+
+def test_a_folder_says_what_makes_the_rest_in_commands_that_can_be_copied(tmp_path):
+    path = tmp_path / "a run"
+    path.mkdir()
+    config = config_lib.to_json_dict(config_lib.load("configs/smoke.py", {"evaluate.split": "test"}))
     evaluation = {"split": "val", "classes": CLASSES, "num_frames": 9, "static": _score(0.5, 0.02)}
     evaluation["static"]["latency"] = {"all": {"count": 3, "median": 15.0}}
+    space = genotypes.Space(tuple(config["space"]["inputs"]), 2, tuple(config["space"]["operations"]), ("sum", "gate"))
+    best = genotypes.to_dict(space, genotypes.random(space, np.random.default_rng(0), 1)[0])
+    for name, value in (("config", config), ("evaluation", evaluation), ("best_genotype", best)):
+        (path / f"{name}.json").write_text(json.dumps(value))
+    report.write(path)
+    lines = _missing((path / "report.html").read_text())
+    evaluate = f"dvsnas evaluate '--workdir={path}' --config.evaluate.split=val"
+    assert {part: lines[part] for part in ("Frames", "The confusion matrices")} == dict.fromkeys(
+        ("Frames", "The confusion matrices"), evaluate
+    )
+    # The smoke configuration takes no times: the command says to take some.
+    histogram = "The histogram of the times of single frames"
+    assert lines[histogram] == f"{evaluate} --config.evaluate.latency_frames=30"
+    assert lines["An ablation"] == f"dvsnas ablate '--workdir={path}' --what=retrain"
+    compare = f"dvsnas compare '--workdir={path}' '--genotypes=zoo,{path}/best_genotype.json'"
+    assert lines["A comparison with hand-designed cells"] == compare
+    for command in lines.values():
+        arguments, changes = _parsed(command)
+        assert arguments.workdir == str(path) and "CONFIG" not in command
+        config_lib.changed(config_lib.from_json_dict(config, "config.json"), changes)
+    # Trained from a file of another space, which `ablate` would refuse: it is not advised.
+    best = genotypes.to_dict(SPACE, genotypes.random(SPACE, np.random.default_rng(0), 1)[0])
+    (path / "best_genotype.json").write_text(json.dumps(best))
+    report.write(path)
+    page = (path / "report.html").read_text()
+    assert "An ablation" not in _missing(page) and "<li>An ablation: the run’s space does not have" in page
+
+
+def test_a_folder_that_cannot_run_a_command_says_why(tmp_path):
+    evaluation = {"split": "val", "classes": CLASSES, "num_frames": 9, "static": _score(0.5, 0.02)}
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     report.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
-    lines = dict(re.findall(r"<li>([^<]*): <code>([^<]*)</code>", page[page.index("<h2>Not in this report") :]))
-    evaluate = f"dvsnas evaluate --config=CONFIG --workdir={tmp_path}"
-    wanted = ("Frames", "The confusion matrices", "The histogram of the times of single frames")
-    assert {part: lines[part] for part in wanted} == dict.fromkeys(wanted, evaluate)
-    assert lines["An ablation"].startswith("dvsnas ablate ")
+    assert _missing(page) == {}
+    assert "<li>Frames: the folder holds no config.json, which every command reads</li>" in page
+
+
+def test_a_config_that_some_hand_designed_cells_do_not_fit_names_the_others(tmp_path):
+    changes = {"space.mode": "propagate", "space.cut": "stage1", "space.inputs": "prev_state,stage1"}
+    config = config_lib.to_json_dict(config_lib.load("configs/smoke.py", changes))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    environment = {"command": "dvsnas search --config=configs/smoke.py --workdir=runs/a"}
+    (tmp_path / "environment.json").write_text(json.dumps(environment))
+    report.write(tmp_path)
+    lines = _missing((tmp_path / "report.html").read_text())
+    names = re.search("--genotypes=(.*)", lines["A comparison with hand-designed cells"])[1].split(",")
+    assert "zoo:dff" in names and not {"zoo", "zoo:clockwork"} & set(names)
+    assert lines["Scores"] == environment["command"]  # not finished: the same command goes on with it
+    assert "An ablation" not in lines  # there is nothing to take apart
+
+
+def _timed(static, cell, **more):
+    """An evaluation whose frames took these milliseconds, in turns."""
+
+    def part(samples):
+        row = {"count": len(samples), "median": float(np.median(samples)), "samples": list(samples)}
+        return {"ms_per_frame": row["median"], "latency": {"all": {**row, **more}}}
+
+    return {"static": _score(0.5, 0.02) | part(static), "cell": _score(0.5, 0.02) | part(cell), "split": "val",
+            "classes": CLASSES, "num_frames": 9}  # fmt: skip
+
+
+def _time_row(tmp_path, evaluation, mode="refine"):
+    """Class and text of the change of the time of a frame."""
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    (tmp_path / "config.json").write_text(json.dumps({"space": {"mode": mode}}))
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    row = re.search(r"<th scope=row>ms per frame</th>(.*?)</tr>", page)[1]
+    return re.search(r"<td class=(\w+)>(.*?)</td>", row).groups()
+
+
+def test_a_time_within_the_noise_has_no_mark(tmp_path):
+    rng = np.random.default_rng(0)
+    static = 5.1 + rng.normal(0, 0.4, 30)
+    kind, text = _time_row(tmp_path, _timed(static, static - 0.1 + rng.normal(0, 0.4, 30)))
+    assert kind == "same" and "±" in text and "✓" not in text and "✗" not in text
+    # The same difference, far above the noise: slower, and, where key frames save time, faster.
+    assert _time_row(tmp_path, _timed(static, static + 0.5))[0] == "bad"
+    kind, text = _time_row(tmp_path, _timed(static, static - 0.5), "propagate")
+    assert kind == "good" and text.startswith("−0.5 ±") and text.endswith("✓")
+    # A cell in mode refine holds the network: whatever it seems to save is noise.
+    assert _time_row(tmp_path, _timed(static, static - 0.5)) == ("same", "−0.5 ± 0.5")
+
+
+def test_older_evaluations_have_an_assumed_noise(tmp_path):
+    evaluation = _timed([5.0], [4.7])
+    for name in ("static", "cell"):
+        del evaluation[name]["latency"]
+    assert _time_row(tmp_path, evaluation, "propagate") == ("same", "−0.3")
+    evaluation["cell"]["ms_per_frame"] = 3.0
+    assert _time_row(tmp_path, evaluation, "propagate") == ("good", "−2.0 ✓")
+
+
+def test_the_noise_of_a_difference_is_that_of_pairs():
+    """Both slow down together for half of the frames: each varies by much, their difference by nothing."""
+    static = [5.0] * 15 + [9.0] * 15
+    found = timing.change(*(_timed(static, [time + 0.5 for time in static])[name] for name in ("static", "cell")))
+    assert found == (pytest.approx(0.5), pytest.approx(0.0), True) and found.is_clear
+    assert timing.sentence(found, 7.0).endswith("with the cell 0.5 ± 0.0 ms more than the 7.0 ms of the network alone")
+    kinds = {"key": {"count": 2, "samples": [6.0, 10.0], "frames": [0, 5]}}
+    kinds["cell"] = {"count": 8, "samples": [2.0] * 4 + [4.0] * 4, "frames": [1, 2, 3, 4, 6, 7, 8, 9]}
+    static = _timed([5.0] * 5 + [9.0] * 5, [1.0])["static"]
+    found = timing.change(static, {"ms_per_frame": 4.0, "latency": kinds})
+    assert found.difference == -3.0 and 0.1 < found.noise < 3 and found.is_measured
+    assert timing.change(static, {}) is None and timing.change({}, {"ms_per_frame": 1.0}) is None
+
+
+def test_the_terminals_tables_of_a_static_network_alone_and_of_times():
+    static = _score(0.5, 0.02) | {"confusion": [[3, 1], [0, 4]]}
+    static |= {"iou": {"road": 0.75, "sky": 0.8}, "class_accuracies": {"road": 0.75, "sky": 1.0}}
+    result = {"split": "val", "num_frames": 9, "classes": ["road", "sky"], "static": static, "cell": None}
+    result["sequences"] = [{"name": "a", "num_frames": 9, "static": static}]
+    assert [line[:14] for line in score_tables.summary(result).splitlines()[2:]] == ["static network"]
+    head, road, _ = score_tables.classes(result).splitlines()
+    assert head.split() == ["class", "pixels", "static", "IoU", "static", "acc."]
+    assert road.split() == ["road", "50.0", "75.0", "75.0"] and len(head) == len(road)
+    assert score_tables.sequences(result).splitlines()[1].startswith("a static  ")
+    timed = _timed([5.0] * 9, [5.4] * 9)
+    result["static"] |= timed["static"]
+    last = score_tables.summary({**result, "cell": timed["cell"]}).splitlines()[-1]
+    assert last.endswith("timed in turns: with the cell 0.4 ± 0.0 ms more than the 5.0 ms of the network alone")
+    less = _timed([5.0] * 9, [4.9] * 9)["cell"]
+    last = score_tables.summary({**result, "cell": less}).splitlines()[-1]
+    assert last.endswith("with the cell no difference beyond the noise of ± 0.1 ms")
+
+
+def test_masked_operations_are_named(run, tmp_path):
+    for file in ("config.json", "genotypes.jsonl"):
+        (tmp_path / file).write_bytes((run[0] / file).read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["controller"] = {"masked_operations": ["none", "sep_conv_3x3"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    row = {"layer": 0, "field": "op_a", "now": "none", "none": None, "skip": 0.01, "others": 0.002, "best": 0.01}
+    row |= {"best_name": "skip", "count": 3, "diverged": 0}
+    content = {"what": "replace", "reward": 0.3, "tokens": [row], "left_out": ["sep_conv_3x3"]}
+    (tmp_path / "ablation_replace.json").write_text(json.dumps(content))
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Masked, so never drawn (controller.masked_operations): none, sep 3x3." in page
+    assert "<th scope=row>sep 3x3 (masked)</th>" in page and "<th scope=row>skip</th>" in page
+    assert f"uniform: {100 / (len(SPACE.operations) - 2):.0f}" in page
+    assert "<th scope=row>layer 0, operation a: none, masked</th>" in page
+    assert "scored as in the search; the cell itself: 30.00" in page
+    assert "Masked in the search (controller.masked_operations): none, sep 3x3." in page
+    assert "Never trained with shared weights, so that nothing is replaced by it: sep 3x3." in page
+    # `ablate --genotype` takes another cell apart than the one that the page is about.
+    other, best = (genotypes.to_dict(SPACE, rows) for rows in genotypes.random(SPACE, np.random.default_rng(0), 2))
+    for name, value in (("best_genotype", best), ("ablation_replace", {**content, "genotype": other})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    report.write(tmp_path)
+    digest = genotypes.digest(*genotypes.from_dict(other))
+    assert f"not of this run’s cell but of {digest}, itself: 30.00" in (tmp_path / "report.html").read_text()
+
+
+def test_a_static_network_alone_has_its_report(run, tmp_path):
+    """An evaluation, and frames, without a cell."""
+    evaluation = json.loads((run[0] / "evaluation.json").read_text())
+    evaluation["cell"] = None
+    for row in evaluation["sequences"]:
+        del row["cell"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    (tmp_path / "figures").mkdir()
+    for name in ("strip", "clip"):
+        with np.load(run[0] / "figures" / f"{name}.npz") as data:
+            arrays = {key: data[key] for key in data.files if key != "cell"}
+        np.savez_compressed(tmp_path / "figures" / f"{name}.npz", **arrays)
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<dt>mIoU of the network</dt><dd>43.2 %" in page and "with the cell" not in page
+    assert "<th scope=row>street &lt;0&gt;</th><td>24</td><td>41.0</td><td>66.0</td><td>5.00</td>" in page
+    assert page.count("<img") == 5 and _table(page)["mIoU, %"] == ["43.2", "55.5", "5.0"]
 
 
 def test_ablation_and_comparison_are_shown(tmp_path):

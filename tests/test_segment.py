@@ -1,8 +1,10 @@
 """The command `segment`: the labels of the Python API, what it writes and counts, how it ends when it is stopped."""
 
+import fractions
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +19,10 @@ from PIL import Image
 
 import dvsnas_jax
 from dvsnas_jax import cli
-from dvsnas_jax.core import errors
-from dvsnas_jax.data import synthetic
-from dvsnas_jax.run import segment, segment_summary, video, video_out
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import errors, workdir
+from dvsnas_jax.data import camvid_table, folder_layout, folders, synthetic, written_ids
+from dvsnas_jax.run import legend, segment, segment_outputs, segment_summary, video, video_out
 
 ROOT = pathlib.Path(__file__).parents[1]
 HEIGHT, WIDTH = trained.SIZE
@@ -60,7 +63,7 @@ def _run(*words):
 
 def _segment(segmenter, source, **options):
     """The command with a segmenter that is loaded."""
-    return segment.run(segmenter, video.open_source(str(source)), segment.Options(**options))
+    return segment.run(segmenter, video.open_source(str(source)), segment_outputs.Options(**options))
 
 
 def _read(path):
@@ -191,6 +194,226 @@ def test_wrong_input_is_one_line_and_exit_2(words, message, runs, takes, tmp_pat
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and captured.err.startswith("dvsnas: error: ")
     assert not pathlib.Path("o.mp4").exists()
+
+
+# --- what people have -----------------------------------------------------------------------------
+
+
+def test_segment_says_what_it_scales_and_what_the_network_knows(segmenters, takes, tmp_path, capsys):
+    """Once, on stderr and in the summary."""
+    path = test_video.write(tmp_path / "in.mp4", [test_video.scene(0, 80, 60)] * 2)
+    summary = _segment(segmenters["refine"], path, masks=f"{tmp_path}/m", summary=f"{tmp_path}/s.json")
+    scaled = (
+        f"frames of 60x80 are scaled to {WIDTH}x{HEIGHT} for the network, its labels to 60x80; width to height changes "
+        "from 0.75 to 2.06: what it sees is distorted"
+    )
+    known = f"the network was trained on synthetic at {WIDTH}x{HEIGHT}, 11 classes: sky, building, pole, road, "
+    err = capsys.readouterr().err
+    assert err.count(f"dvsnas: {scaled}\n") == 1 and err.count(f"dvsnas: {known}") == 1
+    assert summary["about"][0] == scaled and json.loads((tmp_path / "s.json").read_text())["about"][1].startswith(known)
+    assert summary["trained_on"] == "synthetic" and summary["classes"][:2] == ["sky", "building"]
+    assert _segment(segmenters["refine"], takes, summary=f"{tmp_path}/s.json", resize=(17, 35))["about"][0] == (
+        f"frames of {WIDTH}x{HEIGHT} are segmented at that size"
+    )
+
+
+def test_pixels_that_are_not_square_count_for_the_shape(segmenters):
+    source = video.Source.__new__(video.Source)
+    source.size, source.aspect = (34, 35), fractions.Fraction(2)
+    (line, _) = segment_summary.about(segmenters["refine"], source, None)
+    assert line == "frames of 35x34 are scaled to 70x34 for the network, its labels to 35x34"
+
+
+def _copied(run, path, **data):
+    """The run folder of another data set with as many classes."""
+    shutil.copytree(run, path)
+    config = json.loads((path / "config.json").read_text())
+    folder = data.pop("folder", {})
+    config["data"].update(data)
+    config["data"]["folder"].update(folder)
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+NAMES = tuple("abcdefghijk")
+IDS = {
+    "camvid": None,
+    "no ids": (),
+    "8 bits": tuple(str(4 + 25 * i) for i in range(11)),
+    "16 bits": tuple(str(1000 * i + 7) for i in range(11)),
+    "not in order": ("10", "0", "9", "1", "8", "2", "7", "3", "6", "4", "5"),
+}
+
+
+def _data(name):
+    """The section data of a data set, and how its labels are read."""
+    data = config_lib.defaults().data
+    if IDS[name] is None:
+        data.name = "camvid"
+        return data, camvid_table.segnet_code()
+    data.update({"name": "folder", "dir": "d"})
+    data.folder.update({"classes": NAMES, "masks": "m/{number}.png", "ids": IDS[name]})
+    return data, folder_layout.code(folder_layout.options(data.folder))
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_that_are_written_are_labels_of_the_same_config(name, tmp_path):
+    data, code = _data(name)
+    ids = written_ids.of(data)
+    assert ids.tolist() == ([int(each) for each in IDS[name]] if IDS[name] else list(range(11)))
+    labels = np.arange(11, dtype=np.uint8).reshape(1, 11)
+    video_out.write_mask(tmp_path, "m", labels, written_ids.table(ids))
+    np.testing.assert_array_equal(folders.read_label(tmp_path / "m.png", code), labels)
+    assert np.asarray(Image.open(tmp_path / "m.png")).tolist() == [ids.tolist()]
+
+
+def test_cityscapes_gets_its_own_ids():
+    data = config_lib.defaults().data
+    data.name = "cityscapes"
+    assert written_ids.of(data).tolist()[:4] == [7, 8, 11, 12] and len(written_ids.of(data)) == 19
+
+
+def test_masks_hold_the_ids_that_the_config_reads(runs, segmenters, takes, tmp_path):
+    folder = {"classes": NAMES, "masks": "m/{number}.png", "ids": IDS["16 bits"]}
+    segmenter = dvsnas_jax.load(_copied(runs["refine"], tmp_path / "run", name="folder", dir="x/d", folder=folder))
+    assert segmenter.trained_on == "folder d"
+    _segment(segmenter, takes, masks=f"{tmp_path}/m")
+    code = _data("16 bits")[1]
+    expected = _labels(segmenters["refine"], [_read(takes / f"{number}.png") for number in range(14)])
+    for number in range(14):  # as labels of the same configuration
+        np.testing.assert_array_equal(folders.read_label(tmp_path / "m" / f"{number}.png", code), expected[number])
+
+
+def test_masks_in_colours_are_those_that_the_config_reads(runs, segmenters, takes, tmp_path):
+    colors = [f"#{40 + i:02x}{200 - i:02x}{i * 20:02x}" for i in range(11)]
+    folder = {"classes": NAMES, "colors": colors, "labels": "colors", "masks": "m/{number}.png", "ignore": ()}
+    run = _copied(runs["refine"], tmp_path / "run", name="folder", dir="d", folder=folder)
+    _run(takes, f"--workdir={run}", f"--masks={tmp_path}/m", "--colors", "--max-frames=3")
+    section = workdir.Workdir(run).config().data.folder
+    code = folder_layout.code(folder_layout.options(section))
+    expected = _labels(segmenters["refine"], [_read(takes / f"{number}.png") for number in range(3)])
+    for number in range(3):
+        np.testing.assert_array_equal(folders.read_label(tmp_path / "m" / f"{number}.png", code), expected[number])
+
+
+def test_official_camvid_reads_the_colours_that_are_written():
+    pixels = camvid_table.TABLE.colors[None]
+    code = camvid_table.official_code()
+    assert code.decode(pixels, "x").tolist() == [list(range(11))]
+
+
+def test_the_legend_names_the_classes_that_occur(segmenters, takes, tmp_path):
+    """Its swatches have the colours of the classes of the video so far, and of no others."""
+    colors = np.array([(10 + 20 * i, 255 - 20 * i, 37) for i in range(4)], np.uint8)
+    drawn = legend.Legend(("alpha", "beta", "gamma", "delta"), colors)
+
+    def shown(image):
+        return [tuple(color) in set(map(tuple, image.reshape(-1, 3).tolist())) for color in colors.tolist()]
+
+    frame = np.full((120, 200, 3), 128, np.uint8)
+    labels = np.full((120, 200), 2, np.uint8)
+    first = drawn.draw(frame, labels)
+    assert shown(first) == [False, False, True, False] and (first[:95] == 128).all() and (frame == 128).all()
+    labels[0, 0] = 1
+    second = drawn.draw(frame, labels)
+    assert shown(second) == [False, True, True, False]
+    np.testing.assert_array_equal(second[-16:, :40], first[-16:, :40])  # what is there does not move
+    assert shown(drawn.draw(frame, np.full((120, 200), 2, np.uint8))) == [False, True, True, False]
+    for height, width in ((8, 8), (20, 30), (40, 64)):
+        small = legend.Legend([f"a rather long name {i}" for i in range(4)], colors)
+        assert small.draw(np.zeros((height, width, 3), np.uint8), np.arange(4, dtype=np.uint8)).shape == (
+            height,
+            width,
+            3,
+        )
+    words = {"output": f"{tmp_path}/o.mp4", "resize": (240, 320), "has_legend": True}
+    _segment(segmenters["refine"], takes, **words)
+    found = _decoded(tmp_path / "o.mp4")[5][1]
+    _segment(segmenters["refine"], takes, **{**words, "has_legend": False})
+    plain = _decoded(tmp_path / "o.mp4")[5][1]
+    assert np.abs(found[:150].astype(int) - plain[:150]).mean() < 3
+    corner = found[-14:, :12].astype(int)
+    assert np.abs(corner - plain[-14:, :12]).mean() > 20
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("{takes} --workdir={refine} --legend --masks=m", "--legend: is drawn into the video, give --output as well"),
+        ("{takes} --workdir={refine} --masks=m --summary={takes}", "is a folder; give the name of a file"),
+        ("film.gif --workdir={refine} --masks=m --fps=5", "film.gif: an animation has times of its own"),
+        ("cover.mp4 --workdir={refine} --masks=m", "cover.mp4: no video that can be read"),
+        ("nope.mp4 --workdir={refine} --masks=m", "nope.mp4: no such file or folder"),
+        ("{takes} --workdir={takes} --masks=m --output=new/o.mp4", "holds no run"),
+    ],
+)
+def test_nothing_is_made_before_all_is_checked(words, message, runs, takes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pictures = [Image.fromarray(test_video.scene(index)) for index in range(2)]
+    pictures[0].save("film.gif", save_all=True, append_images=pictures[1:])
+    pathlib.Path("cover.mp4").write_bytes(b"\0\0\0\x18ftypisom")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert cli.main(["segment", *words.format(takes=takes, **runs).split()]) == errors.EXIT_USER
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def _tree(path):
+    return {str(each): each.stat().st_mtime_ns for each in sorted(path.rglob("*"))}
+
+
+def test_nothing_is_written_beside_the_input_and_new_folders_are_made(segmenters, tmp_path, monkeypatch):
+    folder = tmp_path / "read only [50%] é"
+    folder.mkdir()
+    for index, size in enumerate(((30, 40), (30, 40), (60, 40))):
+        Image.fromarray(test_video.scene(index, *size)).save(folder / f"{index}.5.jpg")
+    folder.chmod(0o555)
+    before = _tree(folder)
+    out = tmp_path / "a" / "b [x] %d"
+    summary = _segment(
+        segmenters["refine"], folder, masks=f"{out}/m", output=f"{out}/v/o.mp4", summary=f"{out}/s/s.json"
+    )
+    assert _tree(folder) == before
+    assert sorted(path.name for path in (out / "m").iterdir()) == ["0.5.png", "1.5.png", "2.5.png"]
+    assert {_read(path).shape for path in (out / "m").iterdir()} == {(30, 40)}
+    assert summary["warnings"] == [f"{folder}: frame 2.5 is 60x40, the first one was 30x40; such frames were resized"]
+    assert len(_decoded(out / "v" / "o.mp4")) == 3 and (out / "s" / "s.json").exists()
+
+
+@pytest.mark.slow
+def test_a_4k_phone_video(segmenters, tmp_path):
+    """Stands upright, of variable rate, HLG with ten bits: right size, times and labels."""
+    path, times = tmp_path / "IMG 4711 (1).mov", [0, 2, 3]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            "libx265", rate=30, options={"preset": "ultrafast", "x265-params": "log-level=none"}
+        )
+        stream.width, stream.height, stream.pix_fmt = 3840, 2160, "yuv420p10le"
+        context = stream.codec_context
+        context.colorspace, context.color_range, context.color_trc, context.color_primaries = 9, 1, 18, 9
+        context.time_base = fractions.Fraction(1, 30)
+        stream.set_display_rotation(-90)
+        for pts in times:
+            image = np.zeros((2160, 3840, 3), np.uint8)
+            image[:1080] = 128
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p10le", dst_colorspace=9)
+            frame.pts, frame.time_base = pts, fractions.Fraction(1, 30)
+            frame.color_trc, frame.color_primaries = 18, 9
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    source = video.open_source(str(path))
+    assert source.size == (3840, 2160)
+    first = source._first.image
+    assert np.abs(first[2000, 1900].astype(int) - 137).max() < 8  # half of HLG
+    assert first[2000, 100].max() < 4  # what is below in the file stands on the left
+    summary = _segment(segmenters["refine"], path, masks=f"{tmp_path}/m", output=f"{tmp_path}/o.mp4", has_legend=True)
+    assert summary["frames"] == 3 and summary["output_size"] == [3840, 2160] and "HDR (HLG)" in summary["warnings"][0]
+    assert [round(float(seconds) * 30) for seconds, _ in _decoded(tmp_path / "o.mp4")] == times
+    assert _read(tmp_path / "m" / "000002.png").shape == (3840, 2160)
+
+
+# --- counting and stopping ------------------------------------------------------------------------
 
 
 def test_flicker_and_latencies_are_counted():

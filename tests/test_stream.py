@@ -1,5 +1,7 @@
 """Frame by frame in propagate mode: only what is due is computed, and it gives what the whole computation gives."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from dvsnas_jax.core import compilation
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import features, stream
+from dvsnas_jax.run import features, stream, timing
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import schedule as schedule_lib
@@ -81,6 +83,8 @@ def test_streaming_equals_segmenting_whole_sequences(kind):
             times = stream.latency(segmenter, FRAMES, 9)
             counts = {name: row["count"] for name, row in times["cell"]["latency"].items()}
             assert counts == {"key": 3, "cell": 6} and times["static"]["latency"]["all"]["count"] == 9
+            numbers = {name: row["frames"] for name, row in times["cell"]["latency"].items()}
+            assert numbers == {"key": [0, 4, 8], "cell": [1, 2, 3, 5, 6, 7]}
             for row in times["cell"]["latency"].values():
                 assert 0 < row["median"] <= row["p95"] <= row["worst"] and row["mean"] <= row["worst"]
             rows = times["cell"]["latency"]
@@ -90,6 +94,32 @@ def test_streaming_equals_segmenting_whole_sequences(kind):
             assert is_key[0] and not is_key.all() and set(shares) == {0.0, 1.0}
         if kind == "regions":
             assert 0.5 in shares
+
+
+def test_who_goes_first_pays_no_more_than_the_other(monkeypatch):
+    """A clock on which the first one of every frame takes 1 ms more than the second, and both the same otherwise."""
+    clock, calls = [0.0], []
+
+    def step(name):
+        calls.append(name)
+        clock[0] += 0.005 + 0.001 * (len(calls) % 2)
+        return np.zeros(1)
+
+    segmenter = stream.Segmenter(
+        segment=lambda frames: None,
+        static_step=lambda frame: step("static"),
+        cell_step=lambda state, frame: (state, step("cell")),
+        initial_state=lambda: types.SimpleNamespace(age=None),
+    )
+    monkeypatch.setattr(stream.time, "perf_counter", lambda: clock[0])
+    times = stream.latency(segmenter, FRAMES, 30)
+    assert [sorted(pair) for pair in zip(calls[::2], calls[1::2], strict=True)] == [["cell", "static"]] * 60
+    assert calls[60::2].count("static") == 15
+    found = timing.change(times["static"], times["cell"], is_refining=True)
+    assert found.difference == pytest.approx(0.0, abs=1e-9) and not found.is_clear and found.is_measured
+    # Not in step with key frames: whatever their interval, each goes first at some of them.
+    for interval in range(2, 9):
+        assert len({calls[60 + 2 * frame] for frame in range(0, 30, interval)}) == 2
 
 
 def test_a_region_is_computed_from_its_own_surroundings():

@@ -120,7 +120,7 @@ def test_prepared_dataset_is_scored_alike(cityscapes, tmp_path):
     assert found[0] == found[1] and len(found[0][1]) == 3
 
 
-def test_other_datasets_get_train_ids(tmp_path):
+def test_datasets_of_plain_ids_get_train_ids(tmp_path):
     root = trees.camvid_official(tmp_path / "camvid", is_video=True)
     data = _data(root, name="camvid", height=30, width=40, eval_gap=1)
     labels = {}
@@ -140,6 +140,50 @@ def test_other_datasets_get_train_ids(tmp_path):
     data.update({"num_val_clips": 1, "val_frames": 2, "height": 16, "width": 16})
     paths = submission.write(lambda video: (None, np.ones(video.shape[:3], np.uint8)), data, "val", tmp_path / "s")
     assert [path.name for path in paths] == ["val00000_000000.png", "val00000_000001.png"]
+
+
+def _folder_data(root, **folder):
+    frames_and_masks = {
+        "frames": "images/{split}/{sequence}/{number}.png",
+        "masks": "masks/{split}/{sequence}/{number}.png",
+    }
+    data = _data(root, name="folder", height=30, width=40, eval_gap=1)
+    data.folder.update({**frames_and_masks, **folder})
+    return data
+
+
+@pytest.mark.parametrize("kind", ["ids", "many ids", "colors"])
+def test_predictions_are_labels_of_the_same_config(kind, tmp_path):
+    """The ids, or colours, that it reads: exactly the labels of the folder where the network is right."""
+    ids = {"ids": ("9", "0", "255"), "many ids": ("9", "0", "1000"), "colors": None}[kind]
+    colors = ("#102030", "#00ff00", "#ff0001")
+    own = {"ids": ids} if ids else {"labels": "colors", "colors": colors}
+    for number in range(3):
+        trees.save(tmp_path / "d" / "images" / "val" / "v" / f"{number}.png", trees.frame(f"{number}"))
+        labels = trees.blocks(f"{number}", range(3))
+        values = (
+            np.array([int(i) for i in ids], np.uint16)
+            if ids
+            else [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colors]
+        )
+        values = np.array(values).astype(np.uint16 if kind == "many ids" else np.uint8)[labels]
+        trees.save(tmp_path / "d" / "masks" / "val" / "v" / f"{number}.png", values)
+    data = _folder_data(tmp_path / "d", classes=("a", "b", "c"), ignore=(), **own)
+    writer = submission.Writer(data, "val", tmp_path / "p", is_color=kind == "colors")
+    for number, each in enumerate(store.videos(data, "val")):
+        writer.add(number, each.labels)
+    assert [path.name for path in writer.paths] == ["v_0.png", "v_1.png", "v_2.png"]
+    for path in writer.paths:
+        truth = tmp_path / "d" / "masks" / "val" / "v" / path.name.removeprefix("v_")
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(truth)))
+
+
+def test_colours_of_cityscapes_have_the_official_name(cityscapes, tmp_path):
+    data = _data(cityscapes)
+    writer = submission.Writer(data, "test", tmp_path / "p", is_color=True)
+    writer.add(0, np.full((len(writer.videos.runs[0]), 16, 32), BICYCLE[0], np.uint8))
+    assert [path.name for path in writer.paths] == ["berlin_000000_000019_pred_color.png"]
+    assert np.asarray(Image.open(writer.paths[0]))[3, 4].tolist() == [119, 11, 32]
 
 
 def test_names():
@@ -212,6 +256,8 @@ def test_command(cityscapes, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"written: 3 predictions of val in {tmp_path / 'results'}" in said
     assert len(list((tmp_path / "results").glob("*_pred_labelIds.png"))) == 3
+    assert cli.main([*command, "--colors"]) == errors.EXIT_USER
+    assert "--colors: is a kind of predictions, give --predictions as well" in capsys.readouterr().err
     official = float(re.search(r"official evaluator: ([\d.]+) mIoU of the cell over 3 frames", said)[1])
     # the table is of twice the size on disk: of four answers there the file keeps one
     table = float(re.search(r"with the cell +([\d.]+)", said)[1])

@@ -66,6 +66,7 @@ def test_claim_writes_and_accepts_the_same_config(tmp_path):
 
 def test_claim_refuses_another_config_and_names_the_keys(tmp_path):
     workdir.Workdir(tmp_path).claim(config_lib.load(None, {}))
+    workdir.Workdir(tmp_path).append("metrics.jsonl", {"stage": "pretrain", "step": 1})
     other = config_lib.load(None, {"search.steps": "51", "seed": "1", "evaluate.split": "test"})
     with pytest.raises(
         errors.UserError, match="keys differ: evaluate.split, search.steps, seed;?; use another --workdir"
@@ -79,6 +80,7 @@ def test_claim_refuses_another_config_and_names_the_keys(tmp_path):
 def test_claim_gives_keys_that_an_older_run_lacks_their_defaults(tmp_path):
     folder, config = workdir.Workdir(tmp_path), config_lib.load(None, {})
     folder.claim(config)
+    folder.append("metrics.jsonl", {"stage": "pretrain", "step": 1})
     values = folder.read_json("config.json")
     del values["controller"]["population"], values["search"]["mode"], values["schedule"]
     folder.write_json("config.json", values)

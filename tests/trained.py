@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import types, workdir
+from dvsnas_jax.core import mesh, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import evaluate, features, pretrain, train
+from dvsnas_jax.search import loop, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import schedule as schedule_lib
+from dvsnas_jax.space import supernet
 
 SIZE = (34, 70)  # no multiples of 4
 KINDS = ("refine", "fixed", "adaptive", "regions")
@@ -39,9 +42,9 @@ def make_config(kind: str):
     return config
 
 
-def write(path: pathlib.Path, kind: str) -> pathlib.Path:
-    """Writes a run folder, and returns its path."""
-    config = make_config(kind)
+def write(path: pathlib.Path, kind: str, config=None) -> pathlib.Path:
+    """Writes a run folder, and returns its path. The config is that of the kind, or one that differs from it little."""
+    config = make_config(kind) if config is None else config
     settings, space = features.settings_of(config), features.space_of(config)
     own = "decoder" if kind == "refine" else "prev_decoder"
     layers = [
@@ -74,6 +77,17 @@ def write(path: pathlib.Path, kind: str) -> pathlib.Path:
     folder.checkpointer(pretrain.STAGE).save(1, state)
     train.save_winner(folder, space, genotype, params, {})
     return path
+
+
+def finish_search(path: pathlib.Path) -> None:
+    """Adds to a run folder what a search ends in: its last checkpoint, of drawn shared weights."""
+    folder = workdir.Workdir(path)
+    config = folder.config()
+    space, rng = features.space_of(config), jax.random.key(0)
+    strategy = strategies.make(config.search.strategy, space, config.controller)
+    made = steps.make(supernet.make(space, features.settings_of(config)), config.search, mesh.make())
+    state = loop.LoopState(strategy=strategy.init(rng), shared=made.init(rng))
+    folder.checkpointer(loop.STAGE).save(config.search.steps, state)
 
 
 class Evaluated(NamedTuple):

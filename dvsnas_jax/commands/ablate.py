@@ -13,10 +13,12 @@ def register(add: common.Add) -> None:
         "ablate",
         _ablate,
         "measure what each token of a cell, or each operation of a search, contributes",
-        "--config=configs/smoke.py --workdir=runs/smoke --what=replace",
+        "--workdir=runs/smoke --what=replace",
     )
-    common.add_config(ablate, is_required=True)
-    ablate.add_argument("--workdir", metavar="DIR", required=True, help="folder of a finished search")
+    common.add_config(ablate, is_of_run=True)
+    ablate.add_argument(
+        "--workdir", metavar="DIR", required=True, help="folder of a finished search; retrain: of a trained cell"
+    )
     ablate.add_argument(
         "--what", metavar="WHAT", default="replace",
         help="replace (default): one token changed, scored as in the search (its shared weights; mode scratch: each "
@@ -37,8 +39,8 @@ def register(add: common.Add) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    config = common.load_config(arguments)
     common.existing(arguments.workdir, "--workdir")
+    config = common.load_config(arguments)
     from dvsnas_jax.search import ablate
 
     report = ablate.run(

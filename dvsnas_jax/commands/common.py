@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, json_text
 
 if TYPE_CHECKING:
     import ml_collections
@@ -46,12 +45,20 @@ def adder(commands: Any, parent: str = "") -> Add:
     return add
 
 
-def add_config(command: argparse.ArgumentParser, *, is_required: bool) -> None:
-    """Adds `--config`; the overrides are taken out of the words before the parser sees them."""
+def add_config(command: argparse.ArgumentParser, *, is_required: bool = False, is_of_run: bool = False) -> None:
+    """Adds `--config`; the overrides are taken out of the words before the parser sees them.
+
+    Args:
+      command: the parser.
+      is_required: whether it has to be given.
+      is_of_run: where it is not given, it is the one that the folder `--workdir` holds.
+    """
+    default = " (default: that of the run in --workdir)" if is_of_run else ""
     command.add_argument(
         "--config", metavar="FILE", required=is_required,
-        help="Python file with get_config(); change a key by --config.search.steps=200",
+        help=f"Python file with get_config(){default}; change a key by --config.search.steps=200",
     )  # fmt: skip
+    command.set_defaults(is_config_of_run=is_of_run)
 
 
 def add_compile_cache(command: argparse.ArgumentParser) -> None:
@@ -65,13 +72,32 @@ def add_processes(command: argparse.ArgumentParser) -> None:
     group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 (or DVSNAS_COORDINATOR)")
     group.add_argument("--num-processes", metavar="N", type=int, help="of the run (or DVSNAS_NUM_PROCESSES)")
     group.add_argument("--process-id", metavar="I", type=int, help="of this one, from 0 (or DVSNAS_PROCESS_ID)")
+    group.add_argument(
+        "--start-timeout",
+        metavar="SECONDS",
+        type=float,
+        help="to wait for the others when the run starts, 300 by default (or DVSNAS_START_TIMEOUT); "
+        "who is missing is said after 10 s",
+    )
 
 
 def load_config(arguments: argparse.Namespace) -> ml_collections.ConfigDict:
-    """The configuration that the words of a command describe."""
+    """The configuration that the words of a command describe: of a file, or that of the run folder, and changes to it.
+
+    Raises:
+      UserError: a bad one, or none where the command needs one.
+    """
     from dvsnas_jax.core import config
 
-    return config.load(arguments.config, arguments.overrides)
+    if arguments.config or not arguments.is_config_of_run:
+        return config.load(arguments.config, arguments.overrides)
+    folder = open_workdir(arguments.workdir) if arguments.workdir else None
+    if folder is None or not folder.is_claimed:
+        reason = "" if folder is None else f", as {folder.path} holds no run (no config.json)"
+        raise errors.UserError(
+            f"--config: is needed{reason}; give a Python file with get_config(), for example --config=configs/smoke.py"
+        )
+    return config.changed(folder.config(), arguments.overrides)
 
 
 def open_workdir(path: str) -> Any:
@@ -114,4 +140,4 @@ def print_summary(result: Any) -> None:
     if isinstance(result, dict):
         for key, value in result.items():
             shown = f"{value:.4f}" if isinstance(value, float) else value
-            print(f"{key}: {json.dumps(shown) if isinstance(shown, dict | list) else shown}")
+            print(f"{key}: {json_text.dumps(shown) if isinstance(shown, dict | list) else shown}")

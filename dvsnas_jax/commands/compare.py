@@ -15,10 +15,10 @@ def register(add: common.Add) -> None:
         "train and evaluate the hand-designed cells and given genotypes on one static network, with several seeds",
         "--config=configs/smoke.py --workdir=runs/zoo --genotypes=zoo,runs/smoke/best_genotype.json --seeds=3",
     )
-    common.add_config(compare, is_required=True)
+    common.add_config(compare, is_of_run=True)
     compare.add_argument(
         "--workdir", metavar="DIR", required=True,
-        help="run folder; the same command resumes it, more genotypes or seeds are added to it",
+        help="run folder; the same command resumes it, more genotypes or seeds are added to its table",
     )  # fmt: skip
     compare.add_argument(
         "--genotypes", metavar="A,B", required=True,

@@ -33,6 +33,7 @@ def register(add: common.Add) -> None:
         "--workers", type=int, default=0, metavar="N", help="files read at once; default: as many as cores"
     )
     common.add_config(check, is_required=False)
+    check.epilog = f"{check.epilog}\nwith --config, also whether a search of that config finds labels where it measures"
     prepare = add(
         "prepare", _prepare, "write the clips of a dataset as TFDS records, to read with config.data.prepared",
         "--config=configs/camvid_small.py --config.data.dir=/data/camvid --output=/data/prepared",
@@ -67,10 +68,9 @@ def _check(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
     if arguments.workers < 0:
         raise errors.UserError(f"--workers: must be at least 0, got {arguments.workers}")
-    from dvsnas_jax.data import check, folder_layout
+    from dvsnas_jax.data import check, layouts
 
-    options = folder_layout.options(config.data.folder)
-    report = check.run(arguments.dir, arguments.layout, options, workers=arguments.workers)
+    report = check.run(arguments.dir, arguments.layout, layouts.options(config.data), workers=arguments.workers)
     for problem in report.problems:
         print(problem)
     if report.problems:
@@ -78,6 +78,11 @@ def _check(arguments: argparse.Namespace) -> None:
             f"{arguments.dir}: {len(report.problems)} problems (listed above); correct them and check again"
         )
     print(check.text(report))
+    if arguments.config and config.data.name == report.layout.split("_")[0]:
+        from dvsnas_jax.run import require_labels
+
+        config.data.dir = arguments.dir
+        require_labels.check(config, is_rewarded=True, is_evaluated=True, do_note=False)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

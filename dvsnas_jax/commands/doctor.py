@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 
 from dvsnas_jax.commands import common
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, json_text
 
 
 def register(add: common.Add) -> None:
@@ -30,7 +29,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     checks = doctor.run(config)
     is_fine = doctor.is_fine(checks)
     if arguments.json:
-        print(json.dumps({"is_fine": is_fine, "checks": [dataclasses.asdict(check) for check in checks]}, indent=1))
+        found = {"is_fine": is_fine, "checks": [dataclasses.asdict(check) for check in checks]}
+        print(json_text.dumps(found, indent=1))
     else:
         print(doctor.table(checks))
     return errors.EXIT_DONE if is_fine else errors.EXIT_FAULT

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from dvsnas_jax.commands import common
+from dvsnas_jax.core import json_text
 
 
 def register(add: common.Add) -> None:
@@ -64,7 +64,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
     found = torch_weights.inspect(arguments.file)
     if arguments.json:
-        print(json.dumps(found))
+        print(json_text.dumps(found))
         return
     for name, (shape, dtype) in found["tensors"].items():
         print(f"{name}  {shape}  {dtype}")

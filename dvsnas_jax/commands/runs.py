@@ -24,18 +24,20 @@ def register(add: common.Add) -> None:
     )
     train.add_argument(
         "--genotype", metavar="FILE",
-        help="genotype JSON, or zoo:NAME; without it only the static network is trained",
+        help="genotype JSON, or zoo:NAME, the one cell of the folder; without it only the static network is trained",
     )  # fmt: skip
     evaluate = add(
         "evaluate",
         _evaluate,
         "score the network and the cell of a run folder on config.evaluate.split",
-        "--config=configs/smoke.py --workdir=runs/smoke --config.evaluate.split=test",
+        "--workdir=runs/smoke --config.evaluate.split=test",
     )
     evaluate.add_argument(
         "--predictions", metavar="DIR",
-        help="write the cell's predictions as PNG (Cityscapes: as for its evaluator, which scores them)",
+        help="write the cell's predictions as PNG, with the ids that the config reads (Cityscapes: as for its "
+        "evaluator, which scores them)",
     )  # fmt: skip
+    evaluate.add_argument("--colors", action="store_true", help="--predictions in the colours of the classes")
     evaluate.add_argument("--model", metavar="DIR", help="score an exported folder, in place of --workdir")
     evaluate.add_argument(
         "--other-data", action="store_true",
@@ -44,7 +46,7 @@ def register(add: common.Add) -> None:
     evaluate.add_argument("--per-sequence", action="store_true", help="print the scores of each sequence, too")
     for command in (search, train, evaluate):
         is_needed = command is not evaluate
-        common.add_config(command, is_required=True)
+        common.add_config(command, is_of_run=True)
         command.add_argument(
             "--workdir", metavar="DIR", required=is_needed, help="run folder; the same command resumes it"
         )
@@ -78,19 +80,22 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    config = common.load_config(arguments)
     if (arguments.workdir is None) == (arguments.model is None):
         raise errors.UserError("evaluate: give one of --workdir (a run folder) and --model (an exported folder)")
     if arguments.predictions and (arguments.model or arguments.other_data):
         raise errors.UserError("--predictions: goes neither with --model nor with --other-data, leave these out")
+    if arguments.colors and not arguments.predictions:
+        raise errors.UserError("--colors: is a kind of predictions, give --predictions as well")
     common.existing(arguments.model or arguments.workdir, "--model" if arguments.model else "--workdir")
+    config = common.load_config(arguments)
     from dvsnas_jax.run import evaluate, score_tables, submission
 
     written = ""
     if arguments.model:
         result = evaluate.run_exported(config, arguments.model)
     elif arguments.predictions:
-        result, written = submission.run(config, common.open_workdir(arguments.workdir), arguments.predictions)
+        folder = common.open_workdir(arguments.workdir)
+        result, written = submission.run(config, folder, arguments.predictions, is_color=arguments.colors)
     else:
         folder = common.open_workdir(arguments.workdir)
         result = evaluate.run(config, folder, is_other_data=arguments.other_data)

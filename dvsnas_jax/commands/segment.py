@@ -17,7 +17,7 @@ def register(add: common.Add) -> None:
         "drive.mp4 --workdir=runs/smoke --output=overlay.mp4 --summary=overlay.json",
     )
     segment.add_argument(
-        "input", metavar="INPUT", help="video file, folder of images, glob of images in quotes, or camera:0"
+        "input", metavar="INPUT", help="video file, animation, folder of images, glob of images in quotes, or camera:0"
     )
     model = segment.add_mutually_exclusive_group(required=True)
     model.add_argument("--workdir", metavar="DIR", help="run folder with a trained cell")
@@ -44,9 +44,16 @@ def _add_outputs(segment: argparse.ArgumentParser) -> None:
     segment.add_argument(
         "--side-by-side", action="store_true", help="overlay video: left the static network alone, right the cell"
     )
+    segment.add_argument("--legend", action="store_true", help="overlay video: names of the classes that occur")
     segment.add_argument("--masks", metavar="DIR", help="write the labels of each frame as PNG")
     segment.add_argument(
-        "--mask-format", choices=("ids", "colors"), default="ids", help="what the masks' pixels hold (ids)"
+        "--mask-format",
+        choices=("ids", "colors"),
+        default="ids",
+        help="what the masks' pixels hold: the ids that masks of the data set have, or colours (ids)",
+    )
+    segment.add_argument(
+        "--colors", dest="mask_format", action="store_const", const="colors", help="the same as --mask-format=colors"
     )
     segment.add_argument("--summary", metavar="FILE", help="write speed, latencies, flicker and cuts as JSON")
     segment.add_argument("--step-rate", action="store_true", help="measure the steps alone afterwards, for the summary")
@@ -61,10 +68,10 @@ def _size(text: str) -> tuple[int, int]:
 
 def _segment(arguments: argparse.Namespace) -> None:
     model = common.existing(arguments.workdir or arguments.model, "--workdir" if arguments.workdir else "--model")
-    from dvsnas_jax.run import load, segment_summary, video
+    from dvsnas_jax.run import load, segment_outputs, segment_summary, video
     from dvsnas_jax.run import segment as segment_lib
 
-    options = segment_lib.Options(
+    options = segment_outputs.Options(
         output=arguments.output,
         masks=arguments.masks,
         mask_format=arguments.mask_format,
@@ -74,6 +81,7 @@ def _segment(arguments: argparse.Namespace) -> None:
         do_reset=arguments.reset_at_cuts,
         summary=arguments.summary,
         do_rate=arguments.step_rate,
+        has_legend=arguments.legend,
     )
     options.check()
     source = video.open_source(arguments.input, max_frames=arguments.max_frames, rate=arguments.fps)

@@ -23,7 +23,7 @@ def register(add: common.Add) -> None:
         "compare search strategies on equal budgets, on a table of rewards or by real searches",
         "--table --strategies=ppo,random --seeds=200 --budget=0.05 --output=runs/strategies",
     )
-    common.add_config(compare, is_required=False)
+    common.add_config(compare, is_of_run=True)
     compare.add_argument(
         "--table", nargs="?", const=PACKAGED, metavar="FILE",
         help="replay against a table of rewards; alone: the table of the package",
@@ -88,9 +88,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.table or arguments.made_up:
         _print(_replay_made_up(arguments) if arguments.made_up else _replay(arguments))
         return
-    for flag, value in (("--config", arguments.config), ("--workdir", arguments.workdir)):
-        if not value:
-            raise errors.UserError(f"{flag}: is needed, or --table to replay against the table of the package")
+    if not arguments.workdir:
+        raise errors.UserError("--workdir: is needed, or --table to replay against the table of the package")
     if arguments.make_table:
         _make_table(arguments)
     else:
@@ -161,10 +160,10 @@ def _make_table(arguments: argparse.Namespace) -> None:
     from dvsnas_jax.search import table, table_maker
 
     num_seeds, num_best_seeds = arguments.seeds or 2, arguments.best_seeds
-    command = (
-        f"dvsnas compare-strategies --make-table --config={arguments.config} --workdir={arguments.workdir} "
-        f"--seeds={num_seeds}" + (f" --best-seeds={num_best_seeds}" if num_best_seeds else "")
-    )
+    words = [f"--config={arguments.config}"] if arguments.config else []
+    words += [f"--workdir={arguments.workdir}", f"--seeds={num_seeds}"]
+    words += [f"--best-seeds={num_best_seeds}"] if num_best_seeds else []
+    command = f"dvsnas compare-strategies --make-table {' '.join(words)}"
     folder = common.open_workdir(arguments.workdir)
     config = common.load_config(arguments)
     made = table_maker.run(config, folder, num_seeds=num_seeds, num_best_seeds=num_best_seeds, command=command)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import pathlib
 from typing import Any
 
 from dvsnas_jax.commands import common
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, json_text
 
 _SEARCH_NUMBERS = (
     ("candidates", 1000, "of the search that is estimated"),
@@ -93,7 +92,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     if arguments.part not in ("nets", "search"):  # they print a table
         common.print_summary(result)
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n")
+        pathlib.Path(arguments.json).write_text(json_text.dumps(result, indent=1) + "\n")
 
 
 def _check_writable(path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.core import overrides as overrides_lib
 
 defaults = defaults_lib.make
+PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
+"""Keys that hold the path of a file or folder, where they are not empty."""
 
 
 def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
@@ -30,7 +33,17 @@ def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_col
     config = defaults()
     if path is not None:
         overrides_lib.apply_file(config, path)
-    overrides_lib.apply_texts(config, overrides or {})
+    return changed(config, overrides or {})
+
+
+def changed(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> ml_collections.ConfigDict:
+    """A configuration, changed by overrides, checked; the one given stays as it is.
+
+    Raises:
+      UserError: as in `load`.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    overrides_lib.apply_texts(config, overrides)
     validate(config)
     return config.lock()
 
@@ -63,17 +76,36 @@ def to_json_dict(config: Mapping[str, Any]) -> dict[str, Any]:
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Dotted keys that only one of two configurations has or whose values differ, sorted.
 
-    Each may be a ConfigDict or what `to_json_dict` makes of one.
+    Each may be a ConfigDict or what `to_json_dict` makes of one. Two spellings of one path do not differ.
     """
     left, right = (dict(overrides_lib.leaves(to_json_dict(config))) for config in (a, b))
     missing = object()
-    return sorted(key for key in {*left, *right} if left.get(key, missing) != right.get(key, missing))
+    found = [key for key in {*left, *right} if left.get(key, missing) != right.get(key, missing)]
+    return sorted(key for key in found if key not in PATHS or not is_same_path(left.get(key), right.get(key)))
+
+
+def is_same_path(a: str | None, b: str | None) -> bool:
+    """Whether two paths lead to the same place: relative, absolute or by links. Empty ones lead nowhere."""
+    return a == b or bool(a and b and os.path.realpath(a) == os.path.realpath(b))
+
+
+def with_absolute_paths(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What `to_json_dict` gave, to be read from any current folder. Links stay links: where they lead may change."""
+    return {
+        key: with_absolute_paths(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping)
+        else os.path.abspath(value)
+        if value and f"{prefix}{key}" in PATHS
+        else value
+        for key, value in values.items()
+    }
 
 
 _CHOICES = {
     "compile_effort": ("full", "quick"),
     "data.name": ("synthetic", "camvid", "cityscapes", "folder"),
     "data.folder.labels": ("ids", "colors"),
+    "data.folder.split_by": ("videos", "blocks"),
     "data.loader": ("auto", "tf", "numpy"),
     "data.history": ("frames", "stills"),
     "net.encoder": ("mobilenet_v2", "resnet18", "resnet50", "resnet101"),

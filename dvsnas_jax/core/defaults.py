@@ -34,6 +34,7 @@ def _data() -> ml_collections.ConfigDict:
             "name": "synthetic",  # synthetic | camvid | cityscapes | folder
             "dir": "",  # dataset folder; empty = environment variable DVSNAS_CAMVID or DVSNAS_CITYSCAPES
             "prepared": "",  # folder of `dvsnas data prepare`, used instead of data.dir; empty = none
+            "ignore": (),  # ids, or colours #rrggbb, in label images that are ignored beside those of the data set
             "folder": _folder(),  # what a folder of frames holds, where data.name is folder
             "loader": "auto",  # auto | tf | numpy; auto: numpy for arrays in memory (synthetic), else tf
             "workers": 0,  # clips that loader tf makes at the same time, 0 = one a core; the clips do not depend on it
@@ -67,11 +68,17 @@ def _folder() -> ml_collections.ConfigDict:
         {
             "frames": "",  # pattern below data.dir: {split}/{sequence}/{number}.png; empty = guessed
             "masks": "",  # pattern of the label images, with the same fields; empty = none
+            # Where the pattern has no {split}: shares of the videos (0.8,0.2 or 0.8,0.1,0.1), or files that list
+            # videos or frames (ImageSets/2017/{split}.txt), or videos by name (val:NAME,test:NIGHT*; the rest is
+            # train); empty = the files train.txt, val.txt, test.txt in data.dir, without them all frames are train.
+            "splits": (),
+            "split_by": "videos",  # of shares: videos = whole ones | blocks = contiguous pieces of each video
             "labels": "ids",  # ids | colors: what the pixels of a mask hold; ids are also palette indices
-            "classes": (),  # names of the classes; empty = CamVid's 11
-            "colors": (),  # a colour a class, #rrggbb; empty = made up (CamVid's for its classes)
-            "ids": (),  # the id of each class in the masks; empty = 0, 1, 2, ...
-            "ignore": ("255",),  # ids, or colours #rrggbb, that are ignored
+            "classes": (),  # names of the classes, or camvid, or cityscapes; needed where there are masks
+            "colors": (),  # a colour a class, #rrggbb, or several: #rrggbb+#rrggbb; empty = made up
+            "ids": (),  # the id of each class in the masks, several as 1+2; empty = 0, 1, 2, ...
+            "ignore": ("255",),  # ids, or colours #rrggbb, that are ignored; 255 is not where it is the id of a class
+            "absent": (),  # classes that may have no pixel in any mask, or all
             "frame_rate": 30.0,  # frames per second where frame numbers are consecutive
         }
     )

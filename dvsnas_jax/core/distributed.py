@@ -14,13 +14,15 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dvsnas_jax.core import errors, watchdog
+from dvsnas_jax.core import errors, rendezvous, watchdog
 
 PORT = 12355
 """Of the coordinator, where only its host is known."""
 HEARTBEAT_SECONDS = 600
 """Of JAX's own watch. It is the last resort, and longer than ours, since it counts time in which all were frozen."""
-START_SECONDS = 300
+START_SECONDS = 300.0
+"""For all processes to be there, where neither `--start-timeout` nor `DVSNAS_START_TIMEOUT` says otherwise."""
+MAX_START_SECONDS = 7 * 24 * 3600.0
 BARRIER_SECONDS = 24 * 3600
 """A barrier waits for slow work of another process; a lost one ends the run by the watchdog, not by this limit."""
 
@@ -73,7 +75,8 @@ def detect(
 
     In this order: the flags; `DVSNAS_COORDINATOR`, `DVSNAS_NUM_PROCESSES`, `DVSNAS_PROCESS_ID`; a Kubernetes JobSet
     (`JOBSET_NAME`, `REPLICATED_JOB_NAME`, `JOB_COMPLETION_INDEX` and `DVSNAS_NUM_PROCESSES`); a step of SLURM's `srun`
-    with several tasks; a TPU pod (`TPU_WORKER_HOSTNAMES` with several names, or `DVSNAS_TPU_POD=1`).
+    with several tasks; a TPU pod (`TPU_WORKER_HOSTNAMES` with several names, or `DVSNAS_TPU_POD=1`). `DVSNAS_PORT` says
+    where they meet in a JobSet or in SLURM.
 
     Args:
       environ: the environment.
@@ -123,8 +126,11 @@ def _explicit(how: str, given: Mapping[str, Any], names: Mapping[str, str]) -> L
             f"{names['process_id']}: must be from 0 to {names['num_processes']} - 1, got {process} of {num}"
         )
     address = str(given["coordinator"])
-    if not re.fullmatch(r".+:\d+", address):
-        raise errors.UserError(f"{names['coordinator']}: must be HOST:PORT of process 0, got {address!r}")
+    port = re.fullmatch(r"\S+:(\d{1,5})", address)
+    if port is None or not 0 < int(port[1]) < 65536:
+        raise errors.UserError(
+            f"{names['coordinator']}: must be HOST:PORT of process 0, with a port from 1 to 65535, got {address!r}"
+        )
     return Launch(how, address, num, process)
 
 
@@ -132,7 +138,7 @@ def _jobset(environ: Mapping[str, str]) -> Launch:
     """A pod of an indexed job of a JobSet: the first pod has a stable name in the set's headless service."""
     name, job = environ["JOBSET_NAME"], environ.get("REPLICATED_JOB_NAME", "workers")
     given = {
-        "coordinator": f"{name}-{job}-0-0.{name}:{PORT}",
+        "coordinator": f"{name}-{job}-0-0.{name}:{_port(environ, PORT)}",
         "num_processes": environ.get("DVSNAS_NUM_PROCESSES"),
         "process_id": environ["JOB_COMPLETION_INDEX"],
     }
@@ -147,7 +153,7 @@ def _slurm(environ: Mapping[str, str]) -> Launch:
     if first is None:
         raise errors.UserError(f"SLURM_STEP_NODELIST: names no node: {nodes!r}; start the program with srun")
     # Runs of one user on the same nodes must not meet: the port follows from the job.
-    port = PORT + int(environ.get("SLURM_JOB_ID", "0")) % 4096
+    port = _port(environ, PORT + int(environ.get("SLURM_JOB_ID", "0")) % 4096)
     is_alone = environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0] == "1"
     is_bound = len(environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1
     return Launch(
@@ -159,20 +165,60 @@ def _slurm(environ: Mapping[str, str]) -> Launch:
     )
 
 
-def start(launch: Launch) -> None:
-    """Joins the run; call it before anything that starts a JAX backend.
+def _port(environ: Mapping[str, str], default: int) -> int:
+    """Where the processes meet, for a launcher that says no address."""
+    text = environ.get("DVSNAS_PORT", str(default))
+    if not re.fullmatch(r"\d{1,5}", text) or not 0 < int(text) < 65536:
+        raise errors.UserError(f"DVSNAS_PORT: must be a port from 1 to 65535, got {text!r}")
+    return int(text)
+
+
+def start_seconds(environ: Mapping[str, str], given: float | None = None) -> float:
+    """How long a process waits for the others of its run to start.
+
+    Args:
+      environ: the environment, where `DVSNAS_START_TIMEOUT` may say it.
+      given: `--start-timeout`, which comes first.
 
     Raises:
-      UserError: the other processes were not found in time.
+      UserError: it is no number of seconds.
+    """
+    name, value = "--start-timeout", given
+    if value is None and "DVSNAS_START_TIMEOUT" in environ:
+        name, text = "DVSNAS_START_TIMEOUT", environ["DVSNAS_START_TIMEOUT"]
+        try:
+            value = float(text)
+        except ValueError:
+            raise errors.UserError(f"{name}: must be a number of seconds, got {text!r}") from None
+    if value is None:
+        return START_SECONDS
+    if not 1 <= value <= MAX_START_SECONDS:
+        raise errors.UserError(f"{name}: must be from 1 to {MAX_START_SECONDS:.0f} seconds, got {value:g}")
+    return value
+
+
+def start(launch: Launch, seconds: float = START_SECONDS) -> None:
+    """Joins the run; call it before anything that starts a JAX backend.
+
+    The processes meet before JAX connects them (see `core.rendezvous`); those of a TPU pod are found by JAX alone.
+
+    Args:
+      launch: where this process belongs.
+      seconds: to wait for the others.
+
+    Raises:
+      UserError: the other processes were not found in time, or do not fit.
     """
     global _run
-    import jax
-    from jax._src import distributed as jax_distributed
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours, see core.signals
+    meeting, limit = rendezvous.Meeting("this host", None), seconds
     known: dict[str, Any] = {}
     if launch.coordinator is not None:
+        assert launch.process_id is not None and launch.num_processes is not None
+        bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")  # which JAX honours
+        meeting = rendezvous.meet(
+            launch.coordinator, launch.process_id, launch.num_processes, seconds=seconds, bind=bind
+        )
+        limit = max(seconds, rendezvous.JOIN_SECONDS)
         known = {
             "coordinator_address": launch.coordinator,
             "num_processes": launch.num_processes,
@@ -180,20 +226,38 @@ def start(launch: Launch) -> None:
             "local_device_ids": launch.local_devices,
             "cluster_detection_method": "deactivate",
         }
-    try:
-        jax.distributed.initialize(
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=START_SECONDS, **known
-        )
-    except RuntimeError as error:
-        text = " ".join(str(error).split())[:200]
-        raise errors.UserError(f"the processes did not find each other at {launch.coordinator}: {text}") from None
-    state = jax_distributed.global_state
+    meeting.watch(limit, leave_lost, _leave_late)
+    state = _initialize(limit, known)
+    meeting.end()
     client, process, num = state.client, state.process_id, state.num_processes
     host, _, port = str(state.coordinator_address).rpartition(":")
     watch = watchdog.Watchdog(client, process, num, leave_fn=leave_lost)
     watchdog.on_abort(lambda: watch.has_doubts() or not _answers(host.strip("[]"), int(port)), leave_lost)
     watch.start()
     _run = _Run(client, process, num, watch)
+
+
+def _initialize(limit: float, known: Mapping[str, Any]) -> Any:
+    """JAX connects the processes; its limit is beyond ours, since at its own it aborts the process."""
+    import jax
+    from jax._src import distributed as jax_distributed
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours, see core.signals
+    try:
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=int(limit) + 60, **known
+        )
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:200]
+        _leave_late(f"JAX did not connect the processes ({text}); start all processes again")
+    return jax_distributed.global_state
+
+
+def _leave_late(text: str) -> None:
+    """Ends this process at once with a line: a usual end would wait in JAX for the others, and abort."""
+    os.write(2, f"dvsnas: error: {text}\n".encode())
+    os._exit(errors.EXIT_USER)
 
 
 def _answers(host: str, port: int) -> bool:

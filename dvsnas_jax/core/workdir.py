@@ -1,7 +1,8 @@
-"""The run folder: configuration, environment, JSONL logs, TensorBoard events and checkpoints."""
+"""The run folder: configuration, environment, lock, JSONL logs, TensorBoard events and checkpoints."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -11,16 +12,18 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from dvsnas_jax.core import checkpoint, distributed, errors
+from dvsnas_jax.core import checkpoint, distributed, errors, json_text, locking
 from dvsnas_jax.core import config as config_lib
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _LOGGER = logging.getLogger(__name__)
+CONFIG, ENVIRONMENT, IDENTITY = "config.json", "environment.json", "identity.json"
+"""What a claim writes: the configuration, where it was started, and what the configuration leaves open."""
 
 
 class Workdir:
@@ -36,31 +39,132 @@ class Workdir:
         self.path = pathlib.Path(path)
         self._repaired: set[str] = set()
         self._writers: dict[str, Any] = {}
+        self._locks: contextlib.ExitStack | None = None
 
-    def claim(self, config: ml_collections.ConfigDict, *, ignore: Sequence[str] = ()) -> None:
-        """Makes the folder this configuration's, or checks that it is.
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keeps every other process out of the folder: from now on where it holds a run, else from `claim` on.
 
-        Writes `config.json` and `environment.json` at the first start; a later start in another environment is added
-        to the latter under `resumed_with`.
+        Of several processes of one run the first one does so for all.
+
+        Raises:
+          UserError: another process is at work in it, or it cannot be written.
+        """
+        outer = self._locks
+        with contextlib.ExitStack() as self._locks:
+            try:
+                self._lock(is_new_too=False)
+                yield
+            finally:
+                self._locks = outer
+
+    def _lock(self, *, is_new_too: bool) -> None:
+        """Takes the lock until the end of `hold`; without one it is given back at once, and nobody else had it."""
+        problem = ""
+        if distributed.is_main() and (is_new_too or self.is_claimed):
+            try:
+                if is_new_too:
+                    self.path.mkdir(parents=True, exist_ok=True)
+                give_back = locking.take(self.path, command())
+                if self._locks is None:
+                    give_back()
+                else:
+                    self._locks.callback(give_back)
+            except errors.UserError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = self._unwritable(error)
+        problem = json.loads(distributed.tell(json.dumps(problem)))
+        if problem:
+            raise errors.UserError(problem)
+
+    def _unwritable(self, error: OSError) -> str:
+        reason = error.strerror or error
+        return f"--workdir: cannot write the folder {self.path}: {reason}; choose another --workdir"
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether it has a configuration."""
+        return (self.path / CONFIG).is_file()
+
+    def check(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        ignore: Sequence[str] = (),
+        stored: ml_collections.ConfigDict | None = None,
+    ) -> bool:
+        """Whether the folder is this configuration's; nothing is written.
 
         Args:
           config: of the run.
           ignore: dotted keys or sections that may differ, for example `("evaluate",)`.
+          stored: its configuration, where that is put in other words than its file; keys that it lacks have their
+            defaults.
+
+        Returns:
+          True: it is. False: it is nobody's yet, or another configuration's that computed nothing.
 
         Raises:
-          UserError: the folder belongs to a run with another configuration, or cannot be written.
+          UserError: it belongs to a run with another configuration.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not self._is_claimed(config, ignore):
-                self.write_json("environment.json", {**environment(), "command": _command()})
-                self.write_json("config.json", config_lib.to_json_dict(config))
-                return
-            self._note_environment()
-        except OSError as error:
+        if not self.is_claimed:
+            return False
+        keys = [
+            key
+            for key in config_lib.differences(stored or self.config(), config)
+            if not any(key == name or key.startswith(f"{name}.") for name in ignore)
+        ]
+        if keys and not self.is_begun():
+            return False
+        if keys:
+            shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
             raise errors.UserError(
-                f"--workdir: cannot write the folder {self.path}: {error.strerror or error}; choose another --workdir"
-            ) from None
+                f"--workdir: {self.path} holds a run of another config, these keys differ: {shown}; "
+                "use another --workdir or the same config (that of the run, where --config is left out)"
+            )
+        return True
+
+    def is_begun(self) -> bool:
+        """Whether something was computed: there is more than what a claim writes, and empty files."""
+        start = {CONFIG, ENVIRONMENT, IDENTITY, locking.FILE}
+        files = (path for path in self.path.rglob("*") if path.is_file() and path.suffix != ".tmp")
+        return any(str(path.relative_to(self.path)) not in start and path.stat().st_size for path in files)
+
+    def claim(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        ignore: Sequence[str] = (),
+        stored: ml_collections.ConfigDict | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Makes the folder this configuration's, or checks that it is.
+
+        Writes `config.json`, paths in it absolute, and `environment.json` at the first start; a later start in another
+        environment is added to the latter under `resumed_with`.
+
+        Args:
+          config: of the run.
+          ignore: as of `check`.
+          stored: as of `check`.
+          identity: written to `identity.json` at the first start.
+
+        Raises:
+          UserError: the folder belongs to a run with another configuration, cannot be written, or another process is
+            at work in it.
+        """
+        self._lock(is_new_too=True)
+        try:
+            if self.check(config, ignore=ignore, stored=stored):
+                self._note_environment()
+                return
+            self.write_json(ENVIRONMENT, {**environment(), "command": command()})
+            if identity is not None:
+                self.write_json(IDENTITY, identity)
+            self.write_json(CONFIG, config_lib.with_absolute_paths(config_lib.to_json_dict(config)))
+        except OSError as error:
+            raise errors.UserError(self._unwritable(error)) from None
 
     def config(self) -> ml_collections.ConfigDict:
         """The configuration of the run in this folder.
@@ -68,37 +172,20 @@ class Workdir:
         Raises:
           UserError: it holds no run, or one that this version cannot read.
         """
-        if not (self.path / "config.json").is_file():
-            raise errors.UserError(f"{self.path}: holds no run (no config.json); give the --workdir of one")
-        return config_lib.from_json_dict(self.read_json("config.json"), str(self.path / "config.json"))
-
-    def _is_claimed(self, config: ml_collections.ConfigDict, ignore: Sequence[str]) -> bool:
-        """Whether the folder has a configuration, which must be this one; keys it lacks have their defaults."""
-        if not (self.path / "config.json").exists():
-            return False
-        keys = [
-            key
-            for key in config_lib.differences(self.config(), config)
-            if not any(key == name or key.startswith(f"{name}.") for name in ignore)
-        ]
-        if keys:
-            shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-            raise errors.UserError(
-                f"--workdir: {self.path} holds a run of another config, these keys differ: {shown}; "
-                "use another --workdir or the same config"
-            )
-        return True
+        if not self.is_claimed:
+            raise errors.UserError(f"{self.path}: holds no run (no {CONFIG}); give the --workdir of one")
+        return config_lib.from_json_dict(self.read_json(CONFIG), str(self.path / CONFIG))
 
     def _note_environment(self) -> None:
         """Adds the environment of a resumed run where it is another than before."""
         now = environment()
-        known = self.read_json("environment.json") if (self.path / "environment.json").exists() else {}
+        known = self.read_json(ENVIRONMENT) if (self.path / ENVIRONMENT).exists() else {}
         others = known.get("resumed_with", [])
         first = {key: value for key, value in known.items() if key not in ("resumed_with", "command")}
         if not first:
-            self.write_json("environment.json", {**now, "command": _command()})
+            self.write_json(ENVIRONMENT, {**now, "command": command()})
         elif now != (others or [first])[-1]:
-            self.write_json("environment.json", {**known, "resumed_with": [*others, now]})
+            self.write_json(ENVIRONMENT, {**known, "resumed_with": [*others, now]})
 
     def append(self, file: str, record: Mapping[str, Any]) -> None:
         """Appends one line to a JSONL file. What is appended survives the death of the process."""
@@ -106,7 +193,7 @@ class Workdir:
             return
         if file not in self._repaired:
             self._repair(file)
-        line = json.dumps(record, default=_plain) + "\n"
+        line = json_text.dumps(record) + "\n"
         with (self.path / file).open("ab", buffering=0) as out:
             out.write(line.encode())
 
@@ -156,12 +243,12 @@ class Workdir:
         records = self.read(file)
         kept = [record for record in records if keep_fn(record)]
         if len(kept) < len(records):
-            text = "".join(json.dumps(record, default=_plain) + "\n" for record in kept)
+            text = "".join(json_text.dumps(record) + "\n" for record in kept)
             self._replace(file, text)
 
     def write_json(self, file: str, value: Any) -> None:
         """Writes a JSON file in one atomic step."""
-        self._replace(file, json.dumps(value, indent=1, default=_plain) + "\n")
+        self._replace(file, json_text.dumps(value, indent=1) + "\n")
 
     def read_json(self, file: str) -> Any:
         """Reads a JSON file.
@@ -245,7 +332,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _command() -> str:
+def command() -> str:
     """The words that started the process, the program by its name alone."""
     program, *words = sys.argv or [""]
     return shlex.join([pathlib.Path(program).name, *words])
@@ -276,11 +363,3 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     return record if isinstance(record, dict) else None
 
-
-def _plain(value: Any) -> Any:
-    """NumPy and JAX values as JSON knows them."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"cannot write a {type(value).__name__} as JSON")

@@ -18,7 +18,6 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from dvsnas_jax.core import errors
 from dvsnas_jax.data import listing
 
 SPLITS = ("train", "val", "test")
@@ -165,11 +164,7 @@ def _owners(root: pathlib.Path, paths: list[pathlib.Path], scan: listing.Scan) -
 
 
 def _listed(path: pathlib.Path) -> list[str]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.UserError(f"{path}: cannot be read as text ({error}); replace the file") from error
-    names = [line.split()[0].replace("\\", "/") for line in lines if line.strip()]
+    names = [line.split()[0].replace("\\", "/") for line in listing.lines(path)]
     return [pathlib.PurePosixPath(name).stem for name in names]
 
 

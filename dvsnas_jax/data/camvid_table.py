@@ -70,9 +70,12 @@ OFFICIAL = (
 
 
 def official_code() -> frames.LabelCode:
-    """How the colours of `LabeledApproved_full` become the 11 train ids."""
+    """How the colours of `LabeledApproved_full` become the 11 train ids; and those of `TABLE`, which are written."""
     train = {name: i for i, name in enumerate(TABLE.names)}
-    return frames.color_code([(color, types.IGNORE if group is None else train[group]) for _, color, group in OFFICIAL])
+    own = [(color, train[name]) for name, color in _CLASSES]
+    return frames.color_code(
+        [*own, *((color, types.IGNORE if group is None else train[group]) for _, color, group in OFFICIAL)]
+    )
 
 
 def segnet_code() -> frames.LabelCode:

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from dvsnas_jax.core import errors, progress, types
-from dvsnas_jax.data import folder_layout, folders, frames, layouts
+from dvsnas_jax.data import coverage, folder_layout, folders, frames, layouts, listing
 
 _SHOWN_SEQUENCES = 12
+_SHOWN_IGNORED = 8
 _ASPECT_TOLERANCE = 0.01
 
 
@@ -26,13 +27,18 @@ class SplitReport:
       split: its name.
       source: its frames.
       sizes: (width, height) -> number of frames.
-      histogram: i64 [256], pixels of each train id.
+      labels: what its label images hold.
     """
 
     split: str
     source: frames.Source
     sizes: collections.Counter[tuple[int, int]]
-    histogram: np.ndarray
+    labels: coverage.Split
+
+    @property
+    def histogram(self) -> np.ndarray:
+        """Pixels of each train id, i64 [256]."""
+        return self.labels.histogram
 
     @property
     def num_labelled(self) -> int:
@@ -61,11 +67,11 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """What was seen of one frame: its size (width, height), a digest of its pixels, pixels of each train id."""
+    """What was seen of one frame: its size (width, height), a digest of its pixels, pixels of each label value."""
 
     size: tuple[int, int] | None = None
     digest: bytes = b""
-    counts: np.ndarray | None = None
+    counts: dict[int, int] | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -89,7 +95,7 @@ def run(folder: str, name: str, options: folder_layout.Options, *, workers: int 
         scan = layouts.scan(folder, split, layout, options)
         problems.update((str(problem), None) for problem in scan.problems)
         notes.update((note, None) for note in scan.notes)
-        found.append((split, layouts.source(folder, split, layout, options, scan)))
+        found.append((split, _source(folder, split, layout, options, scan)))
     if not found:
         problems[f"{folder}: no split and no frames are here; {layouts.expected(layout)}"] = None
     reports, seen = [], []
@@ -98,14 +104,59 @@ def run(folder: str, name: str, options: folder_layout.Options, *, workers: int 
             files = _inspect_all(source, workers or os.cpu_count() or 1, bar)
             problems.update((problem, None) for file in files for problem in file.problems)
             problems.update((problem, None) for problem in _odd_shapes(source, files))
-            histogram = sum((file.counts for file in files if file.counts is not None), np.zeros(256, np.int64))
             sizes = collections.Counter(file.size for file in files if file.size is not None)
-            reports.append(SplitReport(split, source, sizes, histogram))
+            reports.append(SplitReport(split, source, sizes, _labels(split, source, files)))
             seen += list(zip(source.frames, files, strict=True))
-    repeated, still = _duplicates(seen)
-    problems.update((problem, None) for problem in repeated)
-    notes.update((note, None) for note in still)
+    for wrong, harmless in (_duplicates(seen), _coverage([each.labels for each in reports], layout, options)):
+        problems.update((problem, None) for problem in wrong)
+        notes.update((note, None) for note in harmless)
     return Report(folder, layout, tuple(reports), tuple(problems), tuple(notes))
+
+
+def _source(folder: str, split: str, layout: str, options: folder_layout.Options, scan: listing.Scan) -> frames.Source:
+    """What was found; masks whose classes have no names yet are looked at, too, to say which ids they hold."""
+    if layout != "folder" or not options.is_unnamed:
+        return layouts.source(folder, split, layout, options, scan)
+    ordered = tuple(scan.frames[key] for key in sorted(scan.frames))
+    nothing = types.ClassTable(names=(), colors=np.zeros((0, 3), np.uint8))
+    code = frames.code_of({}, is_color=options.labels == "colors", ignore_key="data.folder.ignore")
+    return frames.Source(layout, ordered, nothing, code, options.frame_rate)
+
+
+def _labels(split: str, source: frames.Source, files: list[_File]) -> coverage.Split:
+    """Counts the label images that could be read."""
+    found = coverage.Split(split, source.table, source.code, sum(file.counts is not None for file in files))
+    for frame, file in zip(source.frames, files, strict=True):
+        if file.counts is not None and frame.label is not None:
+            found.add(frame.label, file.counts)
+    return found
+
+
+def _coverage(splits: list[coverage.Split], layout: str, options: folder_layout.Options) -> tuple[list[str], list[str]]:
+    """Problems and notes of the classes."""
+    if layout == "folder" and options.is_unnamed:
+        values = sorted({value for split in splits for value in split.counts})
+        what, key = ("colours", "colors") if options.labels == "colors" else ("ids", "ids")
+        return [
+            f"data.folder.classes: the masks hold the {what} {coverage.shares(splits)}; name a class for each of them, "
+            f"in the order of data.folder.{key} ({','.join(map(splits[0].code.text, values[:12]))}), and in "
+            "data.folder.ignore those that are none"
+        ] if values else [], []  # fmt: skip
+    problems, notes = coverage.judge(splits, is_own=layout == "folder", absent=options.absent)
+    return problems, notes + (_ignored_notes(splits) if layout == "folder" else [])
+
+
+def _ignored_notes(splits: list[coverage.Split]) -> list[str]:
+    """What is ignored of the masks of one's own data, and the key that makes a class of it."""
+    counts: collections.Counter[int] = collections.Counter()
+    for split in splits:
+        counts.update(split.values(types.IGNORE))
+    total = sum(sum(split.counts.values()) for split in splits)
+    return [
+        f"{splits[0].code.text(value)} is ignored: {count:,} pixels, {100 * count / total:.1f} % of the masks; "
+        f"data.folder.{'colors' if splits[0].code.is_color else 'ids'} makes a class of it"
+        for value, count in counts.most_common(_SHOWN_IGNORED)
+    ]
 
 
 def _inspect_all(source: frames.Source, workers: int, bar: progress.Bar) -> list[_File]:
@@ -132,8 +183,8 @@ def _inspect(frame: frames.Frame, code: frames.LabelCode) -> _File:
         problems.append(str(error))
     if frame.label is not None:
         try:
-            labels = folders.read_label(frame.label, code)
-            counts = np.bincount(labels.ravel(), minlength=256)
+            labels = code.pack(folders.read_pixels(frame.label, code))
+            counts = frames.count_values(labels)
             if size is not None and size != labels.shape[::-1]:
                 problems.append(folders.size_problem(frame, size, labels.shape[::-1]))
         except errors.UserError as error:
@@ -217,6 +268,15 @@ def _class_lines(report: Report) -> list[str]:
         lines.append(f"{name:<24}" + "".join(_share(*pair) for pair in counts))
     counts = [(each.histogram[types.IGNORE], each.histogram.sum()) for each in report.splits]
     lines.append(f"{'(ignored, of all)':<24}" + "".join(_share(*pair) for pair in counts))
+    ignored = [each.labels.values(types.IGNORE) for each in report.splits]
+    values = sorted({value for counts in ignored for value in counts})
+    text = report.splits[0].source.code.text
+    for value in values[:_SHOWN_IGNORED]:
+        pairs = zip(ignored, report.splits, strict=True)
+        shares = "".join(_share(counts.get(value, 0), each.histogram.sum()) for counts, each in pairs)
+        lines.append(f"{f'  {text(value)} (ignored)':<24}{shares}")
+    if len(values) > _SHOWN_IGNORED:
+        lines.append(f"  ... and {len(values) - _SHOWN_IGNORED} more that are ignored")
     return lines
 
 

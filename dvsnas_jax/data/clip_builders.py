@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import defaults, errors
-from dvsnas_jax.data import builders, encoded, folder_layout, frames, layouts, prepared
+from dvsnas_jax.data import builders, encoded, frames, layouts, prepared
 
 NAMES = {"camvid": "camvid_clips", "cityscapes": "cityscapes_clips", "folder": "folder_clips"}
 _SHARD_BYTES = (1 << 24, 1 << 28)
@@ -126,7 +126,7 @@ def plan(data: ml_collections.ConfigDict, splits: tuple[str, ...] = (), *, heigh
 
 def _present(data: ml_collections.ConfigDict) -> list[str]:
     """The splits that the folder has; of the official CamVid, whose splits are lists, those that are not empty."""
-    options = folder_layout.options(data.folder)
+    options = layouts.options(data)
     root = layouts.root(data)
     layout = layouts.recognise(root, data.name)
     found = layouts.present(root, layout, options)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import folders, frames
+from dvsnas_jax.data import folders, frames, image_files
 
 
 def size_of(path: pathlib.Path) -> int:
@@ -33,7 +33,8 @@ def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[byte
       size: height and width to resize to (image: Lanczos, label: nearest, both as PNG); None: the bytes of the files.
 
     Returns:
-      Encoded image, and encoded label or b"" where the frame has none.
+      Encoded image, and encoded label or b"" where the frame has none. Resized ones are upright; the bytes of files
+      keep what they say of their orientation, for who reads them.
 
     Raises:
       UserError: a file cannot be read or is no image, or the two have other sizes.
@@ -51,21 +52,24 @@ def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[byte
 
 
 def _checked(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
-    """The bytes of an image file whose checksums are right, and width and height."""
+    """The bytes of an image file whose checksums are right, and width and height, upright."""
     content = frames.read_bytes(path)
     try:
+        size = image_files.size(content)
         with Image.open(io.BytesIO(content)) as image:
-            size = image.size
+            image_files.require_one(path, image)
             image.verify()
+    except errors.UserError:
+        raise
     except Exception as error:  # Pillow raises many kinds for broken files
         raise folders.unreadable(path, error) from error
     return content, size
 
 
 def _resized_label(content: bytes, size: tuple[int, int]) -> bytes:
-    """Nearest pixels, as they are stored, with their palette."""
+    """Nearest pixels, upright, with their values and palette."""
     with Image.open(io.BytesIO(content)) as image:
-        pixels = np.asarray(image)
+        pixels = np.asarray(image_files.upright(image))
         rows, columns = (folders.nearest(have, want) for have, want in zip(pixels.shape[:2], size, strict=True))
         small = Image.fromarray(np.ascontiguousarray(pixels[rows[:, None], columns[None, :]]))
         if image.mode == "P":

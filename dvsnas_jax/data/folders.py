@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.data import frames as frames_lib
+from dvsnas_jax.data import image_files
 
 _ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _COLOR_MODES = ("RGB", "RGBA", "P")
@@ -130,27 +131,27 @@ def unreadable(path: pathlib.Path, error: Exception) -> errors.UserError:
 
 
 def read_image(path: pathlib.Path, content: bytes | None = None) -> np.ndarray:
-    """A frame as it is stored: u8 [H, W, 3]. Grey becomes RGB, 16 bits lose the lower 8, alpha is dropped.
+    """A frame, upright: u8 [H, W, 3]. Grey becomes RGB, 16 bits lose the lower 8, alpha is dropped.
 
     Args:
       path: of the file.
       content: its bytes where they come from elsewhere; the path is then a name for errors.
 
     Raises:
-      UserError: unreadable.
+      UserError: unreadable, or not one picture.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
-            if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it
-                grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+            image_files.require_one(path, image)
+            return image_files.rgb(path, image_files.upright(image))
+    except errors.UserError:
+        raise
     except Exception as error:  # Pillow raises many kinds for broken files
         raise unreadable(path, error) from error
 
 
 def read_label(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | None = None) -> np.ndarray:
-    """A label image as train ids u8 [H, W], 255 = ignore.
+    """A label image, upright, as train ids u8 [H, W], 255 = ignore.
 
     Args:
       path: of the file.
@@ -160,25 +161,46 @@ def read_label(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | 
     Raises:
       UserError: unreadable, not of the kind that the code needs, or an unknown id or colour.
     """
+    return code.decode(read_pixels(path, code, content), str(path))
+
+
+def read_pixels(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | None = None) -> np.ndarray:
+    """A label image as it is stored: ids [H, W], or colours u8 [H, W, 3].
+
+    Args:
+      path: of the file.
+      code: whether its pixels are colours.
+      content: as in `read_image`.
+
+    Raises:
+      UserError: unreadable, or not of the kind that the code needs.
+    """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
             mode, kind = image.mode, image.format
-            pixels = np.asarray(image.convert("RGB") if code.is_color and mode in _COLOR_MODES else image)
+            image_files.require_one(path, image)
+            turned = image_files.upright(image)
+            is_painted = code.is_color and mode in _COLOR_MODES
+            pixels = image_files.rgb(path, turned) if is_painted else np.asarray(turned)
+    except errors.UserError:
+        raise
     except Exception as error:
         raise unreadable(path, error) from error
-    if kind == "JPEG":
+    if kind in ("JPEG", "MPO"):
         raise errors.UserError(f"{path}: a JPEG blurs labels; save them as PNG, from the original")
     if mode not in (_COLOR_MODES if code.is_color else _ID_MODES):
         wanted = "the colours of classes (RGB)" if code.is_color else "one channel of ids"
-        raise errors.UserError(f"{path}: a label image holds {wanted}, this one is {mode}; convert it")
-    return code.decode(pixels.astype(np.uint8) if mode == "1" else pixels, str(path))
+        key = "; or set data.folder.labels" if code.ignore_key.startswith("data.folder") else ""
+        raise errors.UserError(f"{path}: a label image holds {wanted}, this one is {mode}; convert it{key}")
+    return pixels.astype(np.uint8) if mode == "1" else pixels
 
 
 def size_problem(frame: frames_lib.Frame, size: tuple[int, ...], label_size: tuple[int, ...]) -> str:
-    """Says that a frame and its labels differ in (width, height)."""
+    """Says that a frame and its labels differ in (width, height), as both are seen: upright."""
+    turned = " (frames are turned as their EXIF orientation says, so turn the labels, too)"
     return (
         f"{frame.label}: {label_size[0]}x{label_size[1]} pixels, but its frame {frame.image.name} has "
-        f"{size[0]}x{size[1]}; make them equal"
+        f"{size[0]}x{size[1]}; make them equal{turned if tuple(label_size[::-1]) == tuple(size) else ''}"
     )
 
 

@@ -6,6 +6,7 @@ by looking at what is there; see `camvid_layouts`, `cityscapes_layout` and `fold
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -36,9 +37,19 @@ _EXPECTED = {
 _CAMVID_RATE = 30.0
 
 
+def options(data: ml_collections.ConfigDict) -> folder_layout.Options:
+    """What the data section says of files: data.folder, and data.ignore."""
+    return dataclasses.replace(folder_layout.options(data.folder), also_ignored=tuple(data.ignore))
+
+
 def root(data: ml_collections.ConfigDict) -> str:
     """The dataset folder: data.dir, or else what the environment variable of the dataset names; may be empty."""
     return str(data.dir or os.environ.get(VARIABLES.get(data.name, ""), ""))
+
+
+def title(data: ml_collections.ConfigDict) -> str:
+    """The data set for people: its name, of a folder the folder's too."""
+    return f"folder {pathlib.PurePath(data.dir).name}" if data.name == "folder" and data.dir else str(data.name)
 
 
 def class_table(data: ml_collections.ConfigDict) -> types.ClassTable:
@@ -64,7 +75,12 @@ def find(data: ml_collections.ConfigDict, split: str) -> frames.Source:
     Raises:
       UserError: no such folder, or the first thing that makes the split unusable.
     """
-    return find_in(root(data), split, data.name, folder_layout.options(data.folder))
+    folder = root(data)
+    if folder and not os.path.isdir(folder):
+        raise errors.UserError(
+            f"{folder}: no such dataset folder; set data.dir to where it is now; {_EXPECTED.get(data.name, '')}"
+        )
+    return find_in(folder, split, data.name, options(data))
 
 
 @functools.lru_cache(maxsize=32)
@@ -148,14 +164,14 @@ def source(folder: str, split: str, layout: str, options: folder_layout.Options,
     if layout == "cityscapes":
         is_video = cityscapes_layout.has_sequences(pathlib.Path(folder), split)
         kind = "cityscapes" if is_video else "cityscapes_stills"
-        table, code = cityscapes_table.table(), cityscapes_table.code()
-        return frames.Source(kind, ordered, table, code, cityscapes_layout.FRAME_RATE)
-    if layout == "folder":
-        table, code = folder_layout.table(options), folder_layout.code(options)
-        return frames.Source(layout, ordered, table, code, options.frame_rate)
-    is_segnet = layout == "camvid_segnet"
-    code = camvid_table.segnet_code() if is_segnet else camvid_table.official_code()
-    return frames.Source(layout, ordered, camvid_table.TABLE, code, _CAMVID_RATE)
+        table, code, rate = cityscapes_table.table(), cityscapes_table.code(), cityscapes_layout.FRAME_RATE
+    elif layout == "folder":
+        kind, table, code, rate = layout, folder_layout.table(options), folder_layout.code(options), options.frame_rate
+    else:
+        is_segnet = layout == "camvid_segnet"
+        code = camvid_table.segnet_code() if is_segnet else camvid_table.official_code()
+        kind, table, rate = layout, camvid_table.TABLE, _CAMVID_RATE
+    return frames.Source(kind, ordered, table, frames.with_ignored(code, options.also_ignored), rate)
 
 
 def present(folder: str, layout: str, options: folder_layout.Options) -> list[str]:
@@ -174,6 +190,4 @@ def present(folder: str, layout: str, options: folder_layout.Options) -> list[st
     if layout == "cityscapes":
         tops = (cityscapes_layout.SEQUENCES, cityscapes_layout.STILLS, cityscapes_layout.LABELS)
         return [split for split in SPLITS if any((path / top / split).is_dir() for top in tops)]
-    if not folder_layout.has_split(options, path, SPLITS):
-        return ["train"]
-    return [split for split in SPLITS if folder_layout.scan(path, split, options, SPLITS).frames]
+    return [split for split in SPLITS if folder_layout.scan(path, split, options, SPLITS).frames] or ["train"]

@@ -6,10 +6,12 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Iterable
 
+from dvsnas_jax.core import errors
 from dvsnas_jax.data import frames
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 """Of image files, in lower case; files of the user may have them in upper case."""
 _NAME = re.compile(r"^(?P<sequence>.+)_[A-Za-z]?(?P<number>\d+)$")
 
@@ -55,7 +57,7 @@ class Scan:
         key = (sequence, number)
         if key in self.frames:
             first = self.frames[key].image.name
-            self.fail(image, f"frame {number} of sequence {sequence} is {first} already; remove one of the two")
+            self.fail(image, f"frame {number} of sequence {sequence} is {first} already; rename or remove one of them")
         else:
             self.frames[key] = frames.Frame(sequence, number, image, label)
 
@@ -123,3 +125,31 @@ def parse(path: pathlib.Path, scan: Scan, *, stem: str | None = None) -> tuple[s
         scan.fail(path, f"the name is not <sequence>_<frame number>{path.suffix}; rename the file")
         return None
     return match["sequence"], int(match["number"])
+
+
+def lines(path: pathlib.Path) -> list[str]:
+    """The lines of a text file, without blanks at their ends, without empty ones.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.UserError(f"{path}: cannot be read as text ({error}); replace the file") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def repeated_names(paths: Iterable[pathlib.Path]) -> str:
+    """A warning where images differ in the suffix, or in the folder, alone: masks are easily read as frames."""
+    files = list(paths)
+    first: dict[str, pathlib.Path] = {}
+    for path in files:
+        same = first.setdefault(path.stem, path)
+        if same is not path:
+            num = len({path.stem for path in files})
+            return (
+                f"names repeat: {len(files)} images have {num} names ({same.name}, {path.name}), all are read as "
+                f"frames, masks too; give a pattern of the frames alone, as '{same.parent}/*{same.suffix}'"
+            )
+    return ""

@@ -22,8 +22,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import errors, progress, signals
-from dvsnas_jax.data import builders, clip_builders, encoded, frames, locking, prepared
+from dvsnas_jax.core import errors, locking, progress, signals
+from dvsnas_jax.data import builders, clip_builders, encoded, frames, prepared
 
 _FULL = {
     errno.ENOSPC: "the disk is full",

@@ -135,16 +135,17 @@ def of(data: ml_collections.ConfigDict, split: str) -> PreparedMedia | None:
             f"data.prepared: {path} is made of '{dataset}', but data.name is '{data.name}'; "
             f"set data.name to '{dataset}', or leave data.prepared empty"
         )
-    return open_media(str(data.prepared), split)
+    return open_media(str(data.prepared), split, tuple(data.ignore))
 
 
 @functools.lru_cache(maxsize=16)
-def open_media(folder: str, split: str) -> PreparedMedia:
+def open_media(folder: str, split: str, also_ignored: tuple[str, ...] = ()) -> PreparedMedia:
     """Opens one split of a prepared dataset; kept for the life of the process.
 
     Args:
       folder: what `dvsnas data prepare` was given as --output, or the folder of the records in it.
       split: train, val or test.
+      also_ignored: the key data.ignore.
 
     Raises:
       UserError: nothing is prepared there, the split is not in it, or a file is missing or damaged.
@@ -174,10 +175,13 @@ def open_media(folder: str, split: str) -> PreparedMedia:
         table=types.ClassTable(
             names=tuple(about["class_names"]), colors=np.array(about["class_colors"], np.uint8).reshape(-1, 3)
         ),
-        code=frames.LabelCode(
-            raw=np.array(about["label_raw"], np.int32),
-            train=np.array(about["label_train"], np.uint8),
-            is_color=about["label_is_color"],
+        code=frames.with_ignored(
+            frames.LabelCode(
+                raw=np.array(about["label_raw"], np.int32),
+                train=np.array(about["label_train"], np.uint8),
+                is_color=about["label_is_color"],
+            ),
+            also_ignored,
         ),
         frame_rate=float(about["frame_rate"]),
     )

@@ -207,7 +207,7 @@ def read(
 def _disk(
     root: str, split: str, name: str, options: folder_layout.Options, size: tuple[int, int], folder: str
 ) -> Store:
-    media = prepared.open_media(folder, split) if folder else None
+    media = prepared.open_media(folder, split, options.also_ignored) if folder else None
     found = layouts.find_in(root, split, name, options) if media is None else media.source
     return read(found, range(len(found.frames)), size, what=f"{folder or root}, {split}", media=media)
 
@@ -221,9 +221,8 @@ def load(data: ml_collections.ConfigDict, split: str) -> Store:
     check(data, split)
     size = (int(data.height), int(data.width))
     if data.name != "synthetic":
-        options = folder_layout.options(data.folder)
         prepared.of(data, split)  # says so where it is of another dataset
-        return _disk(layouts.root(data), split, data.name, options, size, str(data.prepared))
+        return _disk(layouts.root(data), split, data.name, layouts.options(data), size, str(data.prepared))
     counts = _counts(data, split)
     require_memory(counts[0] * counts[1], size, f"synthetic {split}")
     return _synthetic(int(data.seed), split, counts, size, float(data.degrade))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dvsnas_jax.core import types
-from dvsnas_jax.data import folders, frames, media
+from dvsnas_jax.data import folders, frames, image_files, media
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _DEPTH_AND_KIND = 24
@@ -82,8 +82,17 @@ def clip(tf: Any, images: list[Any], labels: list[Any], code: frames.LabelCode, 
     label_heads = tf.stack([tf.strings.substr(each, 0, _DEPTH_AND_KIND + 2) for each in labels])
     is_plain = tf.stack([label_heads == _header(size) + kind for kind in (*_kinds(code), b"")])
     is_usual = tf.reduce_all(heads == _header(size)) & tf.reduce_all(tf.reduce_any(is_plain, 0))
+    is_usual = tf.cond(is_usual, lambda: _is_common(tf, [*images, *labels]), lambda: False)
     apart = tf.function(general, autograph=False, experimental_attributes={"_noinline": True})
     return tf.cond(is_usual, usual, apart)
+
+
+def _is_common(tf: Any, contents: list[Any]) -> Any:
+    """Whether TensorFlow, which knows no orientation, reads all of them as Pillow does: bool []."""
+    is_common = tf.numpy_function(
+        lambda *each: np.bool_(all(map(image_files.is_common, each))), contents, tf.bool, stateful=False
+    )
+    return tf.ensure_shape(is_common, ())
 
 
 def _kinds(code: frames.LabelCode) -> tuple[bytes, ...]:
@@ -97,7 +106,7 @@ def _header(size: tuple[int, int]) -> bytes:
 
 
 def image(tf: Any, content: Any, size: tuple[int, int]) -> tuple[Any, Any]:
-    """One encoded frame, resized.
+    """One encoded frame, upright, resized.
 
     Args:
       tf: TensorFlow.
@@ -105,14 +114,25 @@ def image(tf: Any, content: Any, size: tuple[int, int]) -> tuple[Any, Any]:
       size: height and width wanted.
 
     Returns:
-      u8 [H, W, 3] and the stored size i32 [2].
+      u8 [H, W, 3] and the size before i32 [2].
     """
 
     def resized() -> Any:
         small = tf.image.resize(pixels, size, method="bilinear", antialias=True)
         return tf.cast(tf.clip_by_value(tf.round(small), 0.0, 255.0), tf.uint8)
 
-    pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
+    def decoded_slowly() -> Any:
+        found = tf.numpy_function(_slow_image, [content], tf.uint8, stateful=False)
+        return tf.ensure_shape(found, (None, None, 3))
+
+    def decoded() -> Any:
+        return tf.cond(
+            tf.strings.substr(content, 0, len(_PNG)) == _PNG,
+            lambda: tf.io.decode_png(content, channels=3),
+            lambda: tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE"),  # as Pillow
+        )
+
+    pixels = tf.cond(_is_common(tf, [content]) & (content != b""), decoded, decoded_slowly)
     stored = tf.shape(pixels)[:2]
     pixels = tf.cond(tf.reduce_all(stored == size), lambda: pixels, resized)
     return tf.ensure_shape(pixels, (*size, 3)), stored
@@ -125,7 +145,7 @@ def label(tf: Any, content: Any, code: frames.LabelCode, stored: Any, size: tupl
       tf: TensorFlow.
       content: string []; empty where the frame has none: zeros then.
       code: of the label images.
-      stored: i32 [2], the size of the frame.
+      stored: i32 [2], the size of the frame, upright.
       size: height and width wanted.
 
     Returns:
@@ -144,7 +164,7 @@ def label(tf: Any, content: Any, code: frames.LabelCode, stored: Any, size: tupl
     def known() -> Any:
         header = tf.strings.substr(content, _DEPTH_AND_KIND, 2)
         is_plain = tf.reduce_any([header == kind for kind in (*_kinds(code), b"")])
-        is_plain &= tf.strings.substr(content, 0, len(_PNG)) == _PNG
+        is_plain &= (tf.strings.substr(content, 0, len(_PNG)) == _PNG) & _is_common(tf, [content])
         pixels = tf.cond(is_plain, decoded, decoded_slowly)
         with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(pixels), stored)]):
             return tf.cond(tf.reduce_all(stored == size), lambda: pixels, lambda: _nearest(tf, pixels, size))
@@ -160,8 +180,13 @@ def _nearest(tf: Any, pixels: Any, size: tuple[int, int]) -> Any:
     return pixels
 
 
+def _slow_image(content: bytes) -> np.ndarray:
+    """What TensorFlow does not read, or not as it is meant: turned pictures, other kinds of files and of colour."""
+    return folders.read_image(pathlib.Path("image"), content)
+
+
 def _slow(content: bytes, code: frames.LabelCode) -> np.ndarray:
-    """Palettes and other depths, by way of the train ids: values that `train_ids` understands."""
+    """Palettes, other depths and turned labels, by way of the train ids: values that `train_ids` understands."""
     train = folders.read_label(pathlib.Path("label"), code, content)
     table = np.zeros(256, np.uint32 if code.is_color else np.uint8)
     for value, found in _values(code).items():

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dvsnas_jax.core import errors, json_files, types
+from dvsnas_jax.core import errors, json_files, json_text, types
 
 TENSORS = "weights.safetensors"
 MANIFEST = "manifest.json"
@@ -58,7 +58,7 @@ def save(folder: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], mani
         safetensors.numpy.save_file(
             {name: np.ascontiguousarray(value) for name, value in tensors.items()}, path / TENSORS
         )
-        (path / MANIFEST).write_text(json.dumps(record, indent=1) + "\n")
+        (path / MANIFEST).write_text(json_text.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise errors.UserError(
             f"--output: cannot write the folder {path}: {error.strerror or error}; choose another --output"

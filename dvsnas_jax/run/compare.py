@@ -2,6 +2,7 @@
 
 One job is one genotype and one seed: its cell is trained from scratch on the features that all jobs share, then
 evaluated. A finished job is one file in `jobs/` of the run folder and is not run again, whatever is compared with it.
+The table holds all finished jobs of the folder: what a command adds stands beside what others have made.
 
 Example:
   result = compare.run(config, workdir.Workdir("runs/zoo"), ["zoo", "runs/a/best_genotype.json"], num_seeds=3)
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,16 +23,15 @@ import numpy as np
 from dvsnas_jax.core import compilation, errors, progress, signals, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import compare_report, evaluate, pretrain, stream, train
+from dvsnas_jax.run import claims, compare_report, compare_rows, evaluate, pretrain, require_labels, stream, train
 from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 
 RESULT, MARKDOWN, PICTURE = "compare.json", "compare.md", "compare.png"
-STATIC = "static network"
+STATIC, SCORES = compare_rows.STATIC, compare_rows.SCORES
 DIVERGED = "diverged"
-SCORES = ("miou", "fwiou", "accuracy", "class_accuracy", "flicker", "flow_consistency")
 
 
 class Entry(NamedTuple):
@@ -52,11 +51,15 @@ class Entry(NamedTuple):
     config: ml_collections.ConfigDict
     source: str
 
-    def job(self, seed: int) -> str:
-        """Names the job of a seed: what the genotype is decides, not what it is called."""
-        digest = genotype_lib.digest(self.space, self.genotype)
+    @property
+    def key(self) -> str:
+        """Names the row: what the genotype is decides, not what it is called."""
         rule = f"_{self.config.schedule.kind}" if self.config.space.mode == zoo.PROPAGATE else ""
-        return f"{digest}{rule}_seed{seed:04d}"
+        return f"{genotype_lib.digest(self.space, self.genotype)}{rule}"
+
+    def job(self, seed: int) -> str:
+        """Names the job of a seed."""
+        return f"{self.key}_seed{seed:04d}"
 
 
 class Shared(NamedTuple):
@@ -82,7 +85,9 @@ class Shared(NamedTuple):
 def run(
     config: ml_collections.ConfigDict, folder: workdir.Workdir, names: Sequence[str], *, num_seeds: int = 1
 ) -> dict[str, Any]:
-    """Trains and evaluates every genotype with every seed; writes `compare.json`, `compare.md` and `compare.png`.
+    """Trains and evaluates every genotype with every seed, and adds them to the comparison of the folder.
+
+    Writes `compare.json`, `compare.md` and `compare.png`, of all finished jobs in the folder.
 
     Args:
       config: of the run; `config.train` is the budget of every job, seeds count from `config.seed`.
@@ -91,7 +96,7 @@ def run(
       num_seeds: of each genotype.
 
     Returns:
-      The content of `compare.json`: `rows`, the static network first, and what they were measured on.
+      The content of `compare.json`, see `compare_rows.collect`.
 
     Raises:
       UserError: no, unknown or repeated names, a genotype that the mode cannot run, or an unusable run folder.
@@ -99,25 +104,30 @@ def run(
     """
     if num_seeds < 1:
         raise errors.UserError(f"--seeds: must be at least 1, got {num_seeds}")
-    entries = resolve(config, names)
-    num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
-    folder.claim(config)
-    seeds = range(config.seed, config.seed + num_seeds)
-    # Seed by seed: a first look at all genotypes after a share of the time.
-    jobs = {entry.job(seed): (entry, seed) for seed in seeds for entry in entries}
-    with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-        open_jobs = [(entry, seed) for entry, seed in jobs.values() if not (folder.path / _file(entry, seed)).is_file()]
-        if open_jobs:
-            shared = _prepare(config, folder, stop, entries=[entry for entry, _ in open_jobs], num_clips=num_clips)
-            with progress.bar(len(jobs), "compare", initial=len(jobs) - len(open_jobs)) as bar:
-                for entry, seed in open_jobs:
-                    if stop.requested:
-                        raise errors.Stopped(f"compare: {len(jobs) - bar.count} of {len(jobs)} jobs are left")
-                    run_job(shared, entry, seed)
-                    bar.note(f"{entry.name} with seed {seed}")
-                    bar.update()
-    result = collect(config, folder, entries, list(seeds))
-    write(folder, result)
+    with folder.hold():
+        config = claims.check(config, folder)
+        entries = resolve(config, names)
+        pretrain.check(config, folder)
+        evaluate.check(config)
+        num_clips = require_labels.check(config, is_evaluated=True)
+        claims.claim(config, folder)
+        seeds = range(config.seed, config.seed + num_seeds)
+        # Seed by seed: a first look at all genotypes after a share of the time.
+        jobs = {entry.job(seed): (entry, seed) for seed in seeds for entry in entries}
+        _note(folder, entries, list(seeds))
+        with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+            pending = [job for job in jobs.values() if not (folder.path / _file(*job)).is_file()]
+            if pending:
+                shared = _prepare(config, folder, stop, entries=[entry for entry, _ in pending], num_clips=num_clips)
+                with progress.bar(len(jobs), "compare", initial=len(jobs) - len(pending)) as bar:
+                    for entry, seed in pending:
+                        if stop.requested:
+                            raise errors.Stopped(f"compare: {len(jobs) - bar.count} of {len(jobs)} jobs are left")
+                        run_job(shared, entry, seed)
+                        bar.note(f"{entry.name} with seed {seed}")
+                        bar.update()
+        result = collect(config, folder)
+        write(folder, result)
     return result
 
 
@@ -167,7 +177,18 @@ def _checked(entry: Entry) -> Entry:
 
 
 def _file(entry: Entry, seed: int) -> str:
-    return f"jobs/{entry.job(seed)}.json"
+    return f"{compare_rows.JOBS}/{entry.job(seed)}.json"
+
+
+def _note(folder: workdir.Workdir, entries: Sequence[Entry], seeds: Sequence[int]) -> None:
+    """Notes what this command calls the genotypes, once."""
+    line = {
+        "command": workdir.command(),
+        "genotypes": {entry.name: entry.key for entry in entries},
+        "seeds": list(seeds),
+    }
+    if line not in folder.read(compare_rows.LOG):
+        folder.append(compare_rows.LOG, line)
 
 
 def _prepare(
@@ -209,6 +230,7 @@ def run_job(shared: Shared, entry: Entry, seed: int) -> dict[str, Any]:
         "name": entry.name,
         "genotype": genotype_lib.to_dict(entry.space, entry.genotype),
         "seed": seed,
+        "command": workdir.command(),
     }
     try:
         params = train.train_cell(
@@ -285,58 +307,9 @@ def frame_cost(config: ml_collections.ConfigDict, entry: Entry, key_share: float
     return {"static": {"parameters": static_size, "macs": full}, "cell": found}
 
 
-def collect(
-    config: ml_collections.ConfigDict, folder: workdir.Workdir, entries: Sequence[Entry], seeds: Sequence[int]
-) -> dict[str, Any]:
-    """The comparison from the files of its finished jobs."""
-    rows: list[dict[str, Any]] = []
-    scored: list[dict[str, Any]] = []
-    for entry in entries:
-        records = [folder.read_json(_file(entry, seed)) for seed in seeds]
-        good = [record for record in records if record["status"] == "ok"]
-        scored += good
-        head = {"name": entry.name, "source": entry.source, "num_seeds": len(records), "num_ok": len(good)}
-        rows.append({**head, **summarise(good, "cell")})
-    # The static network is the same in all jobs: its scores are those of one, its times of all.
-    static = {**summarise(scored[:1], "static"), "ms": summarise(scored, "static").get("ms")}
-    rows.insert(0, {"name": STATIC, "source": "", "num_seeds": 1, "num_ok": min(len(scored), 1), **static})
-    return {
-        "mode": config.space.mode,
-        "interval": config.schedule.interval,
-        "split": config.evaluate.split,
-        "num_frames": scored[0]["num_frames"] if scored else 0,
-        "train_steps": config.train.steps,
-        "seeds": list(seeds),
-        "vc_frames": list(config.evaluate.vc_frames),
-        "rows": rows,
-    }
-
-
-def summarise(records: Sequence[Mapping[str, Any]], part: str) -> dict[str, Any]:
-    """Mean and standard deviation over jobs of every number of "static" or "cell"; None where no job has it."""
-    columns: dict[str, list[Any]] = {}
-    for record in records:
-        found = record[part]
-        numbers = {name: found[name] for name in SCORES} | {"key_share": found.get("key_share", 1.0)}
-        numbers |= {f"vc_{n}": value for n, value in found["vc"].items()} | record["cost"][part]
-        numbers |= {"ms": None, "time_ratio": None}
-        if "times" in record:
-            times = record["times"][part]
-            numbers["ms"] = times["ms_per_frame"]
-            # Both were timed frame by frame in turns: their ratio does not drift with the machine.
-            numbers["time_ratio"] = times["ms_per_frame"] / record["times"]["static"]["ms_per_frame"]
-            numbers |= {f"ms_{kind}": row["median"] for kind, row in times["latency"].items() if kind != "all"}
-        for name, value in numbers.items():
-            columns.setdefault(name, []).append(value)
-    return {name: _statistics(values) for name, values in columns.items()}
-
-
-def _statistics(values: Sequence[float | None]) -> dict[str, Any] | None:
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    deviation = statistics.stdev(known) if len(known) > 1 else None
-    return {"mean": statistics.fmean(known), "std": deviation, "values": known}
+def collect(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str, Any]:
+    """The comparison from the files of all finished jobs of the folder."""
+    return compare_rows.collect(config, compare_rows.read_jobs(folder.path), folder.read(compare_rows.LOG))
 
 
 def write(folder: workdir.Workdir, result: Mapping[str, Any]) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 
 from dvsnas_jax.core import compilation, distributed, errors, progress, types, workdir
 from dvsnas_jax.data import pipeline, store, tf_videos
-from dvsnas_jax.run import artifact, metrics, pretrain, programs, stream, train
+from dvsnas_jax.run import artifact, claims, metrics, pretrain, programs, stream, train
+from dvsnas_jax.space import genotype as genotype_lib
 
 RESULT = "evaluation.json"
 STRIP, CLIP = "figures/strip.npz", "figures/clip.npz"
@@ -21,6 +22,8 @@ STRIP_SEQUENCES = 6
 CLIP_FRAMES = 24
 COUNTED_FRAMES = 500
 NETWORKS = ("static", "cell", "static_clean", "commonest_class")
+GENOTYPE = "genotype"
+"""Of `RESULT`: the digest of the cell that was scored."""
 _FREE_KEYS = ("data.loader", "data.workers")
 """Of a run, may differ when it is evaluated: they change how frames are read, not which."""
 
@@ -50,35 +53,38 @@ def run(
     Raises:
       UserError: the run folder holds no trained network or cell, or is of another config.
     """
+    ignore = ("evaluate", "report", *(("data",) if is_other_data else _FREE_KEYS))
     train.require_winner(folder)
-    folder.claim(config, ignore=("evaluate", "report", *(("data",) if is_other_data else _FREE_KEYS)))
-    table = pipeline.class_table(config.data)
-    if is_other_data:
-        _check_classes(pipeline.class_table(folder.config().data).names, table.names, folder.path)
-    variables = pretrain.restore(config, folder)
-    if variables is None:
-        raise errors.UserError(f"{folder.path}: holds no trained static network, run `dvsnas search` first")
-    cell, params, _, _ = train.load_winner(config, folder)
-    with compilation.effort(config.compile_effort):
-        segmenter = stream.make_segmenter(config, variables, cell, params)
-    sequences, strip = sequences_of(config), Strip(config.report.strip_frames)
+    with folder.hold():
+        config = claims.check(config, folder, ignore=ignore)
+        table = pipeline.class_table(config.data)
+        if is_other_data:
+            _check_classes(pipeline.class_table(claims.config_of(folder).data).names, table.names, folder.path)
+        variables = pretrain.restore(config, folder)
+        if variables is None:
+            raise errors.UserError(f"{folder.path}: holds no trained static network, run `dvsnas search` first")
+        cell, params, space, genotype = train.load_winner(config, folder)
+        with compilation.effort(config.compile_effort):
+            segmenter = stream.make_segmenter(config, variables, cell, params)
+        sequences, strip = sequences_of(config), Strip(config.report.strip_frames)
+        claims.claim(config, folder, ignore=ignore)
 
-    def watch(number: int, sequence: types.Sequence, static: np.ndarray, found: np.ndarray) -> None:
-        strip.watch(number, sequence, static)
-        if watch_fn is not None:
-            watch_fn(number, sequence, static, found)
+        def watch(number: int, sequence: types.Sequence, static: np.ndarray, found: np.ndarray) -> None:
+            strip.watch(number, sequence, static)
+            if watch_fn is not None:
+                watch_fn(number, sequence, static, found)
 
-    file = RESULT if config.evaluate.split == "val" else f"evaluation_{config.evaluate.split}.json"
-    if is_other_data:
-        file = f"evaluation_{config.data.name}_{config.evaluate.split}.json"
-    if distributed.is_main():
-        commonest = None if is_other_data else commonest_class(config, table)
-        result = _evaluate(config, segmenter, sequences, table, commonest=commonest, watch_fn=watch)
-        folder.write_json(file, result)
-        if file == RESULT:
-            strip.save(segmenter, sequences, table, folder)
-    distributed.barrier("evaluation")  # written by one process, read by all
-    return folder.read_json(file)
+        file = RESULT if config.evaluate.split == "val" else f"evaluation_{config.evaluate.split}.json"
+        if is_other_data:
+            file = f"evaluation_{config.data.name}_{config.evaluate.split}.json"
+        if distributed.is_main():
+            commonest = None if is_other_data else commonest_class(config, table)
+            result = _evaluate(config, segmenter, sequences, table, commonest=commonest, watch_fn=watch)
+            folder.write_json(file, {**result, GENOTYPE: genotype_lib.digest(space, genotype)})
+            if file == RESULT:
+                strip.save(segmenter, sequences, table, folder)
+        distributed.barrier("evaluation")  # written by one process, read by all
+        return folder.read_json(file)
 
 
 def run_exported(
@@ -136,6 +142,16 @@ def segmenter_of(model: artifact.Model) -> stream.Segmenter:
     return stream.Segmenter(
         segment=segment, static_step=model.static_step, cell_step=cell_step, initial_state=initial_state
     )
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Whether there are videos of `config.evaluate.split`; the frames are not read.
+
+    Raises:
+      UserError: there are none, or their files are not as they should be.
+    """
+    if config.data.name != "synthetic":
+        sequences_of(config)
 
 
 def sequences_of(config: ml_collections.ConfigDict) -> Sequence[types.Sequence]:

@@ -12,7 +12,6 @@ file each keeps the choice out of the layers, and a device reads only its own.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -26,11 +25,11 @@ import numpy as np
 import safetensors.numpy
 
 import dvsnas_jax
-from dvsnas_jax.core import compilation, errors, progress, workdir
+from dvsnas_jax.core import compilation, errors, json_text, progress, workdir
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.data import pipeline, savedmodel
+from dvsnas_jax.data import layouts, pipeline, savedmodel, written_ids
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import artifact, features, pretrain, programs, train
+from dvsnas_jax.run import artifact, claims, features, pretrain, programs, train
 from dvsnas_jax.space import genotype as genotype_lib
 
 SAVEDMODEL = "savedmodel"
@@ -60,16 +59,18 @@ def run(
       UserError: nothing trained in the run folder, or the output cannot be written.
     """
     folder = workdir.Workdir(path)
-    config = folder.config()
+    config = claims.config_of(folder)
     model, genotype = open_run(config, folder)
     target = pathlib.Path(output)
     try:
         _clear(target)
         manifest = write(target, model, genotype, pipeline.class_table(config.data), is_baked=is_baked)
         manifest["net"] = config_lib.to_json_dict(config.net)
+        manifest["ids"] = written_ids.of(config.data).tolist()
+        manifest["trained_on"] = layouts.title(config.data)
         if has_savedmodel:
             write_savedmodel(target / SAVEDMODEL, model)
-        (target / artifact.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        (target / artifact.MANIFEST).write_text(json_text.dumps(manifest, indent=1) + "\n")
     except OSError as error:
         raise errors.UserError(f"--output: cannot write {target}: {error.strerror or error}") from None
     size = sum((target / name).stat().st_size for name in manifest["files"])

@@ -25,10 +25,11 @@ from dvsnas_jax import data as data_package
 from dvsnas_jax import nets as nets_package
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import distributed, types
+from dvsnas_jax.data import layouts
 from dvsnas_jax.data import store as clips_store
 
 CLIPS_PER_FILE = 16
-_VERSION = 1
+_VERSION = 2
 
 
 class Memory:
@@ -85,8 +86,7 @@ def key(
     digest = hashlib.sha256()
     settings = {
         "version": _VERSION,
-        "data": config_lib.to_json_dict(config.data),
-        "net": config_lib.to_json_dict(config.net),
+        **_contents(config),
         "names": list(names),
         "clips": np.asarray(clips).tolist(),
         "drawn": [num_drawn, config.seed if num_drawn else 0],
@@ -100,6 +100,15 @@ def key(
     digest.update(_code().encode())
     digest.update(_files(config.data).encode())
     return digest.hexdigest()[:32]
+
+
+def _contents(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The sections that shape the features; where data and weights lie does not."""
+    values = config_lib.to_json_dict(config)
+    for key in config_lib.PATHS:
+        section, leaf = key.split(".")
+        values[section][leaf] = bool(values[section][leaf]) if key == "data.prepared" else ""
+    return {"data": values["data"], "net": values["net"]}
 
 
 @functools.cache
@@ -116,12 +125,14 @@ def _files(data: ml_collections.ConfigDict) -> str:
     """Names, sizes and times of the files of the train split; empty where the clips are computed."""
     if data.name == "synthetic":
         return ""
+    root = data.prepared or layouts.root(data)
     if data.prepared:
         paths = sorted(path for path in pathlib.Path(data.prepared).rglob("*") if path.is_file())
     else:
         found = clips_store.source(data, "train").frames
         paths = [path for frame in found for path in (frame.image, frame.label) if path is not None]
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    # Named from the folder on: however its path is spelled, and wherever it was moved, it is the same data.
+    stats = [(os.path.relpath(path, root), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return json.dumps(stats)
 
 

@@ -10,6 +10,9 @@ import numpy as np
 
 from dvsnas_jax.core import errors, progress, signals, workdir
 
+VALIDATION = "_val"
+"""Added to the name of a stage for the lines of its validation."""
+
 
 def fit(
     state: Any,
@@ -51,7 +54,8 @@ def fit(
         state = checkpoints.restore(state)
     if start >= num_steps:
         return state
-    folder.truncate("metrics.jsonl", lambda line: not line["stage"].startswith(stage) or line["step"] <= start)
+    own = (stage, f"{stage}{VALIDATION}")  # another stage may be called by a longer name
+    folder.truncate("metrics.jsonl", lambda line: line["stage"] not in own or line["step"] <= start)
     batches = batches_fn(start)
     with progress.bar(num_steps, stage, initial=start) as bar:
         for done in range(start + 1, num_steps + 1):

@@ -38,6 +38,8 @@ class Segmenter:
       classes: K names.
       colors: u8 [K, 3], RGB.
       mode: "refine" or "propagate".
+      ids: i32 [K], what masks of the data set hold for each class.
+      trained_on: name of the data set; "" where an exported folder does not say it.
     """
 
     def __init__(
@@ -51,8 +53,12 @@ class Segmenter:
         classes: tuple[str, ...],
         colors: np.ndarray,
         mode: str,
+        ids: np.ndarray | None = None,
+        trained_on: str = "",
     ) -> None:
         """Of functions of a batch of one frame: u8 [1, H, W, 3] -> u8 [1, H, W]; `load` calls this."""
+        self.ids = np.arange(len(classes), dtype=np.int32) if ids is None else ids
+        self.trained_on = trained_on
         self.size, self.classes, self.colors, self.mode = size, classes, colors, mode
         self._init_fn, self._step_fn, self._static_fn, self._share_fn = init_fn, step_fn, static_fn, share_fn
         self._first_fn = compilation.jit(lambda labels: labels[0])
@@ -143,17 +149,19 @@ def _load_artifact(path: pathlib.Path, key_interval: int | None) -> Segmenter:
         classes=tuple(manifest["classes"]),
         colors=np.array(manifest["colors"], np.uint8),
         mode=manifest["mode"],
+        ids=np.array(manifest["ids"], np.int32) if "ids" in manifest else None,
+        trained_on=str(manifest.get("trained_on", "")),
     )
 
 
 def _load_run(path: pathlib.Path, key_interval: int | None) -> Segmenter:
     """Opens a run folder; nothing is written to it."""
     from dvsnas_jax.core import workdir
-    from dvsnas_jax.data import pipeline
-    from dvsnas_jax.run import pretrain, stream, train
+    from dvsnas_jax.data import layouts, pipeline, written_ids
+    from dvsnas_jax.run import claims, pretrain, stream, train
 
     folder = workdir.Workdir(path)
-    config = folder.config()
+    config = claims.config_of(folder)
     train.require_winner(folder)
     if key_interval is not None:
         check_interval(config.space.mode, key_interval)
@@ -175,6 +183,8 @@ def _load_run(path: pathlib.Path, key_interval: int | None) -> Segmenter:
         classes=table.names,
         colors=table.colors,
         mode=config.space.mode,
+        ids=written_ids.of(config.data),
+        trained_on=layouts.title(config.data),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dvsnas_jax.core import errors, types, workdir
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import losses
+from dvsnas_jax.run import claims, losses
 
 WEIGHT_BATCHES = 50
 """Batches whose labels decide the class weights of median frequency balancing."""
@@ -136,7 +136,7 @@ def load_teacher(
     instead = "or leave pretrain.teacher empty"
     if not (folder.path / "config.json").is_file():
         raise errors.UserError(f"pretrain.teacher: {path} holds no run (no config.json); give a run folder, {instead}")
-    config = folder.config()
+    config = claims.config_of(folder)
     variables = restore_fn(config, folder)
     if variables is None:
         raise errors.UserError(

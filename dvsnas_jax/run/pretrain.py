@@ -19,7 +19,7 @@ import optax
 from dvsnas_jax.core import compilation, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.data import pipeline, prefetch, sharding
-from dvsnas_jax.nets import static_net
+from dvsnas_jax.nets import static_net, weights_folder
 from dvsnas_jax.run import features, fit, metrics, objective, optim
 
 STAGE = "pretrain"
@@ -53,20 +53,55 @@ def split_clips(config: ml_collections.ConfigDict, num_clips: int) -> tuple[np.n
     return np.sort(order[num_val:]), np.sort(order[:num_val])
 
 
+def is_trained(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> bool:
+    """Whether the run folder holds the trained static network."""
+    return (folder.checkpointer(STAGE).latest_step() or 0) >= config.pretrain.steps
+
+
+def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
+    """Whether `run` has all that it needs; what was trained already needs nothing. Nothing is written.
+
+    Raises:
+      UserError: weights or a teacher of another network, bad class weights, or training clips that cannot be read.
+    """
+    if is_trained(config, folder):
+        return
+    section, num_classes = config.pretrain, pipeline.class_table(config.data).num_classes
+    net = static_net.make(config.net, num_classes)
+    if config.net.weights:
+        empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), static_net.shapes(net))
+        weights_folder.load(config.net.weights, empty, config.net)
+    objective.load_teacher(section.teacher, num_classes, restore)
+    if section.class_weights != "median":
+        objective.class_weights(section.class_weights, num_classes, lambda: iter(()))
+    batch_size, num_frames = _batch(config)
+    clips, _ = split_clips(config, pipeline.num_clips(config.data, "train", config.data.num_frames))
+    pipeline.train_batches(
+        config.data, batch_size=batch_size, num_frames=num_frames, seed=config.seed, indices=clips
+    )
+
+
+def _batch(config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """Clips of a batch, and frames of each."""
+    num_frames = 1 if config.data.history == "stills" else config.data.num_frames
+    return max(config.pretrain.batch_size // num_frames, 1), num_frames
+
+
 def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag) -> Any:
     """Trains the static network, or restores it where it is trained already.
 
     Returns:
       Its variables (params and batch statistics).
     """
-    section = config.pretrain
+    section, (batch_size, num_frames) = config.pretrain, _batch(config)
+    trained = restore(config, folder)
+    if trained is not None:
+        return mesh_lib.replicate_for_batch(trained, batch_size) if jax.device_count() > 1 else trained
     num_classes = pipeline.class_table(config.data).num_classes
     net = static_net.make(config.net, num_classes)
     optimizer, rng = make_optimizer(section), jax.random.key(config.seed)
     state = init(static_net.start(config.net, net, rng), optimizer)
     teacher = objective.load_teacher(section.teacher, num_classes, restore)
-    num_frames = 1 if config.data.history == "stills" else config.data.num_frames
-    batch_size = max(section.batch_size // num_frames, 1)
     num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
     meta_train, meta_val = split_clips(config, num_clips)
 
@@ -89,7 +124,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
         if done % section.eval_every and done != section.steps:
             return state
         miou = validate(state.average)
-        folder.scalars(f"{STAGE}_val", done, {"miou": miou})
+        folder.scalars(f"{STAGE}{fit.VALIDATION}", done, {"miou": miou})
         if miou <= float(state.best_miou):
             return state
         best = jax.tree.map(jnp.copy, state.average)  # a copy: the step donates the state
@@ -119,14 +154,13 @@ def _on_devices(batches: Callable[..., Iterator[types.Clip]], batch_size: int, s
 
 def restore(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any | None:
     """Variables of the trained static network of a run folder, None where there are none."""
-    checkpoints = folder.checkpointer(STAGE)
-    if (checkpoints.latest_step() or 0) < config.pretrain.steps:
+    if not is_trained(config, folder):
         return None
     net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
     template = jax.eval_shape(
         lambda variables: init(variables, make_optimizer(config.pretrain)), static_net.shapes(net)
     )
-    return checkpoints.restore(template).best
+    return folder.checkpointer(STAGE).restore(template).best
 
 
 def init(variables: Any, optimizer: optax.GradientTransformation) -> PretrainState:

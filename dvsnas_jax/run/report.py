@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dvsnas_jax.core import errors
-from dvsnas_jax.run import figures, report_data, report_html, report_parts, report_pictures
+from dvsnas_jax.run import figures, report_data, report_html, report_missing, report_parts, report_pictures
 from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
 
@@ -74,7 +74,7 @@ def _parts(run: report_data.Run) -> tuple[list[str], list[tuple[str, str]]]:
         ("training", "Training", _training),
         ("configuration", "Configuration", _settings),
         ("provenance", "Provenance", _provenance),
-        ("missing", "Not in this report", _missing),
+        ("missing", "Not in this report", report_missing.part),
     )
     parts, links = [], []
     for name, title, make_fn in makers:
@@ -90,11 +90,13 @@ def _summary(run: report_data.Run) -> str:
     """The run in a few figures."""
     facts: list[tuple[str, str, str]] = []
     scores = run.scores()
-    shown = {"miou": ("mIoU of the cell", 100, 1, " %"), "flicker": ("flicker of the cell", 100, 1, " %")}
+    networks = [name for name in ("cell", "static") if name in scores]
+    whose = "of the cell" if "cell" in scores else "of the network"
+    shown = {"miou": (f"mIoU {whose}", 100, 1, " %"), "flicker": (f"flicker {whose}", 100, 1, " %")}
     shown["ms_per_frame"] = ("time of a frame", 1, 1, " ms")
     for key, (label, factor, decimals, unit) in shown.items():
-        values = [scores.get(name, {}).get(key) for name in ("cell", "static")]
-        if figures.is_number(values[0]):
+        values = [scores[name].get(key) for name in networks]
+        if values and figures.is_number(values[0]):
             texts = [f"{report_html.number(factor * value, decimals)}{unit}" for value in values if value is not None]
             facts.append((label, texts[0], f"static {texts[1]}" if len(texts) > 1 else ""))
     if run.searched:
@@ -117,7 +119,7 @@ def _summary(run: report_data.Run) -> str:
 
 def _looks(run: report_data.Run) -> str:
     """The looping clip, and frames with their labels, predictions and errors."""
-    command = "dvsnas evaluate --config=CONFIG --workdir=RUN"
+    command = report_missing.evaluate(run)
     strip = run.arrays(report_data.STRIP)
     stretch = run.arrays(report_data.CLIP)
     if strip is None and stretch is None:
@@ -127,7 +129,8 @@ def _looks(run: report_data.Run) -> str:
     arrays = stretch or strip
     assert arrays is not None
     moving, still = report_pictures.clip(arrays)
-    words = "A short video: frame, label, prediction of the static network and of the cell"
+    words = "A short video: frame, label, prediction of the static network"
+    words += " and of the cell" if "cell" in arrays else ", and its errors"
     loop = f"<div class=figure>{report_html.image(moving, words, kind='clip', still=still)}</div>"
     return loop + (_strip(run, strip) if strip else "") + _colors(run, arrays)
 
@@ -144,7 +147,7 @@ def _strip(run: report_data.Run, arrays: report_pictures.Arrays) -> str:
         words = f"{name} of {len(arrays['frames'])} consecutive frames"
         rows.append(f"<p>{shown}</p>{report_html.image(picture, words, kind='pixels')}")
     report_pictures.strip(arrays, run.class_names(), run.figure("strip.png"), notes=_notes(run))
-    words = "Consecutive frames of the evaluation split, their labels, and what the two networks make of them"
+    words = "Consecutive frames of the evaluation split, their labels, and what the networks make of them"
     box = f'<div class=figure role=region tabindex=0 aria-label="{words}">'
     note = "A stretch chosen for a frame that is hard for the static network: an example, not an average."
     return f"{box}<div class=strip>{''.join(rows)}</div></div>{report_html.note(note)}"
@@ -159,7 +162,7 @@ def _notes(run: report_data.Run) -> dict[str, str]:
 def _colors(run: report_data.Run, arrays: report_pictures.Arrays) -> str:
     """Which colour is which class, of those in the pictures."""
     names, colors = run.class_names(), arrays["colors"]
-    present = np.unique(np.stack([arrays[key] for key in ("labels", "static", "cell")])).tolist()
+    present = np.unique(np.stack([arrays[key] for key in ("labels", *report_pictures.networks(arrays))])).tolist()
     return report_html.legend(
         {
             names[index] if index < len(names) else f"class {index}": colors[index].tolist()
@@ -226,6 +229,9 @@ def _sentences(run: report_data.Run) -> list[str]:
         words = "Rewards also rise because the shared weights are trained on; the random line shows that part."
         sentences.append(words)
     num_lost = len(run.genotypes) - len(run.searched) - len(run.drawn)
+    if run.masked():
+        masked = ", ".join(draw.readable(name) for name in run.masked())
+        sentences.append(f"Masked, so never drawn (controller.masked_operations): {report_html.escape(masked)}.")
     if num_lost:
         sentences.append(f"{num_lost} without a valid score are left out.")
     return sentences
@@ -239,9 +245,12 @@ def _chosen(run: report_data.Run) -> str:
     shares = figures.choices(run.searched, space)
     tables = []
     for kind in ("inputs", "operations", "aggregations"):
-        rows = [(draw.readable(name) if kind != "inputs" else name, row) for name, row in shares[kind].items()]
+        masked = run.masked() if kind == "operations" else ()
+        names = {name: draw.readable(name) if kind != "inputs" else name for name in shares[kind]}
+        rows = [(names[name] + " (masked)" * (name in masked), row) for name, row in shares[kind].items()]
         top = max(max(row) for _, row in rows)
-        title = f"{kind.capitalize()}, % of the choices; uniform: {100 / len(rows):.0f}"
+        num_allowed = sum(name not in masked for name in names)
+        title = f"{kind.capitalize()}, % of the choices; uniform: {100 / num_allowed:.0f}"
         if kind == "inputs":
             title = "Inputs, % of the choices"
         heads = [str(step) for step in shares["bins"]]
@@ -282,22 +291,6 @@ def _provenance(run: report_data.Run) -> str:
         rows += [(f"resumed with {key}", value) for key, (_, value) in changes]
         known = now
     return report_html.listing(rows, "Provenance") if rows else ""
-
-
-def _missing(run: report_data.Run) -> str:
-    """Which command makes what is not there."""
-    plan = (
-        (run.compare, "A comparison with hand-designed cells", "compare --config=CONFIG --genotypes=zoo --workdir=RUN"),
-        (any(run.ablations.values()), "An ablation", "ablate --config=CONFIG --workdir=RUN --what=replace"),
-    )
-    for has, part, command in plan:
-        if not has:
-            run.lacks(part, f"dvsnas {command}")
-    lines = (
-        f"<li>{report_html.escape(part)}: <code>{report_html.escape(command)}</code></li>"
-        for part, command in run.missing
-    )
-    return f"<ul class=missing>{''.join(lines)}</ul>"
 
 
 def _compare(folders: Sequence[pathlib.Path]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -360,8 +353,8 @@ def _score_table(runs: Sequence[report_data.Run]) -> str:
     rewards = {run.name: [record["reward"] for record in run.searched] for run in runs}
     flat = {f"{run}, {'cell' if name == 'cell' else 'static'}": score for (run, name), score in columns.items()}
     rows = []
-    for label, values, decimals, _ in report_parts.score_rows(flat):
-        rows.append((label, [report_html.number(values.get(name), decimals) for name in flat]))
+    for row in report_parts.score_rows(flat):
+        rows.append((row.label, [report_html.number(row.values.get(name), row.decimals) for name in flat]))
     parts = []
     if rows:
         head = ["", *map(report_html.escape, flat)]

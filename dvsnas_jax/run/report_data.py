@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import shlex
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.run import figures
+from dvsnas_jax.run import compare_rows, figures
 from dvsnas_jax.space import genotype as genotypes
 
-FIGURES = "figures"
-JSON_FILES = ("config.json", "environment.json", "best_genotype.json", "evaluation.json", "compare.json")
+FIGURES, BEST = "figures", "best_genotype.json"
+JSON_FILES = ("config.json", "environment.json", BEST, "evaluation.json", "compare.json")
 ABLATIONS = ("replace", "leave_one_out", "retrain")
 LINE_FILES = ("genotypes.jsonl", "metrics.jsonl")
 STRIP, CLIP = f"{FIGURES}/strip.npz", f"{FIGURES}/clip.npz"
@@ -26,7 +30,7 @@ NETWORKS = {
     "static_clean": "static, undegraded frames",
     "commonest_class": "always the commonest class",
 }
-_ARRAYS = ("frames", "labels", "static", "cell", "colors")
+_ARRAYS = ("frames", "labels", "static", "colors")
 
 
 class Run:
@@ -50,40 +54,73 @@ class Run:
             raise errors.UserError(f"{path} is not the folder of a run (none of {', '.join(KNOWN)} is in it)")
         self.path, self.name, self.level, self.prefix = path, name, level, prefix
         self._figures_dir = figures_dir
-        self.config, self.environment, self.best, self.evaluation, self.compare = (
+        self.config, self.environment, self.best, self.evaluation, compared = (
             read_json(path / file) for file in JSON_FILES
         )
+        self.compare = self._compare() or compared
+        if not self._is_of_winner(self.evaluation):
+            self.evaluation = {}
         self.ablations = {what: read_json(path / f"ablation_{what}.json") for what in ABLATIONS}
         self.genotypes, self.metrics = (read_lines(path / file) for file in LINE_FILES)
         num_steps = self.config.get("search", {}).get("steps")
         self.searched, self.drawn = figures.split_sources(self.genotypes, num_steps)
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self.written: list[str] = []
-        self.missing: list[tuple[str, str]] = []
+        self.missing: list[tuple[str, str, str]] = []
 
     def figure(self, file: str) -> pathlib.Path:
-        """The path of a figure that is about to be written."""
-        path = self._figures_dir / file
+        """The path of a figure to write: in the run folder, or where that cannot be, for the page alone."""
+        if self._scratch is None and not _is_writable(self._figures_dir):
+            self._scratch = tempfile.TemporaryDirectory()
+        path = (self._figures_dir if self._scratch is None else pathlib.Path(self._scratch.name)) / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.written.append(str(path))
+        if self._scratch is None:
+            self.written.append(str(path))
         return path
 
-    def lacks(self, part: str, command: str) -> str:
-        """Notes that a part is left out and which command makes its data; gives the empty text of that part."""
-        self.missing.append((part, command.replace("RUN", str(self.path))))
+    def _compare(self) -> dict[str, Any]:
+        """The comparison of all finished jobs, whatever command wrote `compare.json` last; {} where there are none."""
+        jobs = compare_rows.read_jobs(self.path)
+        try:
+            config = config_lib.from_json_dict(self.config, str(self.path / "config.json")) if jobs else None
+        except errors.UserError:  # of another version: what that one wrote is shown
+            return {}
+        return compare_rows.collect(config, jobs, read_lines(self.path / compare_rows.LOG)) if config else {}
+
+    def lacks(self, part: str, command: str, reason: str = "") -> str:
+        """Notes that a part is left out and which command makes its data; gives the empty text of that part.
+
+        Without a command the `reason` is told, if none is given that there is no config.
+        """
+        self.missing.append((part, command, reason))
         return ""
+
+    def command(self, name: str, *words: str) -> str:
+        """A command on this run, as it can be copied; "" without a `config.json`, which every command reads."""
+        return shlex.join(["dvsnas", name, f"--workdir={self.path}", *words]) if self.config else ""
+
+    def is_refining(self) -> bool:
+        """Whether the cell runs on top of the static network on every frame."""
+        if "mode" in self.config.get("space", {}):
+            return self.config["space"]["mode"] == "refine"
+        return set((self.scores().get("cell") or {}).get("latency") or {}) == {"all"}
+
+    def masked(self) -> tuple[str, ...]:
+        """Names of the operations that the search must not choose."""
+        return tuple(self.config.get("controller", {}).get("masked_operations") or ())
 
     def arrays(self, file: str) -> dict[str, np.ndarray] | None:
         """Frames, labels and predictions of a stretch of video, None where there is no such file.
 
         Returns:
-          `frames` u8 [n, H, W, 3]; `labels`, `static`, `cell` u8 [n, H, W]; `colors` u8 [K, 3].
+          `frames` u8 [n, H, W, 3]; `labels`, `static` and, where there is one, `cell` u8 [n, H, W]; `colors` u8 [K, 3].
         """
         path = self.path / file
-        if not path.is_file():
+        if not path.is_file() or not self._is_of_winner(read_json(self.path / "evaluation.json")):
             return None
         try:
             with np.load(path) as data:
-                return {name: data[name] for name in _ARRAYS}
+                return {name: data[name] for name in (*_ARRAYS, *(["cell"] if "cell" in data else []))}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise errors.UserError(f"{path}: cannot be read: {error}; delete it to have a report without it") from None
 
@@ -91,13 +128,20 @@ class Run:
         """Network -> its scores, for those that were evaluated."""
         return {name: self.evaluation[name] for name in NETWORKS if isinstance(self.evaluation.get(name), dict)}
 
+    def _is_of_winner(self, evaluation: Mapping[str, Any]) -> bool:
+        """Whether an evaluation is of the cell that the folder holds; an older one does not say."""
+        winner = self.winner()
+        if winner is None or "genotype" not in evaluation:
+            return True
+        return bool(evaluation["genotype"] == genotypes.digest(*winner))
+
     def class_names(self) -> list[str]:
         """The names of the classes that were evaluated."""
         return [str(name) for name in self.evaluation.get("classes") or []]
 
     def winner(self) -> tuple[genotypes.Space, np.ndarray] | None:
         """The winner, in the space of its own file."""
-        return genotypes.from_dict(self.best, where=str(self.path / "best_genotype.json")) if self.best else None
+        return genotypes.from_dict(self.best, where=str(self.path / BEST)) if self.best else None
 
     def space(self) -> genotypes.Space | None:
         """The space of the run, None without a config."""
@@ -107,9 +151,16 @@ class Run:
         return genotypes.Space(
             inputs=tuple(section["inputs"]),
             num_layers=int(section["num_layers"]),
-            operations=tuple(section.get("operations") or genotypes.OPERATIONS),
-            aggregations=tuple(section.get("aggregations") or genotypes.AGGREGATIONS),
+            operations=tuple(section.get("operations") or genotypes.FIRST_OPERATIONS),
+            aggregations=tuple(section.get("aggregations") or genotypes.FIRST_AGGREGATIONS),
         )
+
+
+def _is_writable(folder: pathlib.Path) -> bool:
+    """Whether files can be written into a folder, which may have to be made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

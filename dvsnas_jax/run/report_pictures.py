@@ -14,7 +14,7 @@ from dvsnas_jax.core import types
 from dvsnas_jax.run import figures
 
 Arrays = Mapping[str, np.ndarray]
-"""`frames` u8 [n, H, W, 3]; `labels`, `static`, `cell` u8 [n, H, W]; `colors` u8 [K, 3]."""
+"""`frames` u8 [n, H, W, 3]; `labels`, `static` and, where there is one, `cell` u8 [n, H, W]; `colors` u8 [K, 3]."""
 
 TILE_WIDTH = 320
 """Of a tile in pixels, about: larger frames are thinned out, smaller ones enlarged by a whole factor."""
@@ -40,13 +40,18 @@ def rows(arrays: Arrays) -> dict[str, tuple[bytes, str]]:
         "frame": (_webp(_side_by_side(thin["frames"]), quality=85), ""),
         "label": (_webp(_side_by_side(colors[thin["labels"]])), ""),
     }
-    for name in ("static", "cell"):
+    for name in networks(arrays):
         shares = [wrong_share(*pair) for pair in zip(arrays["labels"], arrays[name], strict=True)]
         shown = ", ".join("no label" if share is None else f"{100 * share:.0f}" for share in shares)
         found[name] = (_webp(_side_by_side(colors[thin[name]])), "")
         marked = marked_errors(thin["frames"], thin["labels"], thin[name])
         found[f"{name} errors"] = (_webp(_side_by_side(marked), quality=85), f"{shown} % of the pixels")
     return found
+
+
+def networks(arrays: Arrays) -> list[str]:
+    """Whose predictions there are: of the static network, and of the cell where there is one."""
+    return [name for name in ("static", "cell") if name in arrays]
 
 
 def wrong_share(labels: np.ndarray, predictions: np.ndarray) -> float | None:
@@ -74,7 +79,7 @@ def marked_errors(frames: np.ndarray, labels: np.ndarray, predictions: np.ndarra
 
 
 def clip(arrays: Arrays) -> tuple[bytes, bytes]:
-    """A looping video: frame, labels, static network and cell in a square.
+    """A looping video: frame, labels, static network and cell in a square; without a cell the network's errors.
 
     Args:
       arrays: a stretch of video.
@@ -85,10 +90,13 @@ def clip(arrays: Arrays) -> tuple[bytes, bytes]:
     thin, colors = _thinned(arrays), _palette(arrays)
     factor = max(1, TILE_WIDTH // thin["frames"].shape[2])
     tiles = {"frame": thin["frames"]}
-    for name, key in (("label", "labels"), ("static network", "static"), ("with the cell", "cell")):
+    titles = {"labels": "label", "static": "static network", "cell": "with the cell"}
+    for key, name in [(key, titles[key]) for key in ("labels", *networks(arrays))]:
         blended = 0.3 * thin["frames"] + 0.7 * colors[thin[key]]
         is_blank = (thin[key] == types.IGNORE)[..., None]
         tiles[name] = np.where(is_blank, 0.35 * thin["frames"], blended).round().astype(np.uint8)
+    if "cell" not in arrays:
+        tiles["its errors"] = marked_errors(thin["frames"], thin["labels"], thin["static"])
     large = {name: _named(images.repeat(factor, axis=1).repeat(factor, axis=2), name) for name, images in tiles.items()}
     top, bottom = (np.concatenate([large[a], large[b]], axis=2) for a, b in zip(*[iter(tiles)] * 2, strict=True))
     pictures = np.concatenate([top, bottom], axis=1)
@@ -106,7 +114,7 @@ def _thinned(arrays: Arrays) -> dict[str, np.ndarray]:
     height, width = (length // step * step for length in arrays["frames"].shape[1:3])
     blocks = arrays["frames"][:, :height, :width]
     blocks = blocks.reshape(len(blocks), height // step, step, width // step, step, 3)
-    maps = {key: arrays[key][:, :height:step, :width:step] for key in ("labels", "static", "cell")}
+    maps = {key: arrays[key][:, :height:step, :width:step] for key in ("labels", *networks(arrays))}
     return {"frames": blocks.mean(axis=(2, 4)).round().astype(np.uint8), **maps}
 
 
@@ -154,7 +162,7 @@ def _webp(*images: np.ndarray, quality: int | None = None) -> bytes:
 
 
 def strip(
-    arrays: Mapping[str, np.ndarray],
+    arrays: Arrays,
     names: Sequence[str],
     path: str | pathlib.Path,
     *,
@@ -163,14 +171,14 @@ def strip(
     """Consecutive frames side by side: frame, label, what the static network says, what the cell says.
 
     Args:
-      arrays: `frames` u8 [n, H, W, 3]; `labels`, `static`, `cell` u8 [n, H, W]; `colors` u8 [K, 3].
+      arrays: a short stretch.
       names: of the K classes.
       path: PNG to write.
       notes: row -> a few words under its name.
     """
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(arrays["colors"])] = arrays["colors"]
-    maps = {"label": arrays["labels"], "static": arrays["static"], "cell": arrays["cell"]}
+    maps = {"label": arrays["labels"], **{name: arrays[name] for name in networks(arrays)}}
     rows = {"frame": arrays["frames"], **{row: colors[ids] for row, ids in maps.items()}}
     present = np.unique(np.stack(list(maps.values())))
     entries = [

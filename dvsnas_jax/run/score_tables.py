@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dvsnas_jax.run import timing
+
 ROWS = {
     "static": "static network",
     "cell": "with the cell",
@@ -14,7 +16,7 @@ ROWS = {
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """The scores over all sequences.
+    """The scores over all sequences, and what may be said of the times.
 
     Args:
       result: of `evaluate.run`.
@@ -25,29 +27,40 @@ def summary(result: Mapping[str, Any]) -> str:
         if scores is not None:
             time = f"{scores['ms_per_frame']:.1f}" if "ms_per_frame" in scores else "-"
             lines.append(_line(label, [*_cells(scores), time]))
+    cell = result.get("cell") or {}
+    is_refining = set(cell.get("latency") or {}) == {"all"}
+    change = timing.change(result["static"], cell, is_refining=is_refining)
+    if change is not None:
+        lines.append(timing.sentence(change, result["static"]["ms_per_frame"]))
     return "\n".join(lines)
 
 
 def classes(result: Mapping[str, Any]) -> str:
     """IoU and accuracy of each class, and its share of the labelled pixels."""
-    truth = [sum(row) for row in result["static"]["confusion"]]
-    lines = [f"{'class':28}{'pixels':>9}{'static IoU':>13}{'cell IoU':>11}{'static acc.':>13}{'cell acc.':>11}"]
+    truth, networks = [sum(row) for row in result["static"]["confusion"]], _networks(result)
+    widths = [9, *({"static": 13, "cell": 11}[name] for _ in ("IoU", "acc.") for name in networks)]
+    heads = ["pixels", *(f"{name} {what}" for what in ("IoU", "acc.") for name in networks)]
+    lines = [f"{'class':28}" + "".join(f"{text:>{width}}" for text, width in zip(heads, widths, strict=True))]
     for name, pixels in zip(result["classes"], truth, strict=True):
-        scores = [result[part][key][name] for key in ("iou", "class_accuracies") for part in ("static", "cell")]
+        scores = [result[part][key][name] for key in ("iou", "class_accuracies") for part in networks]
         columns = [_percent(share) for share in (pixels / sum(truth) if any(truth) else None, *scores)]
-        cells = [f"{text:>{width}}" for text, width in zip(columns, (9, 13, 11, 13, 11), strict=True)]
-        lines.append(f"{name:28}" + "".join(cells))
+        lines.append(f"{name:28}" + "".join(f"{text:>{width}}" for text, width in zip(columns, widths, strict=True)))
     return "\n".join(lines)
 
 
 def sequences(result: Mapping[str, Any]) -> str:
-    """Two lines for each sequence: the static network and the cell."""
+    """A line for each network and sequence."""
     lines = [_head(result["static"], ["frames", "key"])]
     for row in result["sequences"]:
-        for name in ("static", "cell"):
+        for name in _networks(row):
             share = _percent(row["cell"]["key_share"]) if name == "cell" else "-"
             lines.append(_line(f"{row['name']} {name}", [*_cells(row[name]), str(row["num_frames"]), share]))
     return "\n".join(lines)
+
+
+def _networks(scores: Mapping[str, Any]) -> list[str]:
+    """The static network, and the cell where there is one."""
+    return [name for name in ("static", "cell") if scores.get(name) is not None]
 
 
 def _head(scores: Mapping[str, Any], more: Sequence[str]) -> str:

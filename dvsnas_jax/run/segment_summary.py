@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from dvsnas_jax.run import load, video
+
 PERCENTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99, "worst": 100}
 """Of the latencies, by their names in the summary."""
+_SAME_ASPECT = 0.02
+"""Ratios of width to height that differ by no more are the same."""
 
 
 class Tally:
@@ -71,6 +75,23 @@ class Tally:
             "flicker": self._flickering / self._triples if self._triples else None,
             "cuts": self._cuts,
         }
+
+
+def about(segmenter: load.Segmenter, source: video.Source, resize: tuple[int, int] | None) -> list[str]:
+    """What the network gets, and what it knows, a line each, for people: sizes are width x height."""
+    (height, width), (rows, columns) = source.size, segmenter.size
+    have, get = float(source.aspect) * width / height, columns / rows
+    lines = [f"frames of {width}x{height} are segmented at that size"]
+    if (height, width) != (rows, columns):
+        lines = [f"frames of {width}x{height} are scaled to {columns}x{rows} for the network"]
+        back = resize or source.size
+        lines[0] += f", its labels to {back[1]}x{back[0]}" if tuple(back) != (rows, columns) else ""
+    if abs(have / get - 1) > _SAME_ASPECT:
+        lines[0] += f"; width to height changes from {have:.2f} to {get:.2f}: what it sees is distorted"
+    known = f"the network was trained on {segmenter.trained_on}" if segmenter.trained_on else "the network was trained"
+    names = ", ".join(segmenter.classes)
+    lines.append(f"{known} at {columns}x{rows}, {len(segmenter.classes)} classes: {names}")
+    return lines
 
 
 def text(summary: dict[str, Any]) -> str:

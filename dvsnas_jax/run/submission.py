@@ -1,7 +1,8 @@
 """Predictions as files, in the form in which Cityscapes scores them, and its official evaluator.
 
-Cityscapes: `<city>_<seq>_<frame>_pred_labelIds.png` with the original ids. Any other dataset: train ids under the
-frame's name. Both at the size of the frames on disk (nearest), an 8-bit channel.
+Cityscapes: `<city>_<seq>_<frame>_pred_labelIds.png` with the original ids. Any other dataset: the ids that its labels
+have under the frame's name, so that predictions are labels of the same configuration. Both at the size of the frames on
+disk (nearest), one channel; or in the colours of the classes, Cityscapes' then as `.._pred_color.png`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ import numpy as np
 from PIL import Image
 
 from dvsnas_jax.core import errors, progress, workdir
-from dvsnas_jax.data import cityscapes_table, folders, frames, prepared, store
+from dvsnas_jax.data import (
+    cityscapes_table,
+    classes,
+    folders,
+    frames,
+    image_files,
+    layouts,
+    prepared,
+    store,
+    written_ids,
+)
 from dvsnas_jax.run import evaluate
 
 SegmentFn = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -29,7 +40,11 @@ SegmentFn = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def run(
-    config: ml_collections.ConfigDict, folder: workdir.Workdir, directory: str | os.PathLike[str]
+    config: ml_collections.ConfigDict,
+    folder: workdir.Workdir,
+    directory: str | os.PathLike[str],
+    *,
+    is_color: bool = False,
 ) -> tuple[dict[str, Any], str]:
     """The command `evaluate --predictions`: scores the run and writes the cell's predictions on its way.
 
@@ -39,6 +54,7 @@ def run(
       config: of the run.
       folder: the run folder, with a trained network and cell.
       directory: for the files, made if need be.
+      is_color: colours of the classes in place of ids; nothing scores them.
 
     Returns:
       What `evaluate.run` returns, and what was written, for people.
@@ -47,10 +63,11 @@ def run(
       UserError: the run folder holds no trained network or cell, or the files cannot be written.
     """
     split = config.evaluate.split
-    writer = Writer(config.data, split, directory)
+    writer = Writer(config.data, split, directory, is_color=is_color)
     result = evaluate.run(config, folder, watch_fn=lambda number, _, __, labels: writer.add(number, labels))
     lines = [f"written: {len(writer.paths)} predictions of {split} in {os.fspath(directory)}"]
-    if config.data.name == "cityscapes" and split != "test":  # the labels of test are kept by the owners
+    is_scored = config.data.name == "cityscapes" and split != "test"  # the labels of test are kept by the owners
+    if is_scored and not is_color:
         with ground_truth(config.data, split) as labels:
             scores = official_scores(directory, labels)
         lines.append(f"official evaluator: {100 * scores['miou']:.1f} mIoU of the cell over {len(labels)} frames")
@@ -93,15 +110,22 @@ class Writer:
       data: section of the configuration.
       split: train, val or test.
       directory: for the files, made if need be; files of the same names are replaced.
+      is_color: colours in place of ids.
 
     Raises:
       UserError: bad data, or the folder cannot be made.
     """
 
-    def __init__(self, data: ml_collections.ConfigDict, split: str, directory: str | os.PathLike[str]):
+    def __init__(
+        self, data: ml_collections.ConfigDict, split: str, directory: str | os.PathLike[str], *, is_color: bool = False
+    ):
         self.videos, self.paths = store.videos(data, split), list[pathlib.Path]()
         self._media, self._split, self._directory = prepared.of(data, split), split, pathlib.Path(directory)
         self._known: set[str] = set()
+        self._is_color = is_color
+        self._table = written_ids.table(written_ids.of(data))
+        if is_color:
+            self._table = classes.colorize(np.arange(256, dtype=np.uint8), layouts.class_table(data))
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -113,7 +137,8 @@ class Writer:
         Raises:
           UserError: two frames of one name, or the files cannot be written.
         """
-        for name, labels in _files(self.videos, number, predictions, self._media):
+        for name, small, size in self._files(number, predictions):
+            labels = self._table[enlarge(small, size)]
             if name in self._known:
                 raise errors.UserError(f"--predictions: two frames of {self._split} have the name {name}; rename one")
             self._known.add(name)
@@ -123,55 +148,40 @@ class Writer:
                 raise self._refusal(error) from error
             self.paths.append(self._directory / name)
 
+    def _files(self, number: int, predictions: np.ndarray) -> Iterator[tuple[str, np.ndarray, tuple[int, int]]]:
+        """Names, train ids u8 [h, w] and (width, height) of the files of one video."""
+        if not isinstance(self.videos, store.Videos):
+            for time, labels in enumerate(predictions):
+                yield f"{self.videos[number].name}_{time:06d}.png", labels, (labels.shape[1], labels.shape[0])
+            return
+        source, media = self.videos.source, self._media
+        is_labelled = any(frame.label for frame in source.frames)
+        for place, labels in zip(self.videos.runs[number], predictions, strict=True):
+            frame = source.frames[place]
+            if frame.label is None and is_labelled:
+                continue
+            content = frames.read_bytes(frame.image) if media is None else media.read(np.array([place]))[0][0]
+            yield file_name(source.layout, frame, is_color=self._is_color), labels, image_files.size(content)
+
     def _refusal(self, error: OSError) -> errors.UserError:
         reason = error.strerror or error
         return errors.UserError(f"--predictions: cannot write into {self._directory}: {reason}; choose another folder")
 
 
-def _files(
-    videos: Sequence[Any], number: int, predictions: np.ndarray, media: prepared.PreparedMedia | None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and contents u8 [H, W] of the files of one video."""
-    if not isinstance(videos, store.Videos):
-        for time, labels in enumerate(predictions):
-            yield f"{videos[number].name}_{time:06d}.png", labels
-        return
-    source = videos.source
-    is_labelled = any(frame.label for frame in source.frames)
-    for place, labels in zip(videos.runs[number], predictions, strict=True):
-        frame = source.frames[place]
-        if frame.label is None and is_labelled:
-            continue
-        content = frame.image if media is None else io.BytesIO(media.read(np.array([place]))[0][0])
-        with Image.open(content) as image:
-            size = image.size
-        yield file_name(source.layout, frame), original(source.layout, labels, size)
-
-
-def file_name(layout: str, frame: frames.Frame) -> str:
+def file_name(layout: str, frame: frames.Frame, *, is_color: bool = False) -> str:
     """Of a frame's prediction."""
     stem = frame.image.stem
     if layout.startswith("cityscapes"):
-        return f"{stem.removesuffix('_leftImg8bit')}_pred_labelIds.png"
+        return f"{stem.removesuffix('_leftImg8bit')}_pred_{'color' if is_color else 'labelIds'}.png"
     sequence = frame.sequence.replace("/", "_")
     return f"{stem}.png" if stem.startswith(sequence) else f"{sequence}_{stem}.png"
 
 
-def original(layout: str, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Train ids as the dataset's owners want them.
-
-    Args:
-      layout: of the source.
-      labels: u8 [h, w], train ids.
-      size: (width, height) of the frame on disk.
-
-    Returns:
-      u8 [height, width]: nearest pixels; original ids for Cityscapes.
-    """
+def enlarge(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Labels u8 [h, w] at the size (width, height) of the frame on disk: the nearest."""
     rows = folders.nearest(labels.shape[0], size[1])
     columns = folders.nearest(labels.shape[1], size[0])
-    large = np.asarray(labels, np.uint8)[rows[:, None], columns[None, :]]
-    return cityscapes_table.train_to_id()[large] if layout.startswith("cityscapes") else large
+    return np.asarray(labels, np.uint8)[rows[:, None], columns[None, :]]
 
 
 @contextlib.contextmanager

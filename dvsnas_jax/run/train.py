@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,15 +16,14 @@ import optax
 
 from dvsnas_jax.core import compilation, distributed, errors, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.data import pipeline
-from dvsnas_jax.run import feature_store, fit, losses, optim, pretrain
+from dvsnas_jax.run import claims, feature_store, fit, losses, optim, pretrain, require_labels, winners
 from dvsnas_jax.run import features as features_lib
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
 
 CELL_STAGE = "cell"
-BEST = "best_genotype.json"
+BEST = winners.BEST
 
 
 @chex.dataclass(frozen=True, mappable_dataclass=False)
@@ -51,23 +50,48 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
       What was made: `{"stages": [...], "genotype": path or None}`.
 
     Raises:
-      UserError: the genotype's file is missing or broken, or the config does not fit the member of the zoo.
+      UserError: the genotype's file is missing or broken, the config does not fit it, or the run folder is that of a
+        search or of another genotype.
     """
-    given = read_genotype(genotype_path) if genotype_path else None
-    if genotype_path and genotype_path.startswith(zoo.PREFIX):
-        zoo.require(zoo.get(genotype_path), mode=config.space.mode, schedule=config.schedule.kind)
-    num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
-    folder.claim(config)
-    with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-        variables = pretrain.run(config, folder, stop)
-        if given is None:
-            return {"stages": [pretrain.STAGE], "genotype": None}
-        space, genotype = given
-        clips, _ = pretrain.split_clips(config, num_clips)
-        store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space, config))
-        params = train_cell(config, space, genotype, store, folder=folder, stop=stop, stage="retrain")
-        save_winner(folder, space, genotype, params, {})
+    with folder.hold():
+        config = claims.check(config, folder)
+        given = _given(config, genotype_path) if genotype_path else None
+        is_done = winners.is_trained(folder, *given) if given else pretrain.is_trained(config, folder)
+        pretrain.check(config, folder)
+        num_clips = require_labels.check(config)
+        claims.claim(config, folder)
+        winners.unmark_search(folder)
+        if is_done and distributed.is_main():
+            what = "the static network" if given is None else f"genotype {genotype_lib.digest(*given)}"
+            print(f"{folder.path}: {what} is trained already, nothing is trained again", file=sys.stderr)
+        with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+            variables = pretrain.run(config, folder, stop)
+            if given is None:
+                return {"stages": [pretrain.STAGE], "genotype": None}
+            space, genotype = given
+            if not is_done:
+                clips, _ = pretrain.split_clips(config, num_clips)
+                store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space, config))
+                stage = f"retrain_{genotype_lib.digest(space, genotype)}"
+                params = train_cell(config, space, genotype, store, folder=folder, stop=stop, stage=stage)
+                save_winner(folder, space, genotype, params, {}, made_by=winners.TRAIN)
     return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
+
+
+def _given(config: ml_collections.ConfigDict, path: str) -> tuple[genotype_lib.Space, np.ndarray]:
+    """The genotype to train.
+
+    Raises:
+      UserError: it is missing or broken, or the config does not fit it.
+    """
+    space, genotype = read_genotype(path)
+    if path.startswith(zoo.PREFIX):
+        zoo.require(zoo.get(path), mode=config.space.mode, schedule=config.schedule.kind)
+    try:
+        features_lib.settings_of(config).check(space.inputs)
+    except errors.UserError as error:
+        raise errors.UserError(f"--genotype: {path}: {error}") from None
+    return space, genotype
 
 
 def read_genotype(path: str | pathlib.Path) -> tuple[genotype_lib.Space, np.ndarray]:
@@ -201,13 +225,25 @@ def save_winner(
     genotype: np.ndarray,
     params: types.Params,
     scores: dict[str, Any],
+    *,
+    made_by: str = winners.TRAIN,
 ) -> None:
-    """Writes the cell's weights and, after them, `best_genotype.json`."""
-    checkpoints = folder.checkpointer(CELL_STAGE, keep=1)
+    """Writes the cell's weights and, after them, `best_genotype.json`.
+
+    The weights are kept under the genotype's digest: they cannot be taken for those of another one, wherever this is
+    interrupted and whatever is put in the place of the file.
+    """
+    digest = genotype_lib.digest(space, genotype)
+    checkpoints = folder.checkpointer(_cell_stage(digest), keep=1)
     latest = checkpoints.latest_step()
     checkpoints.save(0 if latest is None else latest + 1, params)
-    folder.write_json(BEST, {**genotype_lib.to_dict(space, genotype), "scores": scores})
+    about = {"digest": digest, "made_by": made_by, "scores": scores}
+    folder.write_json(BEST, {**genotype_lib.to_dict(space, genotype), **about})
     distributed.barrier("winner")  # written by one process, read by all
+
+
+def _cell_stage(digest: str) -> str:
+    return f"{CELL_STAGE}_{digest}"
 
 
 def require_winner(folder: workdir.Workdir) -> pathlib.Path:
@@ -228,14 +264,24 @@ def load_winner(
     """Reads what `save_winner` wrote.
 
     Raises:
-      UserError: the run folder holds no trained cell.
+      UserError: the run folder holds no trained cell, or none of the genotype that its file names.
     """
-    path = require_winner(folder)
-    space, genotype = genotype_lib.from_dict(json.loads(path.read_text()), where=str(path))
-    cell = cell_lib.make(space, genotype, features_lib.settings_of(config))
+    require_winner(folder)
+    winner = winners.read(folder)
+    assert winner is not None
+    cell = cell_lib.make(winner.space, winner.genotype, features_lib.settings_of(config))
     params = jax.eval_shape(cell.init, jax.random.key(0))
     template = cell_lib.freeze_norm(params, _moment_shapes(params))
-    return cell, folder.checkpointer(CELL_STAGE, keep=1).restore(template), space, genotype
+    stage, places = _cell_stage(winner.digest), folder.path / "checkpoints"
+    if not winner.is_bound and not (places / stage).is_dir() and (places / CELL_STAGE).is_dir():
+        stage = CELL_STAGE  # of an older run
+    elif not (places / stage).is_dir():
+        there = ", ".join(sorted(path.name.removeprefix("cell_") for path in places.glob(_cell_stage("*")))) or "none"
+        raise errors.UserError(
+            f"{folder.path / BEST}: names genotype {winner.digest}, whose weights are not in this folder (there are: "
+            f"{there}); put the file back, or train the genotype in a folder of its own with `dvsnas train --genotype`"
+        )
+    return cell, folder.checkpointer(stage, keep=1).restore(template), winner.space, winner.genotype
 
 
 def _moment_shapes(params: types.Params) -> dict[tuple[str, ...], tuple[Any, Any]]:

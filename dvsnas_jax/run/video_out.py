@@ -62,15 +62,14 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def check_output(path: str) -> pathlib.Path:
-    """A path that a video can be written to; its folder is made.
+    """A path that a video can be written to, once its folder is made.
 
     Raises:
-      UserError: another file type, or the folder cannot be made.
+      UserError: another file type, or a folder of that name.
     """
     target = pathlib.Path(path)
     if target.suffix.lower() not in SUFFIXES:
         raise errors.UserError(f"--output: {path} must end in {' or '.join(SUFFIXES)}")
-    make_folder(target.parent, "--output")
     if target.is_dir():
         raise errors.UserError(f"--output: {path} is a folder; give the name of a file")
     return target
@@ -117,7 +116,7 @@ class VideoWriter:
         self._reformatter = reformatter.VideoReformatter()
         self._container: Any = None
         try:
-            self._container = av.open(str(path), "w")
+            self._container = av.open(f"file:{path}", "w")  # a name with a colon is no address
             self._stream = self._container.add_stream("libx264", rate=rate, options=dict(_OPTIONS))
             self._describe(self._stream.codec_context, aspect)
             self._container.start_encoding()
@@ -169,19 +168,19 @@ class VideoWriter:
             raise errors.UserError(f"--output: cannot write {self._path}: {error.strerror}") from None
 
 
-def write_mask(folder: pathlib.Path, name: str, labels: np.ndarray, table: np.ndarray | None) -> None:
+def write_mask(folder: pathlib.Path, name: str, labels: np.ndarray, table: np.ndarray) -> None:
     """Writes one mask as PNG.
 
     Args:
       folder: that exists.
       name: of the file, without the suffix.
       labels: u8 [H, W].
-      table: u8 [256, 3], colours to write; None: the ids themselves.
+      table: what to write for each label: ids u8 or u16 [256], or colours u8 [256, 3].
 
     Raises:
       UserError: it cannot be written.
     """
-    image = Image.fromarray(labels if table is None else table[labels])
+    image = Image.fromarray(table[labels])
     path = folder / f"{name}.png"
     try:
         image.save(path, compress_level=1)

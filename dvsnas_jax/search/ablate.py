@@ -1,13 +1,16 @@
 """What a cell owes to each of its tokens, and a search to each operation: the genotype and the mask are data.
 
-Three questions: `replace` (one token changed, scored as in the search), `leave-one-out` (searches under
-masks, one compiled program for all), `retrain` (one token changed, trained from scratch as a static graph).
+`open` gives what a function of `make_ablate` takes, of any run with a cell. The command has three questions: `replace`
+(one token changed, scored as in the search), `leave-one-out` (searches under masks, one compiled program for all),
+`retrain` (one token changed, trained from scratch as a static graph).
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
@@ -16,15 +19,101 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import compilation, errors, signals, types, workdir
+from dvsnas_jax.data import pipeline as clips_lib
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import features, losses, metrics, train
-from dvsnas_jax.search import ablate_report, ablate_runs, outcome
+from dvsnas_jax.run import claims, features, losses, metrics, pretrain, require_labels, train
+from dvsnas_jax.search import ablate_report, ablate_runs, outcome, pipeline
+from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import ports, zoo
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.space import variants as variants_lib
-from dvsnas_jax.space import zoo
 
 WHATS = (ablate_runs.REPLACE, ablate_runs.LEAVE_ONE_OUT, ablate_runs.RETRAIN)
+
+
+class Opened(NamedTuple):
+    """A run, opened for functional ablation.
+
+    Attributes:
+      params: of the supernet: the shared weights of the search, or, where `weights` is "cell", those of the run's cell.
+      genotype: i32 [L, 5], of the run's cell.
+      space: what genotypes and masks refer to: that of the run, or of the cell's own file where the run's cannot
+        express it.
+      supernet: of the space.
+      batch: features [B, T, h, w, C] and labels u8 [B, T, H, W] of meta-validation clips.
+      settings: sizes of the cell.
+      grid: height and width of the feature maps; `cost.of(space, genotype, settings, grid)` counts a cell.
+      weights: "shared" or "cell".
+      config: of the run.
+    """
+
+    params: types.Params
+    genotype: np.ndarray
+    space: genotype_lib.Space
+    supernet: supernet_lib.Supernet
+    batch: types.FeatureStore
+    settings: ports.CellSettings
+    grid: tuple[int, int]
+    weights: str
+    config: ml_collections.ConfigDict
+
+
+def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opened:
+    """Opens a run for functional ablation; nothing is written.
+
+    >>> run = ablate.open("runs/quickstart")
+    >>> ablate_fn = jax.jit(ablate.make_ablate(run.supernet, run.space))
+    >>> masks = ~jnp.eye(len(run.space.operations), dtype=bool)  # row i switches operation i off
+    >>> found = jax.lax.map(lambda mask: ablate_fn(run.params, run.genotype, mask, run.batch), masks)
+
+    With the shared weights of a search (mode share) a cell normalises by the batch, and any genotype of the space can
+    be scored; `dvsnas ablate --what=replace` scores so, batch by batch. Where there are none (mode scratch, a folder of
+    `dvsnas train`) the cell's own weights stand in the supernet: only what the genotype has is trained then, and
+    normalises by its running statistics.
+
+    Args:
+      path: of a run folder with a trained cell.
+      num_clips: the first so many meta-validation clips; None: one batch of a reward (`search.batch_size`, of several
+        `search.batch_parts` the first part).
+
+    Raises:
+      UserError: the folder holds no run or no trained cell, its data is not there, or `num_clips` is below 1.
+    """
+    if num_clips is not None and num_clips < 1:
+        raise errors.UserError(f"num_clips: must be at least 1, got {num_clips}")
+    folder = workdir.Workdir(path)
+    config = claims.config_of(folder)
+    best = train.require_winner(folder)
+    own_space, own_genotype = train.read_genotype(best)
+    values, settings = genotype_lib.to_dict(own_space, own_genotype), features.settings_of(config)
+    space, is_fitting = features.space_of(config), True
+    try:
+        genotype = genotype_lib.from_dict(values, space, where=str(best))[1]
+    except errors.UserError:  # trained from a file of other inputs or layers
+        space, genotype, is_fitting = own_space, own_genotype, False
+    variables = ablate_runs.static_network(config, folder)
+    params, weights = ablate_runs.shared_weights(config, folder) if is_fitting else None, "shared"
+    supernet = supernet_lib.make(space, settings)
+    if params is None:
+        _, cell_params, _, _ = train.load_winner(config, folder)
+        start = compilation.jit_once(supernet.init)(jax.random.key(0))
+        params, weights = cell_lib.scatter_params(space, genotype, cell_params, start), "cell"
+    with compilation.effort(config.compile_effort):
+        batch = ablate_runs.validation_features(config, space, variables, _places(config, num_clips))
+    height, width = batch.features.logits.shape[2:4]
+    return Opened(params, genotype, space, supernet, batch, settings, (height, width), weights, config)
+
+
+def _places(config: ml_collections.ConfigDict, num_clips: int | None) -> np.ndarray:
+    """Places of clips in the order of the meta-validation split."""
+    total = clips_lib.num_clips(config.data, "train", config.data.num_frames)
+    num_val = len(pretrain.split_clips(config, total)[1])
+    if num_clips is not None:
+        return np.arange(min(num_clips, num_val))
+    section = config.search
+    first = pipeline.evaluation_batches(num_val, section)[0, 0, : section.batch_size // section.batch_parts]
+    return first[first >= 0]
 
 
 def make_ablate(
@@ -105,23 +194,28 @@ def run(
       Stopped: a signal arrived; what is finished was saved.
     """
     _check(folder, what, genotype, num_steps, limit)
-    folder.claim(config, ignore=ablate_runs.MAY_DIFFER)
-    space = features.space_of(config)
-    with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-        if what == ablate_runs.LEAVE_ONE_OUT:
-            steps = num_steps or config.ablate.steps
-            return ablate_report.write_searches(
-                folder, ablate_runs.leave_one_out(config, folder, stop, num_steps=steps, limit=limit)
-            )
-        rows = _genotype(config, folder, space, genotype)
-        chosen = variants_lib.neighbours(space, rows)
-        if what == ablate_runs.REPLACE:
-            records = ablate_runs.replace(config, folder, stop, rows, chosen[:limit])
-        else:
-            steps = num_steps or config.train.steps
-            chosen = chosen[: limit or space.num_tokens]
-            records = ablate_runs.retrain(config, folder, stop, rows, chosen, num_steps=steps)
-    return ablate_report.write_replacements(folder, what, genotype_lib.to_dict(space, rows), records)
+    with folder.hold():
+        config = claims.check(config, folder, ignore=ablate_runs.MAY_DIFFER)
+        space = features.space_of(config)
+        rows = None if what == ablate_runs.LEAVE_ONE_OUT else _genotype(config, folder, space, genotype)
+        require_labels.check(config, is_rewarded=True)
+        claims.claim(config, folder, ignore=ablate_runs.MAY_DIFFER)
+        masked = tuple(config.controller.masked_operations)
+        with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+            if rows is None:
+                steps = num_steps or config.ablate.steps
+                searches = ablate_runs.leave_one_out(config, folder, stop, num_steps=steps, limit=limit)
+                return ablate_report.write_searches(folder, searches, masked)
+            left_out = ablate_runs.untrained(config) if what == ablate_runs.REPLACE else ()
+            chosen = [variant for variant in variants_lib.neighbours(space, rows) if variant.after not in left_out]
+            if what == ablate_runs.REPLACE:
+                records = ablate_runs.replace(config, folder, stop, rows, chosen[:limit])
+            else:
+                steps = num_steps or config.train.steps
+                chosen = chosen[: limit or space.num_tokens]
+                records = ablate_runs.retrain(config, folder, stop, rows, chosen, num_steps=steps)
+        named = genotype_lib.to_dict(space, rows)
+        return ablate_report.write_replacements(folder, what, named, records, masked=masked, left_out=left_out)
 
 
 def _check(folder: workdir.Workdir, what: str, genotype: str | None, num_steps: int | None, limit: int | None) -> None:

@@ -18,7 +18,13 @@ _SLOTS = {"op_a": "operation a", "op_b": "operation b", "agg": "aggregation", "i
 
 
 def write_replacements(
-    folder: workdir.Workdir, what: str, genotype: Mapping[str, Any], records: Records
+    folder: workdir.Workdir,
+    what: str,
+    genotype: Mapping[str, Any],
+    records: Records,
+    *,
+    masked: Sequence[str] = (),
+    left_out: Sequence[str] = (),
 ) -> outcome.Report:
     """Writes what replacing each token changes.
 
@@ -27,23 +33,46 @@ def write_replacements(
       what: "replace" or "retrain".
       genotype: by name.
       records: of the genotype itself, then of the variants.
+      masked: operations that the search must not choose.
+      left_out: those of them that replace nothing, as their weights were never trained.
     """
     base, rows = records[0]["reward"], tokens(records)
     content = {"what": what, "genotype": genotype, "reward": base, "tokens": rows, "records": list(records)}
+    content |= {"masked": list(masked), "left_out": list(left_out)}
     title = "retrained from scratch" if what == "retrain" else "scored as in the search"
     lines = [
         f"Change of the reward x 100 when one token is replaced, {title}; "
         f"the genotype itself: {_points(base, is_signed=False)}",
+        *about_masks(content),
         "",
         "| layer | token | now | by none | by skip | by another, mean | best | variants |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        best = f"{_points(row['best'])} ({row['best_name']})" if row["best_name"] else "-"
+        best = f"{_points(row['best'])} ({with_mask(row['best_name'], masked)})" if row["best_name"] else "-"
         cells = [_points(row[name]) for name in ("none", "skip", "others")]
-        start = [row["layer"], _SLOTS[row["field"]], row["now"]]
+        start = [row["layer"], _SLOTS[row["field"]], with_mask(row["now"], masked)]
         lines.append("| " + " | ".join(map(str, [*start, *cells, best, row["count"]])) + " |")
     return _write(folder, content, lines, lambda path: _draw_tokens(rows, title, path))
+
+
+def about_masks(content: Mapping[str, Any]) -> list[str]:
+    """Lines about the operations that the search must not choose, none where it may choose all.
+
+    Args:
+      content: of the JSON file of an ablation; files of earlier versions know no masks.
+    """
+    masked, left_out = content.get("masked") or [], content.get("left_out") or []
+    lines = [f"Masked in the search (controller.masked_operations): {', '.join(masked)}"] if masked else []
+    if left_out:
+        whose = "they replace" if len(left_out) > 1 else "it replaces"
+        lines.append(f"The shared weights of {', '.join(left_out)} were never trained, so {whose} nothing here")
+    return lines
+
+
+def with_mask(name: str, masked: Sequence[str]) -> str:
+    """The name of a token, and whether it is masked."""
+    return f"{name}, masked" if name in masked else name
 
 
 def tokens(records: Records) -> list[dict[str, Any]]:
@@ -88,19 +117,22 @@ def tokens(records: Records) -> list[dict[str, Any]]:
     return rows
 
 
-def write_searches(folder: workdir.Workdir, records: Records) -> outcome.Report:
+def write_searches(folder: workdir.Workdir, records: Records, masked: Sequence[str] = ()) -> outcome.Report:
     """Writes what leaving each operation out of the search changes.
 
     Args:
       folder: the run folder.
       records: of the search with all operations, then of those without one.
+      masked: operations that none of them may choose.
     """
     names = ("best", "mean_last_quarter")
     rows = [{**record, **{f"{name}_change": _minus(record[name], records[0][name]) for name in names}}
             for record in records]  # fmt: skip
-    content = {"what": "leave-one-out", "searches": rows}
+    content = {"what": "leave-one-out", "searches": rows, "masked": list(masked)}
     lines = [
-        f"Reward x 100 of searches of {rows[0]['num_scored'] + rows[0]['num_diverged']} candidates, same seeds",
+        f"Reward x 100 of searches of {rows[0]['num_scored'] + rows[0]['num_diverged']} candidates, same seeds; "
+        "what is left out is masked: never drawn, its weights never trained",
+        *about_masks(content),
         "",
         "| left out | best | change | mean of the last quarter | change | diverged |",
         "|---|---|---|---|---|---|",

@@ -10,12 +10,13 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.controller import strategies
-from dvsnas_jax.core import errors, progress, signals, types, workdir
+from dvsnas_jax.core import compilation, errors, progress, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import features, pretrain, train
+from dvsnas_jax.run import claims, features, pretrain, train
 from dvsnas_jax.search import loop, pipeline, steps
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import operations
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.space import variants as variants_lib
 
@@ -38,16 +39,54 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, is_t
     """
     space, mesh = features.space_of(config), mesh_lib.make()
     strategy = strategies.make(config.search.strategy, space, config.controller)
-    variables = pretrain.restore(config, folder)
-    if variables is None:
-        raise errors.UserError(f"{folder.path}: holds no trained static network; run `dvsnas search` there first")
+    variables = static_network(config, folder)
     made = steps.make(supernet_lib.make(space, features.settings_of(config)), config.search, mesh)
     num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     if is_training:
         return pipeline.assemble(config, space, strategy, variables, num_clips, compiled=made)
-    clips = features.select(config, pretrain.split_clips(config, num_clips)[1])
-    store = mesh_lib.replicate(mesh, features.build(config, variables, clips, features.needed_maps(space, config)))
+    store = mesh_lib.replicate(mesh, validation_features(config, space, variables, None))
     return pipeline.Parts(config, space, mesh, made, strategy, store, store)
+
+
+def static_network(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any:
+    """The variables of the run's static network.
+
+    Raises:
+      UserError: it is not trained.
+    """
+    variables = pretrain.restore(config, folder)
+    if variables is None:
+        raise errors.UserError(f"{folder.path}: holds no trained static network; run `dvsnas search` there first")
+    return variables
+
+
+def validation_features(
+    config: ml_collections.ConfigDict, space: genotype_lib.Space, variables: Any, places: np.ndarray | None
+) -> types.FeatureStore:
+    """What cells of a space read of the meta-validation clips, and labels; `places` in their order, None: all."""
+    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
+    numbers = pretrain.split_clips(config, num_clips)[1]
+    clips = features.select(config, numbers if places is None else numbers[places])
+    return features.build(config, variables, clips, features.needed_maps(space, config))
+
+
+def shared_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> types.Params | None:
+    """The shared weights of a finished search; None where they are not there, or were never trained (mode scratch)."""
+    done = folder.checkpointer(loop.STAGE).latest_step() or 0
+    if config.search.mode == "scratch" or done < config.search.steps:
+        return None
+    space, mesh = features.space_of(config), mesh_lib.make()
+    with compilation.effort(config.compile_effort):
+        strategy = strategies.make(config.search.strategy, space, config.controller)
+        made = steps.make(supernet_lib.make(space, features.settings_of(config)), config.search, mesh)
+    return _restore(folder, strategy, made, mesh)
+
+
+def untrained(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Operations with weights that no search step has trained: the masked ones of mode share."""
+    masked = tuple(config.controller.masked_operations) if config.search.mode == "share" else ()
+    scope, rng = operations.CellScope(), jax.random.key(0)
+    return tuple(name for name in masked if jax.tree.leaves(operations.OPERATIONS[name].init(rng, 1, scope)))
 
 
 def trained_weights(parts: pipeline.Parts, folder: workdir.Workdir) -> types.Params:
@@ -56,15 +95,20 @@ def trained_weights(parts: pipeline.Parts, folder: workdir.Workdir) -> types.Par
     Raises:
       UserError: the folder holds no finished search.
     """
-    checkpoints, num_steps = folder.checkpointer(loop.STAGE), parts.config.search.steps
-    done = checkpoints.latest_step() or 0
+    done, num_steps = folder.checkpointer(loop.STAGE).latest_step() or 0, parts.config.search.steps
     if done < num_steps:
         raise errors.UserError(
             f"{folder.path}: holds no finished search ({done} of {num_steps} steps); run `dvsnas search` there first"
         )
-    rng = jax.random.key(0)
-    template = loop.LoopState(strategy=jax.eval_shape(parts.strategy.init, rng), shared=parts.steps.state)
-    return mesh_lib.replicate(parts.mesh, checkpoints.restore(template).shared.params)
+    return _restore(folder, parts.strategy, parts.steps, parts.mesh)
+
+
+def _restore(
+    folder: workdir.Workdir, strategy: strategies.Strategy, made: steps.Steps, mesh: jax.sharding.Mesh
+) -> types.Params:
+    """The shared weights of the last checkpoint of a search."""
+    template = loop.LoopState(strategy=jax.eval_shape(strategy.init, jax.random.key(0)), shared=made.state)
+    return mesh_lib.replicate(mesh, folder.checkpointer(loop.STAGE).restore(template).shared.params)
 
 
 def replace(
@@ -112,7 +156,7 @@ def retrain(
         changed.train.steps = num_steps
         parts = assemble(config, folder, is_training=True)
         trained = workdir.Workdir(folder.path / FOLDER / f"retrain_{num_steps}_steps")
-        trained.claim(changed, ignore=MAY_DIFFER)
+        claims.claim(changed, trained, ignore=MAY_DIFFER)
         for done, variant in enumerate(pending):
             _raise_if(stop, RETRAIN, done, len(pending))
             stage = f"cell_{genotype_lib.digest(space, variant.genotype)}"
@@ -167,7 +211,10 @@ def leave_one_out(
         parts = parts or assemble(config, folder, is_training=True)
         mask = full & np.array([other != name for other in space.operations])
         searched = workdir.Workdir(folder.path / FOLDER / place / (f"without_{name}" if name else "all"))
-        searched.claim(changed, ignore=MAY_DIFFER)
+        named = changed.copy_and_resolve_references()
+        named.controller.masked_operations = (*named.controller.masked_operations, *([name] if name else []))
+        # Folders of earlier versions do not name the operation that was left out of their search.
+        claims.claim(named, searched, ignore=(*MAY_DIFFER, "controller.masked_operations"))
         pipeline.run_search(parts._replace(config=changed, strategy=parts.strategy.with_mask(mask)), searched, stop)
         searched.close()
         finished[name] = {**key, "without": name, **_summary(searched.read(loop.LOG), num_steps)}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, json_text
 from dvsnas_jax.run import figures
 from dvsnas_jax.search import choices, outcome
 
@@ -104,7 +103,7 @@ def write(content: dict[str, Any], lines: Sequence[str], output: pathlib.Path | 
             f"--output: cannot make the folder {output}: {error.strerror}; choose another --output"
         ) from None
     paths = [output / f"{NAME}{suffix}" for suffix in (".json", ".md", ".png")]
-    paths[0].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    paths[0].write_text(json_text.dumps(content, indent=1) + "\n", encoding="utf-8")
     paths[1].write_text(text + "\n", encoding="utf-8")
     draw_fn(paths[2])
     return outcome.Report(content, text, [str(path) for path in paths])

@@ -20,7 +20,7 @@ import numpy as np
 
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, cores, errors, signals, types, workdir
-from dvsnas_jax.run import features
+from dvsnas_jax.run import claims, features, pretrain, require_labels
 from dvsnas_jax.search import derive, evidence_searches, loop, outcome, pipeline, relaxed_steps, scratch, table_maker
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -71,12 +71,15 @@ def run(
     for flag, value in (("--top", num_top), ("--correlate", num_correlated)):
         if value < 0:
             raise errors.UserError(f"{flag}: must be at least 0, got {value}")
-    space = features.space_of(config)
-    with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+    with folder.hold(), compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+        config = claims.check(config, folder, ignore=MAY_DIFFER)
+        space = features.space_of(config)
         made = {name: strategies.make(name, space, config.controller) for name in names}
         for strategy in made.values():
             relaxed_steps.check(config, space, strategy)
-        folder.claim(config, ignore=MAY_DIFFER)
+        pretrain.check(config, folder)
+        require_labels.check(config, is_rewarded=True)
+        claims.claim(config, folder, ignore=MAY_DIFFER)
         probes = draw_probes(space, num_correlated, config.seed, made[names[0]].op_mask)
         parts = table_maker.assemble(config, folder, stop)
         # Made when the first cell is to be trained: a comparison that is finished, or retrains nothing, needs none.
@@ -87,10 +90,10 @@ def run(
                 _search(plan, made[name], name, seed)
         if num_correlated:
             _train_alone(plan)
-    # A shorter list of probes than that of an earlier start is its beginning.
-    lines = [line for line in folder.read(LOG) if line["what"] != ALONE or line["index"] < len(probes)]
-    content = evidence_searches.summarize(lines, names, num_seeds=num_seeds)
-    return evidence_searches.write(content, output or folder.path)
+        # A shorter list of probes than that of an earlier start is its beginning.
+        lines = [line for line in folder.read(LOG) if line["what"] != ALONE or line["index"] < len(probes)]
+        content = evidence_searches.summarize(lines, names, num_seeds=num_seeds)
+        return evidence_searches.write(content, output or folder.path)
 
 
 def draw_probes(space: genotype_lib.Space, num: int, seed: int, op_mask: np.ndarray) -> np.ndarray:
@@ -118,7 +121,7 @@ def _search(plan: _Plan, strategy: strategies.Strategy, name: str, seed: int) ->
     config.seed += seed
     config.search.update({"strategy": name, "num_random": 0})
     folder = workdir.Workdir(plan.folder.path / FOLDER / f"{name}_{seed}")
-    folder.claim(config, ignore=MAY_DIFFER[:-1])
+    claims.claim(config, folder, ignore=MAY_DIFFER[:-1])
     is_fresh = folder.checkpointer(loop.STAGE).latest_step() is None
     parts = plan.parts._replace(config=config, strategy=strategy)
     started = time.perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,10 +12,19 @@ import numpy as np
 
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, distributed, signals, types, workdir
-from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import evaluate, feature_store, features, fit, pretrain, report, train
-from dvsnas_jax.search import derive, loop, relaxed_steps, reward, scratch, steps
+from dvsnas_jax.run import (
+    claims,
+    evaluate,
+    feature_store,
+    features,
+    fit,
+    pretrain,
+    report,
+    require_labels,
+    train,
+    winners,
+)
+from dvsnas_jax.search import ahead, derive, loop, relaxed_steps, reward, scratch, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
@@ -56,94 +64,37 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
       UserError: the config, the data or the run folder is not usable.
       Stopped: a signal arrived; the state was saved.
     """
-    space = features.space_of(config)
-    with compilation.effort(config.compile_effort):
-        strategy = strategies.make(config.search.strategy, space, config.controller)
-    relaxed_steps.check(config, space, strategy)
-    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
-    folder.claim(config)
-    with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-        compiled = None
-        if not (folder.path / train.BEST).is_file():
-            placement = place(config, space, num_clips)
-            compiled = compile_steps(config, space, num_clips, placement)
-        variables = pretrain.run(config, folder, stop)
-        if compiled is not None:
-            parts = assemble(
-                config, space, strategy, variables, num_clips, compiled=compiled, placement=placement, folder=folder
-            )
-            state = run_search(parts, folder, stop)
-            find_winner(parts, state, folder, stop)
-    result = evaluate.run(config, folder)
-    if distributed.is_main():
-        report.write(folder.path)
+    with folder.hold():
+        config = claims.check(config, folder)
+        is_done = winners.is_search_done(folder)
+        space = features.space_of(config)
+        with compilation.effort(config.compile_effort):
+            strategy = strategies.make(config.search.strategy, space, config.controller)
+        relaxed_steps.check(config, space, strategy)
+        supernet_lib.make(space, features.settings_of(config))
+        num_clips = require_labels.check(config, is_rewarded=True, is_evaluated=True)
+        pretrain.check(config, folder)
+        evaluate.check(config)
+        claims.claim(config, folder)
+        winners.is_search_done(folder)  # again: the folder may have been another's until now
+        winners.mark_search(folder)
+        with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+            compiled = None
+            if not is_done:
+                placement = ahead.place(config, space, num_clips)
+                groups = evaluation_batches(1, config.search)
+                compiled = ahead.compile_steps(config, space, num_clips, placement, groups=groups)
+            variables = pretrain.run(config, folder, stop)
+            if compiled is not None:
+                parts = assemble(
+                    config, space, strategy, variables, num_clips, compiled=compiled, placement=placement, folder=folder
+                )
+                state = run_search(parts, folder, stop)
+                find_winner(parts, state, folder, stop)
+        result = evaluate.run(config, folder)
+        if distributed.is_main():
+            report.write(folder.path)
     return result
-
-
-def place(config: ml_collections.ConfigDict, space: genotype_lib.Space, num_clips: int) -> feature_store.Placement:
-    """Chooses the mesh and where features lie, and says why."""
-    names, cached = features.needed_maps(space, config), config.search.cache_clips
-    num_train, num_val = map(len, pretrain.split_clips(config, num_clips))
-    shapes = {
-        "training": features.shapes(config, names, cached or num_train, None, is_augmented=bool(cached)),
-        "validation": features.shapes(config, names, num_val, None),
-    }
-    found = feature_store.plan(config.search, shapes)
-    if distributed.is_main():
-        print(found.reason, file=sys.stderr, flush=True)
-    return found
-
-
-def compile_steps(
-    config: ml_collections.ConfigDict,
-    space: genotype_lib.Space,
-    num_clips: int,
-    placement: feature_store.Placement | None = None,
-) -> steps.Steps:
-    """The steps on the shared weights, compiled in threads while the static network trains.
-
-    Args:
-      config: of the run.
-      space: the cell space.
-      num_clips: of the train split.
-      placement: from `place`; None: every device holds all clips.
-    """
-    section, placement = config.search, placement or feature_store.everywhere(config.search)
-    mesh = placement.mesh
-    where = mesh_lib.replicated(mesh)
-    made = steps.make(
-        supernet_lib.make(space, features.settings_of(config)),
-        section,
-        mesh,
-        train_rows=placement.train_rows,
-        val_rows=placement.val_rows,
-    )
-    if section.mode == "scratch":
-        return made
-    names, groups = features.needed_maps(space, config), evaluation_batches(1, section)
-    num_train, num_val = map(len, pretrain.split_clips(config, num_clips))
-    train_store = features.shapes(
-        config,
-        names,
-        placement.train_row_count(section.cache_clips or num_train, *_batch_shape(section)),
-        mesh_lib.sharding(mesh, placement.train_rows),
-        is_augmented=bool(section.cache_clips),
-    )
-    val_store = features.shapes(
-        config, names, placement.val_row_count(num_val, *groups[0].shape), mesh_lib.sharding(mesh, placement.val_rows)
-    )
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), made.state)
-
-    def tokens(num: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((num, space.num_layers, len(genotype_lib.FIELDS)), np.int32)
-
-    clips = jax.ShapeDtypeStruct(_batch_shape(section), np.int32)
-    return made._replace(
-        train_shared=compilation.Ahead(made.train_shared, state, tokens(section.shared_genotypes), train_store, clips),
-        evaluate_shared=compilation.Ahead(
-            made.evaluate_shared, state.params, tokens(section.genotypes_per_step), val_store, groups[0]
-        ),
-    )
 
 
 def assemble(
@@ -246,7 +197,7 @@ def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, st
             genotypes = genotype_lib.random(
                 parts.space, np.random.default_rng(key), section.shared_genotypes, op_mask=parts.strategy.op_mask
             )
-            yield genotypes, _draw(parts, (*key, 1), _batch_shape(section))
+            yield genotypes, _draw(parts, (*key, 1), ahead.batch_shape(section))
             step += 1
 
     return fit.fit(
@@ -267,7 +218,7 @@ def training_batches(parts: Parts, genotypes: np.ndarray, key: tuple[int, ...]) 
     """Groups of genotypes [G, L, 5], each with the clips [G, B] of its step."""
     section = parts.config.search
     groups = genotypes.reshape(section.shared_steps, section.shared_genotypes, *genotypes.shape[1:])
-    clips = _draw(parts, key, (section.shared_steps, *_batch_shape(section)))
+    clips = _draw(parts, key, (section.shared_steps, *ahead.batch_shape(section)))
     return list(zip(groups, clips, strict=True))
 
 
@@ -275,10 +226,6 @@ def _draw(parts: Parts, key: tuple[int, ...], shape: tuple[int, ...]) -> np.ndar
     """Training clips i32 [..., B], a pure function of the key; each part of a batch has clips of its own."""
     num_clips = parts.train_store.num_clips
     return feature_store.deal(train.draw_clips(key, num_clips, shape), num_clips, parts.config.search.batch_parts)
-
-
-def _batch_shape(section: ml_collections.ConfigDict) -> tuple[int, int]:
-    return section.shared_genotypes, section.batch_size
 
 
 def describe(space: genotype_lib.Space, genotype: np.ndarray, source: str) -> dict[str, Any]:
@@ -376,7 +323,8 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
 
     genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
     static = score_static(parts)
-    train.save_winner(folder, parts.space, genotype, params, {**record, "static_reward": static["reward"]})
+    scores = {**record, "static_reward": static["reward"]}
+    train.save_winner(folder, parts.space, genotype, params, scores, made_by=winners.SEARCH)
 
 
 def score_static(parts: Parts) -> dict[str, Any]:

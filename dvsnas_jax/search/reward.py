@@ -41,7 +41,8 @@ def compute(
       cost_target: of `cost_factor`, in millions.
 
     Returns:
-      N records: reward and its parts, status `ok`; or reward None and status `diverged`.
+      N records: reward and its parts, status `ok`; or reward None and status `diverged`, or `unlabelled` where no pixel
+      was scored.
     """
     known_macs = [None] * len(counts) if macs is None else macs
     records: list[dict[str, Any]] = []
@@ -49,6 +50,9 @@ def compute(
     for count, (changed, total), finite, num_macs in rows:
         if not finite:
             records.append({"reward": None, "status": "diverged"})
+            continue
+        if not count.any():
+            records.append({"reward": None, "status": "unlabelled"})
             continue
         scores = metrics.scores(count)
         parts = {name: float(scores[name]) for name in (*PARTS, "accuracy")}

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, json_files, workdir
+from dvsnas_jax.core import errors, json_files, json_text, overrides, workdir
 from dvsnas_jax.search import made_up as made_up_lib
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -121,10 +121,11 @@ def from_lines(
             "--make-table again"
         )
     values = config_lib.to_json_dict(config)
+    names = {key: value for key, value in overrides.leaves(values) if key not in config_lib.PATHS}
     head = {
         "command": command,
         "config": values,
-        "config_hash": hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12],
+        "config_hash": hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:12],
         "environment": workdir.environment(),
         "seconds": round(sum(line["seconds"] for line in lines), 1),
         "seconds_per_training": round(float(np.median([line["seconds"] for line in lines])), 2),
@@ -142,7 +143,7 @@ def save(table: Table, path: pathlib.Path) -> None:
     content = _content(table)
     content["checksum"] = _checksum(content)
     rows = content.pop("rows")
-    head = json.dumps(content, indent=1).removesuffix("\n}")
+    head = json_text.dumps(content, indent=1).removesuffix("\n}")
     body = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{head},\n "rows": [\n{body}\n]}}\n', encoding="utf-8")
@@ -206,7 +207,7 @@ def _with_none(values: np.ndarray) -> list[float | None]:
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json_text.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def made_up(

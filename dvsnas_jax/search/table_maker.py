@@ -23,7 +23,7 @@ import optax
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, cores, errors, progress, signals, types, workdir
 from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import feature_store, features, losses, optim, pretrain, train
+from dvsnas_jax.run import claims, feature_store, features, losses, optim, pretrain, require_labels, train
 from dvsnas_jax.search import pipeline, reward, scratch, steps, table
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -90,8 +90,23 @@ def run(
         raise errors.UserError(
             f"--best-seeds: must be at least --seeds, {num_seeds} trainings of each cell, got {num_best_seeds}"
         )
-    folder.claim(config, ignore=MAY_DIFFER)
+    with folder.hold():
+        config = claims.check(config, folder, ignore=MAY_DIFFER)
+        pretrain.check(config, folder)
+        require_labels.check(config, is_rewarded=True)
+        claims.claim(config, folder, ignore=MAY_DIFFER)
+        lines = _train_all(config, folder, num_seeds, num_best_seeds)
+        static = folder.read_json(STATIC)
+    space = features.space_of(config)
     cells, _ = canonical.enumerate_cells(space)
+    return table.from_lines(space, cells, lines, config=config, static=static, command=command)
+
+
+def _train_all(
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, num_seeds: int, num_best_seeds: int
+) -> list[dict[str, Any]]:
+    """The lines of all trainings; those that the log does not hold are done."""
+    cells, _ = canonical.enumerate_cells(features.space_of(config))
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
         trainings = _Trainings(config, folder, stop, cells, num_best_seeds)
         wanted = [(cell, seed) for cell in _shuffled(config, range(len(cells))) for seed in range(num_seeds)]
@@ -102,9 +117,7 @@ def run(
             trainings.do(more)
             wanted += more
     is_wanted = set(wanted)
-    lines = [line for line in folder.read(LOG) if (line["cell"], line["seed"]) in is_wanted]
-    static = folder.read_json(STATIC)
-    return table.from_lines(space, cells, lines, config=config, static=static, command=command)
+    return [line for line in folder.read(LOG) if (line["cell"], line["seed"]) in is_wanted]
 
 
 def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag) -> pipeline.Parts:

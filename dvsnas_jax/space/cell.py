@@ -204,6 +204,36 @@ def gather_params(space: genotype_lib.Space, genotype: Any, supernet_params: Par
     return _select(space, rows, {"ports": supernet_params["ports"], "layers": layers})
 
 
+def scatter_params(space: genotype_lib.Space, genotype: Any, params: Params, supernet_params: Params) -> Params:
+    """Puts the weights of one genotype's cell into a supernet's: the inverse of `gather_params`.
+
+    What the genotype does not use stays as it is. A cell with running statistics gives every normalisation some, mean
+    0 and variance 1 where it has none: the layers of a supernet are one tree.
+    """
+    rows = genotype_lib.validate(space, genotype)
+    is_frozen = "mean" in params["ports"]["output"]["norm"]
+    whole = _with_statistics(supernet_params) if is_frozen else supernet_params
+    layers = {slot: dict(members) for slot, members in whole["layers"].items()}
+    for index, row in enumerate(rows):
+        for slot, name in _chosen(space, row).items():
+            own = params["layers"][f"layer{index}"][slot]
+            layers[slot][name] = jax.tree.map(
+                lambda stack, leaf, index=index: stack.at[index].set(leaf), layers[slot][name], own
+            )
+    ports_params = {name: params["ports"].get(name, value) for name, value in whole["ports"].items()}
+    return {"ports": {**ports_params, "inputs": {**whole["ports"]["inputs"], **params["ports"]["inputs"]}},
+            "layers": layers}  # fmt: skip
+
+
+def _with_statistics(tree: Any) -> Any:
+    """A tree of parameters whose normalisations have running statistics, which change nothing."""
+    if not isinstance(tree, dict):
+        return tree
+    if {"scale", "bias"} <= set(tree):
+        return {**tree, "mean": jnp.zeros_like(tree["bias"]), "var": jnp.ones_like(tree["scale"])}
+    return {key: _with_statistics(value) for key, value in tree.items()}
+
+
 def freeze_norm(params: Params, moments: operations.Moments) -> Params:
     """Adds running statistics to every normalisation: the cell then normalises by them, frame by frame."""
 
@@ -227,9 +257,13 @@ def _select(space: genotype_lib.Space, rows: np.ndarray, params: Params) -> Para
     inputs = {name: value for name, value in params["ports"]["inputs"].items() if name in kept}
     layers = {}
     for index, (row, layer) in enumerate(zip(rows, params["layers"], strict=True)):
-        chosen = {"a": space.operations[row[2]], "b": space.operations[row[3]], "agg": space.aggregations[row[4]]}
-        layers[f"layer{index}"] = {slot: layer[slot][name] for slot, name in chosen.items()}
+        layers[f"layer{index}"] = {slot: layer[slot][name] for slot, name in _chosen(space, row).items()}
     return {"ports": {**params["ports"], "inputs": inputs}, "layers": layers}
+
+
+def _chosen(space: genotype_lib.Space, row: np.ndarray) -> dict[str, str]:
+    """Slot of a layer -> name of the member that its tokens choose."""
+    return {"a": space.operations[row[2]], "b": space.operations[row[3]], "agg": space.aggregations[row[4]]}
 
 
 def _run_layers(

@@ -40,6 +40,14 @@ OPERATIONS = (
     "deform_conv_3x3",
 )
 AGGREGATIONS = ("sum", "concat", "gate", "warp", "max", "local_attention")
+FIRST_OPERATIONS, FIRST_AGGREGATIONS = (
+    (
+        "none", "skip", "conv_1x1", "conv_3x3", "sep_conv_3x3", "sep_conv_5x5", "conv_3x3_dil3", "conv_3x3_dil12",
+        "sep_conv_3x3_dil3", "sep_conv_5x5_dil6", "max_pool_3x3", "global_average_pool", "deform_conv_3x3",
+    ),
+    ("sum", "concat", "gate", "warp", "max", "local_attention"),
+)  # fmt: skip
+"""The vocabulary of the runs that stored an empty list for all of it. It never changes."""
 REFINE_INPUTS = (
     "prev_state",
     "prev_decoder",

@@ -1,0 +1,90 @@
+"""What a search decides and compiles before its static network is trained: the mesh, where features lie, the steps."""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import compilation, distributed
+from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.run import feature_store, features, pretrain
+from dvsnas_jax.search import steps
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import supernet as supernet_lib
+
+
+def place(config: ml_collections.ConfigDict, space: genotype_lib.Space, num_clips: int) -> feature_store.Placement:
+    """Chooses the mesh and where features lie, and says why."""
+    names, cached = features.needed_maps(space, config), config.search.cache_clips
+    num_train, num_val = map(len, pretrain.split_clips(config, num_clips))
+    shapes = {
+        "training": features.shapes(config, names, cached or num_train, None, is_augmented=bool(cached)),
+        "validation": features.shapes(config, names, num_val, None),
+    }
+    found = feature_store.plan(config.search, shapes)
+    if distributed.is_main():
+        print(found.reason, file=sys.stderr, flush=True)
+    return found
+
+
+def compile_steps(
+    config: ml_collections.ConfigDict,
+    space: genotype_lib.Space,
+    num_clips: int,
+    placement: feature_store.Placement | None = None,
+    *,
+    groups: np.ndarray,
+) -> steps.Steps:
+    """The steps on the shared weights, compiled in threads while the static network trains.
+
+    Args:
+      config: of the run.
+      space: the cell space.
+      num_clips: of the train split.
+      placement: from `place`; None: every device holds all clips.
+      groups: batches of the clips of a reward, i32 [groups, R, B].
+    """
+    section, placement = config.search, placement or feature_store.everywhere(config.search)
+    mesh = placement.mesh
+    where = mesh_lib.replicated(mesh)
+    made = steps.make(
+        supernet_lib.make(space, features.settings_of(config)),
+        section,
+        mesh,
+        train_rows=placement.train_rows,
+        val_rows=placement.val_rows,
+    )
+    if section.mode == "scratch":
+        return made
+    names = features.needed_maps(space, config)
+    num_train, num_val = map(len, pretrain.split_clips(config, num_clips))
+    train_store = features.shapes(
+        config,
+        names,
+        placement.train_row_count(section.cache_clips or num_train, *batch_shape(section)),
+        mesh_lib.sharding(mesh, placement.train_rows),
+        is_augmented=bool(section.cache_clips),
+    )
+    val_store = features.shapes(
+        config, names, placement.val_row_count(num_val, *groups[0].shape), mesh_lib.sharding(mesh, placement.val_rows)
+    )
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), made.state)
+
+    def tokens(num: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num, space.num_layers, len(genotype_lib.FIELDS)), np.int32)
+
+    clips = jax.ShapeDtypeStruct(batch_shape(section), np.int32)
+    return made._replace(
+        train_shared=compilation.Ahead(made.train_shared, state, tokens(section.shared_genotypes), train_store, clips),
+        evaluate_shared=compilation.Ahead(
+            made.evaluate_shared, state.params, tokens(section.genotypes_per_step), val_store, groups[0]
+        ),
+    )
+
+
+def batch_shape(section: ml_collections.ConfigDict) -> tuple[int, int]:
+    """Genotypes and clips of an optimizer step on the shared weights."""
+    return section.shared_genotypes, section.batch_size
