@@ -10,7 +10,7 @@ import pytest
 from dvsnas_jax import cli
 from dvsnas_jax.core import workdir
 from dvsnas_jax.run import pretrain
-from dvsnas_jax.search import pipeline
+from dvsnas_jax.search import ahead
 from dvsnas_jax.space import zoo
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -44,7 +44,7 @@ def accept(*_: object, **__: object) -> NoReturn:
 
 def stop_at_work(patch: pytest.MonkeyPatch) -> None:
     """Puts `Accepted` in place of what takes long: the training of the static network, which is always the first."""
-    patch.setattr(pipeline, "place", accept)
+    patch.setattr(ahead, "place", accept)
     patch.setattr(pretrain, "run", accept)
 
 

@@ -72,8 +72,6 @@ def _search(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
-    if arguments.genotype and not arguments.genotype.startswith("zoo:"):
-        common.existing(arguments.genotype, "--genotype")
     from dvsnas_jax.run import train
 
     common.print_summary(train.run(config, common.open_workdir(arguments.workdir), arguments.genotype))

@@ -9,7 +9,7 @@ import pathlib
 from typing import Any
 
 from dvsnas_jax.commands import common
-from dvsnas_jax.core import errors, json_text
+from dvsnas_jax.core import errors, json_text, output_files
 
 _SEARCH_NUMBERS = (
     ("candidates", 1000, "of the search that is estimated"),
@@ -60,16 +60,14 @@ def _show(arguments: argparse.Namespace) -> None:
         member = zoo.get(arguments.genotype)
         space, tokens = zoo.genotype(member)
     else:
-        hint = zoo.suggestion(arguments.genotype)
-        if hint and not os.path.lexists(arguments.genotype):
-            raise errors.UserError(f"GENOTYPE.json: {arguments.genotype} does not exist, did you mean {hint!r}?")
-        space, tokens = genotype.read(arguments.genotype, name="GENOTYPE.json")
+        space, tokens = zoo.read(arguments.genotype, name="GENOTYPE.json")
     output = common.picture(arguments.output) if arguments.output else None
     if member is not None:
         print(zoo.describe(member))
     print(f"genotype {genotype.digest(space, tokens)}, inputs {', '.join(space.inputs)}")
     print(draw.text(space, tokens))
     if output:
+        output_files.make_folder(pathlib.Path(output).parent)
         draw.render(space, tokens, output, title=member.title if member else None)
         print(f"written: {output}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dvsnas_jax.core import errors, json_files, types
+from dvsnas_jax.core import errors, json_files, output_files, types
 from dvsnas_jax.data import classes, pipeline, store
 
 _GAP = 4
@@ -188,6 +189,7 @@ def save_animation(
 
 
 def _write(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> None:
+    output_files.make_folder(pathlib.Path(path).parent)
     try:
         image.save(path, **options)
     except (OSError, ValueError) as error:

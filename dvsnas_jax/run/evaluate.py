@@ -54,6 +54,7 @@ def run(
       UserError: the run folder holds no trained network or cell, or is of another config.
     """
     ignore = ("evaluate", "report", *(("data",) if is_other_data else _FREE_KEYS))
+    folder.config()  # a folder that is no run does not become one
     train.require_winner(folder)
     with folder.hold():
         config = claims.check(config, folder, ignore=ignore)

@@ -84,7 +84,7 @@ def _given(config: ml_collections.ConfigDict, path: str) -> tuple[genotype_lib.S
     Raises:
       UserError: it is missing or broken, or the config does not fit it.
     """
-    space, genotype = read_genotype(path)
+    space, genotype = read_genotype(path, name="--genotype")
     if path.startswith(zoo.PREFIX):
         zoo.require(zoo.get(path), mode=config.space.mode, schedule=config.schedule.kind)
     try:
@@ -94,18 +94,9 @@ def _given(config: ml_collections.ConfigDict, path: str) -> tuple[genotype_lib.S
     return space, genotype
 
 
-def read_genotype(path: str | pathlib.Path) -> tuple[genotype_lib.Space, np.ndarray]:
-    """Reads a genotype file, or `zoo:NAME`, in its own space (its inputs and layers).
-
-    Raises:
-      UserError: the file is missing or broken, or the zoo has no such member.
-    """
-    if str(path).startswith(zoo.PREFIX):
-        return zoo.genotype(zoo.get(str(path)))
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise errors.UserError(f"genotype {path}: no such file, give a JSON file as `search` writes it")
-    return genotype_lib.from_json(path.read_text(errors="replace"), where=str(path))
+def read_genotype(path: str | pathlib.Path, *, name: str = "genotype") -> tuple[genotype_lib.Space, np.ndarray]:
+    """Reads a genotype file, or `zoo:NAME`, in its own space (its inputs and layers), see `zoo.read`."""
+    return zoo.read(path, name=name)
 
 
 def train_cell(
