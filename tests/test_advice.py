@@ -4,30 +4,36 @@ Every row is a refusal, the words of its advice, and what they say done. The tab
 command that a message of the package advises; the form of all messages is read from the source.
 """
 
+import fcntl
+import fractions
 import functools
 import json
+import os
 import pathlib
 import re
 import shutil
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import command_line
+import looked_at
 import messages
-import ml_collections
 import numpy as np
 import pytest
 import safetensors.numpy
 import trees
+from looked_at import load
+from PIL import Image
 
 from dvsnas_jax.controller import bandit, ppo, strategies
-from dvsnas_jax.core import checkpoint, errors, workdir
+from dvsnas_jax.core import checkpoint, distributed, errors, locking, rendezvous, workdir
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.data import bench as data_bench
 from dvsnas_jax.data import prepared, store, synthetic, tf_loader
 from dvsnas_jax.nets import static_net, torch_weights, weights_folder
-from dvsnas_jax.run import features
-from dvsnas_jax.search import bench_search, relaxed_steps, table, table_maker
+from dvsnas_jax.run import claims, evaluate, features, objective, require_labels, train, video_out
+from dvsnas_jax.run import load as load_lib
+from dvsnas_jax.search import ablate, bench_search, relaxed_steps, table, table_maker
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
 
@@ -51,11 +57,6 @@ class Row(NamedTuple):
     refuse: Callable[[pathlib.Path], object]
     words: tuple[str, ...]
     follow: Callable[[pathlib.Path], object]
-
-
-def load(**changes: str) -> ml_collections.ConfigDict:
-    """The defaults, changed; `search__steps` is `search.steps`."""
-    return config_lib.load(None, {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def words_of(*words: str) -> Callable[[pathlib.Path], list[str]]:
@@ -144,18 +145,9 @@ def gumbel(**changes: str) -> Callable[[pathlib.Path], object]:
 LARGE = {"search__batch_size": "4096", "search__batch_parts": "1"}
 
 
-def camvid(tmp: pathlib.Path, **changes: str) -> ml_collections.ConfigDict:
-    """A small CamVid, and its config."""
-    if not (tmp / "camvid").exists():
-        trees.camvid_segnet(tmp / "camvid", splits=("train", "val"))
-    sizes = {"data__height": "16", "data__width": "24", "data__crop_height": "16", "data__crop_width": "24"}
-    own = {"data__name": "camvid", "data__dir": str(tmp / "camvid"), "data__history": "stills", **sizes}
-    return load(**{**own, **changes})
-
-
 def prepare_words(tmp: pathlib.Path, *more: str, output: str = "prepared") -> list[str]:
     """`dvsnas data prepare` of that CamVid."""
-    camvid(tmp)
+    looked_at.camvid(tmp)
     own = ["--config.data.name=camvid", f"--config.data.dir={tmp / 'camvid'}", "--config.data.history=stills"]
     return ["data", "prepare", command_line.SMOKE, *own, f"--output={tmp / output}", *more]
 
@@ -171,7 +163,7 @@ def read_prepared(split: str = "train", **changes: str) -> Callable[[pathlib.Pat
 
     def read(tmp: pathlib.Path) -> object:
         prepared.open_media.cache_clear()
-        return store.source(camvid(tmp, **{"data__prepared": str(tmp / "prepared"), **changes}).data, split)
+        return store.source(looked_at.camvid(tmp, **{"data__prepared": str(tmp / "prepared"), **changes}).data, split)
 
     return read
 
@@ -207,8 +199,9 @@ def claim(tmp: pathlib.Path, name: str, **changes: str) -> None:
 
 
 def other_config(tmp: pathlib.Path) -> None:
-    """Claims a folder for two configs."""
+    """Claims a folder for two configs, the first of which has begun."""
     claim(tmp, "run", seed="1")
+    workdir.Workdir(tmp / "run").append("metrics.jsonl", {"step": 1})
     claim(tmp, "run", seed="2")
 
 
@@ -441,7 +434,7 @@ WORDS = [
         "bench of the other loader",
         lambda tmp: data_bench.run(load(data__loader="numpy").data),
         ("set data.loader to 'auto'",),
-        lambda tmp: data_bench.run(camvid(tmp, data__loader="auto").data),
+        lambda tmp: data_bench.run(looked_at.camvid(tmp, data__loader="auto").data),
     ),
     Row(
         "bench of prepared data",
@@ -591,7 +584,7 @@ DATA = [
         "no folder",
         lambda tmp: store.source(load(data__name="camvid").data, "train"),
         ("set data.dir or DVSNAS_CAMVID",),
-        lambda tmp: [store.source(camvid(tmp).data, "train"), by_variable(tmp)],
+        lambda tmp: [store.source(looked_at.camvid(tmp).data, "train"), by_variable(tmp)],
     ),
     Row(
         "nothing prepared",
@@ -681,8 +674,288 @@ FOLDERS = [
         ("checkpoint of another tree", "use another --workdir"),
         lambda tmp: saved(tmp, "other").restore({"x": np.zeros(3, np.float32)}),
     ),
-    Row("another config", other_config, ("another",), lambda tmp: claim(tmp, "other", seed="2")),
+    Row(
+        "another config",
+        other_config,
+        ("use another --workdir or the same config",),
+        lambda tmp: [claim(tmp, "other", seed="2"), claim(tmp, "run", seed="1")],
+    ),
 ]
+
+
+OWN_DATA = [
+    Row(
+        "class twice",
+        looked_at.coded(classes="a,a"),
+        ("all its ids in data.folder.ids, as 1+2",),
+        looked_at.coded(classes="a", ids="0+1"),
+    ),
+    Row(
+        "classes without names",
+        looked_at.coded(classes=""),
+        ("data.folder.classes: ", "as sky,road,car; camvid, or cityscapes, stands for all of its classes"),
+        lambda tmp: [looked_at.coded(classes=names)(tmp) for names in ("sky,road,car", "camvid")],
+    ),
+    Row("one id of two classes", looked_at.coded(ids="1,1"), ("correct data.folder.ids",), looked_at.coded(ids="1,2")),
+    Row(
+        "colours without classes",
+        looked_at.coded(classes="", colors="#000000"),
+        ("data.folder.colors: ", "name them in data.folder.classes"),
+        looked_at.coded(classes="a", colors="#000000"),
+    ),
+    Row(
+        "splits of masks alone",
+        looked_at.splitting(below="masks/train", masks="masks/{split}/{sequence}/{number}.png"),
+        ("write * for it in the masks, and set data.folder.splits",),
+        looked_at.splitting(masks="masks/*/{sequence}/{number}.png", splits="0.5,0.5"),
+    ),
+    Row(
+        "one video for two splits",
+        looked_at.splitting(*(f"v/{number:04d}.png" for number in range(4)), splits="0.5,0.5"),
+        ("set data.folder.split_by=blocks",),
+        looked_at.splitting(splits="0.5,0.5", split_by="blocks"),
+    ),
+    Row(
+        "gap of frames",
+        looked_at.clipping(),
+        ("gaps that exist: 2", "change data.num_frames, data.frame_gap or data.frame_gap_tolerance", "data.history"),
+        lambda tmp: [
+            looked_at.clipping(**{key: value})(tmp)
+            for key, value in (
+                ("data__num_frames", "1"), ("data__frame_gap", "2"), ("data__frame_gap_tolerance", "1"),
+                ("data__history", "stills"),
+            )
+        ],
+    ),
+    Row(
+        "gap of videos",
+        looked_at.watching(),
+        ("gaps that exist: 2", "change data.eval_gap"),
+        looked_at.watching(data__eval_gap="2"),
+    ),
+    Row(
+        "one clip",
+        looked_at.labelled("v0/0000.png", "v0/0001.png", "v1/0000.png", "v1/0001.png"),
+        ("data: the train split has one clip", "add labelled frames, or lower data.num_frames or data.frame_gap"),
+        looked_at.labelled(data__num_frames="1"),
+    ),
+    Row(
+        "no label where rewards are measured",
+        looked_at.half_labelled(),
+        ("change search.meta_val_fraction, search.reward_clips or seed",),
+        lambda tmp: [looked_at.half_labelled(**change)(tmp) for change in ({"search__reward_clips": "2"},)],
+    ),
+    Row(
+        "nothing to score on",
+        looked_at.without_val_masks(),
+        ("split val: none of its frames has a label image", "name another split in evaluate.split"),
+        looked_at.without_val_masks(evaluate__split="test"),
+    ),
+    Row(
+        "masks of 0 and 255",
+        looked_at.labelled(values=(0, 255)),
+        ("set data.folder.ids, as 0,255, or name classes that are not there in data.folder.absent",),
+        lambda tmp: [looked_at.labelled(ids="0,255")(tmp), looked_at.labelled(absent="b")(tmp)],
+    ),
+    Row(
+        "unknown id of a folder",
+        looked_at.labelled(values=(0, 1, 7)),
+        ("make a class of it by data.folder.ids, or leave it out: --config.data.folder.ignore=255,7",),
+        lambda tmp: [looked_at.labelled(ignore="255,7")(tmp), looked_at.labelled(classes="a,b,c", ids="0,1,7")(tmp)],
+    ),
+    Row(
+        "unknown id of CamVid",
+        lambda tmp: [looked_at.repaint(tmp), require_labels.check(looked_at.camvid(tmp))],
+        ("leave it out: --config.data.ignore=77",),
+        lambda tmp: require_labels.check(looked_at.camvid(tmp, data__ignore="77")),
+    ),
+    Row(
+        "classes of another data set",
+        lambda tmp: evaluate._check_classes(("a", "b"), looked_at.classes(tmp, "b,a"), tmp),
+        ("the same classes in the same order (data.folder.classes)",),
+        lambda tmp: evaluate._check_classes(("a", "b"), looked_at.classes(tmp, "a,b"), tmp),
+    ),
+    Row(
+        "other data than the run's",
+        lambda tmp: claims.check(looked_at.other_camvid(tmp), workdir.Workdir(tmp / "run")),
+        ("use another --workdir, or score other data by `dvsnas evaluate --other-data`",),
+        lambda tmp: [
+            claims.check(looked_at.other_camvid(tmp), workdir.Workdir(tmp / "run"), ignore=("data",)),
+            claims.check(looked_at.other_camvid(tmp), workdir.Workdir(tmp / "new")),
+        ],
+    ),
+]  # fmt: skip
+
+RUNS = [
+    Row(
+        "cell of `train` in a search",
+        lambda tmp: ["search", f"--workdir={command_line.write_run(tmp / 'run', load())}"],
+        ("holds the cell of genotype ", "search in another --workdir"),
+        words_of("search", "--config=TMP/run/config.json", "--workdir=TMP/other"),
+    ),
+    Row(
+        "another cell",
+        lambda tmp: ["train", f"--workdir={command_line.write_run(tmp / 'run', load())}", "--genotype=zoo:static"],
+        ("holds the trained cell of genotype ", "in another --workdir"),
+        words_of("train", "--config=TMP/run/config.json", "--workdir=TMP/other", "--genotype=zoo:static"),
+    ),
+    Row(
+        "weights that are not there",
+        lambda tmp: train.load_winner(load(), unbound(tmp)),
+        ("put the file back, or train the genotype in a folder of its own with `dvsnas train --genotype`",),
+        words_of("train", command_line.SMOKE, "--workdir=TMP/own", "--genotype=TMP/run/best_genotype.json"),
+    ),
+    Row(
+        "cell of another mode in an ablation",
+        lambda tmp: ["ablate", f"--workdir={command_line.write_run(tmp / 'run', load())}", "--genotype=zoo:dff"],
+        ("--genotype: zoo:dff does not fit the run", "mode refine, ", "for example zoo:static, zoo:netwarp, zoo:grfp"),
+        lambda tmp: fitting(tmp, "zoo:grfp"),
+    ),
+    Row(
+        "cell of more layers in an ablation",
+        lambda tmp: [
+            "ablate", f"--workdir={command_line.write_run(tmp / 'run', load(space__num_layers='2'))}",
+            "--genotype=zoo:grfp",
+        ],
+        ("does not fit the run in ", "2 layers", "for example zoo:static, zoo:netwarp"),
+        lambda tmp: fitting(tmp, "zoo:netwarp"),
+    ),
+    Row(
+        "in use",
+        lambda tmp: [in_use(tmp / "run"), claim(tmp, "run")],
+        ("is in use", "wait until that ends or stop it, or use another --workdir"),
+        lambda tmp: [claim(tmp, "other"), is_over(), claim(tmp, "run")],
+    ),
+    Row(
+        "seeds beyond the last",
+        words_of("compare", command_line.SMOKE, "--workdir=TMP/w", "--genotypes=zoo:grfp", "--config.seed=4294967295"),
+        ("--seeds: ", "lower seed or --seeds"),
+        words_of(
+            "compare", command_line.SMOKE, "--workdir=TMP/w", "--genotypes=zoo:grfp", "--config.seed=4294967295",
+            "--seeds=1",
+        ),
+    ),
+    Row(
+        "teacher without a run",
+        lambda tmp: teacher(str(tmp / "none")),
+        ("pretrain.teacher: ", "give a run folder, or leave pretrain.teacher empty"),
+        lambda tmp: [teacher(""), teacher(str(command_line.write_run(tmp / "run", load())))],
+    ),
+    Row(
+        "teacher without weights",
+        lambda tmp: teacher(str(command_line.write_run(tmp / "run", load())), is_trained=False),
+        ("run `dvsnas train --workdir=", "first, or leave pretrain.teacher empty"),
+        words_of("train", "--workdir=TMP/run"),
+    ),
+    Row(
+        "teacher of other classes",
+        lambda tmp: teacher(str(command_line.write_run(tmp / "run", load())), num_classes=5),
+        ("give a run on the same classes, or leave pretrain.teacher empty",),
+        lambda tmp: teacher(str(tmp / "run")),
+    ),
+    Row(
+        "port in use",
+        lambda tmp: raise_(rendezvous._in_use("host:1234")),
+        ("or choose another port, the same for every process (with SLURM or a JobSet: by DVSNAS_PORT)",),
+        lambda tmp: distributed._port({"DVSNAS_PORT": "1235"}, 1234) == 1235 or pytest.fail("the port stays"),
+    ),
+    Row(
+        "process that does not come",
+        lambda tmp: rendezvous.meet("127.0.0.1:1", 1, 2, seconds=0.1),
+        ("let them wait longer by --start-timeout",),
+        lambda tmp: distributed.start_seconds({}, 600.0) == 600 or pytest.fail("the time stays"),
+    ),
+]  # fmt: skip
+
+SEGMENTS = [
+    Row(
+        "nothing to write",
+        lambda tmp: segment_words(tmp),
+        ("give --output, --masks or --summary",),
+        lambda tmp: [
+            segment_words(tmp, f"--{flag}={tmp / name}")
+            for flag, name in (("output", "x.mp4"), ("masks", "m"), ("summary", "s.json"))
+        ],
+    ),
+    Row(
+        "rate of a video",
+        lambda tmp: segment_words(tmp, f"--masks={tmp / 'm'}", "--fps=5", source=video_file(tmp)),
+        ("leave --fps out",),
+        lambda tmp: segment_words(tmp, f"--masks={tmp / 'm'}", source=video_file(tmp)),
+    ),
+    Row(
+        "rate of an animation",
+        lambda tmp: segment_words(tmp, f"--masks={tmp / 'm'}", "--fps=5", source=animation_file(tmp)),
+        ("leave --fps out",),
+        lambda tmp: segment_words(tmp, f"--masks={tmp / 'm'}", source=animation_file(tmp)),
+    ),
+]
+
+
+def unbound(tmp: pathlib.Path) -> workdir.Workdir:
+    """A run folder whose file names a genotype that has no weights in it."""
+    folder = workdir.Workdir(command_line.write_run(tmp / "run", load()))
+    folder.write_json("best_genotype.json", {**dict(zoo.get("grfp").genotype), "digest": "0" * 12})
+    return folder
+
+
+def fitting(tmp: pathlib.Path, name: str) -> object:
+    """Reads a genotype as `ablate` does, in the space of the run folder `run`."""
+    folder = workdir.Workdir(tmp / "run")
+    config = claims.config_of(folder)
+    return ablate._genotype(config, folder, features.space_of(config), name)
+
+
+_HELD: list[int] = []
+
+
+def in_use(path: pathlib.Path) -> None:
+    """Locks a folder as another process does."""
+    claim(path.parent, path.name)
+    handle = os.open(path / locking.FILE, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    _HELD.append(handle)
+
+
+def is_over() -> None:
+    """The other process has ended."""
+    os.close(_HELD.pop())
+
+
+def teacher(path: str, *, is_trained: bool = True, num_classes: int = 11) -> object:
+    """Reads a teacher, which has 11 classes."""
+    variables = {"params": {"classifier": {"bias": np.zeros(11)}}} if is_trained else None
+    return objective.load_teacher(path, num_classes, lambda config, folder: variables)
+
+
+def raise_(error: Exception) -> NoReturn:
+    """Raises what a function made."""
+    raise error
+
+
+def segment_words(tmp: pathlib.Path, *more: str, source: pathlib.Path | None = None) -> list[object]:
+    """`dvsnas segment` of a picture, or of a file."""
+    if not (tmp / "run").exists():
+        command_line.write_run(tmp / "run", load())
+    trees.save(tmp / "im" / "a.png", trees.frame("a", (16, 12)))
+    return ["segment", source or tmp / "im", f"--workdir={tmp / 'run'}", *more]
+
+
+def video_file(tmp: pathlib.Path) -> pathlib.Path:
+    """A video of one frame."""
+    rate, path = fractions.Fraction(5), tmp / "v.mp4"
+    writer = video_out.VideoWriter(path, (12, 16), rate=rate, time_base=1 / rate)
+    writer.write(trees.frame("v", (16, 12)), 0)
+    writer.close()
+    return path
+
+
+def animation_file(tmp: pathlib.Path) -> pathlib.Path:
+    """A GIF of two frames."""
+    first, second = (Image.fromarray(trees.frame(name, (16, 12))) for name in "ab")
+    first.save(tmp / "a.gif", save_all=True, append_images=[second], duration=200)
+    return tmp / "a.gif"
+
 
 
 def trees_folder(path: pathlib.Path) -> pathlib.Path:
@@ -703,7 +976,7 @@ def by_variable(tmp: pathlib.Path) -> object:
         return store.source(load(data__name="camvid").data, "train")
 
 
-ROWS = [*GENOTYPES, *CONFIGS, *WORDS, *STRATEGIES, *WEIGHTS, *DATA, *FOLDERS]
+ROWS = [*GENOTYPES, *CONFIGS, *WORDS, *STRATEGIES, *WEIGHTS, *DATA, *FOLDERS, *OWN_DATA, *RUNS, *SEGMENTS]
 
 
 @pytest.fixture(autouse=True)
@@ -716,6 +989,7 @@ def _no_work(monkeypatch):
         (table_maker, "_Trainings"),
         (data_bench, "_measure"),
         (tf_loader, "tensorflow"),
+        (load_lib, "load"),
     ):
         monkeypatch.setattr(module, name, command_line.accept)
 
