@@ -13,7 +13,11 @@ from dvsnas_jax.commands import ablate, common, compare, data, doctor, export, n
 from dvsnas_jax.core import allocator, distributed, errors
 
 _PREFIX = "--config."
-_LESS_MEMORY = "lower the sizes (data.height and data.width, --height and --width, the batches), or use another machine"
+_NO_MEMORY = "RESOURCE_EXHAUSTED"
+"""In what XLA raises, a RuntimeError, where a device lacks memory."""
+_LESS_MEMORY = (
+    "lower the sizes (data.height and data.width, --height and --width, net.width, the batches), or use another machine"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +50,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except errors.UserError as error:
         print(f"dvsnas: error: {' '.join(str(error).split())}", file=sys.stderr)
         return errors.EXIT_USER
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and _NO_MEMORY not in str(error):
+            raise
         print(f"dvsnas: error: memory: {_shown(error)}; {_LESS_MEMORY}", file=sys.stderr)
         return errors.EXIT_USER
     except errors.Stopped as stopped:
@@ -131,7 +137,9 @@ def _at_home(word: str) -> str:
 
 
 def _shown(error: BaseException) -> str:
-    return " ".join(str(error).split()) or "there is not enough"
+    """The first sentence of what is said: an accelerator goes on with a list of all it holds."""
+    first = " ".join(str(error).removeprefix(f"{_NO_MEMORY}: ").partition("\n")[0].split())
+    return first.rstrip(".")[:300] or "there is not enough"
 
 
 def _parser() -> common.Parser:

@@ -18,6 +18,7 @@ from typing import NamedTuple, NoReturn
 import command_line
 import looked_at
 import messages
+import ml_collections
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -57,6 +58,11 @@ class Row(NamedTuple):
     refuse: Callable[[pathlib.Path], object]
     words: tuple[str, ...]
     follow: Callable[[pathlib.Path], object]
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """The config of little work."""
+    return config_lib.load(str(ROOT / "configs" / "smoke.py"))
 
 
 def words_of(*words: str) -> Callable[[pathlib.Path], list[str]]:
@@ -321,7 +327,7 @@ CONFIGS = [
     ),
     Row(
         "run folder for a config",
-        lambda tmp: ["search", f"--config={command_line.write_run(tmp / 'r', load())}", f"--workdir={tmp / 'w'}"],
+        lambda tmp: ["search", f"--config={command_line.write_run(tmp / 'r', smoke())}", f"--workdir={tmp / 'w'}"],
         ("is a run folder; give its config, ", "config.json"),
         words_of("search", "--config=TMP/r/config.json", "--workdir=TMP/w"),
     ),
@@ -372,6 +378,12 @@ CONFIGS = [
         lambda tmp: strategies.operation_mask(few_cells(), ("none", "skip")),
         ("controller.masked_operations: ", "leave one out of it"),
         lambda tmp: strategies.operation_mask(few_cells(), ("none",)),
+    ),
+    Row(
+        "network larger than the machine",
+        words_of("search", command_line.SMOKE, "--workdir=TMP/w", "--config.net.width=100000"),
+        ("net: a network of 1.12e+17 variables", "lower net.width or net.decoder_channels"),
+        words_of("search", command_line.SMOKE, "--workdir=TMP/w", "--config.net.width=0.25"),
     ),
     Row(
         "dropout",
@@ -789,13 +801,13 @@ OWN_DATA = [
 RUNS = [
     Row(
         "cell of `train` in a search",
-        lambda tmp: ["search", f"--workdir={command_line.write_run(tmp / 'run', load())}"],
+        lambda tmp: ["search", f"--workdir={command_line.write_run(tmp / 'run', smoke())}"],
         ("holds the cell of genotype ", "search in another --workdir"),
         words_of("search", "--config=TMP/run/config.json", "--workdir=TMP/other"),
     ),
     Row(
         "another cell",
-        lambda tmp: ["train", f"--workdir={command_line.write_run(tmp / 'run', load())}", "--genotype=zoo:static"],
+        lambda tmp: ["train", f"--workdir={command_line.write_run(tmp / 'run', smoke())}", "--genotype=zoo:static"],
         ("holds the trained cell of genotype ", "in another --workdir"),
         words_of("train", "--config=TMP/run/config.json", "--workdir=TMP/other", "--genotype=zoo:static"),
     ),
@@ -807,7 +819,7 @@ RUNS = [
     ),
     Row(
         "cell of another mode in an ablation",
-        lambda tmp: ["ablate", f"--workdir={command_line.write_run(tmp / 'run', load())}", "--genotype=zoo:dff"],
+        lambda tmp: ["ablate", f"--workdir={command_line.write_run(tmp / 'run', smoke())}", "--genotype=zoo:dff"],
         ("--genotype: zoo:dff does not fit the run", "mode refine, ", "for example zoo:static, zoo:netwarp, zoo:grfp"),
         lambda tmp: fitting(tmp, "zoo:grfp"),
     ),
@@ -839,17 +851,17 @@ RUNS = [
         "teacher without a run",
         lambda tmp: teacher(str(tmp / "none")),
         ("pretrain.teacher: ", "give a run folder, or leave pretrain.teacher empty"),
-        lambda tmp: [teacher(""), teacher(str(command_line.write_run(tmp / "run", load())))],
+        lambda tmp: [teacher(""), teacher(str(command_line.write_run(tmp / "run", smoke())))],
     ),
     Row(
         "teacher without weights",
-        lambda tmp: teacher(str(command_line.write_run(tmp / "run", load())), is_trained=False),
+        lambda tmp: teacher(str(command_line.write_run(tmp / "run", smoke())), is_trained=False),
         ("run `dvsnas train --workdir=", "first, or leave pretrain.teacher empty"),
         words_of("train", "--workdir=TMP/run"),
     ),
     Row(
         "teacher of other classes",
-        lambda tmp: teacher(str(command_line.write_run(tmp / "run", load())), num_classes=5),
+        lambda tmp: teacher(str(command_line.write_run(tmp / "run", smoke())), num_classes=5),
         ("give a run on the same classes, or leave pretrain.teacher empty",),
         lambda tmp: teacher(str(tmp / "run")),
     ),

@@ -24,6 +24,7 @@ from dvsnas_jax.run import load as load_lib
 from dvsnas_jax.search import bench_search
 
 SMOKE = command_line.SMOKE
+CONFIG = SMOKE.removeprefix("--config=")
 LAYER = '{"in": ["prev_state", "decoder"], "ops": ["skip", "conv_1x1"], "agg": "sum"}'
 GENOTYPE = f'{{"version": 1,\n "inputs": ["prev_state", "decoder"],\n "layers": [{LAYER}]}}\n'
 GRAPH = "layer0 = sum( skip(prev_state), conv_1x1(decoder) )"
@@ -100,7 +101,7 @@ def both(*steps: Callable[[pathlib.Path], object]) -> Callable[[pathlib.Path], o
 
 def run_folder(name: str = "run", **changes: str) -> Callable[[pathlib.Path], object]:
     """A run folder with a config and a winner."""
-    return lambda tmp: command_line.write_run(tmp / name, config_lib.load(None, changes))
+    return lambda tmp: command_line.write_run(tmp / name, config_lib.load(CONFIG, changes))
 
 
 def stored(key: str) -> Callable[[pathlib.Path], object]:
@@ -400,6 +401,55 @@ RUNS = [
     ),
     Odd("retrained from a name of 300 letters", f"train {SMOKE} --workdir=w --genotype={LONG}", "File name too long"),
     Odd("retrained without the zoo's mark", f"train {SMOKE} --workdir=w --genotype=grfp", "did you mean 'zoo:grfp'?"),
+    Odd("network of any width", f"{SEARCH} --config.net.width=1e9", "lower net.width or net.decoder_channels"),
+    Odd("decoder of any width", f"{SEARCH} --config.net.decoder_channels=100000000", "lower net.width"),
+    Odd(
+        "largest seed",
+        f"{SEARCH} --config.seed=4294967295",
+        check=lambda tmp: stored("seed")(tmp) == 4294967295,
+    ),
+    Odd(
+        "evaluation of a folder that is no run",
+        f"evaluate {SMOKE} --workdir=d",
+        "d: holds no run (no config.json)",
+        put("d/best_genotype.json", GENOTYPE),
+    ),
+    Odd(
+        "predictions of a run without weights",
+        "evaluate --workdir=run --predictions=new/p",
+        "holds no trained static network",
+        run_folder(),
+    ),
+    Odd(
+        "predictions into a file",
+        "evaluate --workdir=run --predictions=f",
+        "--predictions: ",
+        both(run_folder(), put("f")),
+    ),
+    Odd(
+        "torn winner in an ablation",
+        "ablate --workdir=run",
+        "best_genotype.json: not JSON",
+        both(run_folder(), put("run/best_genotype.json", GENOTYPE[:40])),
+    ),
+    Odd(
+        "empty winner in an export",
+        "export --workdir=run --output=out",
+        "run",
+        both(run_folder(), put("run/best_genotype.json")),
+    ),
+    Odd(
+        "winner that is a list in a search",
+        "search --workdir=run",
+        "best_genotype.json: needs an object",
+        both(run_folder(), put("run/best_genotype.json", "[]")),
+    ),
+    Odd(
+        "identity that is a list",
+        "train --workdir=run --genotype=zoo:grfp",
+        "identity.json: needs a JSON object",
+        both(run_folder(), put("run/identity.json", "[]")),
+    ),
     Odd("seed of 2^32", f"{SEARCH} --config.seed=4294967296", "config key 'seed': must be "),
     Odd("seed of 20 digits", f"{SEARCH} --config.seed=99999999999999999999", "config key 'seed': must be "),
     Odd(

@@ -39,9 +39,10 @@ def write(*workdirs: str | pathlib.Path, output: str | pathlib.Path | None = Non
     if not folders:
         raise errors.UserError("report: give a run folder")
     page = pathlib.Path(output) if output else folders[0] / (PAGE if len(folders) == 1 else COMPARISON)
-    output_files.check_file(page, suffixes=(".html",))
-    if not page.parent.is_dir():
+    if output and not page.parent.is_dir():
         raise output_files.refusal(page, f"{page.parent} is no folder")
+    if page.parent.is_dir():
+        output_files.check_file(page, suffixes=(".html",))
     if len(folders) == 1:
         run = report_data.Run(folders[0], folders[0].resolve().name, folders[0] / report_data.FIGURES)
         parts, links = _parts(run)
