@@ -819,7 +819,7 @@ RUNS = [
     ),
     Row(
         "cell of another mode in an ablation",
-        lambda tmp: ["ablate", f"--workdir={command_line.write_run(tmp / 'run', smoke())}", "--genotype=zoo:dff"],
+        lambda tmp: ["ablate", f"--workdir={command_line.write_run(tmp / 'run', load())}", "--genotype=zoo:dff"],
         ("--genotype: zoo:dff does not fit the run", "mode refine, ", "for example zoo:static, zoo:netwarp, zoo:grfp"),
         lambda tmp: fitting(tmp, "zoo:grfp"),
     ),

@@ -129,7 +129,8 @@ def returning(value: str, head: str = "") -> Callable[[pathlib.Path], object]:
 CONV1 = np.zeros((64, 3, 7, 7), np.float32)
 IMPORT = "weights import some.safetensors --net=resnet18 --output=out --partial"
 SEARCH = f"search {SMOKE} --workdir=w"
-OWN = "search --config=c.py --workdir=w"
+SMALL = " ".join(f"--config.data.{key}" for key in ("num_train_clips=4", "num_val_clips=1", "height=32", "width=32"))
+OWN = f"search --config=c.py --workdir=w {SMALL}"
 REPLAY = "compare-strategies --table --strategies=random --seeds=1 --budget=2"
 
 GENOTYPES = [
