@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 from argparse import Namespace
@@ -18,6 +19,16 @@ _NO_MEMORY = "RESOURCE_EXHAUSTED"
 _LESS_MEMORY = (
     "lower the sizes (data.height and data.width, --height and --width, net.width, the batches), or use another machine"
 )
+
+_OF_THE_SYSTEM = {
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "give a path whose links end",
+    errno.EACCES: "change its permissions, or give another path",
+    errno.EROFS: "give a path that can be written",
+    errno.ENOSPC: "free some space and start the same command again",
+    errno.EDQUOT: "free some space and start the same command again",
+}
+"""What no check foresees, for example a disk that gets full: one line, wherever it is met."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +65,11 @@ def _run(argv: Sequence[str] | None) -> int:
         if not isinstance(error, MemoryError) and _NO_MEMORY not in str(error):
             raise
         print(f"dvsnas: error: memory: {_shown(error)}; {_LESS_MEMORY}", file=sys.stderr)
+        return errors.EXIT_USER
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM or error.filename is None:
+            raise
+        print(f"dvsnas: error: {error.filename}: {error.strerror}; {_OF_THE_SYSTEM[error.errno]}", file=sys.stderr)
         return errors.EXIT_USER
     except errors.Stopped as stopped:
         if distributed.is_main():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 from typing import Any
 
 from dvsnas_jax.commands import common
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, output_files
 
 PACKAGED = "packaged"
 REPLAYED = "ppo,reinforce,evolution,predictor,random"
@@ -78,7 +77,7 @@ def register(add: common.Add) -> None:
 
 def _compare(arguments: argparse.Namespace) -> None:
     if arguments.output:
-        _check_output(pathlib.Path(arguments.output))
+        output_files.check_folder(arguments.output)
     if arguments.seeds is not None and arguments.seeds < 1:
         raise errors.UserError(f"--seeds: must be at least 1, got {arguments.seeds}")
     if arguments.table and arguments.make_table:
@@ -94,16 +93,6 @@ def _compare(arguments: argparse.Namespace) -> None:
         _make_table(arguments)
     else:
         _print(_search(arguments))
-
-
-def _check_output(folder: pathlib.Path) -> None:
-    """Before hours of runs: whether the report can be written."""
-    try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except OSError as error:
-        raise errors.UserError(f"--output: cannot use {folder}: {error.strerror}; choose another --output") from None
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise errors.UserError(f"--output: {there} is no folder that can be written; choose another --output")
 
 
 def _print(report: Any) -> None:

@@ -82,6 +82,8 @@ def _bench(arguments: argparse.Namespace) -> None:
                 raise errors.UserError(f"--{name}: only `dvsnas bench search` takes it; leave it out")
     if arguments.json:
         _check_writable(arguments.json)
+    if arguments.profile:
+        output_files.check_folder(arguments.profile, flag="--profile")
     parts = {
         "controller": _bench_controller, "cell": _bench_cell, "data": _bench_data, "nets": _bench_nets,
         "search": _bench_search,

@@ -36,7 +36,7 @@ class Checkpointer:
     """The last few checkpoints of one stage. Orbax writes beside and renames, so a step is whole or not there."""
 
     def __init__(self, path: str | os.PathLike[str], keep: int = 2) -> None:
-        self.path = pathlib.Path(path).resolve()
+        self.path = pathlib.Path(os.path.realpath(path))
         self.keep = keep
         self._cached_manager: Any = None
 
@@ -77,7 +77,7 @@ class Checkpointer:
         with _quiet():
             import orbax.checkpoint as ocp
 
-            found = sorted(ocp.utils.checkpoint_steps(self.path)) if self.path.is_dir() else []
+            found = sorted(ocp.utils.checkpoint_steps(self.path)) if os.path.isdir(self.path) else []
         return json.loads(distributed.tell(json.dumps(found)))
 
     def restore(self, template: Any, step: int | None = None) -> Any:

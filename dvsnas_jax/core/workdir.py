@@ -85,7 +85,7 @@ class Workdir:
     @property
     def is_claimed(self) -> bool:
         """Whether it has a configuration."""
-        return (self.path / CONFIG).is_file()
+        return os.path.isfile(self.path / CONFIG)
 
     def check(
         self,

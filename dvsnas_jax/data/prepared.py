@@ -89,7 +89,7 @@ def locate(folder: str | os.PathLike[str]) -> pathlib.Path:
       UserError: nothing is prepared there, or more than one dataset.
     """
     root = pathlib.Path(folder)
-    if (root / INDEX).is_file():
+    if os.path.isfile(root / INDEX):
         return root
     found = sorted(path.parent for path in root.glob(f"*/[0-9]*/{INDEX}"))
     if len(found) == 1:

@@ -134,7 +134,7 @@ def load_teacher(
         return Teacher(None, None)
     folder = workdir.Workdir(path)
     instead = "or leave pretrain.teacher empty"
-    if not (folder.path / "config.json").is_file():
+    if not folder.is_claimed:
         raise errors.UserError(f"pretrain.teacher: {path} holds no run (no config.json); give a run folder, {instead}")
     config = claims.config_of(folder)
     variables = restore_fn(config, folder)
