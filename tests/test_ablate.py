@@ -522,7 +522,7 @@ def test_the_table_of_searches_compares_with_the_whole(tmp_path):
         ({"what": "replace", "num_steps": 3}, "replace scores as the search did"),
         ({"what": "retrain", "num_steps": 0}, "--steps: must be at least 1"),
         ({"what": "retrain", "limit": 0}, "--limit: must be at least 1"),
-        ({"genotype": "missing.json"}, "missing.json: no such file"),
+        ({"genotype": "missing.json"}, "missing.json does not exist"),
         ({"genotype": "zoo:grfpp"}, "did you mean 'zoo:grfp'"),
     ],
 )

@@ -253,8 +253,8 @@ def test_command_counts_at_paper_size_on_a_cpu(tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["controller", "--paper-size"], "--paper-size: only `bench search` takes it"),
-        (["nets", "--candidates=3"], "--candidates: only `bench search` takes it"),
+        (["controller", "--paper-size"], "--paper-size: only `dvsnas bench search` takes it"),
+        (["nets", "--candidates=3"], "--candidates: only `dvsnas bench search` takes it"),
         (["search", "--inside=0"], "--inside: must be above 0, got 0"),
         (["search", "--candidates=many"], "invalid int value"),
         (["search", "--paper-size", "--config.search.mode=scratch"], "set search.mode to 'share'"),

@@ -114,7 +114,7 @@ def test_a_file_keeps_the_schedule_of_the_config(tmp_path: pathlib.Path) -> None
         ("--genotypes=zoo,zoo", "named more than once: zoo"),
         ("--genotypes=zoo:statik", "did you mean 'zoo:static'"),
         ("--genotypes=zoo:dvsnet", "zoo:dvsnet: the config does not fit it; add --config.space.mode=propagate"),
-        ("--genotypes=nowhere.json", "nowhere.json: no such file"),
+        ("--genotypes=nowhere.json", "nowhere.json does not exist"),
         ("--genotypes=zoo --seeds=0", "--seeds: must be at least 1, got 0"),
         ("--genotypes=zoo --seeds=some", "invalid int value: 'some'"),
     ],
