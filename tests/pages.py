@@ -145,20 +145,22 @@ def make_place(folder: pathlib.Path) -> pathlib.Path:
 
 
 def run_python(page: str, folder: pathlib.Path) -> dict:
-    """Runs the Python blocks of a page as printed, in order, in one namespace; saves those that are files.
+    """Runs the Python blocks of a page as printed, in order, each by itself; saves those that are files.
 
     Args:
       page: one of `ALL`.
       folder: from `make_place`.
 
     Returns:
-      The namespace.
+      The names of all.
     """
-    names: dict = {"__name__": "page"}
+    found: dict = {}
     with contextlib.chdir(folder):
         for name, text in saved_files(page).items():
             (folder / name).write_text(text)
         for block in blocks(page, "python"):
             code = "\n" * (block.line - 1) + block.text  # so that a traceback tells the line of the page
+            names: dict = {"__name__": "page"}
             exec(compile(code, page, "exec"), names)  # noqa: S102
-    return names
+            found |= names
+    return found

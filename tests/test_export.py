@@ -11,6 +11,7 @@ import jax.export
 import numpy as np
 import pytest
 import trained
+from PIL import Image
 
 import dvsnas_jax
 from dvsnas_jax import cli
@@ -223,6 +224,113 @@ def test_what_cannot_be_exported_is_refused(folders, tmp_path, capsys):
         assert cli.main(["export", *words]) == 2
         assert text in capsys.readouterr().err
     assert (tmp_path / "full" / "own.txt").read_text() == "mine" and not (tmp_path / "x").exists()
+
+
+def _tensorflow_labels(out, kind, frames, where):
+    """Labels of the signature `serving_default` and of TensorFlow Lite's, the state fed back, in another process."""
+    np.save(where / "frames.npy", frames)
+    code = (
+        "import numpy as np, tensorflow as tf\n"
+        f"model, frames = tf.saved_model.load({str(out / 'savedmodel')!r}), np.load({str(where / 'frames.npy')!r})\n"
+        "content = tf.lite.TFLiteConverter.from_saved_model("
+        f"{str(out / 'savedmodel')!r}).convert()\n"
+        f"own = open({str(out / 'model.tflite')!r}, 'rb').read()\n"
+        "runners = [model.signatures['serving_default']]\n"
+        f"contents = [content, own] if {kind == 'refine'} else []\n"
+        "runners += [tf.lite.Interpreter(model_content=c).get_signature_runner('serving_default') for c in contents]\n"
+        "for number, runner in enumerate(runners):\n"
+        "  state = {'state_' + name: value for name, value in model.initial_state().items()}\n"
+        "  labels = []\n"
+        "  for frame in frames:\n"
+        "    given = {'frame': frame[None], **{name: np.asarray(value) for name, value in state.items()}}\n"
+        "    found = runner(**({n: tf.constant(v) for n, v in given.items()} if number == 0 else given))\n"
+        "    state = {name: found[name] for name in state}\n"
+        "    labels.append(np.asarray(found['labels'])[0])\n"
+        f"  np.save({str(where)!r} + f'/labels{{number}}.npy', np.stack(labels))\n"
+        "print(sorted(model.signatures))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=where, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = done.stdout.splitlines()[-1]
+    assert all(f"'{name}'" in names for name in ("serving_default", "static", "step" if kind == "refine" else "key"))
+    return [np.load(where / f"labels{number}.npy") for number in range(3 if kind == "refine" else 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["refine", "fixed", "adaptive"])
+def test_signatures_and_tensorflow_lite_give_the_labels_of_the_run(folders, tmp_path, kind):
+    run, _ = folders(kind)
+    out = tmp_path / "out"
+    assert cli.main(["export", f"--workdir={run.path}", f"--output={out}", "--savedmodel", "--tflite"]) == 0
+    for labels in _tensorflow_labels(out, kind, trained.frames(kind), tmp_path):
+        assert (labels == run.labels[0][1]).mean() > 0.999  # another version of XLA, another order of sums
+
+
+def _onnx_labels(out, frames):
+    """Labels of the ONNX files as the manifest describes them, the state fed back."""
+    runtime = pytest.importorskip("onnxruntime")
+    manifest = json.loads((out / artifact.MANIFEST).read_text())
+    sessions = {
+        file: runtime.InferenceSession(str(out / "onnx" / file), providers=["CPUExecutionProvider"])
+        for file in manifest["onnx"]
+    }
+    state, labels = {}, []
+    for name, spec in manifest["state"].items():
+        state[f"state_{name}"] = np.full((1, *spec["shape"]), spec["fill"], spec["dtype"])
+    for frame in frames:
+        file = "step.onnx"
+        if manifest["schedule"] is not None:
+            age = state["state_age"]
+            is_key = (age < 0).any() or (age + 1 >= manifest["schedule"]["interval"]).any()
+            file = "key.onnx" if is_key else "other.onnx"
+        names = [entry["name"] for entry in manifest["onnx"][file]["outputs"]]
+        found = dict(zip(names, sessions[file].run(names, {**state, "frame": frame[None]}), strict=True))
+        state = {name: found[f"next_{name}"] for name in state}
+        labels.append(found["labels"][0])
+    return np.stack(labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["refine", "fixed"])
+def test_onnx_files_give_the_labels_of_the_run_on_real_frames_too(folders, tmp_path, kind):
+    pytest.importorskip("jax2onnx")
+    run, out = folders(kind)[0], tmp_path / "out"
+    assert cli.main(["export", f"--workdir={run.path}", f"--output={out}", "--onnx"]) == 0
+    assert (_onnx_labels(out, trained.frames(kind)) == run.labels[0][1]).mean() > 0.999  # another order of sums
+    camvid = os.environ.get("DVSNAS_CAMVID")
+    if not camvid:
+        pytest.skip("the rest needs CamVid in DVSNAS_CAMVID")
+    paths = sorted(pathlib.Path(camvid, "val").glob("*.png"))[:6]
+    height, width = trained.SIZE
+    frames = np.stack([np.asarray(Image.open(path).convert("RGB").resize((width, height))) for path in paths])
+    expected = np.stack(list(dvsnas_jax.load(run.path).segment(frames)))
+    assert (_onnx_labels(out, frames) == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    "flag, package", [("--onnx", "jax2onnx"), ("--savedmodel", "tensorflow"), ("--tflite", "tensorflow")]
+)
+def test_a_failed_export_leaves_the_earlier_one_and_no_other(folders, tmp_path, capsys, monkeypatch, flag, package):
+    run, earlier = folders("refine")
+    out = shutil.copytree(earlier, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    monkeypatch.setitem(sys.modules, package, None)  # an import of it raises
+    monkeypatch.setattr(export, "exported", lambda *given, **named: _Serialised())
+    assert cli.main(["export", f"--workdir={run.path}", f"--output={out}", flag]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert flag in told and f"pip install {package}" in told
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+class _Serialised:
+    """In place of a program that nobody reads."""
+
+    def serialize(self):
+        return b""
+
+    def call(self, *args):
+        raise AssertionError
 
 
 @pytest.mark.slow

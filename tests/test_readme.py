@@ -117,7 +117,7 @@ def test_flags_and_keys_in_the_text_exist(page):
             assert all(word.partition("=")[0] in known for word in words if word.startswith("--")), f"{line}: {text}"
             config_lib.load(None, changed)
         elif match := re.fullmatch(r"((\w+)\.[\w.]+)(?:=(\S+))?", text):
-            is_file = match[1].endswith((".html", ".json", ".jsonl", ".py"))
+            is_file = match[1].endswith((".html", ".json", ".jsonl", ".py", ".txt"))
             if match[2] in SECTIONS and match[1] not in keys and not is_file:
                 assert is_in_the_package(match[1]), f"{page}:{line}: {text}"
             elif match[3] and match[1] in keys:
@@ -173,6 +173,8 @@ def test_snippets_of_the_readme(place):
     names = pages.run_python(pages.README, place)
     assert 0 <= names["result"]["cell"]["miou"] <= 1 and (place / "runs/py/report.html").stat().st_size > 0
     assert names["labels"].shape == names["segmenter"].size == trained.SIZE and names["labels"].dtype == np.uint8
+    assert names["run"].weights == "shared" and np.isfinite(names["found"]["loss"]).all()
+    assert names["found"]["miou"].shape == (len(names["run"].space.operations),)
 
 
 @each_docs_page
@@ -182,9 +184,6 @@ def test_snippets_of_a_page(page, place):
         mask = np.asarray(Image.open(place / "mine/masks/val/video0/0011.png"))
         assert len(list(place.glob("mine/images/train/*/*.png"))) == 36 and set(np.unique(mask)) == {0, 1, 2}
         assert not config_lib.differences(config_lib.load(str(place / "mine.py")), names["get_config"]())
-    if page == "docs/method.md":
-        assert names["found"]["miou"].shape == (len(names["space"].operations),)
-        assert np.isfinite(names["found"]["loss"]).all()
     if page == "docs/deploy.md":
         assert len(names["labels"]) == 3 and names["labels"][0].shape == trained.SIZE
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dvsnas_jax.controller import strategies
+from dvsnas_jax.core import compilation, mesh, types, workdir
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import mesh, types, workdir
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import evaluate, features, pretrain, train
+from dvsnas_jax.run import evaluate, features, pretrain, train, winners
 from dvsnas_jax.search import loop, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
@@ -56,11 +56,11 @@ def write(path: pathlib.Path, kind: str, config=None) -> pathlib.Path:
     net = static_net.make(config.net, settings.num_classes)
     variables = static_net.init(net, jax.random.key(0))
     cell = cell_lib.make(space, genotype, settings)
-    params = cell.init(jax.random.key(1))
+    params = compilation.jit_once(cell.init)(jax.random.key(1))
     videos = pipeline.sequences(config.data, "val")
-    found = static_net.infer(net, variables, videos[0].frames)
+    found = compilation.jit_once(functools.partial(static_net.infer, net))(variables, videos[0].frames)
     clip = types.Features(maps={name: x[None] for name, x in found.maps.items()}, logits=found.logits[None])
-    params = cell_lib.freeze_norm(params, cell.moments(params, clip))
+    params = cell_lib.freeze_norm(params, compilation.jit_once(cell.moments)(params, clip))
     if kind == "refine":  # it starts at zero: corrections that change labels
         kernel = params["ports"]["head"]["kernel"]
         spread = found.logits.std() * 0.5
@@ -73,15 +73,18 @@ def write(path: pathlib.Path, kind: str, config=None) -> pathlib.Path:
         head["output_bias"] = head["output_bias"] - jnp.median(log_odds)
     folder = workdir.Workdir(path)
     folder.claim(config)
-    state = pretrain.init(variables, pretrain.make_optimizer(config.pretrain))
+    optimizer = pretrain.make_optimizer(config.pretrain)
+    state = compilation.jit_once(lambda: pretrain.init(variables, optimizer))()
     folder.checkpointer(pretrain.STAGE).save(1, state)
     train.save_winner(folder, space, genotype, params, {})
     return path
 
 
 def finish_search(path: pathlib.Path) -> None:
-    """Adds to a run folder what a search ends in: its last checkpoint, of drawn shared weights."""
+    """Makes a run folder that of a finished search: with its last checkpoint, of drawn shared weights, and its cell."""
     folder = workdir.Workdir(path)
+    winners.mark_search(folder)
+    folder.write_json(winners.BEST, {**folder.read_json(winners.BEST), "made_by": winners.SEARCH})
     config = folder.config()
     space, rng = features.space_of(config), jax.random.key(0)
     strategy = strategies.make(config.search.strategy, space, config.controller)

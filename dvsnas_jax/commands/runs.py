@@ -24,7 +24,8 @@ def register(add: common.Add) -> None:
     )
     train.add_argument(
         "--genotype", metavar="FILE",
-        help="genotype JSON, or zoo:NAME, the one cell of the folder; without it only the static network is trained",
+        help="genotype JSON, or zoo:NAME, the one cell of the folder; without it only the static network is trained, "
+        "and scored",
     )  # fmt: skip
     evaluate = add(
         "evaluate",
@@ -74,9 +75,12 @@ def _train(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
     if arguments.genotype and not arguments.genotype.startswith("zoo:"):
         common.existing(arguments.genotype, "--genotype")
-    from dvsnas_jax.run import train
+    from dvsnas_jax.run import evaluate, score_tables, train
 
-    common.print_summary(train.run(config, common.open_workdir(arguments.workdir), arguments.genotype))
+    folder = common.open_workdir(arguments.workdir)
+    common.print_summary(train.run(config, folder, arguments.genotype))
+    if not arguments.genotype and not train.has_cell(folder):
+        print(score_tables.summary(evaluate.run(config, folder)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ def register(add: common.Add) -> None:
         "input", metavar="INPUT", help="video file, animation, folder of images, glob of images in quotes, or camera:0"
     )
     model = segment.add_mutually_exclusive_group(required=True)
-    model.add_argument("--workdir", metavar="DIR", help="run folder with a trained cell")
+    model.add_argument("--workdir", metavar="DIR", help="run folder with a trained cell or static network")
     model.add_argument("--model", metavar="DIR", help="folder that `dvsnas export` wrote")
     _add_outputs(segment)
     segment.add_argument("--max-frames", metavar="N", type=int, help="read no more frames than this")

@@ -120,7 +120,7 @@ def _scores_by_image(query: jax.Array, padded: jax.Array, window: int) -> jax.Ar
         return lax.map(column_fn, jnp.arange(window)).swapaxes(0, 1)
 
     found = lax.map(image_fn, (query, padded))
-    return jnp.moveaxis(found.reshape(len(query), window * window, height, width), 1, 0)
+    return jnp.moveaxis(found.reshape(query.shape[0], window * window, height, width), 1, 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

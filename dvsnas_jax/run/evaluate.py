@@ -11,10 +11,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import compilation, distributed, errors, progress, types, workdir
+from dvsnas_jax.core import distributed, errors, progress, types, workdir
 from dvsnas_jax.data import pipeline, store, tf_videos
-from dvsnas_jax.run import artifact, claims, metrics, pretrain, programs, stream, train
-from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.run import artifact, claims, metrics, opened, programs, stream, train, winners
 
 RESULT = "evaluation.json"
 STRIP, CLIP = "figures/strip.npz", "figures/clip.npz"
@@ -40,6 +39,8 @@ def run(
 ) -> dict[str, Any]:
     """The command `evaluate`: scores of the run's network and cell on `config.evaluate.split`.
 
+    Where no cell was trained, of the static network alone; `cell` is then None in the result.
+
     Writes `evaluation.json` and the frames that the report shows. For a split other than val, or other data than the
     run's, a file of its own alone (`evaluation_SPLIT.json`, `evaluation_DATA_SPLIT.json`): the report stays as it is.
     Of several processes all read the weights, the first one alone segments, and the others wait for it.
@@ -51,21 +52,15 @@ def run(
       is_other_data: the config's data is not what the run was trained on, but has the same classes.
 
     Raises:
-      UserError: the run folder holds no trained network or cell, or is of another config.
+      UserError: the run folder holds no trained network, or is of another config.
     """
     ignore = ("evaluate", "report", *(("data",) if is_other_data else _FREE_KEYS))
-    train.require_winner(folder)
     with folder.hold():
         config = claims.check(config, folder, ignore=ignore)
         table = pipeline.class_table(config.data)
         if is_other_data:
             _check_classes(pipeline.class_table(claims.config_of(folder).data).names, table.names, folder.path)
-        variables = pretrain.restore(config, folder)
-        if variables is None:
-            raise errors.UserError(f"{folder.path}: holds no trained static network, run `dvsnas search` first")
-        cell, params, space, genotype = train.load_winner(config, folder)
-        with compilation.effort(config.compile_effort):
-            segmenter = stream.make_segmenter(config, variables, cell, params)
+        segmenter, has_cell = opened.segmenter(config, folder), train.has_cell(folder)
         sequences, strip = sequences_of(config), Strip(config.report.strip_frames)
         claims.claim(config, folder, ignore=ignore)
 
@@ -79,10 +74,13 @@ def run(
             file = f"evaluation_{config.data.name}_{config.evaluate.split}.json"
         if distributed.is_main():
             commonest = None if is_other_data else commonest_class(config, table)
-            result = _evaluate(config, segmenter, sequences, table, commonest=commonest, watch_fn=watch)
-            folder.write_json(file, {**result, GENOTYPE: genotype_lib.digest(space, genotype)})
+            result = _evaluate(
+                config, segmenter, sequences, table, commonest=commonest, watch_fn=watch, has_cell=has_cell
+            )
+            winner = winners.read(folder)
+            folder.write_json(file, {**result, GENOTYPE: winner.digest if winner else None})
             if file == RESULT:
-                strip.save(segmenter, sequences, table, folder)
+                strip.save(segmenter, sequences, table, folder, has_cell=has_cell)
         distributed.barrier("evaluation")  # written by one process, read by all
         return folder.read_json(file)
 
@@ -115,6 +113,7 @@ def run_exported(
         table,
         commonest=None,
         watch_fn=watch_fn or (lambda number, sequence, static, found: None),
+        has_cell=bool(model.manifest["genotype"]),
     )
     workdir.Workdir(folder).write_json(f"evaluation_{config.data.name}_{config.evaluate.split}.json", result)
     return result
@@ -123,12 +122,18 @@ def run_exported(
 def segmenter_of(model: artifact.Model) -> stream.Segmenter:
     """The programs of an exported folder as those of a run are used."""
 
+    # Without a cell a program carries nothing; a state of no such fields keeps its place.
+    has_cell, nothing = bool(model.manifest["genotype"]), jax.numpy.zeros((1, 0, 0, 0))
+    blank = types.CellState(
+        state=nothing, decoder=nothing, logits=nothing, image=nothing, is_first=jax.numpy.ones((1,), bool)
+    )
+
     def initial_state() -> types.CellState:
-        return types.CellState(**model.initial_state())
+        return types.CellState(**model.initial_state()) if has_cell else blank
 
     def cell_step(state: types.CellState, frame: np.ndarray) -> tuple[types.CellState, jax.Array]:
-        after, labels = model.step(programs.to_dict(state), frame)
-        return types.CellState(**after), labels
+        after, labels = model.step(programs.to_dict(state) if has_cell else {}, frame)
+        return types.CellState(**after) if has_cell else blank, labels
 
     def segment(frames: np.ndarray) -> stream.Labels:
         state, static, cell, shares = model.initial_state(), [], [], []
@@ -182,13 +187,17 @@ def _evaluate(
     *,
     commonest: int | None,
     watch_fn: WatchFn,
+    has_cell: bool,
 ) -> dict[str, Any]:
     """Scores and, where the config asks for them, times."""
-    result = score(segmenter, sequences, table, config.evaluate, commonest=commonest, watch_fn=watch_fn)
+    result = score(
+        segmenter, sequences, table, config.evaluate, commonest=commonest, watch_fn=watch_fn, has_cell=has_cell
+    )
     result["split"] = config.evaluate.split
     if config.evaluate.latency_frames:
         for name, times in stream.latency(segmenter, sequences[0].frames, config.evaluate.latency_frames).items():
-            result[name] |= times
+            if result[name] is not None:
+                result[name] |= times
     return result
 
 
@@ -200,6 +209,7 @@ def score(
     *,
     commonest: int | None,
     watch_fn: WatchFn,
+    has_cell: bool = True,
 ) -> dict[str, Any]:
     """Scores of the static network and the cell; of the static network on undegraded frames where they exist.
 
@@ -210,6 +220,7 @@ def score(
       section: `evaluate` of the configuration.
       commonest: a class; always answering it is scored, too. None: nothing of the kind.
       watch_fn: sees each.
+      has_cell: False: the segmenter's network is used alone; there are no scores of a cell.
     """
 
     def no_scores() -> metrics.SequenceScores:
@@ -221,7 +232,7 @@ def score(
         for number, sequence in enumerate(sequences):
             static, cell, key_share = segmenter.segment(sequence.frames)
             watch_fn(number, sequence, static, cell)
-            predictions = {"static": static, "cell": cell}
+            predictions = {"static": static, "cell": cell} if has_cell else {"static": static}
             if sequence.clean is not None:
                 predictions["static_clean"] = segmenter.segment(sequence.clean).static
                 num_clean += 1
@@ -232,15 +243,18 @@ def score(
                 own[name].add(sequence.labels, found, sequence.flow)
                 totals[name].merge(own[name])
             row: dict[str, Any] = {"name": sequence.name, "num_frames": len(sequence.frames)}
-            row |= {name: own[name].result() for name in ("static", "cell")}
-            row["cell"]["key_share"] = float(key_share.mean(dtype=np.float64))
+            row |= {name: own[name].result() for name in ("static", "cell") if name in own}
+            if has_cell:
+                row["cell"]["key_share"] = float(key_share.mean(dtype=np.float64))
             rows.append(row)
             bar.update()
     return {
         "classes": list(table.names),
         "num_frames": sum(row["num_frames"] for row in rows),
         "static": {**totals["static"].result(), **totals["static"].pixel_counts()},
-        "cell": {**totals["cell"].result(), **totals["cell"].pixel_counts(), "key_share": _mean_share(rows)},
+        "cell": {**totals["cell"].result(), **totals["cell"].pixel_counts(), "key_share": _mean_share(rows)}
+        if has_cell
+        else None,
         "static_clean": totals["static_clean"].result() if num_clean == len(rows) else None,
         "commonest_class": None if commonest is None else totals["commonest_class"].result(),
         "sequences": rows,
@@ -292,12 +306,15 @@ class Strip:
         sequences: Sequence[types.Sequence],
         table: types.ClassTable,
         folder: workdir.Workdir,
+        *,
+        has_cell: bool = True,
     ) -> None:
         """Writes frames, labels and predictions of the strip, and of a longer stretch around it."""
         _, number, start = self._best
         sequence = sequences[number]
         static, cell, _ = segmenter.segment(sequence.frames)
-        arrays = {"frames": sequence.frames, "labels": sequence.labels, "static": static, "cell": cell}
+        arrays = {"frames": sequence.frames, "labels": sequence.labels, "static": static}
+        arrays |= {"cell": cell} if has_cell else {}
         first = max(0, min(start - CLIP_FRAMES // 3, len(sequence.frames) - CLIP_FRAMES))
         for file, begin, count in ((STRIP, start, self._num_frames), (CLIP, first, CLIP_FRAMES)):
             path = folder.path / file

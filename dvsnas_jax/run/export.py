@@ -11,11 +11,14 @@ file each keeps the choice out of the layers, and a device reads only its own.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,10 +32,12 @@ from dvsnas_jax.core import compilation, errors, json_text, progress, workdir
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.data import layouts, pipeline, savedmodel, written_ids
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import artifact, claims, features, pretrain, programs, train
+from dvsnas_jax.run import artifact, claims, features, onnx_files, pretrain, programs, train
 from dvsnas_jax.space import genotype as genotype_lib
 
-SAVEDMODEL = "savedmodel"
+SAVEDMODEL, TFLITE = "savedmodel", "model.tflite"
+SERVING = "serving_default"
+"""The signature that segments the next frame."""
 _BACKENDS = {"cpu": "cpu", "accelerator": "gpu"}
 """The backend whose layers a target gets."""
 
@@ -43,14 +48,20 @@ def run(
     *,
     is_baked: bool = False,
     has_savedmodel: bool = False,
+    has_tflite: bool = False,
+    has_onnx: bool = False,
 ) -> dict[str, Any]:
     """The command `export`.
 
+    All is written beside the output first: a failure leaves an earlier export as it was, and no new one.
+
     Args:
-      path: a run folder with a trained cell.
+      path: a run folder with a trained cell, or a static network alone.
       output: the folder to write; its manifest comes last, so that a folder with one is complete.
       is_baked: the weights are constants of each program, in place of a file beside them.
       has_savedmodel: a TensorFlow SavedModel of the same programs is written into the folder, too.
+      has_tflite: a TensorFlow Lite file with the signatures of the SavedModel, too.
+      has_onnx: the folder `onnx` with a file for each program, too.
 
     Returns:
       What was written, for people.
@@ -62,15 +73,23 @@ def run(
     config = claims.config_of(folder)
     model, genotype = open_run(config, folder)
     target = pathlib.Path(output)
+    if has_onnx:
+        onnx_files.require()
     try:
-        _clear(target)
-        manifest = write(target, model, genotype, pipeline.class_table(config.data), is_baked=is_baked)
-        manifest["net"] = config_lib.to_json_dict(config.net)
-        manifest["ids"] = written_ids.of(config.data).tolist()
-        manifest["trained_on"] = layouts.title(config.data)
-        if has_savedmodel:
-            write_savedmodel(target / SAVEDMODEL, model)
-        (target / artifact.MANIFEST).write_text(json_text.dumps(manifest, indent=1) + "\n")
+        _check(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            made = pathlib.Path(scratch)
+            manifest = write(made, model, genotype, pipeline.class_table(config.data), is_baked=is_baked)
+            manifest |= _about(config)
+            if has_savedmodel:
+                write_savedmodel(made / SAVEDMODEL, model)
+            if has_tflite:
+                (made / TFLITE).write_bytes(tflite(model))
+            if has_onnx:
+                manifest["onnx"] = onnx_files.write(made / onnx_files.FOLDER, model)
+            (made / artifact.MANIFEST).write_text(json_text.dumps(manifest, indent=1) + "\n")
+            _replace(made, target)
     except OSError as error:
         raise errors.UserError(f"--output: cannot write {target}: {error.strerror or error}") from None
     size = sum((target / name).stat().st_size for name in manifest["files"])
@@ -83,33 +102,58 @@ def run(
     }
 
 
-def _clear(target: pathlib.Path) -> None:
-    """Makes the folder, or takes an earlier export out of it, one that was interrupted, too.
+def _about(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What the manifest says of the run."""
+    return {
+        "net": config_lib.to_json_dict(config.net),
+        "ids": written_ids.of(config.data).tolist(),
+        "trained_on": layouts.title(config.data),
+    }
+
+
+def _check(target: pathlib.Path) -> None:
+    """Whether a folder can be written: it is none yet, empty, or an earlier export, one that was interrupted, too.
 
     Raises:
       UserError: it holds something else.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    names = (artifact.MANIFEST, artifact.TENSORS, SAVEDMODEL)
-    found = [path for path in target.iterdir() if path.name in names or path.suffix == ".jax"]
-    if not found and any(target.iterdir()):
+    if target.exists() and any(target.iterdir()) and not _written(target):
         raise errors.UserError(f"--output: {target} is no exported folder and not empty; choose another --output")
-    for path in sorted(found, key=lambda path: path.name != artifact.MANIFEST):  # the manifest first
+
+
+def _written(target: pathlib.Path) -> list[pathlib.Path]:
+    """What an earlier export wrote, the manifest first."""
+    names = (artifact.MANIFEST, artifact.TENSORS, SAVEDMODEL, TFLITE, onnx_files.FOLDER)
+    found = [path for path in target.iterdir() if path.name in names or path.suffix == ".jax"]
+    return sorted(found, key=lambda path: path.name != artifact.MANIFEST)
+
+
+def _replace(made: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves what was made into the folder, in place of an earlier export; the manifest goes first and comes last."""
+    target.mkdir(exist_ok=True)
+    for path in _written(target):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in reversed(_written(made)):
+        path.rename(target / path.name)
 
 
 def open_run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tuple[programs.Model, dict[str, Any]]:
-    """The trained network and cell of a run folder, and the genotype by name.
+    """The trained network and cell of a run folder, and the genotype by name; {} of a static network alone.
 
     Raises:
       UserError: it holds none.
     """
-    train.require_winner(folder)
     variables = pretrain.restore(config, folder)
     if variables is None:
-        raise errors.UserError(f"{folder.path}: holds no trained static network, run `dvsnas search` first")
-    cell, params, space, genotype = train.load_winner(config, folder)
-    settings = features.settings_of(config)
+        raise errors.UserError(
+            f"{folder.path}: holds no trained static network, run `dvsnas search` or `dvsnas train` first"
+        )
+    settings, cell, params, named = features.settings_of(config), None, None, {}
+    if train.has_cell(folder):
+        cell, params, space, genotype = train.load_winner(config, folder)
+        named = genotype_lib.to_dict(space, genotype)
+    else:  # every frame passes the static network, whatever the mode of a cell would be
+        settings = dataclasses.replace(settings, mode="refine")
     model = programs.Model(
         net=static_net.make(config.net, settings.num_classes),
         variables=static_net.fold(variables),
@@ -118,7 +162,7 @@ def open_run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tupl
         settings=settings,
         size=(config.data.height, config.data.width),
     )
-    return model, genotype_lib.to_dict(space, genotype)
+    return model, named
 
 
 def write(
@@ -210,24 +254,54 @@ def exported(
 def write_savedmodel(path: pathlib.Path, model: programs.Model) -> None:
     """Writes the programs of a model as a TensorFlow SavedModel, see `data.savedmodel`.
 
-    Its programs have the layers of a CPU, which run on all platforms. A SavedModel and not ONNX: it carries JAX's own
-    StableHLO, so that the labels are the same; a converter to ONNX translates every operation into others.
+    Its programs have the layers of a CPU, which run on all platforms. Each has a serving signature of its name, for one
+    video; `serving_default` segments the next frame of a video and decides itself whether it is a key frame.
 
     Raises:
       UserError: TensorFlow is not installed.
     """
-    weights: dict[str, np.ndarray] = {}
-    functions = {}
-    for name, program in programs.make(model).items():
-        named = flatten(program.weights)
-        weights |= named
-        functions[name] = savedmodel.Function(
-            fn=exported(program, "cpu", savedmodel.PLATFORMS).call,
-            weights=tuple(named),
-            args=program.args,
-            is_batched=program.is_batched,
-        )
-    savedmodel.write(path, functions, weights, programs.initial_state(model))
+    functions, signatures, weights = {}, {}, dict[str, np.ndarray]()
+    for name, program in {**programs.make(model), SERVING: programs.next_frame(model)}.items():
+        weights |= flatten(program.weights)
+        signatures[name] = _function(program, _unflattened(program))
+        if name != SERVING:
+            functions[name] = _function(program, exported(program, "cpu", savedmodel.PLATFORMS).call)
+    with compilation.target(_BACKENDS["cpu"]):
+        savedmodel.write(path, functions, weights, programs.initial_state(model), signatures=signatures)
+
+
+def tflite(model: programs.Model) -> bytes:
+    """A TensorFlow Lite file with the signatures of `write_savedmodel`; its layers are plain convolutions.
+
+    In propagate mode it has no `serving_default`: its interpreter (2.21, XNNPACK) fails on the choice between key
+    frames and others inside a program. The host chooses, as `artifact.Model.step` does.
+
+    Raises:
+      UserError: TensorFlow is not installed, or its converter does not take a program.
+    """
+    made = programs.make(model)
+    if "step" in made:
+        made[SERVING] = made["step"]
+    weights = functools.reduce(lambda a, b: a | b, (flatten(program.weights) for program in made.values()))
+    with compilation.target(_BACKENDS["accelerator"]):
+        return savedmodel.lite({name: _function(p, _unflattened(p)) for name, p in made.items()}, weights)
+
+
+def _unflattened(program: programs.Program) -> Callable[..., Any]:
+    """The function of a program with its weights as a list."""
+    tree = jax.tree.structure(program.weights)
+    return lambda weights, *args: program.fn(jax.tree.unflatten(tree, weights), *args)
+
+
+def _function(program: programs.Program, fn: Callable[..., Any]) -> savedmodel.Function:
+    return savedmodel.Function(
+        fn=fn,
+        weights=tuple(flatten(program.weights)),
+        args=program.args,
+        is_batched=program.is_batched,
+        inputs=program.input_names(),
+        outputs=program.result_names(),
+    )
 
 
 def flatten(weights: Any) -> dict[str, np.ndarray]:

@@ -40,6 +40,7 @@ class Segmenter:
       mode: "refine" or "propagate".
       ids: i32 [K], what masks of the data set hold for each class.
       trained_on: name of the data set; "" where an exported folder does not say it.
+      has_cell: False: a static network alone, whose labels `step` gives.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class Segmenter:
         mode: str,
         ids: np.ndarray | None = None,
         trained_on: str = "",
+        has_cell: bool = True,
     ) -> None:
         """Of functions of a batch of one frame: u8 [1, H, W, 3] -> u8 [1, H, W]; `load` calls this."""
         self.ids = np.arange(len(classes), dtype=np.int32) if ids is None else ids
         self.trained_on = trained_on
         self.size, self.classes, self.colors, self.mode = size, classes, colors, mode
+        self.has_cell = has_cell
         self._init_fn, self._step_fn, self._static_fn, self._share_fn = init_fn, step_fn, static_fn, share_fn
         self._first_fn = compilation.jit(lambda labels: labels[0])
 
@@ -119,7 +122,7 @@ def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> Se
     """Opens a trained network and cell.
 
     Args:
-      path: a run folder with a trained cell, or a folder that `dvsnas export` wrote.
+      path: a run folder with a trained cell or a static network alone, or a folder that `dvsnas export` wrote.
       key_interval: propagate: the (longest) distance of key frames, in place of the run's `schedule.interval`.
 
     Returns:
@@ -151,6 +154,7 @@ def _load_artifact(path: pathlib.Path, key_interval: int | None) -> Segmenter:
         mode=manifest["mode"],
         ids=np.array(manifest["ids"], np.int32) if "ids" in manifest else None,
         trained_on=str(manifest.get("trained_on", "")),
+        has_cell=bool(manifest["genotype"]),
     )
 
 
@@ -158,21 +162,16 @@ def _load_run(path: pathlib.Path, key_interval: int | None) -> Segmenter:
     """Opens a run folder; nothing is written to it."""
     from dvsnas_jax.core import workdir
     from dvsnas_jax.data import layouts, pipeline, written_ids
-    from dvsnas_jax.run import claims, pretrain, stream, train
+    from dvsnas_jax.run import claims, opened, train
 
     folder = workdir.Workdir(path)
     config = claims.config_of(folder)
-    train.require_winner(folder)
+    mode = config.space.mode if train.has_cell(folder) else "refine"  # without a cell, the network sees every frame
     if key_interval is not None:
-        check_interval(config.space.mode, key_interval)
+        check_interval(mode, key_interval)
         config = config.copy_and_resolve_references().unlock()
         config.schedule.interval = key_interval
-    variables = pretrain.restore(config, folder)
-    if variables is None:
-        raise errors.UserError(f"{path}: holds no trained static network, run `dvsnas search` or `dvsnas train` first")
-    cell, params, _, _ = train.load_winner(config, folder)
-    with compilation.effort(config.compile_effort):
-        made = stream.make_segmenter(config, variables, cell, params)
+    made = opened.segmenter(config, folder)
     table = pipeline.class_table(config.data)
     return Segmenter(
         init_fn=made.initial_state,
@@ -182,9 +181,10 @@ def _load_run(path: pathlib.Path, key_interval: int | None) -> Segmenter:
         size=(config.data.height, config.data.width),
         classes=table.names,
         colors=table.colors,
-        mode=config.space.mode,
+        mode=mode,
         ids=written_ids.of(config.data),
         trained_on=layouts.title(config.data),
+        has_cell=train.has_cell(folder),
     )
 
 

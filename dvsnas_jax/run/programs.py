@@ -33,12 +33,26 @@ class Program(NamedTuple):
       weights: a tree of arrays.
       args: shapes of the other arguments, for a batch of one.
       is_batched: whether it takes any number of videos at a time (the first axis of every argument).
+      inputs: names of the arguments.
+      outputs: names of the results; one: the result itself.
     """
 
     fn: Callable[..., Any]
     weights: Any
     args: tuple[Any, ...]
     is_batched: bool = True
+    inputs: tuple[str, ...] = ("state", "frame")
+    outputs: tuple[str, ...] = ("state", "labels")
+
+    def input_names(self) -> list[str]:
+        """A name for each array among the arguments, such as `frame` and `state_logits`."""
+        return [name for label, arg in zip(self.inputs, self.args, strict=True) for name in leaf_names(label, arg)]
+
+    def result_names(self) -> list[str]:
+        """A name for each array among the results, as `input_names` names them."""
+        found = jax.eval_shape(self.fn, self.weights, *self.args)
+        parts = (found,) if len(self.outputs) == 1 else found
+        return [name for label, part in zip(self.outputs, parts, strict=True) for name in leaf_names(label, part)]
 
 
 class Model(NamedTuple):
@@ -47,15 +61,15 @@ class Model(NamedTuple):
     Attributes:
       net: the static network.
       variables: of it, folded (`static_net.fold`).
-      cell: the static graph.
-      params: of it.
+      cell: the static graph; None: the network is used alone.
+      params: of it, None without one.
       settings: of the cell.
       size: height and width of the frames.
     """
 
     net: static_net.StaticNet
     variables: Any
-    cell: cell_lib.Cell
+    cell: cell_lib.Cell | None
     params: Any
     settings: ports.CellSettings
     size: tuple[int, int]
@@ -73,8 +87,16 @@ class Region(NamedTuple):
     places: tuple[int, ...]
 
 
+def leaf_names(label: str, tree: Any) -> list[str]:
+    """Names of the arrays of a tree in their order: the label alone, or with the keys that lead to the array."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return ["_".join([label, *(str(getattr(entry, "key", getattr(entry, "idx", ""))) for entry in p)]) for p in paths]
+
+
 def initial_state(model: Model) -> State:
-    """The state of one video before its first frame."""
+    """The state of one video before its first frame; without a cell there is none."""
+    if model.cell is None:
+        return {}
     return to_dict(model.cell.initial_state(static_net.frame_shapes(model.net, model.size)))
 
 
@@ -100,11 +122,18 @@ def make(model: Model) -> dict[str, Program]:
     def static(weights: Any, frame: jax.Array) -> jax.Array:
         return predict(infer(weights["static"], frame).logits)
 
-    found = {"static": Program(static, {"static": model.variables}, (frame,))}
+    alone = {"static": model.variables}
+    found = {"static": Program(static, alone, (frame,), inputs=("frame",), outputs=("labels",))}
+    if model.cell is None:
+        return {
+            **found,
+            "step": Program(lambda weights, state, frame: (state, static(weights, frame)), alone, (state, frame)),
+        }
+    cell = model.cell
     if model.settings.is_propagating:
 
         def key(weights: Any, state: State, frame: jax.Array) -> tuple[State, jax.Array]:
-            restarted = model.cell.restart(weights["cell"], _state(state), infer(weights["static"], frame))
+            restarted = cell.restart(weights["cell"], _state(state), infer(weights["static"], frame))
             return _labelled(model, restarted)
 
         found["key"] = Program(key, weights, (state, frame))
@@ -112,10 +141,49 @@ def make(model: Model) -> dict[str, Program]:
         return {**found, **add(model, state, frame)}
 
     def step(weights: Any, state: State, frame: jax.Array) -> tuple[State, jax.Array]:
-        after, logits = model.cell.step(weights["cell"], _state(state), infer(weights["static"], frame))
+        after, logits = cell.step(weights["cell"], _state(state), infer(weights["static"], frame))
         return to_dict(after), predict(logits)
 
     return {**found, "step": Program(step, weights, (state, frame))}
+
+
+def next_frame(model: Model) -> Program:
+    """`(state, frame) -> (state, labels)` as one program, which decides inside whether a frame is a key frame."""
+    made = make(model)
+    if "step" in made:
+        return made["step"]
+    schedule, places = model.settings.schedule, regions(model)
+
+    def step(weights: Any, state: State, frame: jax.Array) -> tuple[State, jax.Array]:
+        def run(name: str, *args: Any) -> Any:
+            return made[name].fn(weights, *args)
+
+        is_due = (state["age"] < 0) | (state["age"] + 1 >= schedule.interval)
+        if not schedule.is_learned:
+            return jax.lax.cond(is_due.any(), lambda: run("key", state, frame), lambda: run("other", state, frame))
+        maps, shares = run("look", state, frame)
+        is_due |= shares > schedule.threshold
+
+        def computed() -> tuple[State, jax.Array]:
+            if not places:
+                return run("key", state, frame)
+            canvas = [jnp.zeros_like(state[name]) for name in ("decoder", "logits")]
+            for row, line in enumerate(places):
+                for column, region in enumerate(line):
+                    where = jnp.array(region.places, jnp.int32)
+                    paint = functools.partial(made[region.program].fn, weights, canvas, frame, where)
+                    canvas = jax.lax.cond(is_due[0, row, column], lambda p=paint: list(p()), lambda c=canvas: c)
+            joined = functools.partial(run, "join", state, maps, canvas, is_due)
+            return jax.lax.cond(is_due.all(), lambda: run("key", state, frame), joined)
+
+        return jax.lax.cond(is_due.any(), computed, lambda: run("other", state, maps))
+
+    return made["key"]._replace(fn=step, is_batched=not places)
+
+
+def _cell(model: Model) -> cell_lib.Cell:
+    assert model.cell is not None, "these are programs of a cell"
+    return model.cell
 
 
 def _state(values: State) -> types.CellState:
@@ -132,18 +200,20 @@ def _cheap_weights(model: Model, last: str) -> Any:
 
 def _fixed(model: Model, state: State, frame: Any) -> dict[str, Program]:
     """The program of a frame that is no key frame."""
-    last = stream.depth(model.cell.inputs, model.settings)
+    cell = _cell(model)
+    last = stream.depth(cell.inputs, model.settings)
 
     def other(weights: Any, state: State, frame: jax.Array) -> tuple[State, jax.Array]:
         cheap = static_net.infer(model.net, weights["static"], frame, last)
-        return _labelled(model, model.cell.advance(weights["cell"], _state(state), cheap))
+        return _labelled(model, cell.advance(weights["cell"], _state(state), cheap))
 
     return {"other": Program(other, _cheap_weights(model, last), (state, frame))}
 
 
 def _learned(model: Model, state: State, frame: Any) -> dict[str, Program]:
     """The programs of a schedule that looks at a frame first."""
-    settings, last = model.settings, stream.depth(model.cell.inputs, model.settings)
+    settings, cell = model.settings, _cell(model)
+    last = stream.depth(cell.inputs, settings)
 
     def look(weights: Any, state: State, frame: jax.Array) -> tuple[dict[str, Any], jax.Array]:
         cheap = static_net.infer(model.net, weights["static"], frame, last)
@@ -152,13 +222,13 @@ def _learned(model: Model, state: State, frame: Any) -> dict[str, Program]:
         return dict(cheap.maps), schedule_lib.region_means(jax.nn.sigmoid(log_odds), settings.schedule.regions)
 
     def other(weights: Any, state: State, maps: dict[str, Any]) -> tuple[State, jax.Array]:
-        return _labelled(model, model.cell.advance(weights["cell"], _state(state), _features(maps)))
+        return _labelled(model, cell.advance(weights["cell"], _state(state), _features(maps)))
 
     weights = _cheap_weights(model, last)
     maps, shares = jax.eval_shape(look, weights, state, frame)
     found = {
-        "look": Program(look, weights, (state, frame)),
-        "other": Program(other, {"cell": model.params}, (state, maps)),
+        "look": Program(look, weights, (state, frame), outputs=("maps", "shares")),
+        "other": Program(other, {"cell": model.params}, (state, maps), inputs=("state", "maps")),
     }
     if settings.schedule.kind == "regions":
         found |= _regions(model, state, frame, maps, jax.ShapeDtypeStruct(shares.shape, bool))
@@ -212,15 +282,21 @@ def _regions(model: Model, state: State, frame: Any, maps: Any, is_due: Any) -> 
         weights: Any, state: State, maps: dict[str, Any], canvas: Any, is_due: jax.Array
     ) -> tuple[State, jax.Array]:
         full = types.Features(maps={**maps, "decoder": canvas[0]}, logits=canvas[1])
-        before, cell, params = _state(state), model.cell, weights["cell"]
+        before, cell, params = _state(state), _cell(model), weights["cell"]
         advanced = cell.advance(params, before, _features(maps))
         return _labelled(model, cell.merge(cell.restart(params, before, full), advanced, is_due))
 
     found = {
         region.program: Program(
-            make_paint(crop, shape), {"static": model.variables}, (canvas, frame, places), is_batched=False
-        )
+            make_paint(crop, shape),
+            {"static": model.variables},
+            (canvas, frame, places),
+            is_batched=False,
+            inputs=("canvas", "frame", "places"),
+            outputs=("canvas",),
+        )  # fmt: skip
         for row in _crops(model)
         for region, crop, shape in row
     }
-    return {**found, "join": Program(join, {"cell": model.params}, (state, maps, canvas, is_due))}
+    inputs = ("state", "maps", "canvas", "is_due")
+    return {**found, "join": Program(join, {"cell": model.params}, (state, maps, canvas, is_due), inputs=inputs)}

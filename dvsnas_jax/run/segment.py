@@ -49,6 +49,7 @@ def run(segmenter: load.Segmenter, source: video.Source, options: segment_output
       UserError: an input or output fails; what was written is complete as far as it goes.
       StoppedEarly: SIGTERM or SIGINT arrived; likewise.
     """
+    _check_sides(segmenter, options)
     options.make_folders()
     started, told = time.perf_counter(), list[str]()
     _say(segment_summary.about(segmenter, source, options.resize), told)
@@ -92,6 +93,19 @@ def run(segmenter: load.Segmenter, source: video.Source, options: segment_output
     if stop.requested:
         raise errors.StoppedEarly(f"{stop.name} after {tally.num_frames} frames")
     return summary
+
+
+def _check_sides(segmenter: load.Segmenter, options: segment_outputs.Options) -> None:
+    """Whether the two sides of a video would differ.
+
+    Raises:
+      UserError: they would not.
+    """
+    if options.is_side_by_side and not segmenter.has_cell:
+        raise errors.UserError(
+            "--side-by-side: there is no cell, both sides would be the same network; leave it out, or train a cell "
+            "(`dvsnas train --genotype=FILE`, `dvsnas search`)"
+        )
 
 
 def _say(lines: Sequence[str], told: list[str], kind: str = "") -> None:

@@ -242,6 +242,11 @@ def save_winner(
     distributed.barrier("winner")  # written by one process, read by all
 
 
+def has_cell(folder: workdir.Workdir) -> bool:
+    """Whether a run folder holds a trained cell; without one, its static network is used alone."""
+    return (folder.path / BEST).is_file()
+
+
 def _cell_stage(digest: str) -> str:
     return f"{CELL_STAGE}_{digest}"
 
@@ -253,7 +258,7 @@ def require_winner(folder: workdir.Workdir) -> pathlib.Path:
       UserError: the run folder holds no trained cell.
     """
     path = folder.path / BEST
-    if not path.is_file():
+    if not has_cell(folder):
         raise errors.UserError(f"{folder.path}: holds no trained cell, run `dvsnas search` or `dvsnas train` first")
     return path
 

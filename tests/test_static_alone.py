@@ -1,0 +1,98 @@
+"""A static network without a cell: scored by `train`, and usable by every command that reads a run folder."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import trained
+
+import dvsnas_jax
+from dvsnas_jax import cli
+from dvsnas_jax.core import compilation, errors, workdir
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.run import evaluate, features, pretrain, report, segment, segment_outputs, train
+
+
+@pytest.fixture(scope="module", params=["refine", "fixed"])
+def alone(request, tmp_path_factory):
+    """The run folder of a kind without its cell, and the labels of its network on the first video."""
+    path = tmp_path_factory.mktemp("alone") / "run"
+    shutil.copytree(trained.evaluated(request.param).path, path)
+    for name in (train.BEST, evaluate.RESULT):
+        (path / name).unlink()
+    for stage in (path / "checkpoints").glob(f"{train.CELL_STAGE}*"):
+        shutil.rmtree(stage)
+    return path, trained.evaluated(request.param).labels[0][0], trained.frames(request.param)
+
+
+def test_it_is_evaluated_without_a_row_that_repeats_it(alone, capsys):
+    path, labels, _ = alone
+    folder, seen = workdir.Workdir(path), []
+    result = evaluate.run(folder.config(), folder, watch_fn=lambda *given: seen.append(given[2:]))
+    np.testing.assert_array_equal(seen[0][0], labels)
+    np.testing.assert_array_equal(seen[0][1], labels)
+    kind = "refine" if folder.config().space.mode == "refine" else "fixed"
+    assert result["static"] == trained.evaluated(kind).result["static"]
+    assert result["cell"] is None and all(set(row) == {"name", "num_frames", "static"} for row in result["sequences"])
+    assert json.loads((path / evaluate.RESULT).read_text()) == result
+    page = report.write(path)[-1]
+    text = open(page, encoding="utf-8").read()
+    assert "mIoU of the network" in text and "mIoU of the cell" not in text and "With the cell" not in text
+
+
+def test_loaded_and_exported_it_gives_the_labels_of_the_network_on_every_frame(alone, tmp_path):
+    path, labels, frames = alone
+    out = tmp_path / "out"
+    assert cli.main(["export", f"--workdir={path}", f"--output={out}"]) == 0
+    config = workdir.Workdir(path).config()
+    net = static_net.make(config.net, features.settings_of(config).num_classes)
+    variables = static_net.fold(pretrain.restore(config, workdir.Workdir(path)))
+    direct = jax.jit(lambda frame: static_net.predict(static_net.infer(net, variables, frame).logits, trained.SIZE))
+    for where in (path, out):
+        segmenter = dvsnas_jax.load(where)
+        assert segmenter.mode == "refine" and not segmenter.has_cell
+        with compilation.effort("quick"):
+            state = segmenter.init()
+            for frame, expected in zip(frames[:3], labels, strict=False):
+                state, found = segmenter.step(state, frame)
+                np.testing.assert_array_equal(found, expected)
+                np.testing.assert_array_equal(segmenter.static_step(frame), expected)
+                assert segmenter.key_share(state) == 1.0
+        assert (np.asarray(direct(frames[:1])) == labels[0]).mean() > 0.999  # other weights of the same network
+        with pytest.raises(errors.UserError, match="mode refine has no key frames"):
+            dvsnas_jax.load(where, key_interval=2)
+    result = evaluate.run_exported(config, out)
+    assert result["cell"] is None and result["static"]["miou"] == pytest.approx(
+        trained.evaluated("refine" if config.space.mode == "refine" else "fixed").result["static"]["miou"], abs=1e-3
+    )
+
+
+def test_two_sides_of_the_same_network_are_refused(alone, tmp_path):
+    options = segment_outputs.Options(output=str(tmp_path / "o.mp4"), is_side_by_side=True)
+    with pytest.raises(errors.UserError, match="--side-by-side: there is no cell"):
+        segment.run(dvsnas_jax.load(alone[0]), None, options)
+
+
+def test_train_without_a_genotype_prints_the_score(alone, capsys, monkeypatch):
+    path = alone[0]
+    monkeypatch.setattr(train, "run", lambda *given: {"stages": [pretrain.STAGE], "genotype": None})
+    from dvsnas_jax.commands import common
+
+    config = workdir.Workdir(path).config()
+    monkeypatch.setattr(common, "load_config", lambda arguments: config)
+    assert cli.main(["train", "--config=configs/smoke.py", f"--workdir={path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "mIoU" in shown and "static network" in shown and "with the cell" not in shown
+
+
+def test_a_folder_without_a_network_is_still_refused(tmp_path):
+    folder = workdir.Workdir(tmp_path / "empty")
+    folder.claim(trained.make_config("refine"))
+    for call_fn in (
+        lambda: dvsnas_jax.load(folder.path),
+        lambda: evaluate.run(folder.config(), folder),
+    ):
+        with pytest.raises(errors.UserError, match="holds no trained static network"):
+            call_fn()
