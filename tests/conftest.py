@@ -17,10 +17,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _LONGEST_FIRST = (
-    "ablate", "static_net", "layers", "operations", "compare", "gumbel", "search", "pipeline", "segment", "export",
-    "readme", "evidence", "bench_search", "evaluate", "mesh", "many_processes", "run_folder", "scratch", "streaming",
-    "stream", "predictor", "propagate", "distributed", "cost", "report", "coverage", "torch_weights", "bench_nets",
-    "doctor", "data", "zoo", "rendezvous", "launch",
+    "ablate", "static_net", "search", "layers", "operations", "propagate", "compare", "gumbel", "pipeline", "segment",
+    "export_programs", "export", "readme", "evidence", "bench_search", "evaluate", "mesh", "run_folder", "scratch",
+    "streaming", "stream", "predictor", "distributed", "cost", "report", "coverage", "torch_weights", "bench_nets",
+    "ppo", "doctor", "data", "zoo", "rendezvous", "launch",
 )  # fmt: skip
 """Of the files with the most work; the others, which follow, fill what two processes leave."""
 
