@@ -18,8 +18,8 @@ import pytest
 import safetensors.numpy
 import trees
 from looked_at import load
+from messages import ROOT
 from PIL import Image
-from test_advice import ROOT
 
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import checkpoint, locking, workdir

@@ -23,7 +23,7 @@ from advice import (
     words_of,
 )
 from looked_at import load
-from test_advice import ROOT
+from messages import ROOT
 
 from dvsnas_jax.core import workdir
 from dvsnas_jax.data import prepared, store, synthetic

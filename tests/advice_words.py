@@ -4,7 +4,7 @@ import command_line
 import looked_at
 from advice import ONE_LAYER, Row, bench_words, embedded, few_cells, file, member_without_max, smoke, space_of, words_of
 from looked_at import load
-from test_advice import ROOT
+from messages import ROOT
 
 from dvsnas_jax.controller import ppo, strategies
 from dvsnas_jax.core import config as config_lib

@@ -22,16 +22,13 @@ from dvsnas_jax.data import tf_loader
 from dvsnas_jax.run import load as load_lib
 from dvsnas_jax.search import bench_search, table_maker
 
-ROOT = messages.ROOT
-
-
 ROWS = [*GENOTYPES, *CONFIGS, *WORDS, *STRATEGIES, *WEIGHTS, *DATA, *FOLDERS, *OWN_DATA, *RUNS, *SEGMENTS]
 
 
 @pytest.fixture(autouse=True)
 def _no_work(monkeypatch):
     command_line.stop_at_work(monkeypatch)
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(messages.ROOT)
     monkeypatch.setattr(bandit, "benchmark", lambda: {"figure": 1.0})
     for module, name in (
         (bench_search, "run"),
@@ -111,7 +108,7 @@ def test_options_keys_commands_and_variables_that_a_text_names_exist():
 
 
 def test_packages_that_a_text_installs_are_extras_of_the_project():
-    extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
+    extras = (messages.ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
     named = {name for message in messages.texts() for name in re.findall(r"dvsnas-jax\[(\w+)\]", message.text)}
     assert "cityscapes" in named
     assert [name for name in named if not re.search(rf"^{name} = ", extras, re.MULTILINE)] == []
