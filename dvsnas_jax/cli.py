@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
+import errno
 import os
 import sys
 from argparse import Namespace
@@ -11,6 +14,21 @@ from dvsnas_jax.commands import ablate, common, compare, data, doctor, export, n
 from dvsnas_jax.core import allocator, distributed, errors
 
 _PREFIX = "--config."
+_NO_MEMORY = "RESOURCE_EXHAUSTED"
+"""In what XLA raises, a RuntimeError, where a device lacks memory."""
+_LESS_MEMORY = (
+    "lower the sizes (data.height and data.width, --height and --width, net.width, the batches), or use another machine"
+)
+
+_OF_THE_SYSTEM = {
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "give a path whose links end",
+    errno.EACCES: "change its permissions, or give another path",
+    errno.EROFS: "give a path that can be written",
+    errno.ENOSPC: "free some space and start the same command again",
+    errno.EDQUOT: "free some space and start the same command again",
+}
+"""What no check foresees, for example a disk that gets full: one line, wherever it is met."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,15 +50,26 @@ def _run(argv: Sequence[str] | None) -> int:
     """Runs one command and tells what went wrong."""
     try:
         words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-        arguments = _parser().parse_args(words)
+        arguments = _parse(words)
         if overrides and not hasattr(arguments, "config"):
-            raise errors.UserError(f"{_PREFIX}{next(iter(overrides))}: the command {arguments.command} takes no config")
+            given = f"{_PREFIX}{next(iter(overrides))}"
+            raise errors.UserError(f"{given}: the command {arguments.command} takes no config; leave it out")
         arguments.overrides = overrides
         _prepare_jax(arguments)
         _join(arguments)
         code = arguments.run_fn(arguments)
     except errors.UserError as error:
         print(f"dvsnas: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return errors.EXIT_USER
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and _NO_MEMORY not in str(error):
+            raise
+        print(f"dvsnas: error: memory: {_shown(error)}; {_LESS_MEMORY}", file=sys.stderr)
+        return errors.EXIT_USER
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM or error.filename is None:
+            raise
+        print(f"dvsnas: error: {error.filename}: {error.strerror}; {_OF_THE_SYSTEM[error.errno]}", file=sys.stderr)
         return errors.EXIT_USER
     except errors.Stopped as stopped:
         if distributed.is_main():
@@ -79,6 +108,54 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             text = pending.pop(0)
         overrides[key] = text
     return words, overrides
+
+
+def _parse(words: Sequence[str]) -> Namespace:
+    """The words as arguments.
+
+    Raises:
+      UserError: a word that no option or argument takes (with the nearest option), or an empty one: what
+        `--workdir=$UNSET` becomes would otherwise be the current folder.
+    """
+    for word in words:
+        flag, separator, value = word.partition("=")
+        if not word or (separator and not value and flag.startswith("--")):
+            raise errors.UserError(f"{flag or 'arguments'}: an empty value; give one, or leave it out")
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args([_at_home(word) for word in words])
+    if unknown:
+        path = [arguments.command, *([arguments.action] if hasattr(arguments, "action") else [])]
+        flag = unknown[0].split("=")[0]
+        if flag.lower().lstrip("-").startswith("config."):
+            close = [_PREFIX + flag.split(".", 1)[1]]
+        else:
+            close = difflib.get_close_matches(flag, _options(parser, path), n=1, cutoff=0.7)
+        hint = f"did you mean {close[0]}? " if close else "leave them out "
+        see = f"(see dvsnas {' '.join(path)} --help)"
+        raise errors.UserError(f"unrecognized arguments: {' '.join(unknown)}; {hint}{see}")
+    return arguments
+
+
+def _options(parser: argparse.ArgumentParser, path: Sequence[str]) -> list[str]:
+    """The options of a command."""
+    for name in path:
+        commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = commands.choices[name]
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def _at_home(word: str) -> str:
+    """A word with the home folder in place of `~/`, which no shell replaces inside of `--workdir=~/runs`."""
+    flag, separator, value = word.partition("=")
+    if flag.startswith("--") and value.startswith("~/"):
+        return flag + separator + os.path.expanduser(value)
+    return word
+
+
+def _shown(error: BaseException) -> str:
+    """The first sentence of what is said: an accelerator goes on with a list of all it holds."""
+    first = " ".join(str(error).removeprefix(f"{_NO_MEMORY}: ").partition("\n")[0].split())
+    return first.rstrip(".")[:300] or "there is not enough"
 
 
 def _parser() -> common.Parser:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs into .venv (made if there is none), then lint, type check and tests.
 # Usage: launch/test.sh [options for pytest], for example -m slow
-# Without options the tests run in two processes, a file in one; with options in one process, so that slow ones time well.
+# Without options the tests run in two processes, a file in one, beside the type check; with options in one process, so
+# that slow ones time well.
 # DVSNAS_EXTRAS=test,parity installs PyTorch, too, to compare with.
 # One test opens the report in Chromium. Root gets it from apt-get; without any, that test is skipped.
 set -euo pipefail
@@ -14,8 +15,17 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null &&
     echo "no Chromium could be installed: the report is not opened in a browser" >&2
 fi
 .venv/bin/ruff check .
-.venv/bin/mypy dvsnas_jax
 if [ $# = 0 ]; then
-  set -- -n 2 --dist loadfile
+  types=$(mktemp)
+  .venv/bin/mypy dvsnas_jax >"$types" 2>&1 &
+  mypy=$!
+  trap 'kill "$mypy" 2>/dev/null || true; rm -f "$types"' EXIT
+  status=0
+  # Files in the order of tests/conftest.py, the longest first: both processes end at about the same time.
+  .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder || status=$?
+  wait "$mypy" || status=$?
+  cat "$types"
+  exit "$status"
 fi
+.venv/bin/mypy dvsnas_jax
 .venv/bin/python -m pytest -q "$@"

@@ -1,5 +1,6 @@
 """`dvsnas bench search`: its arithmetic by hand, its counts against the program's, its figures against each other."""
 
+import functools
 import json
 import pathlib
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.run import features
+from dvsnas_jax.run import bench_nets, features
 from dvsnas_jax.search import bench_search, collectives, estimate, lowering, work
 from dvsnas_jax.space import cost
 from dvsnas_jax.space import genotype as genotype_lib
@@ -200,7 +201,9 @@ def test_paper_size_is_counted_without_the_packages_of_data():
 @pytest.fixture(name="result", scope="module")
 def _result() -> dict:
     effort = bench_search.Effort(groups=2, repeats=1)
-    return bench_search.run(config_lib.load(None, TINY), num_candidates=100, effort=effort)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_nets, "matrix_peak", functools.partial(bench_nets.matrix_peak, sizes=(128, 256)))
+        return bench_search.run(config_lib.load(None, TINY), num_candidates=100, effort=effort)
 
 
 def test_measured_figures_fit_each_other(result):
@@ -253,8 +256,8 @@ def test_command_counts_at_paper_size_on_a_cpu(tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["controller", "--paper-size"], "--paper-size: only `bench search` takes it"),
-        (["nets", "--candidates=3"], "--candidates: only `bench search` takes it"),
+        (["controller", "--paper-size"], "--paper-size: only `dvsnas bench search` takes it"),
+        (["nets", "--candidates=3"], "--candidates: only `dvsnas bench search` takes it"),
         (["search", "--inside=0"], "--inside: must be above 0, got 0"),
         (["search", "--candidates=many"], "invalid int value"),
         (["search", "--paper-size", "--config.search.mode=scratch"], "set search.mode to 'share'"),

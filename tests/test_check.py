@@ -540,7 +540,7 @@ def test_animation_of_one_video_and_unlabelled_frames(tmp_path):
     pictures, rate = preview.animate(data, num_frames=3)
     assert rate == 30 and len(pictures) == 3
     np.testing.assert_array_equal(pictures[0][:180, :240], pictures[0][:180, 240:])  # no labels: the bare frame
-    with pytest.raises(errors.UserError, match=r"video 5 of val, 60 frames: numbers are 0\.\.0"):
+    with pytest.raises(errors.UserError, match="--video: must be from 0 to 0, the videos of val, got 5"):
         preview.animate(data, number=5)
 
 

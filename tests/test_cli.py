@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, help with an example, overrides."""
 
+import errno
 import os
 import pathlib
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -196,6 +198,28 @@ def test_stopped_is_75_and_interrupt_is_1_and_a_fault_raises(tmp_path, monkeypat
     _install(monkeypatch, "dvsnas_jax.search.pipeline", run=fail)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         cli.main(words)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG])
+def test_what_the_file_system_refuses_is_one_line_that_names_the_file(number, tmp_path, monkeypatch, capsys):
+    def run(config, folder):
+        raise OSError(number, os.strerror(number), "runs/a/metrics.jsonl")
+
+    _install(monkeypatch, "dvsnas_jax.search.pipeline", run=run)
+    assert cli.main(["search", f"--config={ROOT}/configs/smoke.py", f"--workdir={tmp_path}"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"dvsnas: error: runs/a/metrics.jsonl: {os.strerror(number)}; ") and line.count("\n") == 1
+
+
+def test_a_device_without_memory_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys):
+    def run(config, folder):
+        jax.numpy.zeros((1 << 50,), "int8").block_until_ready()
+
+    _install(monkeypatch, "dvsnas_jax.search.pipeline", run=run)
+    assert cli.main(["search", f"--config={ROOT}/configs/smoke.py", f"--workdir={tmp_path}"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("dvsnas: error: memory: Out of memory allocating 1125899906842624 bytes; lower the sizes (")
+    assert line.count("\n") == 1
 
 
 def test_compile_cache_default_and_switch(tmp_path, monkeypatch):

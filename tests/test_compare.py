@@ -114,7 +114,7 @@ def test_a_file_keeps_the_schedule_of_the_config(tmp_path: pathlib.Path) -> None
         ("--genotypes=zoo,zoo", "named more than once: zoo"),
         ("--genotypes=zoo:statik", "did you mean 'zoo:static'"),
         ("--genotypes=zoo:dvsnet", "zoo:dvsnet: the config does not fit it; add --config.space.mode=propagate"),
-        ("--genotypes=nowhere.json", "nowhere.json: no such file"),
+        ("--genotypes=nowhere.json", "nowhere.json does not exist"),
         ("--genotypes=zoo --seeds=0", "--seeds: must be at least 1, got 0"),
         ("--genotypes=zoo --seeds=some", "invalid int value: 'some'"),
     ],
@@ -330,8 +330,9 @@ def test_a_diverged_job_is_told_and_left_out_of_the_mean(jobs, tmp_path, monkeyp
 
 TINY = {
     "data.height": "32", "data.width": "48", "data.crop_height": "32", "data.crop_width": "48",
-    "net.decoder_channels": "8", "space.channels": "4", "train.steps": "3", "train.norm_batches": "1",
     "data.num_train_clips": "6", "data.val_frames": "5", "data.num_val_clips": "1", "evaluate.latency_frames": "5",
+    "net.encoder": "resnet18", "net.width": "0.125", "net.decoder_channels": "8", "space.channels": "4",
+    "train.steps": "3", "train.norm_batches": "1",
 }  # fmt: skip
 
 

@@ -167,7 +167,7 @@ def test_verdict():
 
 
 def test_the_packaged_table_through_the_command(tmp_path, capsys):
-    words = ["compare-strategies", "--table", "--seeds=12", f"--output={tmp_path}"]
+    words = ["compare-strategies", "--table", "--seeds=4", f"--output={tmp_path}"]
     words += ["--strategies=ppo,predictor,random"]
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
@@ -188,12 +188,12 @@ def test_the_packaged_table_through_the_command(tmp_path, capsys):
         (["--table", "--strategies=ppo,rndom"], "unknown name 'rndom', did you mean 'random'"),
         (["--table", "--strategies=ppo,ppo"], "--strategies: needs distinct names"),
         (["--table", "--seeds=0"], "--seeds: must be at least 1"),
-        (["--table", "--budget=2000"], "--budget: 2000 evaluations are more than the 1371 cells"),
+        (["--table", "--budget=2000"], "--budget: must be at most the number of cells (1371), got 2000"),
         (["--table", "--per-step=0"], "--per-step: must be at least 1"),
         (["--table", "--training-seeds=0,6"], "--training-seeds: must be numbers from 0 to 5"),
         (["--table", "--training-seeds=2,5"], "every cell was trained with seeds 0 to 1 only"),
         (["--table=none.json"], "--table: none.json does not exist"),
-        (["--table", "--make-table"], "give one of them"),
+        (["--table", "--make-table"], "leave out one of them"),
         ([], "--workdir: is needed, or --table"),
         (["--config=configs/table.py"], "--workdir: is needed"),
     ],
@@ -208,8 +208,8 @@ def test_tuned_values_give_way_to_a_config(tmp_path):
     made = made_up()
     path = tmp_path / "config.py"
     path.write_text("from dvsnas_jax.core import config as c\n\ndef get_config():\n  return c.defaults()\n")
-    tuned = replay.run(made, ["ppo"], budget=24, num_runs=6)
-    plain = replay.run(made, ["ppo"], budget=24, num_runs=6, config_path=str(path))
+    tuned = replay.run(made, ["ppo"], budget=24, num_runs=3)
+    plain = replay.run(made, ["ppo"], budget=24, num_runs=3, config_path=str(path))
     # With the defaults the first update comes after 100 rollouts: PPO then draws like a fresh policy.
     curves = [report.content["results"]["ppo"]["last_quarter"]["value"] for report in (tuned, plain)]
     assert curves[0] > curves[1]

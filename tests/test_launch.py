@@ -412,3 +412,20 @@ def test_jobset_runs_the_image(jobset, image):
     assert pod["securityContext"]["fsGroup"] == 1000
     (wait,) = [item["value"] for item in container["env"] if item["name"] == "DVSNAS_START_TIMEOUT"]
     assert distributed.start_seconds({"DVSNAS_START_TIMEOUT": wait}) == 1800
+
+
+@pytest.mark.parametrize("types, tests, code", [(0, 0, 0), (1, 0, 1), (0, 5, 5), (1, 5, 1)])
+def test_a_wrong_type_fails_the_tests_that_run_beside_the_check(tmp_path, types, tests, code):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "launch" / "test.sh").write_text((LAUNCH / "test.sh").read_text())
+    (tmp_path / "launch" / "setup.sh").write_text("install_into_venv() { :; }\n")
+    executable(tmp_path, "id", "echo 1")  # not root: nothing is installed
+    executable(tmp_path / ".venv" / "bin", "ruff", "true")
+    executable(tmp_path / ".venv" / "bin", "mypy", f"echo types of $1; exit {types}")
+    executable(tmp_path / ".venv" / "bin", "python", f'echo "$@"; exit {tests}')
+    done = run(["bash", "launch/test.sh"], tmp_path)
+    assert done.returncode == code and "types of dvsnas_jax\n" in done.stdout
+    assert "-m pytest -q -n 2 --dist loadfile --no-loadscope-reorder\n" in done.stdout
+    done = run(["bash", "launch/test.sh", "-m", "slow"], tmp_path)
+    assert done.returncode == (types or tests) and done.stdout.endswith("" if types else "-m pytest -q -m slow\n")

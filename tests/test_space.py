@@ -286,7 +286,7 @@ def test_broken_genotypes_are_named(text: str, expected: str) -> None:
 
 def test_integer_genotypes_are_checked() -> None:
     good = np.zeros((3, 5), np.int32)
-    with pytest.raises(errors.UserError, match="layer 1, field in_b: 8 is not in 0..7"):
+    with pytest.raises(errors.UserError, match="layer 1, field in_b: must be from 0 to 7, got 8"):
         bad = good.copy()
         bad[1, 1] = 8
         genotype_lib.validate(SPACE, bad)

@@ -269,19 +269,21 @@ def test_bad_values_are_told_in_one_line(change, words):
     assert "\n" not in str(caught.value)
 
 
-def _train_once(changes: dict, **options):
+def _train_once(changes: dict, *rngs: dict):
+    """The first variables, and for each of `rngs` the maps and the new statistics of one program."""
     net = static_net.make(_config(encoder="resnet18", width=0.125, decoder_channels=8, **changes), 3)
     variables = static_net.init(net, jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 33, 40, 3))
 
-    def run(variables):
-        return net.apply(variables, images, train=True, mutable=["batch_stats"], **options)
+    @compilation.jit_once
+    def run(variables, rngs):
+        return net.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
 
-    return variables, *compilation.jit_once(run)(variables)
+    return variables, [run(variables, one) for one in rngs]
 
 
 def test_frozen_statistics_stay_and_normalise():
-    variables, found, updated = _train_once({"freeze_norm": True})
+    variables, ((found, updated),) = _train_once({"freeze_norm": True}, {})
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
     net = static_net.make(_config(encoder="resnet18", width=0.125, decoder_channels=8), 3)
     images = jax.random.normal(jax.random.key(1), (2, 33, 40, 3))
@@ -291,7 +293,8 @@ def test_frozen_statistics_stay_and_normalise():
 
 def test_dropout_and_auxiliary_classifier_are_of_training_only():
     changes = {"dropout": 0.5, "auxiliary": True}
-    runs = [_train_once(changes, rngs={"dropout": jax.random.key(seed)})[1] for seed in (0, 0, 1)]
+    _, runs = _train_once(changes, *({"dropout": jax.random.key(seed)} for seed in (0, 0, 1)))
+    runs = [found for found, _ in runs]
     assert runs[0].maps["auxiliary"].shape == (2, 3, 3, 3)  # ceil(33 / 16) x ceil(40 / 16), 3 classes
     np.testing.assert_array_equal(runs[0].logits, runs[1].logits)
     assert np.any(runs[0].logits != runs[2].logits)
@@ -325,7 +328,8 @@ def test_needed_variables_give_the_same_maps(small, last):
     net, variables = small
     frames = np.random.default_rng(0).integers(0, 256, (1, 32, 40, 3), np.uint8)
     part = static_net.needed(net, variables, last)
-    whole, found = (static_net.infer(net, tree, frames, last) for tree in (variables, part))
+    infer = compilation.jit_once(lambda tree: static_net.infer(net, tree, frames, last))
+    whole, found = infer(variables), infer(part)
     jax.tree.map(np.testing.assert_array_equal, whole, found)
     counts = [len(jax.tree.leaves(tree)) for tree in (part, variables)]
     assert counts[0] == counts[1] if last == "decoder" else counts[0] < counts[1]

@@ -215,7 +215,7 @@ def test_what_is_wrong_is_told(cityscapes, tmp_path):
             else:
                 trees.save(paths[0], np.zeros((16, 30), np.uint8))
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.UserError, match="--predictions: cannot write into"):
+    with pytest.raises(errors.UserError, match="--predictions: cannot write"):
         submission.write(_noisy(data, "val"), data, "val", tmp_path / "file")
     with (
         pytest.raises(errors.UserError, match="scores Cityscapes"),

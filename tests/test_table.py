@@ -117,7 +117,7 @@ def damage(path: pathlib.Path, **changes) -> pathlib.Path:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"version": 1}, "no table of version 2"), ({"rows": []}, "is damaged"), (None, "cannot be read as JSON")],
+    [({"version": 1}, "no table of version 2"), ({"rows": []}, "is damaged"), (None, "not JSON")],
 )
 def test_a_bad_file_is_told_in_one_line(tmp_path, changes, message):
     path = tmp_path / "table.json"

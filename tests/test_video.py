@@ -455,9 +455,9 @@ def test_a_folder_of_something_else_says_what_is_there(tmp_path):
 
 
 def test_cameras():
-    with pytest.raises(errors.UserError, match=r"camera:77: no such camera \(/dev/video77\); there is"):
+    with pytest.raises(errors.UserError, match=r"camera:77: no such camera \(/dev/video77, there is .*give"):
         video.open_source("camera:77")
-    with pytest.raises(errors.UserError, match="camera:front: a camera has a number"):
+    with pytest.raises(errors.UserError, match="camera:front: a camera needs a number"):
         video.open_source("camera:front")
 
 
@@ -508,8 +508,8 @@ def test_outputs_that_cannot_be(tmp_path):
     with pytest.raises(errors.UserError, match=r"o\.avi must end in \.mp4 or \.mov or \.mkv"):
         video_out.check_output(str(tmp_path / "o.avi"))
     (tmp_path / "file").write_text("x")
-    with pytest.raises(errors.UserError, match="--output: cannot make the folder"):
-        video_out.make_folder(tmp_path / "file" / "new", "--output")
+    with pytest.raises(errors.UserError, match=r"--output: cannot write .*file/o\.mp4: .*file is no folder"):
+        video_out.check_output(str(tmp_path / "file" / "o.mp4"))
     (tmp_path / "o.mp4").mkdir()
     with pytest.raises(errors.UserError, match=r"o\.mp4 is a folder"):
         video_out.check_output(str(tmp_path / "o.mp4"))
@@ -572,3 +572,26 @@ def test_a_spoilt_frame_and_other_light_are_no_cut():
     assert _takes(darker) == []
     assert _takes([np.zeros_like(a[0])] * 4) == []
     assert list(cuts.mark([], lambda image: image)) == []
+
+
+def test_a_folder_of_the_name_of_a_frame_is_no_frame(tmp_path):
+    for number in range(2):
+        Image.fromarray(scene(number)).save(tmp_path / f"f{number}.png")
+    (tmp_path / "f2.png").mkdir()
+    for name in (str(tmp_path), str(tmp_path / "*.png")):
+        assert [frame.name for frame in video.open_source(name)] == ["f0", "f1"]
+    (tmp_path / "only.png").mkdir()
+    with pytest.raises(errors.UserError, match="no file matches this pattern; give another one"):
+        video.open_source(str(tmp_path / "only*"))
+
+
+@pytest.mark.parametrize("rate", [0.001, 1000])
+def test_the_slowest_and_the_fastest_rate_are_written(tmp_path, rate):
+    Image.fromarray(scene(0, 16, 16)).save(tmp_path / "f.png")
+    source = video.open_source(str(tmp_path), rate=rate)
+    writer = video_out.VideoWriter(tmp_path / "o.mp4", (16, 16), rate=source.rate, time_base=source.time_base)
+    for number in range(3):
+        writer.write(scene(0, 16, 16), number)
+    writer.close()
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert [round(frame.time * rate) for frame in container.decode(video=0)] == [0, 1, 2]

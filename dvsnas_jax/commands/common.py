@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dvsnas_jax.core import errors, json_text
+from dvsnas_jax.core import errors, json_text, output_files
 
 if TYPE_CHECKING:
     import ml_collections
@@ -113,25 +114,22 @@ def existing(path: str, what: str) -> pathlib.Path:
     Raises:
       UserError: it is not.
     """
-    found = pathlib.Path(path)
-    if not found.exists():
-        raise errors.UserError(f"{what}: {path} does not exist")
-    return found
+    try:
+        os.stat(path)
+    except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        problem = "does not exist" if is_missing else f"cannot be read ({error.strerror})"
+        raise errors.UserError(f"{what}: {path} {problem}; give one that is there") from None
+    return pathlib.Path(path)
 
 
 def picture(path: str, suffixes: Sequence[str] = PICTURES) -> str:
-    """A path that a picture can be written to; its folder is made.
+    """A path that a picture can be written to, once its folder is made.
 
     Raises:
-      UserError: another file type, or the folder cannot be made.
+      UserError: another file type, or it cannot be written.
     """
-    target = pathlib.Path(path)
-    if target.suffix.lower() not in suffixes:
-        raise errors.UserError(f"--output: {path} must end in {' or '.join(suffixes)}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(f"--output: cannot make the folder {target.parent}: {error.strerror}") from None
+    output_files.check_file(path, suffixes=suffixes)
     return path
 
 

@@ -73,8 +73,6 @@ def _search(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
-    if arguments.genotype and not arguments.genotype.startswith("zoo:"):
-        common.existing(arguments.genotype, "--genotype")
     from dvsnas_jax.run import evaluate, score_tables, train
 
     folder = common.open_workdir(arguments.workdir)

@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from dvsnas_jax.commands import common
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, output_files
 
 PACKAGED = "packaged"
 REPLAYED = "ppo,reinforce,evolution,predictor,random"
@@ -76,10 +76,12 @@ def register(add: common.Add) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    if arguments.output:
+        output_files.check_folder(arguments.output)
     if arguments.seeds is not None and arguments.seeds < 1:
         raise errors.UserError(f"--seeds: must be at least 1, got {arguments.seeds}")
     if arguments.table and arguments.make_table:
-        raise errors.UserError("--make-table: makes a table, --table reads one; give one of them")
+        raise errors.UserError("--make-table: makes a table, --table reads one; leave out one of them")
     if arguments.made_up and (arguments.table or arguments.make_table):
         raise errors.UserError("--made-up: replays without a table; leave out --table and --make-table")
     if arguments.table or arguments.made_up:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import pathlib
 from typing import Any
 
 from dvsnas_jax.commands import common
-from dvsnas_jax.core import errors, json_text
+from dvsnas_jax.core import errors, json_text, output_files
 
 _SEARCH_NUMBERS = (
     ("candidates", 1000, "of the search that is estimated"),
@@ -49,35 +51,25 @@ def _show(arguments: argparse.Namespace) -> None:
 
     if arguments.genotype == zoo.ALL:
         if arguments.output:
-            raise errors.UserError(f"--output: draws one genotype; choose one, for example {next(iter(zoo.TABLE))!r}")
+            example = next(iter(zoo.TABLE.values())).title
+            raise errors.UserError(f"--output: draws one genotype; choose one, for example {example}")
         print(zoo.listing())
         return
-    title = None
+    member = None
     if arguments.genotype.startswith(zoo.PREFIX):
         member = zoo.get(arguments.genotype)
         space, tokens = zoo.genotype(member)
-        title = member.title
-        print(zoo.describe(member))
     else:
-        space, tokens = _read_genotype(arguments.genotype)
+        space, tokens = zoo.read(arguments.genotype, name="GENOTYPE.json")
+    output = common.picture(arguments.output) if arguments.output else None
+    if member is not None:
+        print(zoo.describe(member))
     print(f"genotype {genotype.digest(space, tokens)}, inputs {', '.join(space.inputs)}")
     print(draw.text(space, tokens))
-    if arguments.output:
-        output = common.picture(arguments.output)
-        draw.render(space, tokens, output, title=title)
+    if output:
+        output_files.make_folder(pathlib.Path(output).parent)
+        draw.render(space, tokens, output, title=member.title if member else None)
         print(f"written: {output}")
-
-
-def _read_genotype(name: str) -> Any:
-    """The space and the genotype of a file."""
-    from dvsnas_jax.space import genotype
-
-    path = common.existing(name, "GENOTYPE.json")
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.UserError(f"{path}: cannot be read as text: {error}") from None
-    return genotype.from_json(text, where=str(path))
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -85,8 +77,13 @@ def _bench(arguments: argparse.Namespace) -> None:
         raise errors.UserError(f"bench {arguments.part}: takes no config; leave --config out")
     if arguments.part != "search":
         for name in ("paper-size", "profile", *(name for name, _, _ in _SEARCH_NUMBERS)):
-            if getattr(arguments, name.replace("-", "_")):
-                raise errors.UserError(f"--{name}: only `bench search` takes it")
+            given = getattr(arguments, name.replace("-", "_"))
+            if given is not None and given is not False:  # 0 is given, too
+                raise errors.UserError(f"--{name}: only `dvsnas bench search` takes it; leave it out")
+    if arguments.json:
+        _check_writable(arguments.json)
+    if arguments.profile:
+        output_files.check_folder(arguments.profile, flag="--profile")
     parts = {
         "controller": _bench_controller, "cell": _bench_cell, "data": _bench_data, "nets": _bench_nets,
         "search": _bench_search,
@@ -95,10 +92,21 @@ def _bench(arguments: argparse.Namespace) -> None:
     if arguments.part not in ("nets", "search"):  # they print a table
         common.print_summary(result)
     if arguments.json:
-        try:
-            pathlib.Path(arguments.json).write_text(json_text.dumps(result, indent=1) + "\n")
-        except OSError as error:
-            raise errors.UserError(f"--json: cannot write {arguments.json}: {error.strerror}") from None
+        pathlib.Path(arguments.json).write_text(json_text.dumps(result, indent=1) + "\n")
+
+
+def _check_writable(path: str) -> None:
+    """Before anything is measured: whether the figures can be written."""
+    is_new = not os.path.lexists(path)
+    try:
+        with open(path, "a"):  # nothing that is there is lost
+            pass
+        if is_new:
+            os.unlink(path)
+    except OSError as error:
+        raise errors.UserError(
+            f"--json: cannot write {path}: {error.strerror}; give the name of a file in a folder that is there"
+        ) from None
 
 
 def _bench_controller(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -133,8 +141,10 @@ def _bench_search(arguments: argparse.Namespace) -> dict[str, Any]:
     number: dict[str, Any] = {}
     for name, default, _ in _SEARCH_NUMBERS:
         given = getattr(arguments, name.replace("-", "_"))
-        if given is not None and given <= 0:
-            raise errors.UserError(f"--{name}: must be above 0, got {given:g}")
+        is_share = name.endswith("-share")
+        if given is not None and not (0 < given <= (1 if is_share else math.inf) and math.isfinite(given)):
+            allowed = "above 0 and at most 1" if is_share else "above 0"
+            raise errors.UserError(f"--{name}: must be {allowed}, got {given:g}")
         number[name] = default if given is None else given
     links = estimate.Links(
         number["devices-per-host"], number["inside"] * 1e9, number["between"] * 1e9, number["latency"] * 1e-6

@@ -124,8 +124,8 @@ def _check(controller_config: ml_collections.ConfigDict) -> None:
             raise errors.UserError(f"controller.{key}: must be at least 1, got {controller_config[key]}")
     if controller_config.minibatch > controller_config.buffer:
         raise errors.UserError(
-            f"controller.minibatch: {controller_config.minibatch} rollouts do not fit into "
-            f"controller.buffer = {controller_config.buffer}, make it at most that"
+            f"controller.minibatch: must be at most controller.buffer ({controller_config.buffer}), "
+            f"got {controller_config.minibatch}"
         )
 
 

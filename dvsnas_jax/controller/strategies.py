@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -69,10 +69,27 @@ def make(name: str, space: genotype.Space, controller_config: ml_collections.Con
       UserError: unknown name, an operation mask that is unknown or leaves nothing, impossible sizes.
     """
     if name not in TABLE:
-        close = difflib.get_close_matches(str(name), TABLE, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ","
-        raise errors.UserError(f"search.strategy: unknown name {name!r}{hint} allowed are {', '.join(TABLE)}")
+        raise _unknown("search.strategy", name)
     return TABLE[name](space, controller_config)
+
+
+def check_names(names: Sequence[str], where: str = "--strategies") -> None:
+    """Names to compare: distinct and known.
+
+    Raises:
+      UserError: they are not; `where` is named.
+    """
+    if not names or len(set(names)) < len(names):
+        raise errors.UserError(f"{where}: needs distinct names separated by commas, got {','.join(names) or 'none'}")
+    for name in names:
+        if name not in TABLE:
+            raise _unknown(where, name)
+
+
+def _unknown(where: str, name: str) -> errors.UserError:
+    close = difflib.get_close_matches(str(name).lower(), TABLE, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ","
+    return errors.UserError(f"{where}: unknown name {name!r}{hint} allowed are {', '.join(TABLE)}")
 
 
 def operation_mask(space: genotype.Space, masked: tuple[str, ...]) -> np.ndarray:
@@ -94,7 +111,7 @@ def operation_mask(space: genotype.Space, masked: tuple[str, ...]) -> np.ndarray
             )
     mask = np.asarray([name not in masked for name in space.operations])
     if not mask.any():
-        raise errors.UserError("controller.masked_operations: masks every operation of the space, leave at least one")
+        raise errors.UserError("controller.masked_operations: masks every operation of the space; leave one out of it")
     return mask
 
 

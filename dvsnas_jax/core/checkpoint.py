@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import pathlib
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ class Checkpointer:
     """The last few checkpoints of one stage. Orbax writes beside and renames, so a step is whole or not there."""
 
     def __init__(self, path: str | os.PathLike[str], keep: int = 2) -> None:
-        self.path = pathlib.Path(path).resolve()
+        self.path = pathlib.Path(os.path.realpath(path))
         self.keep = keep
         self._cached_manager: Any = None
 
@@ -76,7 +77,7 @@ class Checkpointer:
         with _quiet():
             import orbax.checkpoint as ocp
 
-            found = sorted(ocp.utils.checkpoint_steps(self.path)) if self.path.is_dir() else []
+            found = sorted(ocp.utils.checkpoint_steps(self.path)) if os.path.isdir(self.path) else []
         return json.loads(distributed.tell(json.dumps(found)))
 
     def restore(self, template: Any, step: int | None = None) -> Any:
@@ -97,7 +98,8 @@ class Checkpointer:
         step = max(steps, default=None) if step is None else step
         if step is None or step not in steps:
             raise errors.UserError(
-                f"{self.path}: no checkpoint{'' if step is None else f' of step {step}'}, there are {steps}"
+                f"{self.path}: no checkpoint{'' if step is None else f' of step {step}'}, there are "
+                f"{', '.join(map(str, steps)) or 'none'}; restore that folder, or train in another --workdir"
             )
         where = f"{self.path / str(step)}"
         with _quiet():
@@ -111,13 +113,14 @@ class Checkpointer:
                 index = json.loads(bytes(np.asarray(packed["index"])))
                 data = np.asarray(packed["data"])[: 1 + sum(map(_num_bytes, index["leaves"]))]
             except (ValueError, KeyError, OSError) as error:
+                _ignore_closed_loops()
                 text = " ".join(str(error).split())[:200]
                 raise errors.UserError(
-                    f"{where}: damaged checkpoint ({text}); delete that folder and start again"
+                    f"{where}: damaged checkpoint ({text}); delete that folder and start the run again"
                 ) from None
         if zlib.crc32(data.tobytes()) != index["crc32"]:
             raise errors.UserError(
-                f"{where}: damaged checkpoint (checksum differs); delete that folder and start again"
+                f"{where}: damaged checkpoint (checksum differs); delete that folder and start the run again"
             )
         return _unpack(template, index["leaves"], data, where)
 
@@ -209,6 +212,17 @@ def _like(array: np.ndarray, leaf: Any) -> Any:
 def _is_key(leaf: Any) -> bool:
     """Whether a leaf is a typed PRNG key (array)."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _ignore_closed_loops() -> None:
+    """Where one read fails, Orbax leaves the others behind: what they say when they end is a stack, and no news."""
+    before = sys.unraisablehook
+
+    def tell(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = tell
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from dvsnas_jax.core import overrides as overrides_lib
 defaults = defaults_lib.make
 PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
 """Keys that hold the path of a file or folder, where they are not empty."""
+MAX_SEED = 2**32 - 1
+"""JAX's random numbers take no more bits: a larger seed would be another one's twin."""
 
 
 def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
@@ -198,6 +200,8 @@ def _problem(key: str, value: Any, *, may_be_zero: bool) -> str | None:
         return None if 0 < value < 1 else "between 0 and 1, both excluded"
     if key in _HALF_OPEN_FRACTION:
         return None if 0 <= value < 1 else "at least 0 and below 1"
+    if key == "seed" and value > MAX_SEED:
+        return f"at least 0 and at most {MAX_SEED}"
     if may_be_zero:
         return None if value >= 0 else "at least 0"
     return None if value > 0 else "above 0"

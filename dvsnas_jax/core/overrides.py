@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import math
+import numbers
+import os
 import pathlib
 import runpy
 import traceback
@@ -13,7 +15,7 @@ from typing import Any
 
 import ml_collections
 
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, json_files
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -37,9 +39,15 @@ def apply_file(config: ml_collections.ConfigDict, path: str) -> None:
       UserError: no such file, an error in it (with its line), an unknown key or a value of the wrong type.
     """
     found = find_file(path)
+    if found.suffix == ".json":  # of a run folder
+        apply_values(config, json_files.read(found, name="--config"), str(found))
+        return
     result = _execute(found)
     if not isinstance(result, ml_collections.ConfigDict | dict):
-        raise errors.UserError(f"{found}: get_config() must return a ConfigDict, it returned {type(result).__name__}")
+        raise errors.UserError(
+            f"{found}: get_config() must return a ConfigDict, it returned {type(result).__name__}; "
+            "end it with `return config`"
+        )
     apply_values(config, result, str(found))
 
 
@@ -47,8 +55,13 @@ def apply_values(config: ml_collections.ConfigDict, values: Mapping[str, Any], w
     """Changes `config` in place by the leaves of nested mappings.
 
     Raises:
-      UserError: an unknown key or a value of the wrong type; `where` is named.
+      UserError: no mapping, an unknown key or a value of the wrong type; `where` is named.
     """
+    if not isinstance(values, Mapping | ml_collections.ConfigDict):
+        raise errors.UserError(
+            f"{where}: must hold a configuration, sections of keys, got {type(values).__name__}; correct the file, or "
+            "use another one"
+        )
     for key, value in leaves(values):
         _assign(config, key, value, where=where, is_text=False)
 
@@ -70,13 +83,19 @@ def find_file(path: str) -> pathlib.Path:
       UserError: neither exists.
     """
     given = pathlib.Path(path)
-    if given.is_file():
-        return given
     named = pathlib.Path("configs") / f"{path}.py"
-    if named.is_file():
-        return named
-    hint = ", ".join(str(p) for p in sorted(pathlib.Path("configs").glob("*.py"))) or "none here"
-    raise errors.UserError(f"--config: no such file: {path} (files in the folder configs: {hint})")
+    try:
+        if given.is_file():
+            return given
+        if named.is_file():
+            return named
+        if (given / "config.json").is_file():
+            raise errors.UserError(f"--config: {path} is a run folder; give its config, {given / 'config.json'}")
+    except OSError as error:
+        raise errors.UserError(f"--config: {path} cannot be read ({error.strerror}); give another file") from None
+    there = sorted(map(str, pathlib.Path("configs").glob("*.py")))
+    hint = f"one of the folder configs ({', '.join(there)})" if there else "as those in the folder configs"
+    raise errors.UserError(f"--config: no such file: {path}; give a Python file with get_config(), {hint}")
 
 
 def _execute(path: pathlib.Path) -> Any:
@@ -84,17 +103,18 @@ def _execute(path: pathlib.Path) -> Any:
     try:
         names = runpy.run_path(str(path))
         if not callable(names.get("get_config")):
-            raise errors.UserError(f"{path}: defines no function get_config(); see configs/smoke.py for an example")
+            raise errors.UserError(f"{path}: defines no function get_config(); write it as configs/smoke.py does")
         return names["get_config"]()
     except errors.UserError:
         raise
     except SyntaxError as error:
-        raise errors.UserError(f"{path}, line {error.lineno}: syntax error: {error.msg}") from None
-    except Exception as error:
+        where = f"{path}, line {error.lineno}" if error.lineno else str(path)
+        raise errors.UserError(f"{where}: syntax error: {error.msg}; correct it") from None
+    except (Exception, SystemExit) as error:  # a file that ends the program would end it without a word
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).replace("\\n", " ").split()) or "no reason is given"
         where = f"{path}, line {lines[-1]}" if lines else str(path)
-        raise errors.UserError(f"{where}: {type(error).__name__}: {text}") from None
+        raise errors.UserError(f"{where}: {type(error).__name__}: {text}; correct it") from None
 
 
 def _assign(config: ml_collections.ConfigDict, key: str, value: Any, *, where: str, is_text: bool) -> None:
@@ -119,11 +139,18 @@ def _unknown(key: str, known: list[str]) -> str:
     """Says that a key is not known, with the nearest that is."""
     below = [name for name in known if name.startswith(f"{key}.")]
     if below:
-        return f"config key {key!r} is a section, set one of its keys, for example {below[0]!r}"
+        return f"config key {key!r} is a section; set one of its keys, for example {below[0]!r}"
     by_leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    sections = sorted({name.rsplit(".", 1)[0] for name in known if "." in name})
-    close = by_leaf[:1] or difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.0)
-    return f"unknown config key {key!r}, did you mean {close[0]!r}?"
+    nearest = difflib.get_close_matches(key, by_leaf, n=1, cutoff=0.6) if "." in key else []
+    if len(by_leaf) > 1 and not nearest:
+        return f"unknown config key {key!r}, did you mean {' or '.join(map(repr, by_leaf))}?"
+    close = nearest or by_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if close:
+        return f"unknown config key {key!r}, did you mean {close[0]!r}?"
+    sections = list(dict.fromkeys(name.split(".")[0] for name in known if "." in name))
+    near = difflib.get_close_matches(key.split(".")[0], sections, n=1, cutoff=0.6) or sections
+    below = [name for name in known if name.startswith(f"{near[0]}.")] if len(near) == 1 else sections
+    return f"unknown config key {key!r}; the {'keys' if len(near) == 1 else 'sections'} are {', '.join(below)}"
 
 
 def describe(default: Any) -> str:
@@ -147,16 +174,25 @@ def _item_type(default: tuple[Any, ...]) -> type:
 
 
 def _from_value(value: Any, default: Any) -> Any:
-    """A Python value as the default's type; ValueError where it is none."""
+    """A Python value as the default's type; ValueError where it is none. NumPy's numbers and paths are taken, too."""
     if isinstance(default, tuple):
         if not isinstance(value, tuple | list):
             raise ValueError
         return tuple(_from_value(item, _item_type(default)()) for item in value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(default, str) and isinstance(value, str | os.PathLike):
+        return _home(os.fspath(value))
+    if isinstance(default, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = float(value)
+    if isinstance(default, int) and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)
     if type(value) is not type(default) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError
     return value
+
+
+def _home(text: str) -> str:
+    """A text with the home folder in place of `~/`, which no shell replaces inside of `--config.data.dir=~/data`."""
+    return os.path.expanduser(text) if text.startswith("~/") else text
 
 
 def _from_text(text: str, default: Any) -> Any:
@@ -166,7 +202,7 @@ def _from_text(text: str, default: Any) -> Any:
             raise ValueError
         return text.lower() == "true"
     if isinstance(default, str):
-        return text
+        return _home(text)
     if isinstance(default, tuple):
         return _tuple_from_text(text, default)
     return _from_value(int(text) if isinstance(default, int) else float(text), default)

@@ -129,7 +129,8 @@ def meet(address: str, process_id: int, num_processes: int, *, seconds: float, b
             in_use = error.errno == errno.EADDRINUSE  # perhaps by another process 0: that one will answer
             if not in_use:
                 raise errors.UserError(
-                    f"--coordinator: process 0 cannot listen on the port of {address}: {_reason(error)}"
+                    f"--coordinator: process 0 cannot listen on the port of {address}: {_reason(error)}; "
+                    "choose another port, the same for every process"
                 ) from None
     guest = _Guest(address, process_id, num_processes)
     name = f"process {process_id} of {num_processes}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import ml_collections
 
-from dvsnas_jax.core import checkpoint, distributed, errors, json_text, locking
+from dvsnas_jax.core import checkpoint, distributed, errors, json_files, json_text, locking
 from dvsnas_jax.core import config as config_lib
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -85,7 +85,7 @@ class Workdir:
     @property
     def is_claimed(self) -> bool:
         """Whether it has a configuration."""
-        return (self.path / CONFIG).is_file()
+        return os.path.isfile(self.path / CONFIG)
 
     def check(
         self,
@@ -179,7 +179,11 @@ class Workdir:
     def _note_environment(self) -> None:
         """Adds the environment of a resumed run where it is another than before."""
         now = environment()
-        known = self.read_json(ENVIRONMENT) if (self.path / ENVIRONMENT).exists() else {}
+        try:
+            known = self.read_json(ENVIRONMENT)
+        except errors.UserError:  # it is missing or torn: it tells of the run, but decides nothing
+            known = {}
+        known = known if isinstance(known, dict) else {}
         others = known.get("resumed_with", [])
         first = {key: value for key, value in known.items() if key not in ("resumed_with", "command")}
         if not first:
@@ -256,13 +260,8 @@ class Workdir:
         Raises:
           UserError: there is none, or it is no JSON.
         """
-        path = self.path / file
-        try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            raise errors.UserError(f"--workdir: {path} does not exist; is {self.path} the folder of a run?") from None
-        except json.JSONDecodeError as error:
-            raise errors.UserError(f"{path}: not JSON: {error}") from None
+        advice = "put the file of this run back, or use another --workdir"
+        return json_files.read(self.path / file, name="--workdir", advice=advice)
 
     def _replace(self, file: str, text: str) -> None:
         """Puts a file in place of another, never half of it."""

@@ -47,7 +47,7 @@ def run(
       UserError: the loader is not tf, or the files are not as they should be.
     """
     if data.loader == "numpy":
-        raise errors.UserError("bench data: measures data.loader 'tf', got 'numpy'; leave it at 'auto'")
+        raise errors.UserError("bench data: measures data.loader 'tf', got 'numpy'; set data.loader to 'auto'")
     if data.name != "synthetic":
         return _measure(data, repeats, seconds, batch_size)
     with tempfile.TemporaryDirectory() as folder:
@@ -104,9 +104,9 @@ def _rate(batches: Iterator[Any], seconds: float, left_over: int = 4) -> float:
 
 def _decode(data: ml_collections.ConfigDict, num_frames: int, batch_size: int) -> Iterator[Any]:
     """Decodes the frames and labels of all clips, in parallel, and does nothing with them."""
-    tf, found = tf_loader.tensorflow(), store.source(data, "train").frames
     if data.prepared:
         raise errors.UserError("bench data: needs the files themselves; leave data.prepared empty")
+    tf, found = tf_loader.tensorflow(), store.source(data, "train").frames
     index = store.index(data, "train", int(data.num_frames))
     images, labels = (tf.constant([str(getattr(frame, kind) or "") for frame in found]) for kind in ("image", "label"))
 

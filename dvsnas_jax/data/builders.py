@@ -25,8 +25,8 @@ def tensorflow_datasets() -> pytypes.ModuleType:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise errors.UserError(
-            f"prepared datasets need tensorflow_datasets and array_record ({error}); install them, "
-            "or read the dataset's folder directly (data.dir)"
+            f"data.prepared: needs tensorflow_datasets and array_record ({error}); run: pip install "
+            "tensorflow-datasets array-record, or leave data.prepared empty and set data.dir"
         ) from error
     return tfds
 

@@ -18,7 +18,7 @@ def _labels() -> tuple[Any, ...]:
         from cityscapesscripts.helpers import labels
     except ImportError as error:
         raise errors.UserError(
-            "Cityscapes needs the package cityscapesscripts, which is not installed; "
+            "data.name: Cityscapes needs the package cityscapesscripts, which is not installed; "
             "run: pip install 'dvsnas-jax[cityscapes]'"
         ) from error
     return tuple(labels.labels)

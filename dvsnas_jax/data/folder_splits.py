@@ -122,7 +122,7 @@ def _shared(
     if len(videos) < len(wanted):
         raise errors.UserError(
             f"{_KEY}: {len(videos)} video{'s' * (len(videos) != 1)} with masks cannot be shared among {len(wanted)} "
-            f"splits ({', '.join(names[i] for i in wanted)}); data.folder.split_by=blocks cuts each in pieces"
+            f"splits ({', '.join(names[i] for i in wanted)}); set data.folder.split_by=blocks to cut each in pieces"
         )
     counts = np.array([max(round(share * len(videos)), 1) if share else 0 for share in shares])
     while counts.sum() != len(videos):  # rounding: what is too much or too little is that of the largest split

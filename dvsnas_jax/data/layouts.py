@@ -122,8 +122,9 @@ def recognise(folder: str, name: str = "auto") -> str:
         variable = f" or {VARIABLES[name]}" if name in VARIABLES else ""
         raise errors.UserError(f"data.dir: no dataset folder given; set data.dir{variable} ({expected})")
     path = pathlib.Path(folder)
-    if not path.is_dir():
-        raise errors.UserError(f"{path}: no such dataset folder; {expected}" if expected else f"{path}: no such folder")
+    if not os.path.isdir(path):
+        what, shape = ("dataset folder", f", {expected}") if expected else ("folder", "")
+        raise errors.UserError(f"{path}: no such {what}; give one that is there{shape}")
     if name in ("auto", "camvid"):
         if camvid_layouts.is_official(path):
             return "camvid_official"

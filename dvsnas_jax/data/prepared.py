@@ -7,7 +7,6 @@ example that it is the target of, or else from any that holds it.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pathlib
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import errors, types
+from dvsnas_jax.core import errors, json_files, types
 from dvsnas_jax.data import builders, frames
 
 VERSION = "1.0.0"
@@ -90,15 +89,18 @@ def locate(folder: str | os.PathLike[str]) -> pathlib.Path:
       UserError: nothing is prepared there, or more than one dataset.
     """
     root = pathlib.Path(folder)
-    if (root / INDEX).is_file():
+    if os.path.isfile(root / INDEX):
         return root
     found = sorted(path.parent for path in root.glob(f"*/[0-9]*/{INDEX}"))
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(str(path) for path in found)
-        raise errors.UserError(f"{root}: holds several prepared datasets, name one of them: {names}")
-    raise errors.UserError(f"{root}: no prepared dataset there; run `dvsnas data prepare --output={root}` first")
+        raise errors.UserError(f"data.prepared: {root} holds several prepared datasets; give one of them: {names}")
+    raise errors.UserError(
+        f"data.prepared: {root}: no prepared dataset there; run `dvsnas data prepare --output={root}` with this "
+        "--config first, or leave data.prepared empty"
+    )
 
 
 def metadata(path: pathlib.Path) -> dict[str, Any]:
@@ -115,10 +117,7 @@ def metadata(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise errors.UserError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
+    return json_files.read(path, advice=_AGAIN)
 
 
 def of(data: ml_collections.ConfigDict, split: str) -> PreparedMedia | None:
@@ -132,7 +131,10 @@ def of(data: ml_collections.ConfigDict, split: str) -> PreparedMedia | None:
     path = locate(data.prepared)
     dataset = metadata(path)["dataset"]
     if dataset != data.name:
-        raise errors.UserError(f"data.prepared: {path} is made of '{dataset}', but data.name is '{data.name}'")
+        raise errors.UserError(
+            f"data.prepared: {path} is made of '{dataset}', but data.name is '{data.name}'; "
+            f"set data.name to '{dataset}', or leave data.prepared empty"
+        )
     return open_media(str(data.prepared), split, tuple(data.ignore))
 
 
@@ -152,7 +154,10 @@ def open_media(folder: str, split: str, also_ignored: tuple[str, ...] = ()) -> P
     about = metadata(path)
     index = _json(path / INDEX)
     if split not in index:
-        raise errors.UserError(f"{path}: has no split {split}, but {', '.join(index)}; prepare that split too")
+        raise errors.UserError(
+            f"{path}: has no split {split}, but {', '.join(index)}; {_AGAIN} with "
+            f"--splits={','.join([*index, split])}"
+        )
     tfds = builders.tensorflow_datasets()
     try:
         builder = tfds.builder_from_directory(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dvsnas_jax.core import errors, types
+from dvsnas_jax.core import errors, json_files, output_files, types
 from dvsnas_jax.data import classes, pipeline, store
 
 _GAP = 4
@@ -69,8 +70,10 @@ def render(
       UserError: see `pipeline.train_batches` and `pipeline.sequences`.
     """
     table = pipeline.class_table(data)
-    if num_clips < 1 or num_frames < 1:
-        raise errors.UserError("data preview: the numbers of clips and frames must be at least 1; raise them")
+    if num_clips < 1:
+        raise errors.UserError(f"data preview: the number of clips must be at least 1, got {num_clips}")
+    if num_frames < 1:
+        raise errors.UserError(f"--frames: must be at least 1, got {num_frames}")
     if split == "train":
         wanted = min(num_frames, int(data.num_frames))
         clips = next(pipeline.train_batches(data, batch_size=num_clips, num_frames=wanted, seed=int(data.seed)))
@@ -133,11 +136,10 @@ def animate(
     table = pipeline.class_table(data)
     videos = store.videos(data, split, is_split_up=False)
     lengths = list(map(len, videos.runs)) if isinstance(videos, store.Videos) else [len(v.frames) for v in videos]
-    if num_frames < 1 or (number is not None and not 0 <= number < len(lengths)):
-        raise errors.UserError(
-            f"data preview: video {number} of {split}, {num_frames} frames: numbers are 0..{len(lengths) - 1}, "
-            "frames at least 1"
-        )
+    if num_frames < 1:
+        raise errors.UserError(f"--frames: must be at least 1, got {num_frames}")
+    if number is not None and not 0 <= number < len(lengths):
+        raise errors.UserError(f"--video: must be from 0 to {len(lengths) - 1}, the videos of {split}, got {number}")
     video = _head(videos, int(np.argmax(lengths)) if number is None else number, num_frames)
     rate = store.source(data, split).frame_rate / int(data.eval_gap) if data.name != "synthetic" else 10.0
     frames, labels = np.asarray(video.frames), np.asarray(video.labels)
@@ -187,9 +189,10 @@ def save_animation(
 
 
 def _write(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> None:
+    output_files.make_folder(pathlib.Path(path).parent)
     try:
         image.save(path, **options)
     except (OSError, ValueError) as error:
         raise errors.UserError(
-            f"{path}: cannot write the picture ({error}); use a writable path that ends in .png"
+            f"--output: {path}: cannot write the picture ({json_files.reason(error)}); choose another --output"
         ) from error

@@ -40,7 +40,8 @@ class Shard:
             raise errors.UserError(f"shard: host {self.host} of {self.num_hosts} does not exist; use 0 or more, below")
         if batch_size < 1 or batch_size % self.num_hosts:
             raise errors.UserError(
-                f"batch_size: {batch_size} clips do not divide among {self.num_hosts} hosts; use a multiple of them"
+                f"pretrain.batch_size: {batch_size} clips do not divide among {self.num_hosts} hosts; "
+                "use a multiple of them"
             )
         return batch_size // self.num_hosts
 

@@ -74,7 +74,8 @@ def clip(
         raise errors.UserError(f"data split: unknown name '{split}'; use one of {', '.join(SPLITS)}")
     if min(seed, index, start) < 0 or min(num_frames, height, width) < 1:
         raise errors.UserError(
-            "synthetic clip: seed, index and start must be >= 0, the sizes >= 1; correct the data section"
+            "synthetic clip: seed, index and start must be at least 0, the sizes at least 1; correct data.seed, "
+            "data.height or data.width"
         )
     key = (int(seed), SPLITS.index(split), int(index))
     world = _world(key)

@@ -49,7 +49,8 @@ def tensorflow() -> pytypes.ModuleType:
         import tensorflow as tf
     except ImportError as error:
         raise errors.UserError(
-            "data.loader 'tf' needs TensorFlow, which is not installed; install it or set data.loader to 'numpy'"
+            "data.loader: 'tf' needs TensorFlow, which is not installed; set data.loader to 'numpy', or run: "
+            "pip install tensorflow"
         ) from error
     try:
         tf.config.set_visible_devices([], "GPU")

@@ -165,7 +165,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
             raise errors.UserError(f"net.{key}: unknown {config[key]!r}, allowed are {', '.join(map(str, values))}")
     is_resnet_refinenet = config.encoder != "mobilenet_v2" and config.decoder == "refinenet"
     if config.dropout and not is_resnet_refinenet:
-        raise errors.UserError("net.dropout: only the decoder refinenet on a ResNet has dropout, set it to 0")
+        raise errors.UserError("net.dropout: only the decoder refinenet on a ResNet has dropout; set net.dropout to 0")
 
 
 def _features(encoder: str) -> dict[str, str]:

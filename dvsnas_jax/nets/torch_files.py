@@ -41,7 +41,9 @@ def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, np.ndarray]]:
         with file.open("rb") as source:
             head = source.read(9)
     except OSError as error:
-        raise errors.UserError(f"{file}: cannot be read: {error.strerror or error}") from None
+        raise errors.UserError(
+            f"{file}: cannot be read ({error.strerror or error}); give a .safetensors or .pth file that is there"
+        ) from None
     try:
         if head.startswith(_ZIP_MAGIC):
             kind, found = "PyTorch zip file", _read_zip(file)

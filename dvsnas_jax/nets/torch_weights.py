@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -85,6 +86,11 @@ def import_file(
     """
     if net not in NETS:
         raise errors.UserError(f"--net: unknown {net!r}, allowed are {', '.join(NETS)}")
+    if not (0 < width < math.inf):
+        raise errors.UserError(f"--width: must be above 0, got {width:g}")
+    if num_classes is not None and num_classes < 1:
+        raise errors.UserError(f"--classes: must be at least 1, got {num_classes}")
+    weights_folder.refuse_other(output)
     kind, tensors = torch_files.read(path)
     net_settings = settings(net, width)
     names = tensor_names(net)
@@ -92,9 +98,14 @@ def import_file(
     wanted = _wanted(net_settings, names, classes)
     report, found = match(tensors, names, wanted, unused=torch_names.head(net) if net in CLASSIFIERS else ())
     if report.faults():
-        raise errors.UserError(f"{path}: does not fit {net}: {'; '.join(report.faults())}")
+        raise errors.UserError(
+            f"{path}: does not fit {net}: {'; '.join(report.faults())}; give a file of trained weights of {net}"
+        )
     if report.problems() and not is_partial:
-        raise errors.UserError(f"{path}: does not fit {net}: {'; '.join(report.problems())}; --partial takes the rest")
+        raise errors.UserError(
+            f"{path}: does not fit {net}: {'; '.join(report.problems())}; give another --net, or add --partial to take "
+            "what fits"
+        )
     if not found:
         raise errors.UserError(f"{path}: not one tensor of it fits {net}; see them with `dvsnas weights inspect`")
     ours = {theirs: name for name, theirs in names.items()}

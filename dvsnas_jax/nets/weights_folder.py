@@ -19,10 +19,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dvsnas_jax.core import errors, json_text, types
+from dvsnas_jax.core import errors, json_files, json_text, types
 
 TENSORS = "weights.safetensors"
 MANIFEST = "manifest.json"
+_AGAIN = "make the folder again with `dvsnas weights import`"
 VERSION = 1
 
 _TYPES = {
@@ -59,7 +60,34 @@ def save(folder: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], mani
         )
         (path / MANIFEST).write_text(json_text.dumps(record, indent=1) + "\n")
     except OSError as error:
-        raise errors.UserError(f"cannot write the folder {path}: {error.strerror or error}; choose another") from None
+        raise errors.UserError(
+            f"--output: cannot write the folder {path}: {error.strerror or error}; choose another --output"
+        ) from None
+
+
+def refuse_other(folder: str | os.PathLike[str]) -> None:
+    """Before a folder is written: it must be new, empty, or one of weights.
+
+    Raises:
+      UserError: it holds something else, of which a file of the same name would be lost.
+    """
+    path = pathlib.Path(folder)
+    try:
+        held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    except OSError:
+        held = set()  # the writing says what is wrong
+    if held and (TENSORS not in held or _is_exported(path)):
+        raise errors.UserError(
+            f"--output: {path} is no folder of weights and not empty; choose another --output, or empty it"
+        )
+
+
+def _is_exported(path: pathlib.Path) -> bool:
+    """Whether `dvsnas export` wrote a folder: its files have the same names."""
+    try:
+        return "format" in json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def load(
@@ -82,11 +110,15 @@ def load(
         if settings is not None and key in settings and settings[key] != value:
             raise errors.UserError(
                 f"net.weights: the weights in {path} are for net.{key} = {value!r}, the config has {settings[key]!r}; "
-                "change the config, or import other weights"
+                f"set --config.net.{key}={value}, or import other weights with `dvsnas weights import`"
             )
     tensors = read_safetensors(path / TENSORS)
     current = flatten(variables)
-    hint = f"these are weights for {manifest.get('net', 'another network')}; change the config's section net to fit"
+    of = manifest.get("net", {})
+    keys = " ".join(f"--config.net.{key}={value}" for key, value in of.items() if key != "num_classes")
+    hint = f"these are weights for {of or 'another network'}; " + (
+        f"set {keys}" if keys else "change the config's section net to fit"
+    )
     for name, value in tensors.items():
         if name not in current:
             raise errors.UserError(f"net.weights: {path} has {name}, the network does not: {hint}")
@@ -105,17 +137,20 @@ def load(
 
 def _manifest(path: pathlib.Path) -> dict[str, Any]:
     """The manifest of a folder."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except FileNotFoundError:
+    if not os.path.isfile(path / MANIFEST):
         raise errors.UserError(
-            f"net.weights: {path} has no {MANIFEST}; make such a folder with `dvsnas weights import`"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise errors.UserError(f"net.weights: {path / MANIFEST} cannot be read: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-        raise errors.UserError(f"net.weights: {path / MANIFEST} is not of version {VERSION}; import the weights again")
+            f"net.weights: {path} has no {MANIFEST}; make such a folder with `dvsnas weights import`, or leave "
+            "net.weights empty"
+        )
+    manifest = json_files.read(path / MANIFEST, name="net.weights", advice=_AGAIN)
+    if not isinstance(manifest, dict) or manifest.get("version") != VERSION or not _is_typed(manifest):
+        raise errors.UserError(f"net.weights: {path / MANIFEST} is not of version {VERSION}; {_AGAIN}")
     return manifest
+
+
+def _is_typed(manifest: Mapping[str, Any]) -> bool:
+    """Whether the keys that are read have the types that `save` writes."""
+    return isinstance(manifest.get("net", {}), dict) and isinstance(manifest.get("missing", []), list)
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -127,7 +162,9 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         entries = safetensors.deserialize(path.read_bytes())
     except OSError as error:
-        raise errors.UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise errors.UserError(
+            f"{path}: cannot be read ({error.strerror or error}); give a file of weights that is there"
+        ) from None
     except (safetensors.SafetensorError, ValueError, OverflowError, struct.error) as error:
         raise errors.UserError(f"{path}: not a whole safetensors file: {error}; get the file again") from None
     tensors = {}

@@ -142,7 +142,13 @@ def _leaf(config: ml_collections.ConfigDict, key: str) -> Any:
 
 def _read_identity(folder: workdir.Workdir) -> dict[str, Any]:
     """What was written when the run began; {} in the folder of an older run."""
-    return folder.read_json(workdir.IDENTITY) if (folder.path / workdir.IDENTITY).is_file() else {}
+    if not (folder.path / workdir.IDENTITY).is_file():
+        return {}
+    found = folder.read_json(workdir.IDENTITY)
+    if not isinstance(found, dict):
+        where = folder.path / workdir.IDENTITY
+        raise errors.UserError(f"{where}: needs a JSON object; put the file of this run back, or use another --workdir")
+    return found
 
 
 def _identity(config: ml_collections.ConfigDict) -> dict[str, Any]:

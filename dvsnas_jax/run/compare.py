@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import compilation, errors, progress, signals, types, workdir
+from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.data import pipeline
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import claims, compare_report, compare_rows, evaluate, pretrain, require_labels, stream, train
@@ -104,6 +105,10 @@ def run(
     """
     if num_seeds < 1:
         raise errors.UserError(f"--seeds: must be at least 1, got {num_seeds}")
+    if config.seed + num_seeds - 1 > config_lib.MAX_SEED:
+        raise errors.UserError(
+            f"--seeds: {num_seeds} seeds from {config.seed} on go above {config_lib.MAX_SEED}; lower seed or --seeds"
+        )
     with folder.hold():
         config = claims.check(config, folder)
         entries = resolve(config, names)
@@ -155,7 +160,7 @@ def resolve(config: ml_collections.ConfigDict, names: Sequence[str]) -> list[Ent
 def _entry(config: ml_collections.ConfigDict, name: str) -> Entry:
     """One genotype by its name."""
     if not name.startswith(zoo.PREFIX):
-        space, genotype = train.read_genotype(name)
+        space, genotype = train.read_genotype(name, name="--genotypes")
         return _checked(Entry(name, space, genotype, config, ""))
     member = zoo.get(name)
     zoo.require(member, mode=config.space.mode, schedule=member.schedule)

@@ -55,6 +55,7 @@ def run(
       UserError: the run folder holds no trained network, or is of another config.
     """
     ignore = ("evaluate", "report", *(("data",) if is_other_data else _FREE_KEYS))
+    folder.config()  # a folder that is no run does not become one
     with folder.hold():
         config = claims.check(config, folder, ignore=ignore)
         table = pipeline.class_table(config.data)

@@ -28,7 +28,7 @@ import numpy as np
 import safetensors.numpy
 
 import dvsnas_jax
-from dvsnas_jax.core import compilation, errors, json_text, progress, workdir
+from dvsnas_jax.core import compilation, errors, json_text, output_files, progress, workdir
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.data import layouts, pipeline, savedmodel, written_ids
 from dvsnas_jax.nets import static_net
@@ -91,7 +91,7 @@ def run(
             (made / artifact.MANIFEST).write_text(json_text.dumps(manifest, indent=1) + "\n")
             _replace(made, target)
     except OSError as error:
-        raise errors.UserError(f"--output: cannot write {target}: {error.strerror or error}") from None
+        raise output_files.refusal(target, error) from None
     size = sum((target / name).stat().st_size for name in manifest["files"])
     return {
         "written": str(target),

@@ -132,7 +132,7 @@ def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> Se
       UserError: no such folder, nothing trained in it, or a `key_interval` that it cannot have.
     """
     folder = pathlib.Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise errors.UserError(f"{folder}: no such folder, give a run folder or an exported one")
     return _load_artifact(folder, key_interval) if artifact.is_artifact(folder) else _load_run(folder, key_interval)
 

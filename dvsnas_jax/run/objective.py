@@ -133,11 +133,20 @@ def load_teacher(
     if not path:
         return Teacher(None, None)
     folder = workdir.Workdir(path)
+    instead = "or leave pretrain.teacher empty"
+    if not folder.is_claimed:
+        raise errors.UserError(f"pretrain.teacher: {path} holds no run (no config.json); give a run folder, {instead}")
     config = claims.config_of(folder)
     variables = restore_fn(config, folder)
     if variables is None:
-        raise errors.UserError(f"pretrain.teacher: {path} holds no trained static network; run `dvsnas train` there")
+        raise errors.UserError(
+            f"pretrain.teacher: {path} holds no trained static network; run `dvsnas train --workdir={path}` first, "
+            f"{instead}"
+        )
     found = len(variables["params"]["classifier"]["bias"])
     if found != num_classes:
-        raise errors.UserError(f"pretrain.teacher: the network in {path} has {found} classes, not {num_classes}")
+        raise errors.UserError(
+            f"pretrain.teacher: the network in {path} has {found} classes, not {num_classes}; give a run on the same "
+            f"classes, {instead}"
+        )
     return Teacher(static_net.make(config.net, found), variables)

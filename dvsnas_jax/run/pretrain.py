@@ -6,6 +6,8 @@ It is data parallel over all devices; the batch statistics are those of the whol
 from __future__ import annotations
 
 import functools
+import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,13 +18,15 @@ import ml_collections
 import numpy as np
 import optax
 
-from dvsnas_jax.core import compilation, signals, types, workdir
+from dvsnas_jax.core import compilation, errors, signals, types, workdir
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.data import pipeline, prefetch, sharding
 from dvsnas_jax.nets import static_net, weights_folder
 from dvsnas_jax.run import features, fit, metrics, objective, optim
 
 STAGE = "pretrain"
+_COPIES = 4
+"""Of the variables while they are trained: they, their average, the best of it, gradients."""
 
 
 @chex.dataclass(frozen=True, mappable_dataclass=False)
@@ -62,12 +66,14 @@ def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
     """Whether `run` has all that it needs; what was trained already needs nothing. Nothing is written.
 
     Raises:
-      UserError: weights or a teacher of another network, bad class weights, or training clips that cannot be read.
+      UserError: a network that is too large, weights or a teacher of another one, bad class weights, or training clips
+        that cannot be read.
     """
     if is_trained(config, folder):
         return
     section, num_classes = config.pretrain, pipeline.class_table(config.data).num_classes
     net = static_net.make(config.net, num_classes)
+    _require_memory(net)
     if config.net.weights:
         empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), static_net.shapes(net))
         weights_folder.load(config.net.weights, empty, config.net)
@@ -79,6 +85,21 @@ def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
     pipeline.train_batches(
         config.data, batch_size=batch_size, num_frames=num_frames, seed=config.seed, indices=clips
     )
+
+
+def _require_memory(net: static_net.StaticNet) -> None:
+    """Refuses a network that no machine of this size holds: on a CPU, XLA would end the process with a stack.
+
+    Raises:
+      UserError: its variables, their averages and gradients alone need more than the machine has.
+    """
+    num = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(static_net.shapes(net)))
+    needed, has = _COPIES * 4 * num, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > has:
+        raise errors.UserError(
+            f"net: a network of {num:.3g} variables needs {needed / 2**30:,.0f} GiB to be trained, this machine has "
+            f"{has / 2**30:,.0f}; lower net.width or net.decoder_channels"
+        )
 
 
 def _batch(config: ml_collections.ConfigDict) -> tuple[int, int]:

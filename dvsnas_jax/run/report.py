@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, output_files
 from dvsnas_jax.run import figures, report_data, report_html, report_missing, report_parts, report_pictures
 from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
@@ -40,7 +40,9 @@ def write(*workdirs: str | pathlib.Path, output: str | pathlib.Path | None = Non
         raise errors.UserError("report: give a run folder")
     page = pathlib.Path(output) if output else folders[0] / (PAGE if len(folders) == 1 else COMPARISON)
     if output and not page.parent.is_dir():
-        raise errors.UserError(f"report: cannot write {page}: {page.parent} is no folder; choose another --output")
+        raise output_files.refusal(page, f"{page.parent} is no folder")
+    if page.parent.is_dir():
+        output_files.check_file(page, suffixes=(".html",))
     if len(folders) == 1:
         run = report_data.Run(folders[0], folders[0].resolve().name, folders[0] / report_data.FIGURES)
         parts, links = _parts(run)
@@ -52,7 +54,7 @@ def write(*workdirs: str | pathlib.Path, output: str | pathlib.Path | None = Non
     try:
         page.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise errors.UserError(f"report: cannot write {page}: {error.strerror}; choose another --output") from None
+        raise output_files.refusal(page, error) from None
     return [*written, str(page)]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, json_files
 from dvsnas_jax.run import compare_rows, figures
 from dvsnas_jax.space import genotype as genotypes
 
@@ -51,7 +51,9 @@ class Run:
         self, path: pathlib.Path, name: str, figures_dir: pathlib.Path, *, level: int = 2, prefix: str = ""
     ) -> None:
         if not path.is_dir() or not any((path / file).is_file() for file in KNOWN):
-            raise errors.UserError(f"{path} is not the folder of a run (none of {', '.join(KNOWN)} is in it)")
+            raise errors.UserError(
+                f"report: {path} is not the folder of a run (none of {', '.join(KNOWN)} is in it); give that of one"
+            )
         self.path, self.name, self.level, self.prefix = path, name, level, prefix
         self._figures_dir = figures_dir
         self.config, self.environment, self.best, self.evaluation, compared = (
@@ -171,10 +173,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise errors.UserError(f"{path}: not JSON: {error}; delete the file to have a report without it") from None
+    value = json_files.read(path, advice="delete the file to have a report without it")
     if not isinstance(value, dict):
         raise errors.UserError(f"{path}: needs a JSON object, got {type(value).__name__}; delete the file")
     return value

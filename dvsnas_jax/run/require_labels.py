@@ -90,6 +90,6 @@ def _require_pixel(data: ml_collections.ConfigDict, places: Sequence[int] | np.n
     source = store.source(data, "train")
     shown = ", ".join(str(source.frames[place].label) for place in places[:3]) + (", ..." if len(places) > 3 else "")
     raise errors.UserError(
-        f"no labelled pixel in {what} ({shown}), at {data.height}x{data.width} pixels; label them, take them out, or "
-        f"change {keys}"
+        f"labels: no labelled pixel in {what} ({shown}), at {data.height}x{data.width} pixels; label them, take them "
+        f"out, or change {keys}"
     )

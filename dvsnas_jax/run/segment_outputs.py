@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import fractions
+import os
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dvsnas_jax.core import errors, json_text
+from dvsnas_jax.core import errors, json_text, output_files
 from dvsnas_jax.data import written_ids
 from dvsnas_jax.run import legend, load, video, video_out
 
@@ -49,7 +50,7 @@ class Options:
           UserError: a value is out of range, or nothing would be written.
         """
         if not (self.output or self.masks or self.summary):
-            raise errors.UserError("nothing would be written; give --output, --masks or --summary")
+            raise errors.UserError("--output: nothing would be written; give --output, --masks or --summary")
         if self.is_side_by_side and not self.output:
             raise errors.UserError("--side-by-side: is a kind of video, give --output as well")
         if self.resize is not None and min(self.resize) < 1:
@@ -60,8 +61,12 @@ class Options:
             raise errors.UserError("--legend: is drawn into the video, give --output as well")
         if self.output:
             video_out.check_output(self.output)
-        if self.summary and pathlib.Path(self.summary).is_dir():
-            raise errors.UserError(f"--summary: {self.summary} is a folder; give the name of a file")
+        if self.masks:
+            output_files.check_folder(self.masks, flag="--masks")
+        if self.summary:
+            output_files.check_file(self.summary, flag="--summary")
+        if self.summary and self.output and os.path.realpath(self.summary) == os.path.realpath(self.output):
+            raise errors.UserError(f"--summary: {self.summary} is the --output, too; give another name")
 
     def make_folders(self) -> None:
         """Makes the folders of what is written.
@@ -70,11 +75,11 @@ class Options:
           UserError: one cannot be made.
         """
         if self.output:
-            video_out.make_folder(pathlib.Path(self.output).parent, "--output")
+            output_files.make_folder(pathlib.Path(self.output).parent)
         if self.masks:
-            video_out.make_folder(pathlib.Path(self.masks), "--masks")
+            output_files.make_folder(self.masks, "--masks")
         if self.summary:
-            video_out.make_folder(pathlib.Path(self.summary).parent, "--summary")
+            output_files.make_folder(pathlib.Path(self.summary).parent, "--summary")
 
     def refuse_overwriting(self, source: video.Source) -> None:
         """Checks that no input would be written over.
@@ -82,8 +87,9 @@ class Options:
         Raises:
           UserError: one would.
         """
-        if self.output and any(_is_same(pathlib.Path(self.output), path) for path in source.paths):
-            raise errors.UserError(f"--output: {self.output} is the input; give another name")
+        for flag, name in (("--output", self.output), ("--summary", self.summary)):
+            if name and any(_is_same(pathlib.Path(name), path) for path in source.paths):
+                raise errors.UserError(f"{flag}: {name} is the input; give another name")
         if self.masks and any(_is_same(pathlib.Path(self.masks), path.parent) for path in source.paths[:1000]):
             raise errors.UserError(f"--masks: {self.masks} is the folder of the input; give another one")
 
@@ -191,4 +197,4 @@ def write_summary(path: str, summary: dict[str, Any]) -> None:
     try:
         pathlib.Path(path).write_text(json_text.dumps(summary, indent=1) + "\n")
     except OSError as error:
-        raise errors.UserError(f"--summary: cannot write {path}: {error.strerror}") from None
+        raise output_files.refusal(path, error, flag="--summary") from None

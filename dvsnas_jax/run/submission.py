@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from dvsnas_jax.core import errors, progress, workdir
+from dvsnas_jax.core import errors, output_files, progress, workdir
 from dvsnas_jax.data import (
     cityscapes_table,
     classes,
@@ -35,6 +35,7 @@ from dvsnas_jax.data import (
 )
 from dvsnas_jax.run import evaluate
 
+_FLAG = "--predictions"
 SegmentFn = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """As `evaluate.Segmenter.segment`."""
 
@@ -126,10 +127,7 @@ class Writer:
         self._table = written_ids.table(written_ids.of(data))
         if is_color:
             self._table = classes.colorize(np.arange(256, dtype=np.uint8), layouts.class_table(data))
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._refusal(error) from error
+        output_files.check_folder(directory, flag=_FLAG)
 
     def add(self, number: int, predictions: np.ndarray) -> None:
         """Writes the predictions u8 [T, H, W] of a video.
@@ -137,6 +135,7 @@ class Writer:
         Raises:
           UserError: two frames of one name, or the files cannot be written.
         """
+        output_files.make_folder(self._directory, _FLAG)
         for name, small, size in self._files(number, predictions):
             labels = self._table[enlarge(small, size)]
             if name in self._known:
@@ -145,7 +144,7 @@ class Writer:
             try:
                 Image.fromarray(labels).save(self._directory / name)
             except OSError as error:
-                raise self._refusal(error) from error
+                raise output_files.refusal(self._directory / name, error, flag=_FLAG) from error
             self.paths.append(self._directory / name)
 
     def _files(self, number: int, predictions: np.ndarray) -> Iterator[tuple[str, np.ndarray, tuple[int, int]]]:
@@ -162,10 +161,6 @@ class Writer:
                 continue
             content = frames.read_bytes(frame.image) if media is None else media.read(np.array([place]))[0][0]
             yield file_name(source.layout, frame, is_color=self._is_color), labels, image_files.size(content)
-
-    def _refusal(self, error: OSError) -> errors.UserError:
-        reason = error.strerror or error
-        return errors.UserError(f"--predictions: cannot write into {self._directory}: {reason}; choose another folder")
 
 
 def file_name(layout: str, frame: frames.Frame, *, is_color: bool = False) -> str:
@@ -189,7 +184,7 @@ def ground_truth(data: ml_collections.ConfigDict, split: str) -> Iterator[list[p
     """The label files of the frames that are scored; those of a prepared dataset are written out for the while."""
     videos = store.videos(data, split)
     if not isinstance(videos, store.Videos):
-        raise errors.UserError("the official evaluator scores Cityscapes; set data.name to 'cityscapes'")
+        raise errors.UserError("data.name: the official evaluator scores Cityscapes; set data.name to 'cityscapes'")
     media = prepared.of(data, split)
     places = [place for run in videos.runs for place in run]
     labelled = [(place, label) for place in places if (label := videos.source.frames[place].label) is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -84,7 +85,7 @@ def _given(config: ml_collections.ConfigDict, path: str) -> tuple[genotype_lib.S
     Raises:
       UserError: it is missing or broken, or the config does not fit it.
     """
-    space, genotype = read_genotype(path)
+    space, genotype = read_genotype(path, name="--genotype")
     if path.startswith(zoo.PREFIX):
         zoo.require(zoo.get(path), mode=config.space.mode, schedule=config.schedule.kind)
     try:
@@ -94,18 +95,9 @@ def _given(config: ml_collections.ConfigDict, path: str) -> tuple[genotype_lib.S
     return space, genotype
 
 
-def read_genotype(path: str | pathlib.Path) -> tuple[genotype_lib.Space, np.ndarray]:
-    """Reads a genotype file, or `zoo:NAME`, in its own space (its inputs and layers).
-
-    Raises:
-      UserError: the file is missing or broken, or the zoo has no such member.
-    """
-    if str(path).startswith(zoo.PREFIX):
-        return zoo.genotype(zoo.get(str(path)))
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise errors.UserError(f"genotype {path}: no such file, give a JSON file as `search` writes it")
-    return genotype_lib.from_json(path.read_text(errors="replace"), where=str(path))
+def read_genotype(path: str | pathlib.Path, *, name: str = "genotype") -> tuple[genotype_lib.Space, np.ndarray]:
+    """Reads a genotype file, or `zoo:NAME`, in its own space (its inputs and layers), see `zoo.read`."""
+    return zoo.read(path, name=name)
 
 
 def train_cell(
@@ -244,7 +236,7 @@ def save_winner(
 
 def has_cell(folder: workdir.Workdir) -> bool:
     """Whether a run folder holds a trained cell; without one, its static network is used alone."""
-    return (folder.path / BEST).is_file()
+    return os.path.isfile(folder.path / BEST)
 
 
 def _cell_stage(digest: str) -> str:

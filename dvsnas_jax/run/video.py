@@ -25,6 +25,8 @@ from dvsnas_jax.run import animation, video_pictures
 CAMERA = "camera:"
 DEFAULT_RATE = fractions.Fraction(30)
 """Frames per second of what does not say it itself."""
+MAX_RATE = 1000
+"""The highest rate that may be given; the lowest is one frame in so many seconds."""
 _DECIMAL = re.compile(r"(?<![\d.])(\d+\.\d+)(?![\d.])")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _TEXT = decimal.Decimal(-1)
@@ -117,26 +119,41 @@ def open_source(name: str, *, max_frames: int | None = None, rate: float | None 
       UserError: nothing is there, or it cannot be read.
     """
     if max_frames is not None and max_frames < 1:
-        raise errors.UserError(f"number of frames: must be at least 1, got {max_frames}")
+        raise errors.UserError(f"--max-frames: must be at least 1, got {max_frames}")
     if name.startswith(CAMERA):
         return _open_camera(name, max_frames)
-    path = pathlib.Path(name)
+    path, is_there = pathlib.Path(name), _is_there(name)
     if path.is_dir():
         return _open_images(name, _images_in(path), max_frames, rate)
-    if not path.exists() and glob.has_magic(name):
+    if not is_there and glob.has_magic(name):
         found = _matches(name)
         if len(found) > 1:
             return _open_images(name, found, max_frames, rate)
-        path = found[0]
-    if not path.exists():
-        raise errors.UserError(f"{name}: no such file or folder")
+        path, is_there = found[0], True
+    if not is_there:
+        raise errors.UserError(f"{name}: no such file or folder; give another input")
     if is_image(path) and animation.count(path) != 1:
         return _open_animation(path, max_frames, rate)
     if is_image(path):
         return _open_images(name, [path], max_frames, rate)
     if rate is not None:
-        raise errors.UserError(f"{name}: a video file has a frame rate of its own; leave the rate out")
+        raise errors.UserError(f"{name}: a video file has a frame rate of its own; leave --fps out")
     return _open_file(path, max_frames)
+
+
+def _is_there(name: str) -> bool:
+    """Whether there is a file or folder of a name.
+
+    Raises:
+      UserError: nobody can say, for example of a name that is too long.
+    """
+    try:
+        os.stat(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise errors.UserError(f"{name}: cannot be read ({error.strerror}); give another input") from None
+    return True
 
 
 def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -167,9 +184,10 @@ def _matches(pattern: str) -> list[pathlib.Path]:
     if not found:
         folder, name = os.path.split(pattern)
         found = glob.glob(os.path.join(glob.escape(folder), name))
-    if not found:
-        raise errors.UserError(f"{pattern}: no file matches this pattern")
-    return [pathlib.Path(match) for match in found]
+    files = [pathlib.Path(match) for match in found if not os.path.isdir(match)]
+    if not files:
+        raise errors.UserError(f"{pattern}: no file matches this pattern; give another one, in quotes")
+    return files
 
 
 def is_image(path: pathlib.Path) -> bool:
@@ -217,8 +235,8 @@ def _rate(rate: float | None) -> fractions.Fraction:
     Raises:
       UserError: out of range.
     """
-    if rate is not None and not 0 < rate <= 1000:
-        raise errors.UserError(f"frame rate: must be above 0 and at most 1000, got {rate:g}")
+    if rate is not None and not 1 / MAX_RATE <= rate <= MAX_RATE:
+        raise errors.UserError(f"--fps: must be from {1 / MAX_RATE:g} to {MAX_RATE}, got {rate:g}")
     return DEFAULT_RATE if rate is None else fractions.Fraction(rate).limit_denominator(1001)
 
 
@@ -228,7 +246,7 @@ def _open_animation(path: pathlib.Path, max_frames: int | None, rate: float | No
     pictures = animation.read(path, warnings)
     image, shown = next(pictures)
     if shown is not None and rate is not None:
-        raise errors.UserError(f"{path}: an animation has times of its own; leave the rate out")
+        raise errors.UserError(f"{path}: an animation has times of its own; leave --fps out")
     given = _rate(rate)
     base = 1 / given if shown is None else fractions.Fraction(1, animation.UNITS)
 
@@ -258,7 +276,7 @@ def _open_file(path: pathlib.Path, max_frames: int | None) -> Source:
         container = av.open(f"file:{path}")  # a name with a colon is no address
     except av_error.FFmpegError as error:
         raise errors.UserError(
-            f"{path}: no video that can be read ({_reason(error)}); it is of another kind, or damaged"
+            f"{path}: no video that can be read ({_reason(error)}), of another kind or damaged; give another input"
         ) from None
     return _make_source(str(path), container, max_frames, [path])
 
@@ -267,15 +285,16 @@ def _open_camera(name: str, max_frames: int | None) -> Source:
     """A camera of this machine."""
     number = name.removeprefix(CAMERA)
     if not number.isdecimal():
-        raise errors.UserError(f"{name}: a camera has a number, for example {CAMERA}0")
+        raise errors.UserError(f"{name}: a camera needs a number, for example {CAMERA}0")
     device, kind = (number, "avfoundation") if sys.platform == "darwin" else (f"/dev/video{number}", "v4l2")
     if kind == "v4l2" and not os.path.exists(device):
         there = sorted(glob.glob("/dev/video*"))
-        raise errors.UserError(f"{name}: no such camera ({device}); there is {', '.join(there) or 'none'}")
+        shown = ", ".join(there) or "none"
+        raise errors.UserError(f"{name}: no such camera ({device}, there is {shown}); give another input")
     try:
         container = av.open(device, format=kind)
     except (av_error.FFmpegError, ValueError) as error:
-        raise errors.UserError(f"{name}: the camera cannot be opened ({_reason(error)})") from None
+        raise errors.UserError(f"{name}: the camera cannot be opened ({_reason(error)}); give another input") from None
     return _make_source(name, container, max_frames, [])
 
 
@@ -331,7 +350,9 @@ def _decode(label: str, container: Any, stream: Any, warnings: list[str]) -> Ite
             num_frames += 1
     is_short = damage.num_packets < stream.frames
     if damage.reasons and not num_frames:
-        raise errors.UserError(f"{label}: no frame of it can be decoded ({damage.reasons[0]}); the file is damaged")
+        raise errors.UserError(
+            f"{label}: no frame of it can be decoded ({damage.reasons[0]}), the file is damaged; give another input"
+        )
     if damage.reasons or (is_short and num_frames):
         why = damage.reasons[0] if damage.reasons else "the file ends early"
         of = f" of {stream.frames}" if stream.frames else ""

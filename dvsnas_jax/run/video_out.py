@@ -12,7 +12,7 @@ from av import error as av_error
 from av.video import reformatter
 from PIL import Image
 
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import output_files
 from dvsnas_jax.data import folders
 
 SUFFIXES = (".mp4", ".mov", ".mkv")
@@ -65,26 +65,9 @@ def check_output(path: str) -> pathlib.Path:
     """A path that a video can be written to, once its folder is made.
 
     Raises:
-      UserError: another file type, or a folder of that name.
+      UserError: another file type, or a place that cannot be written.
     """
-    target = pathlib.Path(path)
-    if target.suffix.lower() not in SUFFIXES:
-        raise errors.UserError(f"--output: {path} must end in {' or '.join(SUFFIXES)}")
-    if target.is_dir():
-        raise errors.UserError(f"--output: {path} is a folder; give the name of a file")
-    return target
-
-
-def make_folder(path: pathlib.Path, what: str) -> None:
-    """Makes a folder and those above it.
-
-    Raises:
-      UserError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(f"{what}: cannot make the folder {path}: {error.strerror}") from None
+    return output_files.check_file(path, suffixes=SUFFIXES)
 
 
 class VideoWriter:
@@ -122,7 +105,7 @@ class VideoWriter:
             self._container.start_encoding()
         except (av_error.FFmpegError, OSError) as error:
             self._container = None
-            raise errors.UserError(f"--output: cannot write {path}: {error.strerror}") from None
+            raise output_files.refusal(path, error) from None
 
     def _describe(self, context: Any, aspect: fractions.Fraction) -> None:
         """What the file says of its frames."""
@@ -165,7 +148,7 @@ class VideoWriter:
         try:
             self._container.mux(self._stream.encode(frame))
         except (av_error.FFmpegError, OSError) as error:
-            raise errors.UserError(f"--output: cannot write {self._path}: {error.strerror}") from None
+            raise output_files.refusal(self._path, error) from None
 
 
 def write_mask(folder: pathlib.Path, name: str, labels: np.ndarray, table: np.ndarray) -> None:
@@ -185,4 +168,4 @@ def write_mask(folder: pathlib.Path, name: str, labels: np.ndarray, table: np.nd
     try:
         image.save(path, compress_level=1)
     except OSError as error:
-        raise errors.UserError(f"--masks: cannot write {path}: {error.strerror or error}") from None
+        raise output_files.refusal(path, error, flag="--masks") from None

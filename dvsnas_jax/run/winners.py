@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ def read(folder: workdir.Workdir) -> Winner | None:
       UserError: it cannot be read.
     """
     path = folder.path / BEST
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     record = folder.read_json(BEST)
     space, genotype = genotype_lib.from_dict(record, where=str(path))
@@ -53,7 +54,7 @@ def read(folder: workdir.Workdir) -> Winner | None:
 def is_searched(folder: workdir.Workdir) -> bool:
     """Whether a search was begun in the run folder."""
     stages = (folder.path / "checkpoints" / stage for stage in _STAGES)
-    return ((folder.path / CANDIDATES).is_file() and folder.is_begun()) or any(stage.is_dir() for stage in stages)
+    return (os.path.isfile(folder.path / CANDIDATES) and folder.is_begun()) or any(map(os.path.isdir, stages))
 
 
 def mark_search(folder: workdir.Workdir) -> None:

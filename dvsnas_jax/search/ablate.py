@@ -138,7 +138,9 @@ def make_ablate(
       UserError: the space has no such operation.
     """
     if replacement not in space.operations:
-        raise errors.UserError(f"ablate: {replacement!r} is no operation of the space: {', '.join(space.operations)}")
+        raise errors.UserError(
+            f"replacement: {replacement!r} is no operation of the space; give one of {', '.join(space.operations)}"
+        )
     substitute = space.operations.index(replacement)
 
     def ablate(
@@ -238,10 +240,33 @@ def _genotype(
     config: ml_collections.ConfigDict, folder: workdir.Workdir, space: genotype_lib.Space, given: str | None
 ) -> np.ndarray:
     """The genotype to take apart, in the space of the run."""
-    if given and given.startswith(zoo.PREFIX):
-        member = zoo.get(given)
-        zoo.require(member, mode=config.space.mode, schedule=config.schedule.kind)
-        return zoo.genotype(member, space)[1]
-    path = given or str(train.require_winner(folder))
-    values = genotype_lib.to_dict(*train.read_genotype(path))
-    return genotype_lib.from_dict(values, space, where=path)[1]
+    name = given or str(train.require_winner(folder))
+    values = genotype_lib.to_dict(*train.read_genotype(name, name="--genotype"))
+    try:
+        if name.startswith(zoo.PREFIX):
+            return _of_zoo(config, space, zoo.get(name))
+        return genotype_lib.from_dict(values, space, where=name)[1]
+    except errors.UserError:  # it advises another config, which this run's folder refuses
+        pass
+    fitting = [member.title for member in zoo.TABLE.values() if _is_fitting(config, space, member)]
+    rule = f", key frames {config.schedule.kind}" if config.space.mode == zoo.PROPAGATE else ""
+    hint = f", for example {', '.join(fitting)}" if fitting else " of that space"
+    raise errors.UserError(
+        f"--genotype: {name} does not fit the run in {folder.path}: mode {config.space.mode}{rule}, "
+        f"{space.num_layers} layers, inputs {', '.join(space.inputs)}, operations {', '.join(space.operations)}, "
+        f"aggregations {', '.join(space.aggregations)}; give another one{hint}"
+    )
+
+
+def _of_zoo(config: ml_collections.ConfigDict, space: genotype_lib.Space, member: zoo.Member) -> np.ndarray:
+    """A hand-designed cell in the space of the run."""
+    zoo.require(member, mode=config.space.mode, schedule=config.schedule.kind)
+    return zoo.genotype(member, space)[1]
+
+
+def _is_fitting(config: ml_collections.ConfigDict, space: genotype_lib.Space, member: zoo.Member) -> bool:
+    """Whether the run can express a hand-designed cell."""
+    try:
+        return len(_of_zoo(config, space, member)) > 0
+    except errors.UserError:
+        return False

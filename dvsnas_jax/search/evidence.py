@@ -81,7 +81,7 @@ def budget_of(share: float, num_cells: int) -> int:
     Raises:
       UserError: not above 0.
     """
-    if not share > 0 or (share >= 1 and share != int(share)):
+    if not (share > 0 and (share < 1 or share % 1 == 0)):
         raise errors.UserError(
             f"--budget: must be a share of the space between 0 and 1 or a whole number of evaluations, got {share:g}"
         )

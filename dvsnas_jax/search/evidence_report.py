@@ -99,7 +99,9 @@ def write(content: dict[str, Any], lines: Sequence[str], output: pathlib.Path | 
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise errors.UserError(f"--output: cannot make the folder {output}: {error.strerror}") from None
+        raise errors.UserError(
+            f"--output: cannot make the folder {output}: {error.strerror}; choose another --output"
+        ) from None
     paths = [output / f"{NAME}{suffix}" for suffix in (".json", ".md", ".png")]
     paths[0].write_text(json_text.dumps(content, indent=1) + "\n", encoding="utf-8")
     paths[1].write_text(text + "\n", encoding="utf-8")

@@ -67,8 +67,7 @@ def run(
       UserError: the words make no sense, or the folder belongs to another run.
       Stopped: a signal arrived; what is finished was saved.
     """
-    if not names or len(set(names)) < len(names):
-        raise errors.UserError(f"--strategies: needs distinct names separated by commas, got {','.join(names)!r}")
+    strategies.check_names(names)
     for flag, value in (("--top", num_top), ("--correlate", num_correlated)):
         if value < 0:
             raise errors.UserError(f"{flag}: must be at least 0, got {value}")

@@ -57,10 +57,11 @@ def run(
     Raises:
       UserError: an unknown strategy, or a number that makes no sense.
     """
+    num_evaluations = evidence.budget_of(budget, table.num_cells)
     settings = evidence.Settings(
-        budget=evidence.budget_of(budget, table.num_cells),
+        budget=num_evaluations,
         num_runs=num_runs,
-        per_step=per_step,
+        per_step=min(per_step, num_evaluations),
         training_seeds=_seeds(training_seeds, table),
         is_cached=is_cached,
     )
@@ -71,7 +72,7 @@ def run(
     content = {
         "budget": settings.budget,
         "num_runs": num_runs,
-        "per_step": per_step,
+        "per_step": settings.per_step,
         "num_cells": table.num_cells,
         "training_seeds": list(settings.training_seeds),
         "is_cached": is_cached,
@@ -113,8 +114,9 @@ def run_made_up(
     config = config_lib.load(config_path, overrides or {})
     per_step = config.search.genotypes_per_step if per_step is None else per_step
     budget = config.search.steps * config.search.genotypes_per_step if budget is None else budget
-    _check_names(names)
+    strategies.check_names(names)
     _check_made_up({"--per-step": per_step, "--budget": budget, "--seeds": num_runs}, tau)
+    per_step = int(min(per_step, budget))
     space = features.space_of(config)
     made = {name: _refuse_gradients(name, strategies.make(name, space, config.controller)) for name in names}
     worlds = [
@@ -151,16 +153,13 @@ def _check_made_up(numbers: Mapping[str, float], tau: float) -> None:
 
 def _check(table: table_lib.Table, names: Sequence[str], settings: evidence.Settings) -> None:
     """Refuses words that make no sense."""
+    if settings.budget > table.num_cells:
+        raise errors.UserError(
+            f"--budget: must be at most the number of cells ({table.num_cells}), got {settings.budget}"
+        )
     if settings.per_step < 1:
         raise errors.UserError(f"--per-step: must be at least 1, got {settings.per_step}")
-    if settings.budget > table.num_cells:
-        raise errors.UserError(f"--budget: {settings.budget} evaluations are more than the {table.num_cells} cells")
-    _check_names(names)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    if not names or len(set(names)) < len(names):
-        raise errors.UserError(f"--strategies: needs distinct names separated by commas, got {','.join(names)!r}")
+    strategies.check_names(names)
 
 
 def _make(
@@ -178,8 +177,8 @@ def _make(
 def _refuse_gradients(name: str, strategy: strategies.Strategy) -> strategies.Strategy:
     if strategy.relaxation is not None:
         raise errors.UserError(
-            f"--strategies: {name} learns from gradients, a replay has rewards only; leave out --table and --made-up "
-            "to compare it in real searches"
+            f"--strategies: {name} learns from gradients, a replay has rewards only; leave {name} out, or compare it "
+            "in real searches, without --table and --made-up"
         )
     return strategy
 

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, json_text, overrides, workdir
+from dvsnas_jax.core import errors, json_files, json_text, overrides, workdir
 from dvsnas_jax.search import made_up as made_up_lib
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -116,7 +116,10 @@ def from_lines(
     num_needed = np.maximum(1, (is_there * np.arange(1, num_seeds + 1)).max(axis=1))  # as far as the last one
     num_missing = int((num_needed - num_trainings).sum())
     if num_missing:
-        raise errors.UserError(f"table: {num_missing} of {num_missing + len(lines)} trainings are missing")
+        raise errors.UserError(
+            f"table: {num_missing} of {num_missing + len(lines)} trainings are missing; start the command with "
+            "--make-table again"
+        )
     values = config_lib.to_json_dict(config)
     names = {key: value for key, value in overrides.leaves(values) if key not in config_lib.PATHS}
     head = {
@@ -152,16 +155,10 @@ def load(path: pathlib.Path = PACKAGED) -> Table:
     Raises:
       UserError: no table, a damaged one, or one of another version of this program.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise errors.UserError(
-            f"--table: {path} does not exist; --table alone takes the table of the package, --make-table makes one"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise errors.UserError(f"--table: {path} cannot be read as JSON: {error}") from None
+    advice = "give --table alone for the table of the package, or make one with --make-table"
+    content = json_files.read(path, name="--table", advice=advice)
     if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise errors.UserError(f"--table: {path} is no table of version {VERSION}; make one with --make-table")
+        raise errors.UserError(f"--table: {path} is no table of version {VERSION}; {advice}")
     if content.pop("checksum", None) != _checksum(content):
         raise errors.UserError(f"--table: {path} is damaged, its checksum is another; make it again with --make-table")
     names = content["space"]

@@ -110,7 +110,7 @@ def render(space: genotypes.Space, genotype: Any, path: str | pathlib.Path, titl
       title: written above the graph.
 
     Raises:
-      UserError: the suffix is neither, or the genotype is not of this space.
+      UserError: the suffix is neither, the genotype is not of this space, or the file cannot be written.
     """
     path = pathlib.Path(path)
     if path.suffix.lower() not in (".svg", ".png"):
@@ -122,7 +122,12 @@ def render(space: genotypes.Space, genotype: Any, path: str | pathlib.Path, titl
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dvsnas", "font.family": "DejaVu Sans"}):
         figure = _draw(space, tokens, layout, title)
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-        figure.savefig(path, dpi=130, metadata=metadata, facecolor="white")
+        try:
+            figure.savefig(path, dpi=130, metadata=metadata, facecolor="white")
+        except OSError as error:
+            raise errors.UserError(
+                f"--output: cannot write {path}: {error.strerror or error}; choose another --output"
+            ) from None
 
 
 def _edges(space: genotypes.Space, tokens: np.ndarray) -> list[tuple[str, str, float, bool]]:

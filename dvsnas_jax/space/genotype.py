@@ -11,14 +11,17 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, json_files
 
 VERSION = 1
+_ADVICE = "correct it, or give a file as `dvsnas search` writes it (best_genotype.json)"
 FIELDS = ("in_a", "in_b", "op_a", "op_b", "agg")
 
 OPERATIONS = (
@@ -82,10 +85,14 @@ class Space:
             ("aggregations", self.aggregations, AGGREGATIONS),
         ):
             if not names or len(set(names)) != len(names):
-                raise errors.UserError(f"space.{field}: needs distinct names, at least one, got {list(names)}")
+                raise errors.UserError(
+                    f"space.{field}: needs distinct names, at least one, got {', '.join(names) or 'none'}"
+                )
             for name in names:
                 if name not in known:
-                    raise errors.UserError(f"space.{field}: unknown name {name!r}{_nearest(name, known)}")
+                    raise errors.UserError(
+                        f"space.{field}: unknown name {name!r}{_nearest(name, known)} allowed are {', '.join(known)}"
+                    )
         if self.num_layers < 1:
             raise errors.UserError(f"space.num_layers: must be at least 1, got {self.num_layers}")
 
@@ -129,12 +136,14 @@ def validate(space: Space, genotype: Any) -> np.ndarray:
     tokens = np.asarray(genotype)
     expected = (space.num_layers, len(FIELDS))
     if tokens.shape != expected or not np.issubdtype(tokens.dtype, np.integer):
-        raise errors.UserError(f"genotype: needs integers of shape {expected}, got {tokens.dtype} {tokens.shape}")
+        raise errors.UserError(
+            f"genotype: needs integers of shape {expected} (layers, fields), got {tokens.dtype} {tokens.shape}"
+        )
     limits = space.limits()
     for layer, field in np.argwhere((tokens < 0) | (tokens >= limits)):
         raise errors.UserError(
             f"genotype: layer {layer}, field {FIELDS[field]}: "
-            f"{tokens[layer, field]} is not in 0..{limits[layer, field] - 1}"
+            f"must be from 0 to {limits[layer, field] - 1}, got {tokens[layer, field]}"
         )
     return tokens.astype(np.int32)
 
@@ -188,6 +197,35 @@ def to_json(space: Space, genotype: Any) -> str:
     return json.dumps(to_dict(space, genotype), indent=1)
 
 
+def read(path: str | os.PathLike[str], *, name: str = "") -> tuple[Space, np.ndarray]:
+    """Reads a genotype file, in its own space (its inputs and layers).
+
+    Args:
+      path: of the JSON file.
+      name: what the user calls it, for example a flag.
+
+    Returns:
+      The space and the genotype, i32 [L, 5].
+
+    Raises:
+      UserError: there is no such file, or no genotype in it; names what is wrong.
+    """
+    where = f"{name}: {os.fspath(path)}" if name else os.fspath(path)
+    file = pathlib.Path(path)
+    if _is_folder(file):
+        winner = file / "best_genotype.json"
+        hint = f"{winner}" if winner.is_file() else "the best_genotype.json of a run folder"
+        raise errors.UserError(f"{where}: is a folder; give a genotype file, for example {hint}")
+    return from_dict(json_files.read(file, name=name, advice=_ADVICE), where=where)
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long: the reading says so
+        return False
+
+
 def from_json(text: str, space: Space | None = None, *, where: str = "genotype") -> tuple[Space, np.ndarray]:
     """Reads a genotype.
 
@@ -202,31 +240,34 @@ def from_json(text: str, space: Space | None = None, *, where: str = "genotype")
     Raises:
       UserError: (a ValueError) naming the layer, the field and what is allowed.
     """
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise errors.UserError(f"{where}: not JSON: {error}") from None
-    return from_dict(data, space, where=where)
+    return from_dict(json_files.loads(text, where=where, advice=_ADVICE), space, where=where)
 
 
 def from_dict(data: Any, space: Space | None = None, *, where: str = "genotype") -> tuple[Space, np.ndarray]:
     """As `from_json`, from the decoded value."""
     if not isinstance(data, dict) or not isinstance(data.get("layers"), list) or not data["layers"]:
-        raise errors.UserError(f'{where}: needs an object with "version", "inputs" and a list "layers" of one or more')
-    if data.get("version") != VERSION:
         raise errors.UserError(
-            f"{where}: version {data.get('version')!r} is not supported, this program reads version {VERSION}"
+            f'{where}: needs an object with "version", "inputs" and a list "layers" of one or more; '
+            f"{_ADVICE}"
+        )
+    version = data.get("version")
+    if version != VERSION or isinstance(version, bool):
+        raise errors.UserError(
+            f'{where}: a genotype of version {version!r}, "version" must be {VERSION}; use the program that wrote it'
         )
     inputs = data.get("inputs")
     if not isinstance(inputs, list) or not all(isinstance(name, str) for name in inputs):
-        raise errors.UserError(f'{where}: "inputs" must be a list of names out of {list(REFINE_INPUTS)}')
+        raise errors.UserError(f'{where}: "inputs" must be a list of names out of {", ".join(REFINE_INPUTS)}')
     if space is None:
         try:
             space = Space(inputs=tuple(inputs), num_layers=len(data["layers"]))
         except errors.UserError as error:
             raise errors.UserError(f"{where}: {error}") from None
     if len(data["layers"]) != space.num_layers:
-        raise errors.UserError(f"{where}: {len(data['layers'])} layers, the space has {space.num_layers}")
+        raise errors.UserError(
+            f"{where}: {len(data['layers'])} layers, the space has {space.num_layers}; "
+            f"set --config.space.num_layers={len(data['layers'])}"
+        )
     rows = [_parse_layer(space, layer, index, where) for index, layer in enumerate(data["layers"])]
     return space, validate(space, np.asarray(rows, np.int32))
 
@@ -251,7 +292,8 @@ def _parse_layer(space: Space, layer: Any, index: int, where: str) -> list[int]:
                 )
             if value not in names:
                 raise errors.UserError(
-                    f"{where}: layer {index}, field {field}: unknown name {value!r}{_nearest(value, names)}"
+                    f"{where}: layer {index}, field {field}: unknown name {value!r}{_nearest(value, names)} "
+                    f"allowed are {', '.join(names)}"
                 )
             tokens.append(list(names).index(value))
     return tokens
@@ -277,5 +319,4 @@ def edges(space: Space, genotype: Any) -> list[tuple[str, str, str]]:
 def _nearest(name: Any, known: Sequence[str]) -> str:
     """A hint for a misspelt name."""
     close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ","
-    return f"{hint} allowed are {', '.join(known)}"
+    return f", did you mean {close[0]!r}?" if close else ","

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,10 +65,38 @@ def get(name: str) -> Member:
     """
     short = name.removeprefix(PREFIX)
     if short not in TABLE:
-        close = difflib.get_close_matches(short, TABLE, n=1, cutoff=0.4)
+        close = difflib.get_close_matches(short.lower(), TABLE, n=1, cutoff=0.4)
         hint = f", did you mean '{PREFIX}{close[0]}'?" if close else ";"
         raise errors.UserError(f"{PREFIX}{short}: no such member of the zoo{hint} there are {', '.join(TABLE)}")
     return TABLE[short]
+
+
+def suggestion(word: str) -> str:
+    """`zoo:NAME` for a word that is the name of a member, but for the `zoo:` or for its case; else empty."""
+    short = word.lower().removeprefix(PREFIX)
+    return PREFIX + short if short in TABLE and word != PREFIX + short else ""
+
+
+def read(word: str | os.PathLike[str], *, name: str) -> tuple[genotype_lib.Space, np.ndarray]:
+    """The genotype of a member of the zoo or of a file, in its own space.
+
+    Args:
+      word: `zoo:NAME`, or the path of a genotype's JSON.
+      name: what the user calls it, for example a flag.
+
+    Returns:
+      The space and the genotype, i32 [L, 5].
+
+    Raises:
+      UserError: the zoo has no such member, or there is no such file, or no genotype in it.
+    """
+    text = os.fspath(word)
+    if text.startswith(PREFIX):
+        return genotype(get(text))
+    hint = suggestion(text)
+    if hint and not os.path.lexists(text):
+        raise errors.UserError(f"{name}: {text} does not exist, did you mean {hint!r}?")
+    return genotype_lib.read(text, name=name)
 
 
 def of_mode(mode: str) -> tuple[Member, ...]:
