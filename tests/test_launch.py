@@ -225,8 +225,9 @@ def test_tpu_hosts_go_on_without_the_connection(tpus):
     words = [str(LAUNCH / "tpu_pod.sh"), "search"]
     environ = {**os.environ, "PATH": f"{tpus.folder}:{os.environ['PATH']}", **tpus.known}
     first = subprocess.Popen(
-        words, env=environ, cwd=tpus.folder, stdout=subprocess.PIPE, start_new_session=True, text=True
-    )
+        words, env=environ, cwd=tpus.folder, stdout=subprocess.PIPE, start_new_session=True, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
+    )  # fmt: skip
     while first.stdout.readline() != "started\n":
         assert first.poll() is None
     os.killpg(first.pid, signal.SIGHUP)  # script, gcloud and the log: all that hangs on the connection
