@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import trained
 
-from dvsnas_jax.core import types
+from dvsnas_jax.core import compilation, types
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.run import features, programs
 from dvsnas_jax.space import cell as cell_lib
@@ -47,12 +47,17 @@ def make(kind: str, layers: list[dict], **changes) -> programs.Model:
     net = static_net.make(config.net, settings.num_classes)
     variables = static_net.init(net, jax.random.key(0))
     cell = cell_lib.make(space, genotype, settings)
-    leaves, tree = jax.tree.flatten(cell.init(jax.random.key(1)))
-    drawn = [x + 0.1 * jax.random.normal(jax.random.key(index), x.shape) for index, x in enumerate(leaves)]
-    params = jax.tree.unflatten(tree, drawn)
-    found = static_net.infer(net, variables, frames(2))
-    clip = types.Features(maps={name: x[None] for name, x in found.maps.items()}, logits=found.logits[None])
-    params = cell_lib.freeze_norm(params, cell.moments(params, clip))
+
+    def normalized(params: Any, shown: np.ndarray) -> Any:
+        found = static_net.infer(net, variables, shown)
+        clip = types.Features(maps={name: x[None] for name, x in found.maps.items()}, logits=found.logits[None])
+        return cell_lib.freeze_norm(params, cell.moments(params, clip))
+
+    with compilation.effort("quick"):  # as two programs: operation by operation takes longer
+        leaves, tree = jax.tree.flatten(compilation.jit(cell.init)(jax.random.key(1)))
+        rng = np.random.default_rng(1)
+        drawn = [np.asarray(x + 0.1 * rng.normal(size=x.shape), x.dtype) for x in leaves]
+        params = compilation.jit(normalized)(jax.tree.unflatten(tree, drawn), frames(2))
     return programs.Model(net, static_net.fold(variables), cell, params, settings, SIZE)
 
 
