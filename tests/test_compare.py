@@ -108,7 +108,7 @@ def test_a_file_keeps_the_schedule_of_the_config(tmp_path: pathlib.Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--genotypes=", "--genotypes: names no genotype; give zoo"),
+        ("--genotypes=", "--genotypes: an empty value; give one, or leave it out"),
         ("--genotypes=,", "--genotypes: names no genotype; give zoo"),
         ("--genotypes=zoo:static,zoo:grfp,zoo:static", "named more than once: zoo:static; name each once"),
         ("--genotypes=zoo,zoo", "named more than once: zoo"),
