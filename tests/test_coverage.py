@@ -383,3 +383,13 @@ def test_a_candidate_without_a_scored_pixel_has_a_status_of_its_own():
     assert records[0] == {"reward": None, "status": "unlabelled"}
     assert records[1]["status"] == "ok" and records[1]["reward"] == 1.0
     assert json.loads(json.dumps(records, allow_nan=False)) == records
+
+
+def test_a_network_alone_is_trained_without_a_split_to_score_it_on(tmp_path, capsys) -> None:
+    assert require_labels.is_scorable(_config(_tree(tmp_path / "both")))
+    assert capsys.readouterr().err == ""
+    assert not require_labels.is_scorable(_config(_tree(tmp_path / "one", splits=("train",))))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: the network is trained, but not scored: ") and "val" in line
+    with pytest.raises(errors.UserError, match="train"):
+        require_labels.is_scorable(_config(_tree(tmp_path / "none", splits=("val",))))

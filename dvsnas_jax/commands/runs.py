@@ -73,11 +73,12 @@ def _search(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
-    from dvsnas_jax.run import evaluate, score_tables, train
+    from dvsnas_jax.run import evaluate, require_labels, score_tables, train
 
     folder = common.open_workdir(arguments.workdir)
+    is_scored = not arguments.genotype and not train.has_cell(folder) and require_labels.is_scorable(config)
     common.print_summary(train.run(config, folder, arguments.genotype))
-    if not arguments.genotype and not train.has_cell(folder):
+    if is_scored:
         print(score_tables.summary(evaluate.run(config, folder)))
 
 

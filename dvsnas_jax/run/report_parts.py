@@ -55,7 +55,7 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]], *, is_refining: bool = F
         ("flicker, %", lambda score: score.get("flicker"), 100, 2, False),
         ("ms per frame", lambda score: score.get("ms_per_frame"), 1, 1, False),
     ]
-    change = timing.change(scores.get("static", {}), scores.get("cell", {}), is_refining=is_refining)
+    change = timing.change(scores.get("static") or {}, scores.get("cell") or {}, is_refining=is_refining)
     for label, get_fn, factor, decimals, is_higher_better in plan:
         values = {name: factor * value for name, score in scores.items() if figures.is_number(value := get_fn(score))}
         if values:
@@ -240,7 +240,7 @@ def costs(run: report_data.Run) -> str:
     try:
         config = config_lib.from_json_dict(run.config, str(run.path / "config.json"))
         entry = compare.Entry("", *best, config, "")
-        key_share = run.evaluation.get("cell", {}).get("key_share", 1.0)
+        key_share = (run.evaluation.get("cell") or {}).get("key_share", 1.0)
         found = compare.frame_cost(config, entry, key_share)
     except errors.UserError as error:
         return run.lacks("Parameters and multiply-adds", "", f"this version cannot count them: {error}")

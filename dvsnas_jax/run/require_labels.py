@@ -63,6 +63,22 @@ def check(
     return num_clips
 
 
+def is_scorable(config: ml_collections.ConfigDict) -> bool:
+    """Whether a run that trains can be scored on `config.evaluate.split`, too; where not, a note says why.
+
+    Raises:
+      UserError: as `check`: there is nothing to train on.
+    """
+    check(config, do_note=False)
+    try:
+        check(config, is_evaluated=True, do_note=False)
+    except errors.UserError as error:
+        if distributed.is_main():
+            print(f"note: the network is trained, but not scored: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
 def _require_classes(data: ml_collections.ConfigDict, names: list[str]) -> list[str]:
     """One rule for the classes of the splits that a run uses, see `coverage.judge`; what is harmless is returned."""
     splits = [coverage.read(data, name, limit=coverage.LIMIT) for name in names]
