@@ -198,7 +198,7 @@ def test_missing_dataset_says_the_layout(tmp_path: pathlib.Path, capsys: pytest.
 
 def test_evaluate_of_a_folder_without_a_cell(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, ["evaluate", f"--config={SMOKE}", f"--workdir={tmp_path}", *TINY])
-    assert "holds no trained cell" in message and not list(tmp_path.iterdir())
+    assert "holds no run (no config.json); give the --workdir of one" in message and not list(tmp_path.iterdir())
 
 
 def test_evaluation_batches_cover_every_clip_once() -> None:
