@@ -29,6 +29,8 @@ ROWS = [*GENOTYPES, *CONFIGS, *WORDS, *STRATEGIES, *WEIGHTS, *DATA, *FOLDERS, *O
 def _no_work(monkeypatch):
     command_line.stop_at_work(monkeypatch)
     monkeypatch.chdir(messages.ROOT)
+    for name in ("DVSNAS_CAMVID", "DVSNAS_CITYSCAPES"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(bandit, "benchmark", lambda: {"figure": 1.0})
     for module, name in (
         (bench_search, "run"),

@@ -309,8 +309,10 @@ def test_preview_shows_frames_over_labels(tmp_path):
     np.testing.assert_array_equal(sheet[28:52, 36:68], classes.colorize(video.labels[1]))
     preview.save(data, tmp_path / "sheet.png", num_clips=2, num_frames=3)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sheet.png")), sheet)
-    with pytest.raises(errors.UserError, match="cannot write the picture"):
-        preview.save(data, tmp_path / "no" / "sheet.png")
+    preview.save(data, tmp_path / "new" / "sheet.png", num_clips=2, num_frames=3)  # its folder is made
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "sheet.png")), sheet)
+    with pytest.raises(errors.UserError, match=f"{tmp_path / 'sheet.png'}.*choose another --output"):
+        preview.save(data, tmp_path / "sheet.png" / "sheet.png")
 
 
 # --- real CamVid ----------------------------------------------------------------------------------

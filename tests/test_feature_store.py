@@ -153,6 +153,7 @@ def test_the_key_changes_with_the_files(tmp_path: pathlib.Path) -> None:
         data__dir=str(tmp_path),
         data__folder__frames="{split}/{sequence}/{number}.png",
         data__folder__masks="{split}_masks/{sequence}/{number}.png",
+        data__folder__classes="ground",
     )
     weights = {"a": np.ones(1, np.float32)}
     first = feature_cache.key(config, weights, np.arange(1), NAMES)

@@ -206,7 +206,11 @@ def test_ranks_are_checked(policy):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"buffer": 0}, "controller.buffer"), ({"minibatch": 5}, "controller.minibatch: 5")]
+    ("changes", "message"),
+    [
+        ({"buffer": 0}, "controller.buffer"),
+        ({"minibatch": 5}, "controller.minibatch: must be at most controller.buffer .4., got 5"),
+    ],
 )
 def test_impossible_sizes_are_refused_in_one_line(policy, changes, message):
     with pytest.raises(errors.UserError, match=message) as error:

@@ -187,7 +187,8 @@ class _Lines:
             text, due = self._text if isinstance(self._text, str) else self._text(), self._next
             while self._next <= waited:  # one line, however long this process was stopped
                 due, self._next = self._next, self._next + EVERY_SECONDS
-            print(f"dvsnas: {text}, {due:g} s of {self._seconds:g}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"dvsnas: {text}, {due:g} s of {self._seconds:g}\n")  # one write: lines stay whole
+            sys.stderr.flush()
         return False
 
 
