@@ -139,7 +139,7 @@ def test_degradations_are_visible_but_leave_the_street():
 def test_bad_arguments():
     with pytest.raises(errors.UserError, match="unknown name 'valid'; use one of train, val, test"):
         _clip(split="valid")
-    with pytest.raises(errors.UserError, match="must be >= 0"):
+    with pytest.raises(errors.UserError, match="must be at least 0, the sizes at least 1"):
         _clip(index=-1)
 
 
