@@ -69,14 +69,15 @@ def is_scorable(config: ml_collections.ConfigDict) -> bool:
     Raises:
       UserError: as `check`: there is nothing to train on.
     """
-    check(config, do_note=False)
     try:
         check(config, is_evaluated=True, do_note=False)
+        return True
     except errors.UserError as error:
-        if distributed.is_main():
-            print(f"note: the network is trained, but not scored: {error}", file=sys.stderr, flush=True)
-        return False
-    return True
+        reason = str(error)
+    check(config, do_note=False)
+    if distributed.is_main():
+        print(f"note: the network is trained, but not scored: {reason}", file=sys.stderr, flush=True)
+    return False
 
 
 def _require_classes(data: ml_collections.ConfigDict, names: list[str]) -> list[str]:
