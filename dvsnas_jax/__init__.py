@@ -6,13 +6,13 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dvsnas_jax.run import load as load_lib
+    from dvsnas_jax.deploy import load as load_lib
 
 __version__ = "0.1.0"
 
 
 def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> load_lib.Segmenter:
-    """Opens a trained network and cell for the frames of a video, see `dvsnas_jax.run.load`.
+    """Opens a trained network and cell for the frames of a video, see `dvsnas_jax.deploy.load`.
 
     Args:
       path: a run folder, or one that `dvsnas export` wrote.
@@ -21,6 +21,6 @@ def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> lo
     Raises:
       UserError: the folder is missing, holds nothing trained or is damaged.
     """
-    from dvsnas_jax.run import load as load_lib
+    from dvsnas_jax.deploy import load as load_lib
 
     return load_lib.load(path, key_interval=key_interval)

@@ -11,7 +11,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from dvsnas_jax.commands import ablate, common, compare, data, doctor, export, nets, runs, segment, strategies, tools
-from dvsnas_jax.core import allocator, distributed, errors
+from dvsnas_jax.core import allocator, errors
+from dvsnas_jax.core.processes import distributed
 
 _PREFIX = "--config."
 _NO_MEMORY = "RESOURCE_EXHAUSTED"

@@ -22,14 +22,17 @@ from messages import ROOT
 from PIL import Image
 
 from dvsnas_jax.controller import strategies
-from dvsnas_jax.core import checkpoint, locking, workdir
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.data import prepared, store
-from dvsnas_jax.nets import torch_weights, weights_folder
-from dvsnas_jax.run import claims, features, objective, video_out
-from dvsnas_jax.search import ablate, relaxed_steps, table
+from dvsnas_jax.core.files import checkpoint, locking, workdir
+from dvsnas_jax.data.loading import store
+from dvsnas_jax.data.prepared import reading
+from dvsnas_jax.infer.video import video_out
+from dvsnas_jax.nets.weights import torch_weights, weights_folder
+from dvsnas_jax.search import relaxed_steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
+from dvsnas_jax.studies import ablate, table
+from dvsnas_jax.train import claims, features, pretrain_loss
 
 TINY_NET = {"net.encoder": "resnet18", "net.width": "0.125", "net.decoder_channels": "8"}
 LAYER = {"in": ["prev_state", "decoder"], "ops": ["skip", "conv_1x1"], "agg": "sum"}
@@ -160,7 +163,7 @@ def read_prepared(split: str = "train", **changes: str) -> Callable[[pathlib.Pat
     """Reads a split of a prepared data set."""
 
     def read(tmp: pathlib.Path) -> object:
-        prepared.open_media.cache_clear()
+        reading.open_media.cache_clear()
         return store.source(looked_at.camvid(tmp, **{"data__prepared": str(tmp / "prepared"), **changes}).data, split)
 
     return read
@@ -259,7 +262,7 @@ def is_over() -> None:
 def teacher(path: str, *, is_trained: bool = True, num_classes: int = 11) -> object:
     """Reads a teacher, which has 11 classes."""
     variables = {"params": {"classifier": {"bias": np.zeros(11)}}} if is_trained else None
-    return objective.load_teacher(path, num_classes, lambda config, folder: variables)
+    return pretrain_loss.load_teacher(path, num_classes, lambda config, folder: variables)
 
 
 def raise_(error: Exception) -> NoReturn:

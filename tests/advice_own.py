@@ -25,8 +25,10 @@ from advice import (
 )
 from looked_at import load
 
-from dvsnas_jax.core import checkpoint, distributed, rendezvous, workdir
-from dvsnas_jax.run import claims, evaluate, require_labels, train
+from dvsnas_jax.core.files import checkpoint, workdir
+from dvsnas_jax.core.processes import distributed, rendezvous
+from dvsnas_jax.evaluate import evaluation
+from dvsnas_jax.train import cell_training, claims, require_labels
 
 FOLDERS = [
     Row(
@@ -139,9 +141,9 @@ OWN_DATA = [
     ),
     Row(
         "classes of another data set",
-        lambda tmp: evaluate._check_classes(("a", "b"), looked_at.classes(tmp, "b,a"), tmp),
+        lambda tmp: evaluation._check_classes(("a", "b"), looked_at.classes(tmp, "b,a"), tmp),
         ("the same classes in the same order (data.folder.classes)",),
-        lambda tmp: evaluate._check_classes(("a", "b"), looked_at.classes(tmp, "a,b"), tmp),
+        lambda tmp: evaluation._check_classes(("a", "b"), looked_at.classes(tmp, "a,b"), tmp),
     ),
     Row(
         "other data than the run's",
@@ -169,7 +171,7 @@ RUNS = [
     ),
     Row(
         "weights that are not there",
-        lambda tmp: train.load_winner(load(), unbound(tmp)),
+        lambda tmp: cell_training.load_winner(load(), unbound(tmp)),
         ("put the file back, or train the genotype in a folder of its own with `dvsnas train --genotype`",),
         words_of("train", command_line.SMOKE, "--workdir=TMP/own", "--genotype=TMP/run/best_genotype.json"),
     ),

@@ -25,10 +25,12 @@ from advice import (
 from looked_at import load
 from messages import ROOT
 
-from dvsnas_jax.core import workdir
-from dvsnas_jax.data import prepared, store, synthetic
-from dvsnas_jax.nets import weights_folder
-from dvsnas_jax.search import table, table_maker
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.data.loading import store
+from dvsnas_jax.data.prepared import reading
+from dvsnas_jax.data.street import synthetic
+from dvsnas_jax.nets.weights import weights_folder
+from dvsnas_jax.studies import table, table_maker
 
 STRATEGIES = [
     Row(
@@ -174,13 +176,13 @@ DATA = [
     ),
     Row(
         "nothing prepared",
-        lambda tmp: prepared.open_media(str(tmp / "prepared"), "train"),
+        lambda tmp: reading.open_media(str(tmp / "prepared"), "train"),
         ("run `dvsnas data prepare --output=", "with this --config first, or leave data.prepared empty"),
         lambda tmp: [prepare(tmp), read_prepared()(tmp), read_prepared(data__prepared="")(tmp)],
     ),
     Row(
         "prepared from another data set",
-        lambda tmp: prepared.of(load(data__name="folder", data__prepared=str(prepare(tmp))).data, "train"),
+        lambda tmp: reading.of(load(data__name="folder", data__prepared=str(prepare(tmp))).data, "train"),
         ("set data.name to 'camvid', or leave data.prepared empty",),
         read_prepared(),
     ),
@@ -190,10 +192,10 @@ DATA = [
             [prepare(tmp, output=f"two/{name}") for name in "ab"],
             (tmp / "two/a/camvid_clips").rename(tmp / "two/one_clips"),
             (tmp / "two/b/camvid_clips").rename(tmp / "two/camvid_clips"),
-            prepared.locate(tmp / "two"),
+            reading.locate(tmp / "two"),
         ],
         ("data.prepared: ", "give one of them: "),
-        lambda tmp: prepared.locate(tmp / "two" / "one_clips" / prepared.VERSION),
+        lambda tmp: reading.locate(tmp / "two" / "one_clips" / reading.VERSION),
     ),
     Row(
         "split that is not prepared",

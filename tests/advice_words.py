@@ -6,11 +6,11 @@ from advice import ONE_LAYER, Row, bench_words, embedded, few_cells, file, membe
 from looked_at import load
 from messages import ROOT
 
+from dvsnas_jax.bench import bench_data as data_bench
+from dvsnas_jax.bench import bench_search
 from dvsnas_jax.controller import ppo, strategies
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.data import bench as data_bench
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.search import bench_search
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
 

@@ -8,10 +8,10 @@ from typing import NamedTuple, NoReturn
 import pytest
 
 from dvsnas_jax import cli
-from dvsnas_jax.core import workdir
-from dvsnas_jax.run import pretrain
+from dvsnas_jax.core.files import workdir
 from dvsnas_jax.search import ahead
 from dvsnas_jax.space import zoo
+from dvsnas_jax.train import pretrain
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"

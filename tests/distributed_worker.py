@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dvsnas_jax.core import distributed, errors, signals, workdir
+from dvsnas_jax.core import errors
 from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import distributed, signals
 
 
 def tree(value: float) -> dict:

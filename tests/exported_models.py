@@ -9,10 +9,11 @@ import numpy as np
 import trained
 
 from dvsnas_jax.core import compilation, types
+from dvsnas_jax.infer import programs
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import features, programs
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.train import features
 
 SIZE = (40, 72)
 

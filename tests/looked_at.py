@@ -9,9 +9,10 @@ import numpy as np
 import trees
 
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import workdir
-from dvsnas_jax.data import folder_layout, layouts, store
-from dvsnas_jax.run import claims, pretrain, require_labels
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.data.datasets import folder_layout, layouts
+from dvsnas_jax.data.loading import store
+from dvsnas_jax.train import claims, pretrain, require_labels
 
 
 def load(**changes: str) -> ml_collections.ConfigDict:

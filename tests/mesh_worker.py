@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dvsnas_jax.bench import collectives
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import objective, pretrain
-from dvsnas_jax.search import collectives, steps
+from dvsnas_jax.search import steps
+from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import ports
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.train import pretrain, pretrain_loss
 
 SPACE = genotype_lib.Space(
     inputs=("prev_state", "prev_logits", "decoder", "logits"),
@@ -26,7 +27,7 @@ SPACE = genotype_lib.Space(
     operations=("none", "skip", "conv_1x1", "sep_conv_3x3"),
     aggregations=("sum", "gate"),
 )
-SETTINGS = ports.CellSettings(channels=8, feature_channels={"decoder": 5, "logits": 3, "image": 3})
+SETTINGS = cell_frame.CellSettings(channels=8, feature_channels={"decoder": 5, "logits": 3, "image": 3})
 NUM_CLIPS = 24
 
 
@@ -118,7 +119,7 @@ def pretraining() -> dict:
         )
         for devices in (1, 8):
             with compilation.effort("quick"):
-                step = pretrain.make_step(objective.make(config.pretrain, net), optimizer, 0.9, jax.random.key(1))
+                step = pretrain.make_step(pretrain_loss.make(config.pretrain, net), optimizer, 0.9, jax.random.key(1))
             state = pretrain.init(static_net.init(net, jax.random.key(0)), optimizer)
             batch = clip
             if devices == 8:

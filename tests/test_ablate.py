@@ -13,14 +13,19 @@ import trained
 
 from dvsnas_jax import cli
 from dvsnas_jax.controller import strategies
-from dvsnas_jax.core import compilation, errors, mesh, signals, types, workdir
+from dvsnas_jax.core import compilation, errors, mesh, types
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.run import features, metrics, train
-from dvsnas_jax.search import ablate, ablate_report, ablate_runs, loop, pipeline, steps
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
+from dvsnas_jax.evaluate import metrics
+from dvsnas_jax.search import loop, pipeline, steps
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cost, variants
+from dvsnas_jax.space import cost
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import neighbours as variants
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.studies import ablate, ablate_report, ablate_runs
+from dvsnas_jax.train import cell_training, features
 
 OPERATIONS = ("none", "skip", "conv_1x1", "max_pool_3x3")
 GENOTYPE = np.array([[1, 2, 2, 1, 0], [3, 0, 3, 2, 1]], np.int32)
@@ -86,14 +91,14 @@ def searched(parts, tmp_path_factory):
     folder = workdir.Workdir(tmp_path_factory.mktemp("search"))
     folder.claim(CONFIG)
     pipeline.run_search(parts, folder, signals.StopFlag())
-    folder.write_json(train.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
+    folder.write_json(cell_training.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
     return folder
 
 
 @pytest.fixture
 def folder(searched, parts, monkeypatch, tmp_path):
     """A fresh run folder that shares the checkpoints of the finished search; nothing is computed by a network."""
-    for name in ("config.json", train.BEST):
+    for name in ("config.json", cell_training.BEST):
         (tmp_path / name).write_bytes((searched.path / name).read_bytes())
     (tmp_path / "checkpoints").symlink_to(searched.path / "checkpoints")
     monkeypatch.setattr(ablate_runs, "assemble", lambda *_, is_training: parts)
@@ -233,7 +238,7 @@ def test_an_opened_search_gives_the_numbers_of_the_command(folder, parts, featur
 def test_a_search_that_trains_each_alone_opens_with_the_cells_own_weights(folder, features_of_batch, monkeypatch):
     cell = cell_lib.make(SPACE, GENOTYPE, SETTINGS)
     params = cell.init(jax.random.key(3))
-    monkeypatch.setattr(train, "load_winner", lambda config, folder: (cell, params, SPACE, GENOTYPE))
+    monkeypatch.setattr(cell_training, "load_winner", lambda config, folder: (cell, params, SPACE, GENOTYPE))
     values = json.loads((folder.path / "config.json").read_text())
     values["search"]["mode"] = "scratch"
     (folder.path / "config.json").write_text(json.dumps(values))
@@ -257,7 +262,7 @@ def test_a_trained_cell_opens_with_its_own_weights(kind, tmp_path):
         config = config.copy_and_resolve_references().unlock()
         config.schedule.kind = "fixed"
     cell = cell_lib.make(run.space, run.genotype, features.settings_of(config))
-    _, params, _, _ = train.load_winner(folder.config(), folder)
+    _, params, _, _ = cell_training.load_winner(folder.config(), folder)
     clips = jax.tree.map(lambda x: x.astype(jnp.float32), run.batch.features)
     expected = jax.jit(cell.unroll)(params, clips)
     found = jax.jit(run.supernet.unroll)(run.params, run.genotype, clips)
@@ -369,7 +374,7 @@ def test_masked_operations_replace_nothing_and_are_named(folder, parts, monkeypa
     config.controller.masked_operations = ("skip", "conv_1x1")
     folder = workdir.Workdir(folder.path / "masked")
     folder.claim(config)
-    folder.write_json(train.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
+    folder.write_json(cell_training.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
     first = parts.steps.init(jax.random.key(0)).params
     monkeypatch.setattr(ablate_runs, "trained_weights", lambda parts, folder: first)
     report = ablate.run(config, folder, what="replace", limit=12)
@@ -475,7 +480,7 @@ def test_retrain_trains_the_genotype_and_the_first_variants(folder, parts, monke
     assert sorted(path.name for path in cells.iterdir()) == sorted(f"cell_{line['hash']}" for line in lines)
     row = report.content["tokens"][0]
     assert row["none"] == pytest.approx(lines[1]["reward"] - lines[0]["reward"])
-    monkeypatch.setattr(train, "train_cell", None)  # a second time nothing is trained
+    monkeypatch.setattr(cell_training, "train_cell", None)  # a second time nothing is trained
     assert ablate.run(CONFIG, workdir.Workdir(folder.path), what="retrain", num_steps=2, limit=1).text == report.text
 
 

@@ -15,12 +15,12 @@ from advice_own import FOLDERS, OWN_DATA, RUNS, SEGMENTS
 from advice_parts import DATA, STRATEGIES, WEIGHTS
 from advice_words import CONFIGS, GENOTYPES, WORDS
 
-from dvsnas_jax.controller import bandit
+from dvsnas_jax.bench import bandit, bench_search
+from dvsnas_jax.bench import bench_data as data_bench
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import bench as data_bench
-from dvsnas_jax.data import tf_loader
-from dvsnas_jax.run import load as load_lib
-from dvsnas_jax.search import bench_search, table_maker
+from dvsnas_jax.data.loading import tf_loader
+from dvsnas_jax.deploy import load as load_lib
+from dvsnas_jax.studies import table_maker
 
 ROWS = [*GENOTYPES, *CONFIGS, *WORDS, *STRATEGIES, *WEIGHTS, *DATA, *FOLDERS, *OWN_DATA, *RUNS, *SEGMENTS]
 
@@ -82,9 +82,9 @@ VARIABLES = {
     "DVSNAS_PROCESS_ID", "DVSNAS_START_TIMEOUT", "DVSNAS_TPU_POD",
 }  # fmt: skip
 _OTHERS_FLAGS = {
-    "dvsnas_jax/core/workdir.py": {"--porcelain", "--untracked-files"},  # of git
+    "dvsnas_jax/core/files/workdir.py": {"--porcelain", "--untracked-files"},  # of git
 }
-_NO_TEXT_OF_OURS = "dvsnas_jax/run/report_html.py"  # a style sheet: its variables begin with two dashes
+_NO_TEXT_OF_OURS = "dvsnas_jax/report/report_html.py"  # a style sheet: its variables begin with two dashes
 
 
 def _exists(message: messages.Message) -> list[str]:
@@ -128,13 +128,13 @@ _SAYS_WHAT_TO_DO = re.compile(
 _MADE_ELSEWHERE = {
     "dvsnas_jax/commands/common.py": "… (see … --help)",  # the parser's own words, which name the option
     "dvsnas_jax/core/overrides.py": "…, line ………: …",  # `_unknown`: the nearest key, or the sections
-    "dvsnas_jax/core/workdir.py": "…",  # `locking` of another process, `Workdir._unwritable`
-    "dvsnas_jax/data/encoded.py": "…",  # `folders.size_problem`
-    "dvsnas_jax/data/folders.py": "…",
-    "dvsnas_jax/data/frames.py": "…: …",  # `LabelCode._unknown`
-    "dvsnas_jax/data/prepare.py": "…",  # `_too_small`
-    "dvsnas_jax/run/compare.py": "…: …",  # of the check that is passed on
-    "dvsnas_jax/run/train.py": "--genotype: …: …",  # of the settings that lack an input
+    "dvsnas_jax/core/files/workdir.py": "…",  # `locking` of another process, `Workdir._unwritable`
+    "dvsnas_jax/data/prepared/encoded.py": "…",  # `folders.size_problem`
+    "dvsnas_jax/data/loading/folders.py": "…",
+    "dvsnas_jax/data/datasets/frames.py": "…: …",  # `LabelCode._unknown`
+    "dvsnas_jax/data/prepared/prepare.py": "…",  # `_too_small`
+    "dvsnas_jax/studies/compare.py": "…: …",  # of the check that is passed on
+    "dvsnas_jax/train/cell_training.py": "--genotype: …: …",  # of the settings that lack an input
     "dvsnas_jax/space/genotype.py": "…: ………: …",  # of the space that a file needs
 }
 """Messages whose words come from a function: the rows above, and the tests of those functions, read them."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dvsnas_jax.data import augment, tf_loader, warp
+from dvsnas_jax.data.loading import augment, tf_loader, warp
 
 
 def _rules(**changes):

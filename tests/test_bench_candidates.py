@@ -12,12 +12,12 @@ import pytest
 
 from dvsnas_jax.core import allocator, mesh, types
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.run import features, train
 from dvsnas_jax.search import pipeline, reward, steps
 from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import cell_frame, operations
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, ports
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.train import cell_training, features
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `parity`)")
 twins = pytest.importorskip("torch_cell")
@@ -48,7 +48,7 @@ LAYERS = (
 INPUTS = ("prev_state", "prev_decoder", "prev_logits", "decoder", "logits", "stage1", "image_diff")
 SPACE = genotype_lib.Space(inputs=INPUTS, num_layers=3)
 CHANNELS = {"decoder": 6, "logits": 4, "stage1": 5, "image": 3}
-SETTINGS = ports.CellSettings(channels=8, feature_channels=CHANNELS, attention_heads=2)
+SETTINGS = cell_frame.CellSettings(channels=8, feature_channels=CHANNELS, attention_heads=2)
 
 
 def _by_name(layers) -> dict:
@@ -162,7 +162,7 @@ class _Theirs:
         optimizer = torch.optim.AdamW(weights, section.learning_rate, weight_decay=section.weight_decay)
         average = [weight.detach().clone() for weight in weights]
         shape = (section.scratch_steps, section.batch_size)
-        batches = train.draw_clips((self._config.seed, 7), len(self._labels[0][0]), shape)
+        batches = cell_training.draw_clips((self._config.seed, 7), len(self._labels[0][0]), shape)
         for step, clips in enumerate(torch.from_numpy(batches).long()):
             logits = torch.cat(cell(self._take(0, clips)))
             targets = self._targets[:, clips].flatten(0, 1)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.controller import bandit, ppo
+from dvsnas_jax.bench import bandit
 from dvsnas_jax.controller import policy as policy_lib
+from dvsnas_jax.controller import ppo
 from dvsnas_jax.core import config as config_lib
 
 ROLLOUTS = 100

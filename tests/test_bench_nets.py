@@ -9,10 +9,10 @@ import jax
 import pytest
 
 from dvsnas_jax import cli
+from dvsnas_jax.bench import bench_nets
 from dvsnas_jax.core import allocator, compilation, errors
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import bench_nets
 
 
 @pytest.fixture(name="result", scope="module")

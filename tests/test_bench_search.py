@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from dvsnas_jax import cli
+from dvsnas_jax.bench import bench_nets, bench_search, collectives, compile_sizes
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.run import bench_nets, features
-from dvsnas_jax.search import bench_search, collectives, estimate, lowering, work
+from dvsnas_jax.search import estimate, search_cost
 from dvsnas_jax.space import cost
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.train import features
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = {
@@ -137,12 +138,12 @@ def test_supernet_runs_what_a_cell_of_all_inputs_and_layers_runs():
     space, settings = features.space_of(config), features.settings_of(config)
     operation, other, gate = (space.operations.index(name) for name in ("conv_3x3", "sep_conv_5x5", "skip"))
     genotype = np.array([[0, 1, operation, other, 0], [2, 3, other, other, 2], [4, 0, operation, gate, 1]], np.int32)
-    whole = work.supernet_cost(space, genotype, settings, (6, 8))
+    whole = search_cost.supernet_cost(space, genotype, settings, (6, 8))
     alone = cost.of(space, genotype, settings, (6, 8), backend="gpu")
     assert whole.macs == alone.macs
     none = space.operations.index("none")
     genotype[2] = [4, 4, none, none, 0]  # nothing reads the layers before it: a cell leaves them out
-    more = work.supernet_cost(space, genotype, settings, (6, 8))
+    more = search_cost.supernet_cost(space, genotype, settings, (6, 8))
     assert more.macs > cost.of(space, genotype, settings, (6, 8), backend="gpu").macs
 
 
@@ -150,21 +151,21 @@ def test_work_of_a_search_by_hand():
     config = config_lib.load(None, TINY)
     space, settings = features.space_of(config), features.settings_of(config)
     genotypes = genotype_lib.random(space, np.random.default_rng(0), 3)
-    macs = sum(work.supernet_cost(space, genotype, settings, (8, 8)).macs for genotype in genotypes)
-    found = work.of_genotypes(config, genotypes)
+    macs = sum(search_cost.supernet_cost(space, genotype, settings, (8, 8)).macs for genotype in genotypes)
+    found = search_cost.of_genotypes(config, genotypes)
     assert found["train_macs"] == 3 * 2 * 2 * macs  # passes, clips, frames
     assert found["evaluate_macs"] == 4 * 2 * macs
-    whole = work.of_search(config, 10)
+    whole = search_cost.of_search(config, 10)
     assert (whole["gradients"], whole["scorings"]) == (5 * 3 + 5, 14)
     assert whole["flops"] == pytest.approx(2 * (20 * whole["train_macs"] + 14 * whole["evaluate_macs"]))
-    device = work.Device(flops=1e12, flops_share=0.5, bandwidth=1e12, bandwidth_share=0.5)
-    assert work.text({**whole, "flops": 1.8e15, "bytes": 3.6e15}, 10, device)[2].startswith(
+    device = search_cost.Device(flops=1e12, flops_share=0.5, bandwidth=1e12, bandwidth_share=0.5)
+    assert search_cost.text({**whole, "flops": 1.8e15, "bytes": 3.6e15}, 10, device)[2].startswith(
         "at 50 % of 1 TFLOP/s: 1.00 h; at 50 % of 1 TB/s: 2.00 h; both after each other: 3.00 h"
     )
 
 
 def test_counted_work_on_an_assumed_device_by_hand():
-    config, device = config_lib.load(None, TINY), work.Device(1e9, 0.5, 1e9, 0.25)
+    config, device = config_lib.load(None, TINY), search_cost.Device(1e9, 0.5, 1e9, 0.25)
     found = bench_search.count(config, num_candidates=10, device=device)
     first, second = found["estimate"]["rows"][:2]
     counted = found["counted"]
@@ -214,7 +215,7 @@ def test_measured_figures_fit_each_other(result):
     assert result["iteration_seconds"] == pytest.approx(iteration)
     assert result["candidates_per_hour"] == pytest.approx(2 * 3600 / iteration)
     config = config_lib.load(None, TINY)
-    mean = work.of_search(config, 100)["train_macs"]  # of one genotype; the timed ones are two others
+    mean = search_cost.of_search(config, 100)["train_macs"]  # of one genotype; the timed ones are two others
     flops = 2 * mean / phases["train"] / (result["matrix_peak_gflops"] * 1e9)
     assert flops / 2 < result["shares"]["train"] < flops * 2
     assert 0 < result["shares"]["evaluate"] < 1
@@ -222,7 +223,7 @@ def test_measured_figures_fit_each_other(result):
 
 def test_collectives_are_one_sum_of_gradients_outside_of_branches(result):
     config = config_lib.load(None, TINY)
-    programs = lowering.make(config, lowering.make_mesh(config.search), train_clips=4, val_clips=2)
+    programs = compile_sizes.make(config, compile_sizes.make_mesh(config.search), train_clips=4, val_clips=2)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(programs.train[0].params))
     part = result["programs"]["train"]
     assert part["compiled_for"] == "8 virtual CPU devices"

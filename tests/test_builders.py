@@ -13,7 +13,10 @@ from PIL import Image
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import clip_builders, encoded, folders, frames, layouts, pipeline, prepare, prepared
+from dvsnas_jax.core.files import image_files
+from dvsnas_jax.data.datasets import frames, layouts
+from dvsnas_jax.data.loading import folders, pipeline
+from dvsnas_jax.data.prepared import clip_builders, encoded, prepare, reading
 
 
 def _data(name, root, **changes):
@@ -110,7 +113,7 @@ def test_folder_clips(tmp_path):
     data.folder.update({key: tuple(map(str, v)) if isinstance(v, tuple) else v for key, v in options.items()})
     builder = clip_builders.make(clip_builders.plan(data), tmp_path / "out")
     builder.download_and_prepare()
-    media = prepared.open_media(str(tmp_path / "out"), "val")
+    media = reading.open_media(str(tmp_path / "out"), "val")
     assert [frame.number for frame in media.source.frames] == [0, 1, 2, 3, 4, 5] * 2
     assert media.source.table.names == ("a", "b", "c") and list(media.source.code.raw) == [0, 10, 20, 30]
 
@@ -179,7 +182,7 @@ def _assert_same_clips(data, folder, splits):
     total = 0
     for split in splits:
         direct = layouts.find(data, split)
-        media = prepared.open_media(str(folder), split)
+        media = reading.open_media(str(folder), split)
         source = media.source
         assert source.layout == direct.layout and source.frame_rate == direct.frame_rate
         assert source.table.names == direct.table.names
@@ -216,7 +219,7 @@ def test_prepared_clips_equal_the_folder(tmp_path, name):
     assert _assert_same_clips(data, tmp_path / "out", ("train", "val")) >= 5
     targets = [
         [(f.sequence, f.number) for f in each.frames if f.label]
-        for each in (layouts.find(data, "val"), prepared.open_media(str(tmp_path / "out"), "val").source)
+        for each in (layouts.find(data, "val"), reading.open_media(str(tmp_path / "out"), "val").source)
     ]
     assert targets[0] == targets[1]
 
@@ -225,7 +228,7 @@ def test_any_frames_in_any_order_from_many_threads(tmp_path):
     root = trees.camvid_segnet(tmp_path / "data", is_video=True)
     data = _data("camvid", root, num_frames=2, frame_gap=4)
     prepare.run(data, tmp_path / "out")
-    media = prepared.open_media(str(tmp_path / "out"), "val")
+    media = reading.open_media(str(tmp_path / "out"), "val")
     source = media.source
     direct = {(frame.sequence, frame.number): frame for frame in layouts.find(data, "val").frames}
     rng = np.random.default_rng(0)
@@ -269,17 +272,17 @@ def test_pipeline_of_prepared_equals_the_folder(tmp_path, name, loader):
 def test_config_key_opens_the_prepared_folder(tmp_path):
     root = trees.camvid_segnet(tmp_path / "data")
     data = _data("camvid", root, num_frames=1)
-    assert prepared.of(data, "val") is None
+    assert reading.of(data, "val") is None
     prepare.run(data, tmp_path / "out")
     data.prepared = str(tmp_path / "out")
-    assert len(prepared.of(data, "val").source.frames) == 5
+    assert len(reading.of(data, "val").source.frames) == 5
     data.prepared = str(tmp_path / "out" / "camvid_clips" / "1.0.0")  # the folder itself
-    assert len(prepared.of(data, "test").source.frames) == 5
+    assert len(reading.of(data, "test").source.frames) == 5
     data.name = "cityscapes"
     with pytest.raises(errors.UserError, match="is made of 'camvid', but data.name is 'cityscapes'"):
-        prepared.of(data, "val")
+        reading.of(data, "val")
     with pytest.raises(errors.UserError, match="no prepared dataset there; run `dvsnas data prepare --output="):
-        prepared.open_media(str(tmp_path / "nothing"), "val")
+        reading.open_media(str(tmp_path / "nothing"), "val")
 
 
 def test_real_camvid_direct_equals_prepared(tmp_path):
@@ -293,17 +296,17 @@ def test_real_camvid_direct_equals_prepared(tmp_path):
         assert _assert_same_clips(data, tmp_path / split, (split,)) >= minimum
         index = [
             [(frame.sequence, frame.number, frame.image.stem) for frame in source.frames]
-            for source in (layouts.find(data, split), prepared.open_media(str(tmp_path / split), split).source)
+            for source in (layouts.find(data, split), reading.open_media(str(tmp_path / split), split).source)
         ]
         assert index[0] == index[1]
-        media = prepared.open_media(str(tmp_path / split), split)
+        media = reading.open_media(str(tmp_path / split), split)
         source = media.source
         place = len(source.frames) // 2
         (image,), (label,) = media.read(np.array([place]))
         direct, frame = layouts.find(data, split), source.frames[place]
         pixels, ids = (
-            folders.read_image(direct.frames[place].image),
+            image_files.read_image(direct.frames[place].image),
             folders.read_label(direct.frames[place].label, direct.code),
         )
-        np.testing.assert_array_equal(folders.read_image(frame.image, image), pixels)
+        np.testing.assert_array_equal(image_files.read_image(frame.image, image), pixels)
         np.testing.assert_array_equal(folders.read_label(frame.label, source.code, label), ids)

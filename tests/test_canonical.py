@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.core import compilation, errors, types
-from dvsnas_jax.space import canonical, ports
+from dvsnas_jax.space import canonical, cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 
@@ -24,7 +24,7 @@ SMALL = genotype_lib.Space(
     operations=("none", "skip", "conv_3x3"),
     aggregations=("sum", "gate"),
 )
-SETTINGS = ports.CellSettings(channels=4, feature_channels={"decoder": 3, "logits": 3, "image": 3})
+SETTINGS = cell_frame.CellSettings(channels=4, feature_channels={"decoder": 3, "logits": 3, "image": 3})
 SHAPE = (2, 2, 5, 6)  # clips (two: the normalisation takes away what is constant over all), frames, grid
 
 

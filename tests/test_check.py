@@ -12,7 +12,9 @@ from PIL import Image
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import check, classes, folder_layout, layouts, preview, store
+from dvsnas_jax.data import check, preview
+from dvsnas_jax.data.datasets import classes, folder_layout, layouts
+from dvsnas_jax.data.loading import store
 
 FRAME, LABEL = "train/0006R0_f00930.png", "trainannot/0006R0_f00930.png"
 COLORS = "LabeledApproved_full/0006R0_f00930_L.png"

@@ -14,11 +14,14 @@ import pytest
 
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, workdir
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import workdir
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import compare, compare_report, compare_rows, pretrain, report, train
+from dvsnas_jax.report import page as report
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
+from dvsnas_jax.studies import compare, compare_report, compare_rows
+from dvsnas_jax.train import cell_training, pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = str(ROOT / "configs" / "smoke.py")
@@ -69,7 +72,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
         assert entries
         return compare.Shared({}, None, [], None, folder, stop)
 
-    monkeypatch.setattr(train, "train_cell", train_cell)
+    monkeypatch.setattr(cell_training, "train_cell", train_cell)
     monkeypatch.setattr(compare, "_evaluate", evaluate)
     monkeypatch.setattr(compare, "_prepare", prepare)
     return done
@@ -286,7 +289,7 @@ def test_times_are_multiples_of_the_static_networks_taken_in_turns() -> None:
 
 
 def test_a_stop_keeps_finished_jobs_and_the_same_command_goes_on(jobs, tmp_path, monkeypatch, capsys) -> None:
-    train_cell, calls = train.train_cell, []
+    train_cell, calls = cell_training.train_cell, []
 
     def interrupted(*args, stop, **kwargs):
         calls.append(None)
@@ -296,7 +299,7 @@ def test_a_stop_keeps_finished_jobs_and_the_same_command_goes_on(jobs, tmp_path,
             stop.requested = True  # a signal that arrives at the end of the third job's second start
         return train_cell(*args, stop=stop, **kwargs)
 
-    monkeypatch.setattr(train, "train_cell", interrupted)
+    monkeypatch.setattr(cell_training, "train_cell", interrupted)
     words = ["compare", f"--config={SMOKE}", f"--workdir={tmp_path}", "--genotypes=zoo", "--seeds=2"]
     assert cli.main(words) == 75
     assert "in the third job" in capsys.readouterr().err and len(jobs) == 2
@@ -310,14 +313,14 @@ def test_a_stop_keeps_finished_jobs_and_the_same_command_goes_on(jobs, tmp_path,
 
 
 def test_a_diverged_job_is_told_and_left_out_of_the_mean(jobs, tmp_path, monkeypatch) -> None:
-    train_cell = train.train_cell
+    train_cell = cell_training.train_cell
 
     def diverging(config, *args, **kwargs):
         if config.seed == 1:
             raise FloatingPointError("the loss is nan at step 5")
         return train_cell(config, *args, **kwargs)
 
-    monkeypatch.setattr(train, "train_cell", diverging)
+    monkeypatch.setattr(cell_training, "train_cell", diverging)
     result = compare.run(load(), workdir.Workdir(tmp_path), ["zoo:netwarp"], num_seeds=3)
     row = result["rows"][1]
     assert (row["num_ok"], row["num_seeds"]) == (2, 3) and row["miou"]["values"] == pytest.approx([0.2, 0.4])

@@ -10,17 +10,17 @@ import pytest
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import types
-from dvsnas_jax.nets import layers, sampling, windows
-from dvsnas_jax.run import features
+from dvsnas_jax.nets.kernels import layers, sampling, windows
 from dvsnas_jax.search import reward
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cost, operations, ports, schedule
+from dvsnas_jax.space import cell_frame, cost, operations, schedule
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.train import features
 
 SIZE = (18, 22)
 CHANNELS = 16
 SPACE = genotype_lib.Space(inputs=genotype_lib.REFINE_INPUTS, num_layers=4)
-SETTINGS = ports.CellSettings(
+SETTINGS = cell_frame.CellSettings(
     channels=CHANNELS,
     feature_channels={
         "decoder": 24, "logits": 11, "image": 3, "stage1": 12, "stage2": 16, "stage3": 20, "stage4": 28,

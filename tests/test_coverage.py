@@ -9,10 +9,14 @@ from PIL import Image
 
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, workdir
-from dvsnas_jax.data import coverage, frames, layouts, store
-from dvsnas_jax.run import compare, pretrain, require_labels, train
-from dvsnas_jax.search import evidence_runs, pipeline, reward, table_maker
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.data import coverage
+from dvsnas_jax.data.datasets import frames, layouts
+from dvsnas_jax.data.loading import store
+from dvsnas_jax.search import pipeline, reward
+from dvsnas_jax.studies import compare, evidence_runs, table_maker
+from dvsnas_jax.train import cell_training, pretrain, require_labels
 
 SIZE = (16, 12)
 NUM = 12
@@ -186,7 +190,7 @@ def test_a_missing_evaluation_split_is_said_before_the_training(tmp_path):
     "run_fn",
     [
         lambda config, folder: pipeline.run(config, folder),
-        lambda config, folder: train.run(config, folder, None),
+        lambda config, folder: cell_training.run(config, folder, None),
         lambda config, folder: compare.run(config, folder, ["zoo:static"], num_seeds=1),
         lambda config, folder: table_maker.run(config, folder, num_seeds=1, command=""),
         lambda config, folder: evidence_runs.run(

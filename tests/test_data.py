@@ -10,7 +10,12 @@ from PIL import Image
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import builders, classes, folders, layouts, pipeline, preview, synthetic
+from dvsnas_jax.core.files import image_files
+from dvsnas_jax.data import preview
+from dvsnas_jax.data.datasets import classes, layouts
+from dvsnas_jax.data.loading import folders, pipeline
+from dvsnas_jax.data.prepared import builders
+from dvsnas_jax.data.street import synthetic
 
 TRAIN_NAMES = [f"0006R0_f{n:05d}" for n in (930, 960, 990, 1020, 1080)] + [f"Seq05VD_f{n:05d}" for n in (0, 30, 62)]
 VAL_NAMES = [f"0016E5_{n:05d}" for n in (7959, 7961, 7963, 7967, 7969)] + ["0001TP_006690"]
@@ -214,9 +219,9 @@ def test_void_is_ignored_and_resizing_keeps_labels(tree):
     stored = np.asarray(Image.open(tree / "trainannot" / f"{TRAIN_NAMES[2]}.png"))
     np.testing.assert_array_equal(clips.labels[2, 0], np.where(stored == 11, 255, stored))
     np.testing.assert_array_equal(clips.frames[2, 0], np.asarray(Image.open(tree / "train" / f"{TRAIN_NAMES[2]}.png")))
-    np.testing.assert_array_equal(folders.nearest(4, 2), [1, 3])
-    np.testing.assert_array_equal(folders.nearest(5, 5), np.arange(5))
-    np.testing.assert_array_equal(folders.nearest(2, 4), [0, 0, 1, 1])
+    np.testing.assert_array_equal(image_files.nearest(4, 2), [1, 3])
+    np.testing.assert_array_equal(image_files.nearest(5, 5), np.arange(5))
+    np.testing.assert_array_equal(image_files.nearest(2, 4), [0, 0, 1, 1])
 
 
 def _broken(tree, loader, **changes):

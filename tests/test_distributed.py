@@ -10,7 +10,9 @@ import time
 
 import pytest
 
-from dvsnas_jax.core import distributed, errors, signals, watchdog, workdir
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import distributed, signals, watchdog
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

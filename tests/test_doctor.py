@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from dvsnas_jax import cli
+from dvsnas_jax.bench import doctor
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import layouts
-from dvsnas_jax.run import doctor
+from dvsnas_jax.data.datasets import layouts
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,10 @@ from PIL import Image
 
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, workdir
-from dvsnas_jax.data import pipeline
-from dvsnas_jax.run import evaluate, metrics, score_tables
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.evaluate import evaluation, metrics, score_tables
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def _counts(result):
 def test_a_folder_of_the_same_frames_gives_the_same_counts(run, folder_config):
     folder, expected, _ = run
     before = (folder.path / "evaluation.json").read_bytes()
-    result = evaluate.run(folder_config, folder, is_other_data=True)
+    result = evaluation.run(folder_config, folder, is_other_data=True)
     assert _counts(result) == _counts(expected)
     assert [row["cell"]["vc"] for row in result["sequences"]] == [row["cell"]["vc"] for row in expected["sequences"]]
     assert [row["name"] for row in result["sequences"]] == ["video0_000000", "video1_000000"]
@@ -68,7 +69,7 @@ def test_tf_data_reads_the_same_videos(run, folder_config):
     for config in (run[0].config(), folder_config):
         streamed = config.copy_and_resolve_references()
         streamed.data.loader = "tf"
-        videos, expected = evaluate.sequences_of(streamed), pipeline.sequences(config.data, "val")
+        videos, expected = evaluation.sequences_of(streamed), pipeline.sequences(config.data, "val")
         assert len(videos) == len(expected) == 2
         for video, known in zip([*videos, videos[1]], [*expected, expected[1]], strict=True):
             assert video.name == known.name
@@ -79,12 +80,12 @@ def test_tf_data_reads_the_same_videos(run, folder_config):
 def test_other_data_has_to_be_asked_for_and_to_have_the_same_classes(run, folder_config):
     folder = run[0]
     with pytest.raises(errors.UserError, match="these keys differ: data.dir, data.folder.classes"):
-        evaluate.run(folder_config, folder)
+        evaluation.run(folder_config, folder)
     other = folder_config.copy_and_resolve_references()
     with other.unlocked():
         other.data.folder.classes = ("a", "b")
     with pytest.raises(errors.UserError, match="was trained for the classes sky, .* the data has a, b"):
-        evaluate.run(other, folder, is_other_data=True)
+        evaluation.run(other, folder, is_other_data=True)
 
 
 def test_counts_are_those_of_the_labels(run):

@@ -14,10 +14,10 @@ from dvsnas_jax import cli
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.search import choices as choices_lib
-from dvsnas_jax.search import evidence, evidence_runs, evidence_searches, replay, table
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.studies import evidence, evidence_runs, evidence_searches, replay, table
+from dvsnas_jax.studies import final_choice as choices_lib
 
 SPACE = genotype_lib.Space(
     inputs=("prev_state", "decoder", "stage1"),

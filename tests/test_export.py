@@ -15,9 +15,12 @@ from PIL import Image
 
 import dvsnas_jax
 from dvsnas_jax import cli
-from dvsnas_jax.core import compilation, errors, workdir
-from dvsnas_jax.data import pipeline
-from dvsnas_jax.run import artifact, evaluate, export, programs
+from dvsnas_jax.core import compilation, errors
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.deploy import export
+from dvsnas_jax.evaluate import evaluation
+from dvsnas_jax.infer import artifact, programs
 
 ROOT = pathlib.Path(__file__).parents[1]
 LEARNED = ("adaptive", "regions")
@@ -43,7 +46,7 @@ def test_artefact_and_evaluate_give_the_same_labels_and_scores(folders, kind):
     run, out = folders(kind)
     config, seen = workdir.Workdir(run.path).config(), []
     with compilation.effort("quick"):
-        result = evaluate.run_exported(config, out, watch_fn=lambda *given: seen.append(np.stack(given[2:])))
+        result = evaluation.run_exported(config, out, watch_fn=lambda *given: seen.append(np.stack(given[2:])))
     np.testing.assert_array_equal(seen, run.labels)
     for part in ("static", "cell"):
         assert result[part] == run.result[part]

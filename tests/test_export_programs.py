@@ -9,9 +9,9 @@ import trained
 from exported_models import every_layer, everything, frames, lite_program, make, result_tree, simple, state_of
 
 from dvsnas_jax.core import compilation, errors
-from dvsnas_jax.data import savedmodel
-from dvsnas_jax.nets import layers
-from dvsnas_jax.run import artifact, export, onnx_files, programs
+from dvsnas_jax.deploy import export, onnx_files, savedmodel
+from dvsnas_jax.infer import artifact, programs
+from dvsnas_jax.nets.kernels import layers
 from dvsnas_jax.space import genotype as genotype_lib
 
 KINDS = trained.KINDS

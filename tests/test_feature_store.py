@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, types, workdir
+from dvsnas_jax.core import errors, types
 from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.run import feature_cache, feature_store, features
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.train import feature_cache, feature_store, features
 
 NAMES = ("decoder", "image")
 

@@ -12,8 +12,11 @@ from PIL import Image
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import layouts, listing, pipeline, store
-from dvsnas_jax.run import require_labels, video
+from dvsnas_jax.core.files import image_files
+from dvsnas_jax.data.datasets import layouts
+from dvsnas_jax.data.loading import pipeline, store
+from dvsnas_jax.infer.video import video_in
+from dvsnas_jax.train import require_labels
 
 SIZE = (12, 8)
 VIDEO = {"frames": "frames/{sequence}/{number}.png", "masks": "masks/{sequence}/{number}.png", "classes": ("a", "b")}
@@ -301,13 +304,13 @@ def test_frame_and_mask_side_by_side_and_the_advice_works(tmp_path, capsys):
 def test_segment_warns_where_masks_are_read_as_frames(tmp_path):
     for i in range(3):
         _pair(tmp_path / f"{i:05d}.jpg", tmp_path / f"{i:05d}.png")
-    source = video.open_source(str(tmp_path))
+    source = video_in.open_source(str(tmp_path))
     assert source.num_frames == 6 and len(source.warnings) == 1
     assert "names repeat: 6 images have 3 names (00000.jpg, 00000.png), all are read as frames" in source.warnings[0]
     pattern = source.warnings[0].rpartition("'")[0].rpartition("'")[2]
-    other = video.open_source(pattern)
+    other = video_in.open_source(pattern)
     assert other.num_frames == 3 and other.warnings == []
-    assert listing.repeated_names([pathlib.Path("a/1.png"), pathlib.Path("a/2.png")]) == ""
+    assert image_files.repeated_names([pathlib.Path("a/1.png"), pathlib.Path("a/2.png")]) == ""
 
 
 # --- classes and ids ------------------------------------------------------------------------------
@@ -544,7 +547,7 @@ def test_files_that_no_program_reads_are_named_by_type(tmp_path, capsys):
     (tmp_path / "a" / "0001.exr").write_text("x")
     code, out, _ = _check(tmp_path, {}, capsys)
     assert code == 2 and "no frames; set data.folder.frames to their pattern" in out
-    assert f"files of the type .exr; images that can be read: {', '.join(listing.SUFFIXES)}" in out
+    assert f"files of the type .exr; images that can be read: {', '.join(image_files.SUFFIXES)}" in out
 
 
 # --- from an empty directory to a segmented video -------------------------------------------------

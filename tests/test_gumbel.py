@@ -10,15 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dvsnas_jax.bench import bench_search
 from dvsnas_jax.controller import gumbel, strategies
-from dvsnas_jax.core import compilation, errors, mesh, signals, types, workdir
+from dvsnas_jax.core import compilation, errors, mesh, types
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.run import features
-from dvsnas_jax.search import bench_search, loop, pipeline, relaxed_steps, replay, steps, table
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
+from dvsnas_jax.search import loop, pipeline, relaxed_steps, steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import relaxed as relaxed_lib
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.space import unrolled
+from dvsnas_jax.space import supernet_gradient
+from dvsnas_jax.studies import replay, table
+from dvsnas_jax.train import features
 
 
 def make_config():
@@ -112,7 +116,7 @@ def test_loose_ends_are_weighed_by_the_chance_that_nothing_reads_them() -> None:
     found = relaxed_lib.loose_end_weights(SPACE, jnp.asarray(weights))
     np.testing.assert_allclose(found, [0.3 / 1.3, 1 / 1.3], rtol=1e-6)
     for genotype in genotype_lib.random(SPACE, np.random.default_rng(0), 10):
-        expected = unrolled.loose_end_weights(SPACE, genotype)
+        expected = supernet_gradient.loose_end_weights(SPACE, genotype)
         np.testing.assert_array_equal(
             relaxed_lib.loose_end_weights(SPACE, relaxed_lib.one_hot(SPACE, genotype)), expected
         )

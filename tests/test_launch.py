@@ -1,4 +1,4 @@
-"""The launch scripts: linted, restarted after code 75, and fitting what `core.distributed` reads."""
+"""The launch scripts: linted, restarted after code 75, and fitting what `core.processes.distributed` reads."""
 
 import fnmatch
 import json
@@ -13,7 +13,7 @@ import tomllib
 
 import pytest
 
-from dvsnas_jax.core import distributed
+from dvsnas_jax.core.processes import distributed
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.core import compilation
-from dvsnas_jax.nets import blocks, layers, winograd
+from dvsnas_jax.nets import blocks
+from dvsnas_jax.nets.kernels import layers, winograd
 
 
 def _normal(*shape: int, seed: int = 0) -> jax.Array:

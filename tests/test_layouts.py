@@ -9,17 +9,8 @@ from PIL import Image
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import (
-    camvid_layouts,
-    camvid_table,
-    cityscapes_table,
-    folder_layout,
-    folders,
-    frames,
-    layouts,
-    pipeline,
-    store,
-)
+from dvsnas_jax.data.datasets import camvid_layouts, camvid_table, cityscapes_table, folder_layout, frames, layouts
+from dvsnas_jax.data.loading import folders, pipeline, store
 
 FOLDER = {
     "frames": "images/{split}/{sequence}/{number}.png",

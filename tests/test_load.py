@@ -13,7 +13,8 @@ import pytest
 import trained
 
 import dvsnas_jax
-from dvsnas_jax.core import errors, workdir
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -7,9 +7,10 @@ import optax
 import pytest
 
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, types, workdir
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.core.files import workdir
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import losses, objective, optim
+from dvsnas_jax.train import losses, optim, pretrain_loss
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(2, 3, 4, 5)).astype(np.float32)
@@ -67,14 +68,16 @@ def test_median_weights():
 @pytest.mark.parametrize("text", ["1,2", "a,b,c", "1,-1,1", "0,0,0", "nan,1,1"])
 def test_bad_class_weights_are_refused(text):
     with pytest.raises(errors.UserError, match="must be median or 3 numbers"):
-        objective.class_weights(text, 3, lambda: iter(()))
+        pretrain_loss.class_weights(text, 3, lambda: iter(()))
 
 
 def test_class_weights_by_text():
-    assert objective.class_weights("", 3, lambda: iter(())) is None
-    np.testing.assert_array_equal(objective.class_weights("1,0.5,2", 3, lambda: iter(())), [1, 0.5, 2])
+    assert pretrain_loss.class_weights("", 3, lambda: iter(())) is None
+    np.testing.assert_array_equal(pretrain_loss.class_weights("1,0.5,2", 3, lambda: iter(())), [1, 0.5, 2])
     clip = types.Clip(frames=np.zeros((1, 1, 2, 2, 3), np.uint8), labels=np.array([[[[0, 0], [1, 255]]]], np.uint8))
-    np.testing.assert_allclose(objective.class_weights("median", 3, lambda: iter([clip])), [0.75, 1.5, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        pretrain_loss.class_weights("median", 3, lambda: iter([clip])), [0.75, 1.5, 0], rtol=1e-6
+    )
 
 
 def test_vectors_change_nothing_of_an_optimizer():
@@ -106,10 +109,10 @@ def test_the_objective_adds_its_parts():
         labels=RNG.integers(0, 3, (1, 2, 32, 32)).astype(np.uint8),
     )
     arguments = (variables["params"], variables["batch_stats"], clip, teacher, jax.random.key(2))
-    total, (_, parts) = jax.jit(objective.make(config.pretrain, net, net))(*arguments)
+    total, (_, parts) = jax.jit(pretrain_loss.make(config.pretrain, net, net))(*arguments)
     config.unlock()
     config.net.auxiliary = False
-    plain, _ = jax.jit(objective.make(config.pretrain, static_net.make(config.net, 3)))(*arguments)
+    plain, _ = jax.jit(pretrain_loss.make(config.pretrain, static_net.make(config.net, 3)))(*arguments)
     assert set(parts) == {"auxiliary", "distillation"} and min(map(float, parts.values())) > 0
     added = float(plain) + 0.4 * float(parts["auxiliary"]) + 0.7 * float(parts["distillation"])
     assert float(total) == pytest.approx(added, rel=1e-4)
@@ -117,13 +120,13 @@ def test_the_objective_adds_its_parts():
 
 def test_a_teacher_must_be_a_trained_run(tmp_path):
     with pytest.raises(errors.UserError, match="holds no run"):
-        objective.load_teacher(str(tmp_path), 11, lambda config, folder: None)
+        pretrain_loss.load_teacher(str(tmp_path), 11, lambda config, folder: None)
     config = config_lib.load(None, {"net.width": "0.1"})
     workdir.Workdir(tmp_path / "run").claim(config)
     with pytest.raises(errors.UserError, match="no trained static network"):
-        objective.load_teacher(str(tmp_path / "run"), 11, lambda config, folder: None)
+        pretrain_loss.load_teacher(str(tmp_path / "run"), 11, lambda config, folder: None)
     variables = {"params": {"classifier": {"bias": np.zeros(19)}}}
     with pytest.raises(errors.UserError, match="has 19 classes, not 11"):
-        objective.load_teacher(str(tmp_path / "run"), 11, lambda config, folder: variables)
-    found = objective.load_teacher(str(tmp_path / "run"), 19, lambda config, folder: variables)
+        pretrain_loss.load_teacher(str(tmp_path / "run"), 11, lambda config, folder: variables)
+    found = pretrain_loss.load_teacher(str(tmp_path / "run"), 19, lambda config, folder: variables)
     assert found.net.width == 0.1 and found.net.num_classes == 19

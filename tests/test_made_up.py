@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from dvsnas_jax import cli
-from dvsnas_jax.search import evidence, made_up, replay
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.studies import evidence, made_up, replay
 
 SPACE = genotype_lib.Space(
     inputs=("prev_state", "decoder", "stage1"),

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dvsnas_jax.core import workdir
-from dvsnas_jax.run import evaluate
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.evaluate import evaluation
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMIT = 3000
@@ -180,10 +180,10 @@ def test_two_processes_train_and_score_a_static_network_alone(tmp_path: pathlib.
         code = launcher.wait(timeout=LIMIT)
     assert code == 0, "\n".join(log_of(folder, process)[-3000:] for process in range(2))
     found = workdir.Workdir(folder)
-    stored = found.read_json(evaluate.RESULT)
+    stored = found.read_json(evaluation.RESULT)
     assert stored["cell"] is None and stored["num_frames"] == 4 and not (folder / "best_genotype.json").exists()
     assert "static network" in log_of(folder, 0) and "static network" not in log_of(folder, 1)
-    again = evaluate.run(found.config(), found)  # in one process
+    again = evaluation.run(found.config(), found)  # in one process
     assert again["static"]["miou"] == pytest.approx(stored["static"]["miou"], abs=1e-6)
 
 

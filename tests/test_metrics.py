@@ -6,7 +6,7 @@ import pytest
 import sklearn.metrics
 
 from dvsnas_jax.core import types
-from dvsnas_jax.run import metrics
+from dvsnas_jax.evaluate import metrics
 
 CLASSES = 5
 

@@ -17,11 +17,11 @@ import pytest
 import safetensors.numpy
 import trees
 
-from dvsnas_jax.controller import bandit
+from dvsnas_jax.bench import bandit, bench_search
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, locking
-from dvsnas_jax.run import load as load_lib
-from dvsnas_jax.search import bench_search
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import locking
+from dvsnas_jax.deploy import load as load_lib
 
 SMOKE = command_line.SMOKE
 CONFIG = SMOKE.removeprefix("--config=")

@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.nets import layers
+from dvsnas_jax.nets.kernels import layers
+from dvsnas_jax.space import cell_frame, operations
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, ports
 from dvsnas_jax.space import supernet as supernet_lib
 
 MEMBERS = {**operations.OPERATIONS, **operations.AGGREGATIONS}
@@ -278,11 +278,11 @@ def test_deform_conv_masks_its_taps() -> None:
 )
 def test_wrong_sizes_are_named(changes: dict[str, int], message: str) -> None:
     with pytest.raises(errors.UserError, match=message):
-        ports.CellSettings(channels=8, feature_channels={"logits": 4}, **changes)
+        cell_frame.CellSettings(channels=8, feature_channels={"logits": 4}, **changes)
 
 
 def test_the_settings_reach_the_members() -> None:
-    settings = ports.CellSettings(
+    settings = cell_frame.CellSettings(
         channels=8,
         feature_channels={"decoder": 6, "logits": 4, "image": 3},
         max_offset=2.5,

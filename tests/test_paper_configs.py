@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
+from dvsnas_jax.bench import compile_sizes
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.data import layouts
-from dvsnas_jax.run import features, pretrain
-from dvsnas_jax.search import lowering
+from dvsnas_jax.data.datasets import layouts
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.train import features, pretrain
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TRAIN_CLIPS = {"cityscapes": 2975, "camvid": 367}
@@ -44,7 +44,7 @@ def num_clips(config) -> tuple[int, int]:
 def search_programs(config) -> dict:
     """Both steps of a search, lowered."""
     train, val = num_clips(config)
-    programs = lowering.make(config, lowering.make_mesh(config.search), train_clips=train, val_clips=val)
+    programs = compile_sizes.make(config, compile_sizes.make_mesh(config.search), train_clips=train, val_clips=val)
     return {"train": lambda: programs.lower("train"), "evaluate": lambda: programs.lower("evaluate")}
 
 
@@ -53,8 +53,8 @@ def training_programs(config) -> dict:
     from dvsnas_jax.core import mesh as mesh_lib
     from dvsnas_jax.core import types
     from dvsnas_jax.nets import static_net
-    from dvsnas_jax.run import objective, optim, train
     from dvsnas_jax.space import cell as cell_lib
+    from dvsnas_jax.train import cell_training, optim, pretrain_loss
 
     space, settings = features.space_of(config), features.settings_of(config)
 
@@ -63,7 +63,7 @@ def training_programs(config) -> dict:
         frames = 1 if data.history == "stills" else data.num_frames
         size = section.batch_size // frames
         net, optimizer = static_net.make(config.net, settings.num_classes), pretrain.make_optimizer(section)
-        step = pretrain.make_step(objective.make(section, net), optimizer, section.polyak, jax.random.key(0))
+        step = pretrain.make_step(pretrain_loss.make(section, net), optimizer, section.polyak, jax.random.key(0))
         where = mesh_lib.batch_sharding(size)
         copied = jax.sharding.NamedSharding(where.mesh, mesh_lib.REPLICATED)
         state = jax.eval_shape(lambda variables: pretrain.init(variables, optimizer), static_net.shapes(net))
@@ -79,13 +79,13 @@ def training_programs(config) -> dict:
         (genotype,) = genotype_lib.random(space, np.random.default_rng(0), 1)
         static_cell = cell_lib.make(space, genotype, settings)
         optimizer = optim.make(config.train)
-        state = train.init(static_cell, optimizer, 0)
+        state = cell_training.init(static_cell, optimizer, 0)
         where = mesh_lib.replicated(mesh_lib.make())
         names = features.needed_maps(space, config)
         store = features.shapes(config, names, num_clips(config)[0], where, is_augmented=True)
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state)
         clips = jax.ShapeDtypeStruct((config.train.batch_size,), np.int32)
-        return train.make_step(static_cell, optimizer, config.train).lower(state, store, clips)
+        return cell_training.make_step(static_cell, optimizer, config.train).lower(state, store, clips)
 
     return {"static": static, "cell": cell}
 
@@ -99,7 +99,7 @@ def child(name: str, programs: list[str], do_compile: bool) -> None:
     for program in programs:
         lowered = made[program]()
         found[program] = (
-            lowering.memory(lowered.compile()) if do_compile else lowered.as_text().count("stablehlo.all_reduce")
+            compile_sizes.memory(lowered.compile()) if do_compile else lowered.as_text().count("stablehlo.all_reduce")
         )
     print(json.dumps({"devices": jax.device_count(), "found": found}))
 

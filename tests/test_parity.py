@@ -7,7 +7,10 @@ import pytest
 
 from dvsnas_jax.core import compilation
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.nets import blocks, deeplab, resnet, static_net, torch_weights, weights_folder
+from dvsnas_jax.nets import blocks, static_net
+from dvsnas_jax.nets.decoders import deeplab
+from dvsnas_jax.nets.encoders import resnet
+from dvsnas_jax.nets.weights import torch_weights, weights_folder
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `parity`)")
 twins = pytest.importorskip("torch_twins")

@@ -16,11 +16,13 @@ import pytest
 
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import workdir
-from dvsnas_jax.data import pipeline as clips_lib
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.data.loading import pipeline as clips_lib
+from dvsnas_jax.evaluate import metrics
+from dvsnas_jax.infer import stream
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import features, metrics, pretrain, stream, train
 from dvsnas_jax.search import pipeline
+from dvsnas_jax.train import cell_training, features, pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = str(ROOT / "configs" / "smoke.py")
@@ -61,7 +63,7 @@ def test_run_folder_is_complete(run_folder: pathlib.Path) -> None:
 
 def test_the_report_counts_the_parameters(run_folder: pathlib.Path) -> None:
     config, folder = load(run_folder)
-    _, cell, _, _ = train.load_winner(config, folder)
+    _, cell, _, _ = cell_training.load_winner(config, folder)
     trees = pretrain.restore(config, folder)["params"], cell
     is_trained = [[path[-1].key not in ("mean", "var") for path, _ in jax.tree.leaves_with_path(t)] for t in trees]
     sizes = [[np.size(leaf) for leaf in jax.tree.leaves(tree)] for tree in trees]
@@ -74,7 +76,7 @@ def test_the_winner_is_one_of_the_candidates_and_has_its_numbers(run_folder: pat
     config, folder = load(run_folder)
     best = json.loads((run_folder / "best_genotype.json").read_text())
     assert all(0 < best["scores"][name] < 1 for name in ("reward", "shared_reward", "static_reward"))
-    cell, params, space, genotype = train.load_winner(config, folder)
+    cell, params, space, genotype = cell_training.load_winner(config, folder)
     assert genotype.shape == (config.space.num_layers, 5)
     assert all("mean" in node for node in _norms(params)) and len(_norms(params)) > 0
 
@@ -88,7 +90,7 @@ def _norms(tree) -> list[dict]:
 def test_segmenting_by_chunks_equals_frame_by_frame(run_folder: pathlib.Path) -> None:
     config, folder = load(run_folder)
     variables = pretrain.restore(config, folder)
-    cell, params, _, _ = train.load_winner(config, folder)
+    cell, params, _, _ = cell_training.load_winner(config, folder)
     segmenter = stream.make_segmenter(config, variables, cell, params)
     frames = np.random.default_rng(0).integers(0, 255, (19, 32, 48, 3), np.uint8)  # more than one chunk of 16
     static, labels, _ = segmenter.segment(frames)
@@ -255,8 +257,8 @@ def test_killed_at_random_moments_ends_in_the_same_result(run_folder: pathlib.Pa
     for name in ("genotypes.jsonl", "best_genotype.json"):
         assert (folder / name).read_bytes() == (run_folder / name).read_bytes(), name
     config, whole = load(run_folder)
-    _, expected, _, _ = train.load_winner(config, whole)
-    _, params, _, _ = train.load_winner(config, workdir.Workdir(folder))
+    _, expected, _, _ = cell_training.load_winner(config, whole)
+    _, params, _, _ = cell_training.load_winner(config, workdir.Workdir(folder))
     for want, got in zip(_leaves(expected), _leaves(params), strict=True):
         np.testing.assert_array_equal(want, got)
 

@@ -12,8 +12,13 @@ from PIL import Image
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import encoded, folders, frames, image_files, layouts, pipeline, prepare, preview, store
-from dvsnas_jax.run import submission, video
+from dvsnas_jax.core.files import image_files
+from dvsnas_jax.data import preview
+from dvsnas_jax.data.datasets import frames, layouts
+from dvsnas_jax.data.loading import folders, pipeline, store
+from dvsnas_jax.data.prepared import encoded, prepare
+from dvsnas_jax.evaluate import submission
+from dvsnas_jax.infer.video import video_in
 
 FOLDER = {
     "frames": "images/{split}/{sequence}/{number}.*",
@@ -98,7 +103,7 @@ def test_all_eight_orientations_are_read_upright(kind, tmp_path):
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(kind, {})
     for orientation in range(1, 9):
         content = encode(pixels, kind, orientation, **options)
-        found = folders.read_image(tmp_path / "x", content)
+        found = image_files.read_image(tmp_path / "x", content)
         assert found.shape == pixels.shape and image_files.size(content) == (16, 12)
         assert np.abs(found.astype(int) - pixels).max() <= (6 if kind == "JPEG" else 0), orientation
         if kind == "PNG":
@@ -121,16 +126,16 @@ def test_orientation_behind_the_pixels_and_in_xmp_counts_and_a_broken_one_does_n
     Image.fromarray(turned(pixels, 6)).save(text, "JPEG", quality=100, subsampling=0, xmp=xmp)
     for found in (behind, text.getvalue()):
         assert image_files.size(found) == (16, 12) and not image_files.is_common(found)
-        assert np.abs(folders.read_image(tmp_path / "x", found).astype(int) - pixels).max() <= 6
+        assert np.abs(image_files.read_image(tmp_path / "x", found).astype(int) - pixels).max() <= 6
     broken = io.BytesIO()
     Image.fromarray(pixels).save(broken, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
-    assert folders.read_image(tmp_path / "x", broken.getvalue()).shape == pixels.shape
+    assert image_files.read_image(tmp_path / "x", broken.getvalue()).shape == pixels.shape
     for orientation in (0, 9, 77):
         odd = Image.fromarray(pixels).getexif()
         odd[0x0112] = orientation
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG", exif=odd)
-        np.testing.assert_array_equal(folders.read_image(tmp_path / "x", buffer.getvalue()), pixels)
+        np.testing.assert_array_equal(image_files.read_image(tmp_path / "x", buffer.getvalue()), pixels)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +202,7 @@ def test_labels_that_lie_where_the_frame_is_turned_are_told_why(tmp_path):
 
 def test_segment_reads_photos_upright(phone):
     root, pixels, _ = phone
-    source = video.open_source(str(root / "images" / "val" / "v"))
+    source = video_in.open_source(str(root / "images" / "val" / "v"))
     assert source.size == (24, 16)
     np.testing.assert_array_equal([frame.image for frame in source], pixels)
 
@@ -320,4 +325,4 @@ def test_pixels_without_eight_bits_are_refused_by_name(tmp_path):
         buffer = io.BytesIO()
         Image.fromarray(values).save(buffer, "TIFF")
         with pytest.raises(errors.UserError, match=r"x\.tif: its pixels (are floats|have 32 bits); save it"):
-            folders.read_image(tmp_path / "x.tif", buffer.getvalue())
+            image_files.read_image(tmp_path / "x.tif", buffer.getvalue())

@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from dvsnas_jax.controller import bandit, descent, ppo
+from dvsnas_jax.bench import bandit
+from dvsnas_jax.controller import descent, ppo
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, types

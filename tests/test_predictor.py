@@ -9,9 +9,10 @@ from sklearn import gaussian_process
 from dvsnas_jax.controller import gaussian, predictor, strategies
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import types
-from dvsnas_jax.search import derive, evidence, table
+from dvsnas_jax.search import derive
 from dvsnas_jax.space import canonical, encoding
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.studies import evidence, table
 
 SPACE = genotype_lib.Space(
     inputs=("prev_state", "decoder", "stage1"),

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.data import prefetch
+from dvsnas_jax.data.loading import prefetch
 
 
 def _threads():

@@ -17,8 +17,10 @@ import trees
 
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, locking, signals
-from dvsnas_jax.data import clip_builders, prepare, prepared
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import locking
+from dvsnas_jax.core.processes import signals
+from dvsnas_jax.data.prepared import clip_builders, prepare, reading
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECORDS = "camvid_clips/1.0.0"
@@ -100,10 +102,10 @@ def test_other_options_are_named(source, tmp_path, capsys):
 def test_size_splits_and_stills(source, tmp_path):
     result = prepare.run(_data(source, history="stills"), tmp_path / "out", splits=("val",), height=15, width=20)
     assert result.is_new and result.counts == {"val": 5}
-    media = prepared.open_media(str(tmp_path / "out"), "val")
+    media = reading.open_media(str(tmp_path / "out"), "val")
     index = media.source
     assert len(index.frames) == 5  # the labelled ones alone: stills need no history
-    assert "has no split train, but val" in _message(prepared.open_media, str(tmp_path / "out"), "train")
+    assert "has no split train, but val" in _message(reading.open_media, str(tmp_path / "out"), "train")
     assert "give both" in _message(prepare.run, _data(source), tmp_path / "out2", height=15)
     assert "no 'synthetic' on disk" in _message(clip_builders.plan, config_lib.defaults().data)
     shutil.rmtree(source / "valannot")
@@ -178,10 +180,10 @@ def test_damaged_records_are_seen(source, tmp_path, damage):
     else:
         name = "clips.json" if damage == "index" else "metadata.json"
         (records / name).write_text((records / name).read_text()[:-20])
-    prepared.open_media.cache_clear()
+    reading.open_media.cache_clear()
 
     def read():
-        media = prepared.open_media(str(out), "val")
+        media = reading.open_media(str(out), "val")
         source = media.source
         for place in range(len(source.frames)):
             media.read(np.array([place]))
@@ -206,7 +208,7 @@ def test_two_processes_at_once(source, tmp_path):
     answers = sorted(_end(process) for process in [_start(source, out, *size) for _ in range(2)])
     assert [code for code, _, _ in answers] == [0, 0], answers
     assert sorted(text.split(":")[0] for _, text, _ in answers) == ["already prepared, nothing to do", "prepared"]
-    assert prepared.open_media(str(out), "train").read(np.array([0]))[0][0].startswith(b"\x89PNG")
+    assert reading.open_media(str(out), "train").read(np.array([0]))[0][0].startswith(b"\x89PNG")
     assert _names(out)[:2] == ["camvid_clips", RECORDS] and not list(out.rglob("incomplete*"))
 
 
@@ -218,7 +220,7 @@ def test_killed_half_way(source, tmp_path):
     _end(process)
     rests = list(out.glob("camvid_clips/*"))
     assert len(rests) == 1 and rests[0].name.startswith("incomplete.")
-    assert "no prepared dataset there" in _message(prepared.open_media, str(out), "val")
+    assert "no prepared dataset there" in _message(reading.open_media, str(out), "val")
     result = prepare.run(_data(source), out)
     assert result.is_new and [path.name for path in out.glob("camvid_clips/*")] == ["1.0.0"]
 

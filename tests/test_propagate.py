@@ -9,14 +9,14 @@ import pytest
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import ports
 from dvsnas_jax.space import schedule as schedule_lib
 from dvsnas_jax.space import supernet as supernet_lib
 
 INPUTS = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff")
 CHANNELS = {"decoder": 6, "logits": 5, "stage1": 4, "stage2": 6, "stage3": 8, "stage4": 8, "image": 3}
-SETTINGS = ports.CellSettings(
+SETTINGS = cell_frame.CellSettings(
     channels=8, feature_channels=CHANNELS, mode="propagate", schedule=schedule_lib.Schedule(interval=3)
 )
 SPACE = genotype_lib.Space(

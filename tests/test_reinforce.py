@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.controller import bandit, descent, reinforce, strategies
+from dvsnas_jax.bench import bandit
+from dvsnas_jax.controller import descent, reinforce, strategies
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import config as config_lib

@@ -14,7 +14,8 @@ import time
 import pytest
 
 import dvsnas_jax
-from dvsnas_jax.core import distributed, errors, rendezvous, rendezvous_host
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.processes import distributed, rendezvous, rendezvous_host
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -16,7 +16,9 @@ from PIL import Image
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.run import figures, report, report_data, report_html, report_pictures, score_tables, timing
+from dvsnas_jax.evaluate import figures, score_tables, timing
+from dvsnas_jax.report import page as report
+from dvsnas_jax.report import report_data, report_html, report_pictures
 from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
 

@@ -8,7 +8,7 @@ import pytest
 import test_report
 from PIL import Image
 
-from dvsnas_jax.run import report
+from dvsnas_jax.report import page as report
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 

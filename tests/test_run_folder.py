@@ -18,23 +18,18 @@ import trees
 
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import distributed, errors, json_text, locking, workdir
-from dvsnas_jax.data import pipeline as clips_lib
-from dvsnas_jax.run import (
-    claims,
-    evaluate,
-    feature_cache,
-    features,
-    fit,
-    load,
-    pretrain,
-    report,
-    report_data,
-    train,
-    winners,
-)
-from dvsnas_jax.search import ablate_runs, pipeline
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import json_text, locking, workdir
+from dvsnas_jax.core.processes import distributed
+from dvsnas_jax.data.loading import pipeline as clips_lib
+from dvsnas_jax.deploy import load
+from dvsnas_jax.evaluate import evaluation
+from dvsnas_jax.report import page as report
+from dvsnas_jax.report import report_data
+from dvsnas_jax.search import pipeline
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.studies import ablate_runs
+from dvsnas_jax.train import cell_training, claims, feature_cache, features, pretrain, training_loop, winners
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = str(ROOT / "configs" / "smoke.py")
@@ -183,12 +178,12 @@ def test_a_start_that_computed_nothing_gives_the_folder_free(tmp_path):
 
 COMMANDS = {
     "search": ("dvsnas_jax.search.pipeline", []),
-    "train": ("dvsnas_jax.run.train", []),
-    "evaluate": ("dvsnas_jax.run.evaluate", []),
-    "ablate": ("dvsnas_jax.search.ablate", []),
-    "compare": ("dvsnas_jax.run.compare", ["--genotypes=zoo"]),
-    "compare-strategies": ("dvsnas_jax.search.evidence_runs", []),
-    "compare-strategies --make-table": ("dvsnas_jax.search.table_maker", []),
+    "train": ("dvsnas_jax.train.cell_training", []),
+    "evaluate": ("dvsnas_jax.evaluate.evaluation", []),
+    "ablate": ("dvsnas_jax.studies.ablate", []),
+    "compare": ("dvsnas_jax.studies.compare", ["--genotypes=zoo"]),
+    "compare-strategies": ("dvsnas_jax.studies.evidence_runs", []),
+    "compare-strategies --make-table": ("dvsnas_jax.studies.table_maker", []),
 }
 
 
@@ -380,11 +375,11 @@ def never(*arguments, **options):
 def test_another_genotype_is_refused_before_anything_is_trained(cell, other, monkeypatch):
     monkeypatch.setattr(pretrain, "run", never)
     before = state_of(cell)
-    own, given = winners.read(cell), genotype_lib.digest(*train.read_genotype(other))
+    own, given = winners.read(cell), genotype_lib.digest(*cell_training.read_genotype(other))
     with pytest.raises(
         errors.UserError, match=f"genotype {own.digest}, which would be replaced; train genotype {given} in another"
     ):
-        train.run(cell.config(), cell, str(other))
+        cell_training.run(cell.config(), cell, str(other))
     with pytest.raises(errors.UserError, match=f"cell of genotype {own.digest} that `dvsnas train` made"):
         pipeline.run(cell.config(), cell)
     assert state_of(cell) == before
@@ -405,14 +400,14 @@ def test_train_leaves_the_folder_of_a_search_alone(cell, other, marks, is_done, 
         assert not winners.is_search_done(cell)
     before = state_of(cell)
     with pytest.raises(errors.UserError, match="is the folder of a search, whose cell would be replaced; train"):
-        train.run(cell.config(), cell, str(other))
+        cell_training.run(cell.config(), cell, str(other))
     assert state_of(cell) == before
 
 
 def test_the_same_genotype_again_is_done_and_says_so(cell, monkeypatch, capsys):
-    monkeypatch.setattr(train, "train_cell", never)
+    monkeypatch.setattr(cell_training, "train_cell", never)
     before = {name: data for name, data in state_of(cell).items() if name.startswith(("checkpoints", "best"))}
-    made = train.run(cell.config(), cell, str(cell.path / "best_genotype.json"))
+    made = cell_training.run(cell.config(), cell, str(cell.path / "best_genotype.json"))
     assert made["genotype"] == str(cell.path / "best_genotype.json")
     assert f"genotype {winners.read(cell).digest} is trained already" in capsys.readouterr().err
     assert {name: data for name, data in state_of(cell).items() if name in before} == before
@@ -431,8 +426,8 @@ def test_an_older_folder_is_a_searchs_where_it_has_candidates(cell):
 
 def test_weights_are_never_those_of_another_genotype(cell, other, monkeypatch):
     own = winners.read(cell)
-    wanted = train.load_winner(cell.config(), cell)[1]
-    space, genotype = train.read_genotype(other)
+    wanted = cell_training.load_winner(cell.config(), cell)[1]
+    space, genotype = cell_training.read_genotype(other)
 
     def killed(*arguments):
         raise KeyboardInterrupt
@@ -440,9 +435,9 @@ def test_weights_are_never_those_of_another_genotype(cell, other, monkeypatch):
     with monkeypatch.context() as patch:  # between the two writes of another cell
         patch.setattr(workdir.Workdir, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
-            train.save_winner(cell, space, genotype, {"x": np.zeros(3)}, {})
+            cell_training.save_winner(cell, space, genotype, {"x": np.zeros(3)}, {})
     assert winners.read(cell).digest == own.digest
-    found = train.load_winner(cell.config(), cell)[1]
+    found = cell_training.load_winner(cell.config(), cell)[1]
     np.testing.assert_array_equal(found["ports"]["head"]["kernel"], wanted["ports"]["head"]["kernel"])
     shutil.rmtree(cell.path / "checkpoints" / f"cell_{genotype_lib.digest(space, genotype)}")
     shutil.copy(other, cell.path / "best_genotype.json")
@@ -451,7 +446,7 @@ def test_weights_are_never_those_of_another_genotype(cell, other, monkeypatch):
 
 
 def test_an_evaluation_is_shown_for_the_cell_that_was_scored(cell, other):
-    assert cell.read_json("evaluation.json")[evaluate.GENOTYPE] == winners.read(cell).digest
+    assert cell.read_json("evaluation.json")[evaluation.GENOTYPE] == winners.read(cell).digest
     page = report_data.Run(cell.path, "run", cell.path)
     assert page.scores()["cell"] and page.arrays(report_data.STRIP) is not None
     shutil.copy(other, cell.path / "best_genotype.json")
@@ -473,7 +468,7 @@ def test_a_stage_that_starts_again_drops_its_own_lines_alone(tmp_path):
     for stage in stages:
         folder.append("metrics.jsonl", {"stage": stage, "step": 1})
     with pytest.raises(StopIteration):
-        fit.fit(
+        training_loop.fit(
             np.zeros(2), stage=stages[0], num_steps=2, step_fn=never, batches_fn=lambda start: iter(()),
             folder=folder, stop=pytypes.SimpleNamespace(), checkpoint_every=1,
         )  # fmt: skip
@@ -485,12 +480,12 @@ def test_a_search_marks_its_folder_and_that_alone_is_no_result(tmp_path, other):
     claims.claim(config_lib.load(None), folder)
     winners.mark_search(folder)
     claims.claim(config_lib.load(None, {"seed": "4"}), folder)  # nothing was computed yet
-    assert not winners.is_trained(folder, *train.read_genotype(other))
+    assert not winners.is_trained(folder, *cell_training.read_genotype(other))
     begin(folder)
     winners.unmark_search(folder)
     assert winners.is_searched(folder) and not winners.is_search_done(folder)
     with pytest.raises(errors.UserError, match="is the folder of a search"):
-        winners.is_trained(folder, *train.read_genotype(other))
+        winners.is_trained(folder, *cell_training.read_genotype(other))
 
 
 # --- nothing is written before all is checked ---------------------------------------------------------------------

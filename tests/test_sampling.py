@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.nets import layers, sampling, windows
+from dvsnas_jax.nets.kernels import layers, sampling, windows
 
 
 def _normal(*shape: int, seed: int = 0) -> jax.Array:

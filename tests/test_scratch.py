@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.controller import strategies
-from dvsnas_jax.core import compilation, errors, mesh, signals, types, workdir
+from dvsnas_jax.core import compilation, errors, mesh, types
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.run import features
-from dvsnas_jax.search import ablate_runs, loop, pipeline, scratch, steps
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
+from dvsnas_jax.search import loop, pipeline, scratch, steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.studies import ablate_runs
+from dvsnas_jax.train import features
 
 
 def make_config():

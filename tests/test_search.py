@@ -12,18 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dvsnas_jax.bench import bench_cell
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, mesh, signals, types, workdir
+from dvsnas_jax.core import errors, mesh, types
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import features, losses, optim
-from dvsnas_jax.search import bench, derive, loop, reward, steps
+from dvsnas_jax.search import derive, loop, reward, steps
 from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import ports
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.train import features, losses, optim
 
 SPACE = genotype_lib.Space(inputs=("prev_state", "prev_logits", "decoder", "logits"), num_layers=2)
-SETTINGS = ports.CellSettings(channels=6, feature_channels={"decoder": 5, "logits": 3, "image": 3})
+SETTINGS = cell_frame.CellSettings(channels=6, feature_channels={"decoder": 5, "logits": 3, "image": 3})
 
 
 def make_store(num_clips: int = 6, num_frames: int = 2, size: tuple[int, int] = (4, 6)) -> types.FeatureStore:
@@ -351,7 +354,7 @@ def test_schedules_start_at_zero_and_end_at_zero() -> None:
 @pytest.mark.slow
 def test_a_supernet_step_costs_at_most_three_static_steps() -> None:
     """The bar of the design, in one process on 20 genotypes, compile time apart."""
-    found = bench.cell(num_genotypes=20, repeats=3)
+    found = bench_cell.cell(num_genotypes=20, repeats=3)
     assert found["traces"] == 1
     assert found["ratio"] <= 3.0, found
 

@@ -20,9 +20,13 @@ from PIL import Image
 import dvsnas_jax
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, workdir
-from dvsnas_jax.data import camvid_table, folder_layout, folders, synthetic, written_ids
-from dvsnas_jax.run import legend, segment, segment_outputs, segment_summary, video, video_out
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.data.datasets import camvid_table, folder_layout, written_ids
+from dvsnas_jax.data.loading import folders
+from dvsnas_jax.data.street import synthetic
+from dvsnas_jax.deploy import segment, segment_outputs, segment_summary
+from dvsnas_jax.infer.video import legend, video_in, video_out
 
 ROOT = pathlib.Path(__file__).parents[1]
 HEIGHT, WIDTH = trained.SIZE
@@ -63,7 +67,7 @@ def _run(*words):
 
 def _segment(segmenter, source, **options):
     """The command with a segmenter that is loaded."""
-    return segment.run(segmenter, video.open_source(str(source)), segment_outputs.Options(**options))
+    return segment.run(segmenter, video_in.open_source(str(source)), segment_outputs.Options(**options))
 
 
 def _read(path):
@@ -140,7 +144,7 @@ def test_other_sizes_times_and_intervals(runs, tmp_path, capsys):
     summary = json.loads((tmp_path / "s.json").read_text())
     assert summary["output_size"] == [46, 92] and summary["key_share"] == 0.5 and summary["frames"] == 4
     segmenter = dvsnas_jax.load(runs["fixed"], key_interval=2)
-    frames = list(video.open_source(path, max_frames=4))
+    frames = list(video_in.open_source(path, max_frames=4))
     labels = _labels(segmenter, [segment.resize_image(frame.image, (HEIGHT, WIDTH)) for frame in frames])
     expected = segmenter.colors[video_out.resize_labels(labels[3], (45, 91))]
     np.testing.assert_array_equal(_read(tmp_path / "m" / "000003.png"), expected)
@@ -218,7 +222,7 @@ def test_segment_says_what_it_scales_and_what_the_network_knows(segmenters, take
 
 
 def test_pixels_that_are_not_square_count_for_the_shape(segmenters):
-    source = video.Source.__new__(video.Source)
+    source = video_in.Source.__new__(video_in.Source)
     source.size, source.aspect = (34, 35), fractions.Fraction(2)
     (line, _) = segment_summary.about(segmenters["refine"], source, None)
     assert line == "frames of 35x34 are scaled to 70x34 for the network, its labels to 35x34"
@@ -402,7 +406,7 @@ def test_a_4k_phone_video(segmenters, tmp_path):
             frame.color_trc, frame.color_primaries = 18, 9
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    source = video.open_source(str(path))
+    source = video_in.open_source(str(path))
     assert source.size == (3840, 2160)
     first = source._first.image
     assert np.abs(first[2000, 1900].astype(int) - 137).max() < 8  # half of HLG

@@ -10,8 +10,8 @@ from test_space import INPUTS, SETTINGS, loss_and_logits, make_features, randomi
 
 from dvsnas_jax.core import types
 from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import conditional, operations, shared_layers, supernet_gradient
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import lazy, operations, shared_layers, unrolled
 from dvsnas_jax.space import supernet as supernet_lib
 
 SPACE = genotype_lib.Space(
@@ -49,7 +49,7 @@ def by_hand(
 ) -> tuple[jax.Array, types.Params, jax.Array]:
     """Loss, gradient of the parameters, and the buffer of gradients whose `rows` are the nodes'."""
     layers = shared_layers.make(SPACE, SETTINGS.scope())
-    weights = unrolled.loose_end_weights(SPACE, genotype)
+    weights = supernet_gradient.loose_end_weights(SPACE, genotype)
     memory = shared_layers.Memory(*[jnp.full((row + SPACE.num_layers, *SHAPE), garbage)] * 3)
 
     def pick(token: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -75,7 +75,7 @@ def test_gradients_are_those_of_autodiff(case):
     supernet = supernet_lib.make(SPACE, SETTINGS)
     params = randomised(supernet.init(jax.random.key(0)), 1)["layers"]
     inputs = tuple(jnp.asarray(rng.normal(size=SHAPE), jnp.float32) for _ in INPUTS)
-    weights = unrolled.loose_end_weights(SPACE, jnp.asarray(genotype))
+    weights = supernet_gradient.loose_end_weights(SPACE, jnp.asarray(genotype))
     rows = 2 + jnp.asarray(rng.permutation(SPACE.num_nodes))
     loss, grad_params, grads = jax.jit(by_hand, static_argnames="row")(
         params, jnp.asarray(genotype), inputs, 4, rows, 77.0
@@ -146,7 +146,7 @@ def test_what_is_not_read_is_not_computed():
 
 def test_reads_of_random_genotypes():
     for genotype in genotype_lib.random(SPACE, np.random.default_rng(0), 50):
-        found = unrolled.read_inputs(SPACE, jnp.asarray(genotype))
+        found = supernet_gradient.read_inputs(SPACE, jnp.asarray(genotype))
         names = [name for name, is_read in zip(INPUTS, found.tolist(), strict=True) if is_read]
         assert tuple(names) == cell_lib.used_inputs(SPACE, genotype)
 
@@ -169,7 +169,7 @@ def test_buffers_are_written_in_place(is_handed_on):
         return jax.grad(lambda params: loss_of_logits(supernet.unroll(params, genotype, features)))(params)
 
     def train(params: types.Params, genotype: jax.Array, features: types.Features) -> tuple:
-        def step(carry: tuple[types.Params, unrolled.Buffers], _: None) -> tuple:
+        def step(carry: tuple[types.Params, supernet_gradient.Buffers], _: None) -> tuple:
             _, grads, buffers = supernet.value_and_grad(carry[0], genotype, features, loss_of_logits, carry[1])
             return (jax.tree.map(jnp.subtract, carry[0], grads), buffers), None
 
@@ -195,7 +195,7 @@ def test_gradients_do_not_depend_on_what_buffers_held():
     buffers = jax.tree.map(lambda x: x + 77, supernet.buffers(features))
 
     @jax.jit
-    def handed_on(genotype: jax.Array, buffers: unrolled.Buffers) -> tuple:
+    def handed_on(genotype: jax.Array, buffers: supernet_gradient.Buffers) -> tuple:
         return supernet.value_and_grad(params, genotype, features, loss_of_logits, buffers)
 
     @jax.jit
@@ -212,7 +212,7 @@ def test_when_gives_zeros_and_their_gradient():
         return 3 * jnp.sin(x)
 
     def loss_fn(x: jax.Array, is_needed: jax.Array) -> jax.Array:
-        return lazy.when(is_needed, fn, (x,)).sum()
+        return conditional.when(is_needed, fn, (x,)).sum()
 
     x, grad = jnp.arange(3.0), jax.jit(jax.value_and_grad(loss_fn))
     value, slope = grad(x, jnp.array(True))

@@ -13,14 +13,15 @@ import pytest
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import cell_frame, operations, projections
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, ports, projections, unrolled
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.space import supernet_gradient as unrolled
 
 INPUTS = ("prev_state", "prev_decoder", "prev_logits", "decoder", "logits", "stage1", "image_diff")
 SPACE = genotype_lib.Space(inputs=INPUTS, num_layers=3)
 CHANNELS = {"decoder": 6, "logits": 4, "stage1": 5, "image": 3}
-SETTINGS = ports.CellSettings(channels=8, feature_channels=CHANNELS)
+SETTINGS = cell_frame.CellSettings(channels=8, feature_channels=CHANNELS)
 
 
 def make_features(seed: int, batch: int = 2, num_frames: int = 3, size: tuple[int, int] = (6, 8)) -> types.Features:
@@ -213,9 +214,9 @@ def test_moments_cover_every_normalisation_and_make_batch_and_running_agree_on_o
 def test_first_frame_is_its_own_history() -> None:
     """A still video: at the first frame `prev_logits` is `logits`, and afterwards it is the cell's answer."""
     features = jax.tree.map(lambda x: x[:, 0], make_features(9))
-    params = ports.init(jax.random.key(0), SETTINGS, INPUTS)
+    params = cell_frame.init(jax.random.key(0), SETTINGS, INPUTS)
     scope = operations.CellScope()
-    state = ports.initial_state(SETTINGS, features)
+    state = cell_frame.initial_state(SETTINGS, features)
     same = {**params, "inputs": {**params["inputs"], "prev_logits": params["inputs"]["logits"]}}
     maps = projections.cell_inputs(same, state, features, INPUTS, scope)
     np.testing.assert_allclose(maps["prev_logits"], maps["logits"], atol=1e-6)

@@ -9,8 +9,13 @@ import trained
 
 import dvsnas_jax
 from dvsnas_jax import cli
-from dvsnas_jax.core import compilation, errors, workdir
-from dvsnas_jax.run import evaluate, pretrain, report, report_data, segment, segment_outputs, train, winners
+from dvsnas_jax.core import compilation, errors
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.deploy import segment, segment_outputs
+from dvsnas_jax.evaluate import evaluation
+from dvsnas_jax.report import page as report
+from dvsnas_jax.report import report_data
+from dvsnas_jax.train import cell_training, pretrain, winners
 
 
 @pytest.fixture(scope="module", params=["fixed", pytest.param("refine", marks=pytest.mark.slow)])
@@ -18,9 +23,9 @@ def alone(request, tmp_path_factory):
     """The run folder of a kind without its cell, and the labels of its network on the first video."""
     path = tmp_path_factory.mktemp("alone") / "run"
     shutil.copytree(trained.evaluated(request.param).path, path)
-    for name in (train.BEST, evaluate.RESULT):
+    for name in (cell_training.BEST, evaluation.RESULT):
         (path / name).unlink()
-    for stage in (path / "checkpoints").glob(f"{train.CELL_STAGE}*"):
+    for stage in (path / "checkpoints").glob(f"{cell_training.CELL_STAGE}*"):
         shutil.rmtree(stage)
     return path, trained.evaluated(request.param).labels[0][0], trained.frames(request.param)
 
@@ -32,12 +37,12 @@ def _kind(config):
 def test_it_is_evaluated_without_a_row_that_repeats_it(alone, capsys):
     path, labels, _ = alone
     folder, seen = workdir.Workdir(path), []
-    result = evaluate.run(folder.config(), folder, watch_fn=lambda *given: seen.append(given[2:]))
+    result = evaluation.run(folder.config(), folder, watch_fn=lambda *given: seen.append(given[2:]))
     np.testing.assert_array_equal(seen[0][0], labels)
     np.testing.assert_array_equal(seen[0][1], labels)
     assert result["static"] == trained.evaluated(_kind(folder.config())).result["static"]
     assert result["cell"] is None and all(set(row) == {"name", "num_frames", "static"} for row in result["sequences"])
-    assert json.loads((path / evaluate.RESULT).read_text()) == result
+    assert json.loads((path / evaluation.RESULT).read_text()) == result
     page = report.write(path)[-1]
     text = open(page, encoding="utf-8").read()
     assert "mIoU of the network" in text and "mIoU of the cell" not in text and "With the cell" not in text
@@ -60,7 +65,7 @@ def test_loaded_and_exported_it_gives_the_labels_of_the_network_on_every_frame(a
                 assert segmenter.key_share(state) == 1.0
         with pytest.raises(errors.UserError, match="mode refine has no key frames"):
             dvsnas_jax.load(where, key_interval=2)
-    result = evaluate.run_exported(config, out)
+    result = evaluation.run_exported(config, out)
     assert result["cell"] is None and result["static"]["miou"] == pytest.approx(
         trained.evaluated(_kind(config)).result["static"]["miou"], abs=1e-3
     )
@@ -72,21 +77,21 @@ def test_a_cell_that_is_made_later_in_the_folder_is_scored_and_shown_beside_the_
     folder = workdir.Workdir(path)
     config = folder.config()
     trained_run = trained.evaluated(_kind(config))
-    network_alone = evaluate.run(config, folder)
-    assert network_alone["cell"] is None and network_alone[evaluate.GENOTYPE] is None
-    _, params, space, genotype = train.load_winner(config, workdir.Workdir(trained_run.path))
+    network_alone = evaluation.run(config, folder)
+    assert network_alone["cell"] is None and network_alone[evaluation.GENOTYPE] is None
+    _, params, space, genotype = cell_training.load_winner(config, workdir.Workdir(trained_run.path))
     assert not winners.is_search_done(folder) and not winners.is_trained(folder, space, genotype)
-    train.save_winner(folder, space, genotype, params, {})
+    cell_training.save_winner(folder, space, genotype, params, {})
     assert winners.is_trained(folder, space, genotype)
     data = report_data.Run(path, "run", tmp_path / "figures")
-    assert data.scores() == {} and data.arrays(evaluate.STRIP) is None  # of the network alone
+    assert data.scores() == {} and data.arrays(evaluation.STRIP) is None  # of the network alone
     assert "dvsnas evaluate" in open(report.write(path)[-1], encoding="utf-8").read()
-    result = evaluate.run(config, folder)
+    result = evaluation.run(config, folder)
     expected = trained_run.result
     assert (result["static"], result["cell"]) == (expected["static"], expected["cell"])
-    assert result["static"] == network_alone["static"] and result[evaluate.GENOTYPE] == expected[evaluate.GENOTYPE]
+    assert result["static"] == network_alone["static"] and result[evaluation.GENOTYPE] == expected[evaluation.GENOTYPE]
     data = report_data.Run(path, "run", tmp_path / "figures")
-    assert {"static", "cell"} <= data.scores().keys() and "cell" in data.arrays(evaluate.STRIP)
+    assert {"static", "cell"} <= data.scores().keys() and "cell" in data.arrays(evaluation.STRIP)
     page = open(report.write(path)[-1], encoding="utf-8").read()
     assert "mIoU of the cell" in page and "mIoU of the network" not in page
     assert dvsnas_jax.load(path).has_cell
@@ -100,7 +105,7 @@ def test_two_sides_of_the_same_network_are_refused(alone, tmp_path):
 
 def test_train_without_a_genotype_prints_the_score(alone, capsys, monkeypatch):
     path = alone[0]
-    monkeypatch.setattr(train, "run", lambda *given: {"stages": [pretrain.STAGE], "genotype": None})
+    monkeypatch.setattr(cell_training, "run", lambda *given: {"stages": [pretrain.STAGE], "genotype": None})
     from dvsnas_jax.commands import common
 
     config = workdir.Workdir(path).config()
@@ -115,7 +120,7 @@ def test_a_folder_without_a_network_is_still_refused(tmp_path):
     folder.claim(trained.make_config("refine"))
     for call_fn in (
         lambda: dvsnas_jax.load(folder.path),
-        lambda: evaluate.run(folder.config(), folder),
+        lambda: evaluation.run(folder.config(), folder),
     ):
         with pytest.raises(errors.UserError, match="holds no trained static network"):
             call_fn()

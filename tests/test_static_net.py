@@ -11,7 +11,10 @@ import pytest
 
 from dvsnas_jax.core import compilation, errors
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.nets import blocks, layers, mobilenet, refinenet, static_net
+from dvsnas_jax.nets import blocks, static_net
+from dvsnas_jax.nets.decoders import refinenet
+from dvsnas_jax.nets.encoders import mobilenet
+from dvsnas_jax.nets.kernels import layers
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "refinenet_mobilenetv2_shapes.json"
 KINDS = {"scale": "bn_weight", "mean": "bn_running_mean", "var": "bn_running_var"}

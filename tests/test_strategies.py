@@ -7,8 +7,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dvsnas_jax.controller import bandit, strategies
+from dvsnas_jax.bench import bandit
 from dvsnas_jax.controller import policy as policy_lib
+from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.space import genotype

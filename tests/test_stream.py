@@ -9,11 +9,13 @@ import pytest
 
 from dvsnas_jax.core import compilation
 from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.evaluate import timing
+from dvsnas_jax.infer import stream
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import features, stream, timing
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import schedule as schedule_lib
+from dvsnas_jax.train import features
 
 SPACE = genotype_lib.Space(inputs=("prev_state", "prev_decoder", "stage1", "image_diff"), num_layers=2)
 GENOTYPE = genotype_lib.from_dict(

@@ -10,7 +10,10 @@ from PIL import Image
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import augment, folders, layouts, media, pipeline, prepare, sharding, tf_loader
+from dvsnas_jax.core.files import image_files
+from dvsnas_jax.data.datasets import layouts
+from dvsnas_jax.data.loading import augment, encoded_frames, folders, pipeline, sharding, tf_loader
+from dvsnas_jax.data.prepared import prepare
 
 HOSTS = (1, 2, 3, 8)
 
@@ -165,7 +168,7 @@ def test_frames_without_labels_are_ignored_and_only_labelled_ones_are_targets(vi
     for loader in ("numpy", "tf"):
         for batch in _take(_plain(video, loader=loader), 3):
             assert (batch.labels[:, 0] == 255).all() and (batch.labels[:, 1] != 255).any((1, 2)).all()
-    images = {folders.read_image(frame.image).tobytes(): frame for frame in source.frames}
+    images = {image_files.read_image(frame.image).tobytes(): frame for frame in source.frames}
     for frames in itertools.chain.from_iterable(batch.frames for batch in _take(_plain(video), 3)):
         before, target = (images[frame.tobytes()] for frame in frames)
         assert target.label and not before.label
@@ -175,7 +178,7 @@ def test_frames_without_labels_are_ignored_and_only_labelled_ones_are_targets(vi
 def test_gaps_vary_among_the_frames_that_exist(video):
     data = _plain(video, frame_gap=2, gap_jitter=1)
     source = layouts.find(data, "train")
-    images = {folders.read_image(frame.image).tobytes(): frame for frame in source.frames}
+    images = {image_files.read_image(frame.image).tobytes(): frame for frame in source.frames}
     found = set()
     for frames in itertools.chain.from_iterable(batch.frames for batch in _take(data, 12, num_frames=3)):
         clip = [images[frame.tobytes()] for frame in frames]
@@ -267,8 +270,8 @@ def test_a_prepared_dataset_gives_the_clips_of_the_folder(video, tmp_path):
     prepare.run(data, tmp_path / "prepared")
     stored = _data(video, prepared=str(tmp_path / "prepared"), dir="")
     _assert_same(_take(stored, 3), _take(data, 3))
-    folder, other = (media.open_media(each, "train") for each in (data, stored))
-    assert isinstance(folder, media.FolderMedia) and not isinstance(other, media.FolderMedia)
+    folder, other = (encoded_frames.open_media(each, "train") for each in (data, stored))
+    assert isinstance(folder, encoded_frames.FolderMedia) and not isinstance(other, encoded_frames.FolderMedia)
     places = np.array([0, 1], np.int32)
     assert folder.read(places) == other.read(places)
 

@@ -1,4 +1,4 @@
-"""Predictions as files: Cityscapes' own evaluator gives the scores of `run.metrics`."""
+"""Predictions as files: Cityscapes' own evaluator gives the scores of `evaluate.metrics`."""
 
 import pathlib
 import re
@@ -12,12 +12,16 @@ from PIL import Image
 
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, types, workdir
-from dvsnas_jax.data import frames, prepare, store
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.data.datasets import frames
+from dvsnas_jax.data.loading import store
+from dvsnas_jax.data.prepared import prepare
+from dvsnas_jax.evaluate import metrics, submission
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import features, metrics, pretrain, submission, train
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.train import cell_training, features, pretrain
 
 SMOKE = str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "smoke.py")
 ROAD, SIDEWALK, BICYCLE = (0, 7), (1, 8), (18, 33)
@@ -241,8 +245,10 @@ def _run_folder(words, path):
     )
     cell = cell_lib.make(space, genotype, features.settings_of(config))
     params = cell.init(jax.random.key(1))
-    moments = {name: (jnp.zeros_like(a), jnp.ones_like(b)) for name, (a, b) in train._moment_shapes(params).items()}
-    train.save_winner(folder, space, genotype, cell_lib.freeze_norm(params, moments), {})
+    moments = {
+        name: (jnp.zeros_like(a), jnp.ones_like(b)) for name, (a, b) in cell_training._moment_shapes(params).items()
+    }
+    cell_training.save_winner(folder, space, genotype, cell_lib.freeze_norm(params, moments), {})
 
 
 def test_command(cityscapes, tmp_path, capsys):

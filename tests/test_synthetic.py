@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import classes, degrade, projection, props, street, synthetic
+from dvsnas_jax.data.datasets import classes
+from dvsnas_jax.data.street import degradations, projection, props, scene, synthetic
 
 SIZE = {"height": 96, "width": 128}
 
@@ -83,7 +84,7 @@ def test_warping_by_the_flow_reproduces_the_labels(index):
 
 
 def test_flow_of_the_ground_is_that_of_a_pinhole_camera():
-    camera = street.Camera(
+    camera = scene.Camera(
         focal=1.0,
         horizon=0.5,
         height=1.5,
@@ -118,12 +119,12 @@ def test_patches_hide_a_part_and_move_on():
     for clip in range(8):
         key = (0, 1, clip)
         for frame in range(24):
-            ages = [age for _, age in degrade._patches(key, frame)]
+            ages = [age for _, age in degradations._patches(key, frame)]
             assert len(ages) <= 6 and all(0 <= age < 3 for age in ages)
-            for rng, age in degrade._patches(key, frame):
+            for rng, age in degradations._patches(key, frame):
                 kind = int(rng.integers(4))
                 rng.uniform(-1, 1, 3)
-                shares.append((degrade._patch_alpha(rng, kind, age, (96, 128)) > 0.5).mean())
+                shares.append((degradations._patch_alpha(rng, kind, age, (96, 128)) > 0.5).mean())
     # several per sequence of 24 frames; each about 5 to 15 % of the image (those at the border less)
     assert 12 * 8 < len(shares) < 30 * 8
     assert 0.04 < np.mean(shares) < 0.15 and np.max(shares) < 0.25

@@ -11,18 +11,21 @@ import numpy as np
 import optax
 import pytest
 
-from dvsnas_jax.core import compilation, errors, mesh, signals, types, workdir
+from dvsnas_jax.core import compilation, errors, mesh, types
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.run import features, losses, optim
-from dvsnas_jax.search import pipeline, steps, table, table_maker
-from dvsnas_jax.space import canonical, ports
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
+from dvsnas_jax.search import pipeline, steps
+from dvsnas_jax.space import canonical, cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.studies import table, table_maker
+from dvsnas_jax.train import features, losses, optim
 
 SPACE = genotype_lib.Space(
     inputs=("prev_state", "decoder"), num_layers=1, operations=("none", "skip", "conv_1x1"), aggregations=("sum",)
 )
-SETTINGS = ports.CellSettings(channels=4, feature_channels={"decoder": 5, "logits": 3, "image": 3})
+SETTINGS = cell_frame.CellSettings(channels=4, feature_channels={"decoder": 5, "logits": 3, "image": 3})
 
 
 def make_config():

@@ -16,7 +16,8 @@ import safetensors.numpy
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.nets import static_net, torch_files, torch_names, torch_weights, weights_folder
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.nets.weights import torch_files, torch_names, torch_weights, weights_folder
 
 # sha256 of the sorted lines "name shape" (counters left out) of the published files: torchvision's without
 # their heads, the authors' with 11 classes. That of RefineNet on ResNet-101 follows from the two for its parts.

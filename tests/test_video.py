@@ -11,8 +11,8 @@ from av.stream import Disposition
 from PIL import Image
 
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import synthetic
-from dvsnas_jax.run import cuts, hdr, video, video_out, video_pictures
+from dvsnas_jax.data.street import synthetic
+from dvsnas_jax.infer.video import cuts, hdr, video_in, video_out, video_pictures
 
 RATE = fractions.Fraction(25)
 
@@ -58,7 +58,7 @@ def close(a, b, tolerance=12):
 
 def test_h264_gives_every_frame_in_order(tmp_path):
     images = [scene(index) for index in range(12)]
-    source = video.open_source(write(tmp_path / "a.mp4", images))
+    source = video_in.open_source(write(tmp_path / "a.mp4", images))
     assert (source.size, source.rate, source.num_frames) == ((48, 64), RATE, 12)
     frames = list(source)
     assert [frame.name for frame in frames[::11]] == ["000000", "000011"]
@@ -70,16 +70,16 @@ def test_h264_gives_every_frame_in_order(tmp_path):
 
 def test_no_more_frames_than_asked_for(tmp_path):
     path = write(tmp_path / "a.mp4", [scene(index) for index in range(12)])
-    source = video.open_source(path, max_frames=5)
+    source = video_in.open_source(path, max_frames=5)
     assert source.num_frames == 5 and len(list(source)) == 5 and source.warnings == []
-    assert video.open_source(path, max_frames=50).num_frames == 12
+    assert video_in.open_source(path, max_frames=50).num_frames == 12
     with pytest.raises(errors.UserError, match="at least 1, got 0"):
-        video.open_source(path, max_frames=0)
+        video_in.open_source(path, max_frames=0)
 
 
 def test_variable_frame_rate_keeps_its_times(tmp_path):
     times = [3, 4, 8, 9, 30, 31]
-    source = video.open_source(write(tmp_path / "a.mp4", [scene(index) for index in range(6)], times=times))
+    source = video_in.open_source(write(tmp_path / "a.mp4", [scene(index) for index in range(6)], times=times))
     assert seconds(source) == [(time - 3) / RATE for time in times]
 
 
@@ -87,7 +87,7 @@ def test_variable_frame_rate_keeps_its_times(tmp_path):
 def test_rotation_in_the_metadata(angle, tmp_path):
     upright = scene(0)
     stored = np.rot90(upright, -angle // 90)  # turned back when it is played
-    source = video.open_source(write(tmp_path / "a.mp4", [np.ascontiguousarray(stored)] * 3, rotation=angle))
+    source = video_in.open_source(write(tmp_path / "a.mp4", [np.ascontiguousarray(stored)] * 3, rotation=angle))
     assert source.size == (48, 64)
     (first, *_) = source
     assert close(first.image, upright) and first.image.flags.c_contiguous
@@ -95,22 +95,22 @@ def test_rotation_in_the_metadata(angle, tmp_path):
 
 def test_odd_sizes_and_grey(tmp_path):
     odd = write(tmp_path / "odd.mp4", [scene(0, 35, 51)] * 2, pix_fmt="yuv444p")
-    assert video.open_source(odd).size == (35, 51)
+    assert video_in.open_source(odd).size == (35, 51)
     grey = write(tmp_path / "grey.mkv", [scene(index) for index in range(3)], codec="ffv1", pix_fmt="gray")
-    (frame, *_) = video.open_source(grey)
+    (frame, *_) = video_in.open_source(grey)
     assert frame.image.shape == (48, 64, 3) and np.ptp(frame.image, axis=2).max() == 0
     assert abs(int(frame.image[2, 2, 0]) - 222) < 8  # the yellow's brightness
 
 
 def test_one_frame_and_none(tmp_path):
-    assert len(list(video.open_source(write(tmp_path / "one.mp4", [scene(0)])))) == 1
+    assert len(list(video_in.open_source(write(tmp_path / "one.mp4", [scene(0)])))) == 1
     path = tmp_path / "none.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         container.start_encoding()
     with pytest.raises(errors.UserError, match=r"none\.mp4: holds no (frame|video)"):
-        video.open_source(str(path))
+        video_in.open_source(str(path))
 
 
 @pytest.mark.parametrize("share", [0.35, 0.7])
@@ -120,7 +120,7 @@ def test_a_truncated_file_is_read_as_far_as_it_goes(share, tmp_path):
     write(path, list(noise), options={"movflags": "faststart"})  # the index comes first
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    source = video.open_source(str(path))
+    source = video_in.open_source(str(path))
     count = len(list(source))
     assert abs(count - 60 * share) < 8
     (line,) = source.warnings
@@ -134,7 +134,7 @@ def test_a_truncated_file_without_its_index_is_refused(tmp_path):
     for end, why in ((-400, "End of file"), (len(data) // 2, "Invalid data")):
         path.write_bytes(data[:end])
         with pytest.raises(errors.UserError, match=rf"cut\.mp4: no video that can be read \({why}"):
-            video.open_source(str(path))
+            video_in.open_source(str(path))
 
 
 def test_damage_in_the_middle_is_told(tmp_path):
@@ -145,7 +145,7 @@ def test_damage_in_the_middle_is_told(tmp_path):
     start = data.index(b"mdat") + len(data) // 3
     data[start : start + 20000] = bytes(20000)
     path.write_bytes(data)
-    source = video.open_source(str(path))
+    source = video_in.open_source(str(path))
     count = len(list(source))
     assert 5 < count < 40 and f"{count} of 40 frames could be read" in source.warnings[0]
 
@@ -168,7 +168,7 @@ def test_what_is_no_video(tmp_path):
         ("sound.wav", r"sound\.wav: holds no video"),
     ):
         with pytest.raises(errors.UserError, match=message) as caught:
-            video.open_source(str(tmp_path / name))
+            video_in.open_source(str(tmp_path / name))
         assert "\n" not in str(caught.value)
 
 
@@ -212,7 +212,7 @@ def test_matrix_and_range_of_colours(matrix, shares, is_full, tmp_path):
     deep = _yuv((200 / 255, 60 / 255, 30 / 255), *shares, is_full=is_full, scale=4)
     tags = {"matrix": matrix, "color_range": 2 if is_full else 1}
     for path in (_tagged(tmp_path / "a.mkv", values, **tags), _tagged(tmp_path / "b.mkv", deep, **tags, deep=True)):
-        source = video.open_source(path)
+        source = video_in.open_source(path)
         (first, *_) = source
         assert np.abs(first.image.astype(int) - (200, 60, 30)).max() <= 2 and source.warnings == []
 
@@ -221,7 +221,7 @@ def test_matrix_and_range_of_colours(matrix, shares, is_full, tmp_path):
 def test_colours_that_cannot_be_read_are_refused_by_name(matrix, name, tmp_path):
     path = _tagged(tmp_path / "a.mkv", (100, 110, 120), matrix=matrix, color_range=1)
     with pytest.raises(errors.UserError, match=rf"a\.mkv: its colours are {name}.*; convert it to BT\.709 first"):
-        video.open_source(path)
+        video_in.open_source(path)
 
 
 def _pq(nits):
@@ -245,7 +245,7 @@ def _pq(nits):
 def test_hdr_is_brought_to_the_range_of_ordinary_video(transfer, code, gray, tmp_path):
     values = _yuv((code,) * 3, 0.2627, 0.0593, is_full=False, scale=4)
     path = _tagged(tmp_path / "a.mkv", values, matrix=9, color_range=1, transfer=transfer, primaries=9, deep=True)
-    source = video.open_source(path)
+    source = video_in.open_source(path)
     frames = list(source)
     assert len(frames) == 2 and np.abs(frames[1].image.astype(int) - gray).max() <= (8 if gray == 255 else 3)
     (line,) = source.warnings
@@ -277,7 +277,7 @@ def test_a_mirrored_video_is_turned_and_mirrored(angle, tmp_path):
         stream.set_display_rotation(angle, hflip=True)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")))
         container.mux(stream.encode(None))
-    (frame,) = video.open_source(str(path))
+    (frame,) = video_in.open_source(str(path))
     assert close(frame.image, upright)
 
 
@@ -290,7 +290,7 @@ def test_pixels_that_are_not_square_stay_so_when_the_picture_is_turned(tmp_path)
         stream.set_display_rotation(90)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(scene(0), format="rgb24")))
         container.mux(stream.encode(None))
-    source = video.open_source(str(path))
+    source = video_in.open_source(str(path))
     assert source.size == (64, 48) and source.aspect == fractions.Fraction(15, 16)
 
 
@@ -308,7 +308,7 @@ def test_interlaced_video_is_deinterlaced(tmp_path):
         container.mux(stream.encode(None))
     with av.open(str(path)) as container:
         assert all(frame.interlaced_frame for frame in container.decode(video=0))
-    source = video.open_source(str(path))
+    source = video_in.open_source(str(path))
     frames = list(source)
     assert [float(frame.pts * source.time_base * RATE) for frame in frames] == [0, 1, 2, 3, 4, 5]
     rows = frames[3].image[8:40, :, 0].astype(int)
@@ -332,7 +332,7 @@ def test_covers_sound_and_subtitles_are_not_the_video(tmp_path):
         container.mux(sound.encode(silence))
         for each in (cover, stream, sound):
             container.mux(each.encode(None))
-    source = video.open_source(str(path))
+    source = video_in.open_source(str(path))
     assert source.size == (48, 64) and len(list(source)) == 3 and source.warnings == []
 
 
@@ -354,7 +354,7 @@ def test_any_name_of_a_file_is_read_and_written(name, tmp_path):
     (tmp_path / "in").mkdir()
     path = write(tmp_path / "in" / "plain.mp4", [scene(0)] * 2)
     (tmp_path / "in" / "plain.mp4").rename(tmp_path / "in" / name)
-    assert len(list(video.open_source(str(tmp_path / "in" / name)))) == 2 and path
+    assert len(list(video_in.open_source(str(tmp_path / "in" / name)))) == 2 and path
     writer = video_out.VideoWriter(tmp_path / name, (48, 64), rate=RATE, time_base=1 / RATE)
     writer.write(scene(0), 0)
     writer.close()
@@ -363,7 +363,7 @@ def test_any_name_of_a_file_is_read_and_written(name, tmp_path):
     folder.mkdir()
     Image.fromarray(scene(0)).save(folder / "0.png")
     for given in (folder, folder / "*.png", folder / "0.png"):
-        (frame,) = video.open_source(str(given))
+        (frame,) = video_in.open_source(str(given))
         np.testing.assert_array_equal(frame.image, scene(0))
 
 
@@ -382,7 +382,7 @@ def test_any_name_of_a_file_is_read_and_written(name, tmp_path):
 def test_names_are_read_in_the_order_of_their_numbers(names, tmp_path):
     for name in sorted(names, key=hash):
         Image.fromarray(scene(0)).save(tmp_path / f"{name}.jpg")
-    source = video.open_source(str(tmp_path))
+    source = video_in.open_source(str(tmp_path))
     assert [frame.name for frame in source] == names and source.warnings == []
 
 
@@ -390,13 +390,13 @@ def test_frames_and_masks_under_one_name_are_told(tmp_path):
     for number in range(3):
         Image.fromarray(scene(number)).save(tmp_path / f"{number}.jpg")
         Image.fromarray(scene(number)).save(tmp_path / f"{number}.png")
-    source = video.open_source(str(tmp_path))
+    source = video_in.open_source(str(tmp_path))
     assert source.warnings == [
         f"{tmp_path}: names repeat: 6 images have 3 names (0.jpg, 0.png), all are read as frames, masks too; "
         f"give a pattern of the frames alone, as '{tmp_path}/*.jpg'"
     ]
     assert [frame.name for frame in source] == [f"{index:06d}" for index in range(6)]
-    advised = video.open_source(f"{tmp_path}/*.jpg")
+    advised = video_in.open_source(f"{tmp_path}/*.jpg")
     assert [frame.name for frame in advised] == ["0", "1", "2"] and advised.warnings == []
 
 
@@ -408,23 +408,23 @@ def test_animations_are_videos_with_their_own_times(kind, suffix, tmp_path):
     pictures = [Image.fromarray(image) for image in images]
     path = tmp_path / f"a.{suffix}"
     pictures[0].save(path, kind, save_all=True, append_images=pictures[1:], **options)
-    source = video.open_source(str(path))
+    source = video_in.open_source(str(path))
     assert source.num_frames == 4 and source.size == (48, 64)
     frames = list(source)
     for frame, image in zip(frames, images, strict=True):
         assert np.abs(frame.image.astype(int) - image).max() <= (8 if kind == "GIF" else 0)
     if kind == "TIFF":
         assert [frame.pts * source.time_base * 30 for frame in frames] == [0, 1, 2, 3]
-        assert [frame.name for frame in video.open_source(str(path), rate=10, max_frames=2)] == ["000000", "000001"]
+        assert [frame.name for frame in video_in.open_source(str(path), rate=10, max_frames=2)] == ["000000", "000001"]
     else:
         third = 240 if kind == "GIF" else 160  # 0: 100 ms, as browsers do
         assert [round(frame.pts * source.time_base * 1000) for frame in frames] == [0, 40, 140, third]
         with pytest.raises(errors.UserError, match="an animation has times of its own"):
-            video.open_source(str(path), rate=10)
+            video_in.open_source(str(path), rate=10)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
     if kind in ("GIF", "PNG"):
-        cut = video.open_source(str(path))
+        cut = video_in.open_source(str(path))
         assert 1 <= len(list(cut)) < 4
 
 
@@ -432,10 +432,10 @@ def test_a_gif_among_frames_is_no_frame_and_an_animation_among_them_is_refused(t
     pictures = [Image.fromarray(scene(index)) for index in range(3)]
     pictures[0].save(tmp_path / "preview.gif", save_all=True, append_images=pictures[1:])
     pictures[0].save(tmp_path / "0.png")
-    assert [frame.name for frame in video.open_source(str(tmp_path))] == ["0"]
+    assert [frame.name for frame in video_in.open_source(str(tmp_path))] == ["0"]
     pictures[0].save(tmp_path / "1.png", save_all=True, append_images=pictures[1:])
     with pytest.raises(errors.UserError, match=r"1\.png: holds 3 pictures"):
-        list(video.open_source(str(tmp_path)))
+        list(video_in.open_source(str(tmp_path)))
 
 
 def test_a_link_that_leads_nowhere_is_no_frame_less(tmp_path):
@@ -443,7 +443,7 @@ def test_a_link_that_leads_nowhere_is_no_frame_less(tmp_path):
     (tmp_path / "1.png").symlink_to("nowhere.png")
     (tmp_path / "2.png").mkdir()
     with pytest.raises(errors.UserError, match=r"1\.png: not a readable image \(No such file"):
-        list(video.open_source(str(tmp_path)))
+        list(video_in.open_source(str(tmp_path)))
 
 
 def test_a_folder_of_something_else_says_what_is_there(tmp_path):
@@ -451,14 +451,14 @@ def test_a_folder_of_something_else_says_what_is_there(tmp_path):
     with pytest.raises(
         errors.UserError, match=r"the folder holds no image \(.*\); there is IMG_1\.HEIC: give the file"
     ):
-        video.open_source(str(tmp_path))
+        video_in.open_source(str(tmp_path))
 
 
 def test_cameras():
     with pytest.raises(errors.UserError, match=r"camera:77: no such camera \(/dev/video77, there is .*give"):
-        video.open_source("camera:77")
+        video_in.open_source("camera:77")
     with pytest.raises(errors.UserError, match="camera:front: a camera needs a number"):
-        video.open_source("camera:front")
+        video_in.open_source("camera:front")
 
 
 def test_folders_and_globs_go_by_number(tmp_path):
@@ -466,16 +466,16 @@ def test_folders_and_globs_go_by_number(tmp_path):
         Image.fromarray(scene(number)).save(tmp_path / f"f{number}.png")
     (tmp_path / "notes.txt").write_text("x")
     for name in (str(tmp_path), str(tmp_path / "f*.png")):
-        source = video.open_source(name, rate=12.5)
+        source = video_in.open_source(name, rate=12.5)
         assert (source.num_frames, source.rate, source.size) == (4, fractions.Fraction(25, 2), (48, 64))
         frames = list(source)
         assert [frame.name for frame in frames] == ["f1", "f9", "f10", "f100"]
         np.testing.assert_array_equal(frames[2].image, scene(10))
         assert frames[3].pts * source.time_base == fractions.Fraction(6, 25)
-    assert [frame.name for frame in video.open_source(str(tmp_path / "f9.png"))] == ["f9"]
+    assert [frame.name for frame in video_in.open_source(str(tmp_path / "f9.png"))] == ["f9"]
     (tmp_path / "f9.png").write_bytes(b"no image")
     with pytest.raises(errors.UserError, match=r"f9\.png: not a readable image"):
-        list(video.open_source(str(tmp_path)))
+        list(video_in.open_source(str(tmp_path)))
 
 
 # --- out ------------------------------------------------------------------------------------------
@@ -492,7 +492,7 @@ def test_what_is_written_reads_back(tmp_path):
     writer.close()
     writer.close()
     assert writer.size == (36, 52)
-    source = video.open_source(str(path))
+    source = video_in.open_source(str(path))
     assert source.size == (36, 52)
     frames = list(source)
     assert [frame.pts * source.time_base for frame in frames] == [time * base for time in times]
@@ -579,16 +579,16 @@ def test_a_folder_of_the_name_of_a_frame_is_no_frame(tmp_path):
         Image.fromarray(scene(number)).save(tmp_path / f"f{number}.png")
     (tmp_path / "f2.png").mkdir()
     for name in (str(tmp_path), str(tmp_path / "*.png")):
-        assert [frame.name for frame in video.open_source(name)] == ["f0", "f1"]
+        assert [frame.name for frame in video_in.open_source(name)] == ["f0", "f1"]
     (tmp_path / "only.png").mkdir()
     with pytest.raises(errors.UserError, match="no file matches this pattern; give another one"):
-        video.open_source(str(tmp_path / "only*"))
+        video_in.open_source(str(tmp_path / "only*"))
 
 
 @pytest.mark.parametrize("rate", [0.001, 1000])
 def test_the_slowest_and_the_fastest_rate_are_written(tmp_path, rate):
     Image.fromarray(scene(0, 16, 16)).save(tmp_path / "f.png")
-    source = video.open_source(str(tmp_path), rate=rate)
+    source = video_in.open_source(str(tmp_path), rate=rate)
     writer = video_out.VideoWriter(tmp_path / "o.mp4", (16, 16), rate=source.rate, time_base=source.time_base)
     for number in range(3):
         writer.write(scene(0, 16, 16), number)

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, progress, signals, workdir
+from dvsnas_jax.core import errors, progress
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

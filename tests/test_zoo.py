@@ -16,7 +16,7 @@ import pytest
 from dvsnas_jax import cli
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import draw, ports, schedule, zoo
+from dvsnas_jax.space import cell_frame, draw, schedule, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 
@@ -34,8 +34,8 @@ EXPECTED = {
 }
 CHANNELS = {"decoder": 6, "logits": 4, "stage1": 5, "stage2": 7, "image": 3}
 SETTINGS = {
-    "refine": ports.CellSettings(channels=8, feature_channels=CHANNELS),
-    "propagate": ports.CellSettings(
+    "refine": cell_frame.CellSettings(channels=8, feature_channels=CHANNELS),
+    "propagate": cell_frame.CellSettings(
         channels=8,
         feature_channels=CHANNELS,
         mode="propagate",

@@ -10,16 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from dvsnas_jax.controller import strategies
-from dvsnas_jax.core import compilation, mesh, types, workdir
+from dvsnas_jax.core import compilation, mesh, types
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.data import pipeline
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.evaluate import evaluation
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import evaluate, features, pretrain, train, winners
 from dvsnas_jax.search import loop, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import schedule as schedule_lib
 from dvsnas_jax.space import supernet
+from dvsnas_jax.train import cell_training, features, pretrain, winners
 
 SIZE = (34, 70)  # no multiples of 4
 KINDS = ("refine", "fixed", "adaptive", "regions")
@@ -76,7 +78,7 @@ def write(path: pathlib.Path, kind: str, config=None) -> pathlib.Path:
     optimizer = pretrain.make_optimizer(config.pretrain)
     state = compilation.jit_once(lambda: pretrain.init(variables, optimizer))()
     folder.checkpointer(pretrain.STAGE).save(1, state)
-    train.save_winner(folder, space, genotype, params, {})
+    cell_training.save_winner(folder, space, genotype, params, {})
     return path
 
 
@@ -106,7 +108,7 @@ def evaluated(kind: str) -> Evaluated:
     """A run folder that all tests of the session share, evaluated."""
     path = write(pathlib.Path(_folder().name) / kind, kind)
     folder, labels = workdir.Workdir(path), []
-    result = evaluate.run(folder.config(), folder, watch_fn=lambda *seen: labels.append(np.stack(seen[2:])))
+    result = evaluation.run(folder.config(), folder, watch_fn=lambda *seen: labels.append(np.stack(seen[2:])))
     return Evaluated(path, result, labels)
 
 

@@ -88,7 +88,7 @@ def camvid_official(root, *, size=SIZE, is_video=False, lists=None):
       is_video: write `frames/` too.
       lists: split -> names, written as `<split>.txt`.
     """
-    from dvsnas_jax.data import camvid_table
+    from dvsnas_jax.data.datasets import camvid_table
 
     root = pathlib.Path(root)
     colors = np.array([color for _, color, _ in camvid_table.OFFICIAL], np.uint8)

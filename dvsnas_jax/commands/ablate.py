@@ -41,7 +41,7 @@ def register(add: common.Add) -> None:
 def _ablate(arguments: argparse.Namespace) -> None:
     common.existing(arguments.workdir, "--workdir")
     config = common.load_config(arguments)
-    from dvsnas_jax.search import ablate
+    from dvsnas_jax.studies import ablate
 
     report = ablate.run(
         config,

@@ -8,7 +8,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dvsnas_jax.core import errors, json_text, output_files
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import json_text, output_files
 
 if TYPE_CHECKING:
     import ml_collections
@@ -68,7 +69,7 @@ def add_compile_cache(command: argparse.ArgumentParser) -> None:
 
 
 def add_processes(command: argparse.ArgumentParser) -> None:
-    """Adds the flags of a run of several processes; see `core.distributed.detect` for what a launcher may set."""
+    """Adds the flags of a run of several processes; what a launcher may set: `core.processes.distributed.detect`."""
     group = command.add_argument_group("several processes", "each host starts the same command; see launch/")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 (or DVSNAS_COORDINATOR)")
     group.add_argument("--num-processes", metavar="N", type=int, help="of the run (or DVSNAS_NUM_PROCESSES)")
@@ -102,8 +103,8 @@ def load_config(arguments: argparse.Namespace) -> ml_collections.ConfigDict:
 
 
 def open_workdir(path: str) -> Any:
-    """The run folder at a path, see `core.workdir`."""
-    from dvsnas_jax.core import workdir
+    """The run folder at a path, see `core.files.workdir`."""
+    from dvsnas_jax.core.files import workdir
 
     return workdir.Workdir(path)
 

@@ -30,7 +30,7 @@ def register(add: common.Add) -> None:
 
 def _compare(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
-    from dvsnas_jax.run import compare, compare_report
+    from dvsnas_jax.studies import compare, compare_report
 
     folder = common.open_workdir(arguments.workdir)
     result = compare.run(config, folder, arguments.genotypes.split(","), num_seeds=arguments.seeds)

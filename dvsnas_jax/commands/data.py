@@ -68,7 +68,8 @@ def _check(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
     if arguments.workers < 0:
         raise errors.UserError(f"--workers: must be at least 0, got {arguments.workers}")
-    from dvsnas_jax.data import check, layouts
+    from dvsnas_jax.data import check
+    from dvsnas_jax.data.datasets import layouts
 
     report = check.run(arguments.dir, arguments.layout, layouts.options(config.data), workers=arguments.workers)
     for problem in report.problems:
@@ -79,7 +80,7 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     print(check.text(report))
     if arguments.config and config.data.name == report.layout.split("_")[0]:
-        from dvsnas_jax.run import require_labels
+        from dvsnas_jax.train import require_labels
 
         config.data.dir = arguments.dir
         require_labels.check(config, is_rewarded=True, is_evaluated=True, do_note=False)
@@ -90,7 +91,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
     if arguments.workers < 0:
         raise errors.UserError(f"--workers: must be at least 0, got {arguments.workers}")
     splits = tuple(filter(None, arguments.splits.split(",")))
-    from dvsnas_jax.data import prepare
+    from dvsnas_jax.data.prepared import prepare
 
     size = {"height": arguments.height, "width": arguments.width}
     result = prepare.run(config.data, arguments.output, splits=splits, num_workers=arguments.workers, **size)

@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 
 from dvsnas_jax.commands import common
-from dvsnas_jax.core import errors, json_text
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import json_text
 
 
 def register(add: common.Add) -> None:
@@ -24,7 +25,7 @@ def register(add: common.Add) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     config = common.load_config(arguments) if arguments.config or arguments.overrides else None
-    from dvsnas_jax.run import doctor
+    from dvsnas_jax.bench import doctor
 
     checks = doctor.run(config)
     is_fine = doctor.is_fine(checks)

@@ -36,7 +36,7 @@ def register(add: common.Add) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     common.existing(arguments.workdir, "--workdir")
-    from dvsnas_jax.run import export
+    from dvsnas_jax.deploy import export
 
     written = export.run(
         arguments.workdir,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dvsnas_jax.commands import common
-from dvsnas_jax.core import json_text
+from dvsnas_jax.core.files import json_text
 
 
 def register(add: common.Add) -> None:
@@ -35,7 +35,7 @@ def register(add: common.Add) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     common.existing(arguments.file, "FILE")
-    from dvsnas_jax.nets import torch_weights
+    from dvsnas_jax.nets.weights import torch_weights
 
     report = torch_weights.import_file(
         arguments.file,
@@ -60,7 +60,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     common.existing(arguments.file, "FILE")
-    from dvsnas_jax.nets import torch_weights
+    from dvsnas_jax.nets.weights import torch_weights
 
     found = torch_weights.inspect(arguments.file)
     if arguments.json:

@@ -65,21 +65,28 @@ def register(add: common.Add) -> None:
 
 def _search(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
-    from dvsnas_jax.run import score_tables
+    from dvsnas_jax.core.processes import distributed
+    from dvsnas_jax.evaluate import score_tables
+    from dvsnas_jax.report import page
     from dvsnas_jax.search import pipeline
 
-    print(score_tables.summary(pipeline.run(config, common.open_workdir(arguments.workdir))))
+    folder = common.open_workdir(arguments.workdir)
+    result = pipeline.run(config, folder)
+    if distributed.is_main():
+        page.write(folder.path)
+    print(score_tables.summary(result))
 
 
 def _train(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
-    from dvsnas_jax.run import evaluate, require_labels, score_tables, train
+    from dvsnas_jax.evaluate import evaluation, score_tables
+    from dvsnas_jax.train import cell_training, require_labels
 
     folder = common.open_workdir(arguments.workdir)
-    is_scored = not arguments.genotype and not train.has_cell(folder) and require_labels.is_scorable(config)
-    common.print_summary(train.run(config, folder, arguments.genotype))
+    is_scored = not arguments.genotype and not cell_training.has_cell(folder) and require_labels.is_scorable(config)
+    common.print_summary(cell_training.run(config, folder, arguments.genotype))
     if is_scored:
-        print(score_tables.summary(evaluate.run(config, folder)))
+        print(score_tables.summary(evaluation.run(config, folder)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -91,17 +98,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise errors.UserError("--colors: is a kind of predictions, give --predictions as well")
     common.existing(arguments.model or arguments.workdir, "--model" if arguments.model else "--workdir")
     config = common.load_config(arguments)
-    from dvsnas_jax.run import evaluate, score_tables, submission
+    from dvsnas_jax.evaluate import evaluation, score_tables, submission
 
     written = ""
     if arguments.model:
-        result = evaluate.run_exported(config, arguments.model)
+        result = evaluation.run_exported(config, arguments.model)
     elif arguments.predictions:
         folder = common.open_workdir(arguments.workdir)
         result, written = submission.run(config, folder, arguments.predictions, is_color=arguments.colors)
     else:
         folder = common.open_workdir(arguments.workdir)
-        result = evaluate.run(config, folder, is_other_data=arguments.other_data)
+        result = evaluation.run(config, folder, is_other_data=arguments.other_data)
     tables = [score_tables.summary(result), score_tables.classes(result)]
     if arguments.per_sequence:
         tables.append(score_tables.sequences(result))
@@ -114,7 +121,7 @@ def _report(arguments: argparse.Namespace) -> None:
     if not named:
         raise errors.UserError("report: needs a run folder, for example dvsnas report runs/smoke")
     folders = [common.existing(folder, name) for name, folder in named]
-    from dvsnas_jax.run import report
+    from dvsnas_jax.report import page
 
-    for path in report.write(*folders, output=arguments.output):
+    for path in page.write(*folders, output=arguments.output):
         print(f"written: {path}")

@@ -68,8 +68,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def _segment(arguments: argparse.Namespace) -> None:
     model = common.existing(arguments.workdir or arguments.model, "--workdir" if arguments.workdir else "--model")
-    from dvsnas_jax.run import load, segment_outputs, segment_summary, video
-    from dvsnas_jax.run import segment as segment_lib
+    from dvsnas_jax.deploy import load, segment_outputs, segment_summary
+    from dvsnas_jax.deploy import segment as segment_lib
+    from dvsnas_jax.infer.video import video_in
 
     options = segment_outputs.Options(
         output=arguments.output,
@@ -84,7 +85,7 @@ def _segment(arguments: argparse.Namespace) -> None:
         has_legend=arguments.legend,
     )
     options.check()
-    source = video.open_source(arguments.input, max_frames=arguments.max_frames, rate=arguments.fps)
+    source = video_in.open_source(arguments.input, max_frames=arguments.max_frames, rate=arguments.fps)
     options.refuse_overwriting(source)
     segmenter = load.load(model, key_interval=arguments.key_interval)
     summary = segment_lib.run(segmenter, source, options)

@@ -7,7 +7,8 @@ import pathlib
 from typing import Any
 
 from dvsnas_jax.commands import common
-from dvsnas_jax.core import errors, output_files
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import output_files
 
 PACKAGED = "packaged"
 REPLAYED = "ppo,reinforce,evolution,predictor,random"
@@ -113,7 +114,7 @@ def _output(arguments: argparse.Namespace) -> pathlib.Path | None:
 
 
 def _replay(arguments: argparse.Namespace) -> Any:
-    from dvsnas_jax.search import replay, table
+    from dvsnas_jax.studies import replay, table
 
     return replay.run(
         table.load(table.PACKAGED if arguments.table == PACKAGED else pathlib.Path(arguments.table)),
@@ -130,7 +131,7 @@ def _replay(arguments: argparse.Namespace) -> Any:
 
 
 def _replay_made_up(arguments: argparse.Namespace) -> Any:
-    from dvsnas_jax.search import replay
+    from dvsnas_jax.studies import replay
 
     return replay.run_made_up(
         _names(arguments),
@@ -146,7 +147,7 @@ def _replay_made_up(arguments: argparse.Namespace) -> Any:
 
 
 def _make_table(arguments: argparse.Namespace) -> None:
-    from dvsnas_jax.search import table, table_maker
+    from dvsnas_jax.studies import table, table_maker
 
     num_seeds, num_best_seeds = arguments.seeds or 2, arguments.best_seeds
     words = [f"--config={arguments.config}"] if arguments.config else []
@@ -163,7 +164,7 @@ def _make_table(arguments: argparse.Namespace) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> Any:
-    from dvsnas_jax.search import evidence_runs
+    from dvsnas_jax.studies import evidence_runs
 
     return evidence_runs.run(
         common.load_config(arguments),

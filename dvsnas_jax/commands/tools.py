@@ -9,7 +9,8 @@ import pathlib
 from typing import Any
 
 from dvsnas_jax.commands import common
-from dvsnas_jax.core import errors, json_text, output_files
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import json_text, output_files
 
 _SEARCH_NUMBERS = (
     ("candidates", 1000, "of the search that is estimated"),
@@ -111,24 +112,24 @@ def _check_writable(path: str) -> None:
 
 def _bench_controller(arguments: argparse.Namespace) -> dict[str, Any]:
     del arguments
-    from dvsnas_jax.controller import bandit
+    from dvsnas_jax.bench import bandit
 
     return bandit.benchmark()
 
 
 def _bench_cell(arguments: argparse.Namespace) -> dict[str, Any]:
-    del arguments
-    from dvsnas_jax.search import bench
+    from dvsnas_jax.bench import bench_cell
 
-    return bench.cell()
+    del arguments
+    return bench_cell.cell()
 
 
 def _bench_data(arguments: argparse.Namespace) -> dict[str, Any]:
-    from dvsnas_jax.data import bench
+    from dvsnas_jax.bench import bench_data
 
     if arguments.config is None:
-        arguments.overrides = {**bench.STANDARD, **arguments.overrides}
-    return bench.run(common.load_config(arguments).data)
+        arguments.overrides = {**bench_data.STANDARD, **arguments.overrides}
+    return bench_data.run(common.load_config(arguments).data)
 
 
 def _bench_search(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -136,7 +137,8 @@ def _bench_search(arguments: argparse.Namespace) -> dict[str, Any]:
     config = common.load_config(arguments)
     import jax
 
-    from dvsnas_jax.search import bench_search, estimate, lowering, work
+    from dvsnas_jax.bench import bench_search, compile_sizes
+    from dvsnas_jax.search import estimate, search_cost
 
     number: dict[str, Any] = {}
     for name, default, _ in _SEARCH_NUMBERS:
@@ -149,11 +151,11 @@ def _bench_search(arguments: argparse.Namespace) -> dict[str, Any]:
     links = estimate.Links(
         number["devices-per-host"], number["inside"] * 1e9, number["between"] * 1e9, number["latency"] * 1e-6
     )
-    device = work.Device(
+    device = search_cost.Device(
         number["tflops"] * 1e12, number["tflops-share"], number["bandwidth"] * 1e12, number["bandwidth-share"]
     )
     crops = bench_search.PAPER_CROPS if arguments.paper_size else ()
-    configs = [lowering.paper_size(config, crop) for crop in crops] or [config]
+    configs = [compile_sizes.paper_size(config, crop) for crop in crops] or [config]
     results = []
     for changed in configs:
         if crops and jax.default_backend() == "cpu":
@@ -168,7 +170,7 @@ def _bench_search(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _bench_nets(arguments: argparse.Namespace) -> dict[str, Any]:
     """The standard networks, or the one of a config at the size of its frames."""
-    from dvsnas_jax.run import bench_nets
+    from dvsnas_jax.bench import bench_nets
 
     if arguments.config or arguments.overrides:
         config = common.load_config(arguments)

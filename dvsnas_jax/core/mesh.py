@@ -16,7 +16,7 @@ import numpy as np
 from jax import flatten_util
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dvsnas_jax.core import distributed
+from dvsnas_jax.core.processes import distributed
 
 ARCH = "arch"
 DATA = "data"

@@ -15,7 +15,8 @@ from typing import Any
 
 import ml_collections
 
-from dvsnas_jax.core import errors, json_files
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import json_files
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

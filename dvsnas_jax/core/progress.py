@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TextIO
 
-from dvsnas_jax.core import distributed
+from dvsnas_jax.core.processes import distributed
 
 _SECONDS_BETWEEN_LINES = 10.0
 

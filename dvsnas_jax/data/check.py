@@ -12,7 +12,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from dvsnas_jax.core import errors, progress, types
-from dvsnas_jax.data import coverage, folder_layout, folders, frames, layouts, listing
+from dvsnas_jax.core.files import image_files
+from dvsnas_jax.data import coverage
+from dvsnas_jax.data.datasets import folder_layout, frames, layouts, listing
+from dvsnas_jax.data.loading import folders
 
 _SHOWN_SEQUENCES = 12
 _SHOWN_IGNORED = 8
@@ -176,7 +179,7 @@ def _inspect(frame: frames.Frame, code: frames.LabelCode) -> _File:
     """Reads a frame and its labels; each may be wrong by itself."""
     problems, size, digest, counts = [], None, b"", None
     try:
-        image = folders.read_image(frame.image)
+        image = image_files.read_image(frame.image)
         size = (image.shape[1], image.shape[0])
         digest = hashlib.blake2b(image.tobytes() + repr(size).encode(), digest_size=16).digest()
     except errors.UserError as error:

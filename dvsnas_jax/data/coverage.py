@@ -16,7 +16,10 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import types
-from dvsnas_jax.data import folder_layout, folders, frames, prepared, store
+from dvsnas_jax.core.files import image_files
+from dvsnas_jax.data.datasets import folder_layout, frames
+from dvsnas_jax.data.loading import folders, store
+from dvsnas_jax.data.prepared import reading
 
 LIMIT = 256
 """Label images of a split that are read before a training, unless they look wrong."""
@@ -128,7 +131,7 @@ def has_labelled_pixel(data: ml_collections.ConfigDict, split: str, places: Sequ
     source, size = store.source(data, split), (int(data.height), int(data.width))
     labelled = [place for place in places if source.frames[place].label]
     for path, pixels in _labels(data, split, source, labelled):
-        rows, columns = (folders.nearest(pixels.shape[axis], size[axis]) for axis in (0, 1))
+        rows, columns = (image_files.nearest(pixels.shape[axis], size[axis]) for axis in (0, 1))
         if (source.code.decode(pixels[rows[:, None], columns[None, :]], str(path)) != types.IGNORE).any():
             return True
     return False
@@ -136,7 +139,7 @@ def has_labelled_pixel(data: ml_collections.ConfigDict, split: str, places: Sequ
 
 def _labels(data: ml_collections.ConfigDict, split: str, source: frames.Source, places: Sequence[int]):  # noqa: ANN202
     """Path and stored pixels of the label images of some frames, read ahead by a thread a core."""
-    media = prepared.of(data, split)
+    media = reading.of(data, split)
 
     def load(place: int) -> tuple[pathlib.Path, np.ndarray]:
         path = source.frames[place].label

@@ -11,8 +11,10 @@ import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dvsnas_jax.core import errors, json_files, output_files, types
-from dvsnas_jax.data import classes, pipeline, store
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.core.files import json_files, output_files
+from dvsnas_jax.data.datasets import classes
+from dvsnas_jax.data.loading import pipeline, store
 
 _GAP = 4
 _LINE = 18

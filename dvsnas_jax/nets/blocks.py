@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dvsnas_jax.nets import layers
+from dvsnas_jax.nets.kernels import layers
 
 NORM_DECAY = 0.9
 FOLDED = "folded"

@@ -13,7 +13,11 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import compilation, errors, types
-from dvsnas_jax.nets import blocks, deeplab, layers, mobilenet, refinenet, resnet, weights_folder
+from dvsnas_jax.nets import blocks
+from dvsnas_jax.nets.decoders import deeplab, refinenet
+from dvsnas_jax.nets.encoders import mobilenet, resnet
+from dvsnas_jax.nets.kernels import layers
+from dvsnas_jax.nets.weights import weights_folder
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

@@ -8,12 +8,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import compilation, distributed
+from dvsnas_jax.core import compilation
 from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.run import feature_store, features, pretrain
+from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.train import feature_store, features, pretrain
 
 
 def place(config: ml_collections.ConfigDict, space: genotype_lib.Space, num_clips: int) -> feature_store.Placement:

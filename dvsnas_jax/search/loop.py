@@ -10,7 +10,9 @@ import chex
 import jax
 import numpy as np
 
-from dvsnas_jax.core import checkpoint, errors, progress, signals, types, workdir
+from dvsnas_jax.core import errors, progress, types
+from dvsnas_jax.core.files import checkpoint, workdir
+from dvsnas_jax.core.processes import signals
 
 LOG = "genotypes.jsonl"
 STAGE = "search"

@@ -1,4 +1,4 @@
-"""The command `search`, from top to bottom: static network, features, search, derive, evaluate, report."""
+"""A search from top to bottom: static network, features, search, derive, evaluate."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.controller import strategies
-from dvsnas_jax.core import compilation, distributed, signals, types, workdir
-from dvsnas_jax.run import (
-    claims,
-    evaluate,
-    feature_store,
-    features,
-    fit,
-    pretrain,
-    report,
-    require_labels,
-    train,
-    winners,
-)
+from dvsnas_jax.core import compilation, types
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import distributed, signals
+from dvsnas_jax.evaluate import evaluation as evaluate
 from dvsnas_jax.search import ahead, derive, loop, relaxed_steps, reward, scratch, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.train import (
+    cell_training,
+    claims,
+    feature_store,
+    features,
+    pretrain,
+    require_labels,
+    training_loop,
+    winners,
+)
 
 
 class Parts(NamedTuple):
@@ -91,10 +92,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
                 )
                 state = run_search(parts, folder, stop)
                 find_winner(parts, state, folder, stop)
-        result = evaluate.run(config, folder)
-        if distributed.is_main():
-            report.write(folder.path)
-    return result
+        return evaluate.run(config, folder)
 
 
 def assemble(
@@ -200,7 +198,7 @@ def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, st
             yield genotypes, _draw(parts, (*key, 1), ahead.batch_shape(section))
             step += 1
 
-    return fit.fit(
+    return training_loop.fit(
         shared,
         stage="warmup",
         num_steps=section.warmup_steps if section.mode == "share" else 0,
@@ -225,7 +223,9 @@ def training_batches(parts: Parts, genotypes: np.ndarray, key: tuple[int, ...]) 
 def _draw(parts: Parts, key: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
     """Training clips i32 [..., B], a pure function of the key; each part of a batch has clips of its own."""
     num_clips = parts.train_store.num_clips
-    return feature_store.deal(train.draw_clips(key, num_clips, shape), num_clips, parts.config.search.batch_parts)
+    return feature_store.deal(
+        cell_training.draw_clips(key, num_clips, shape), num_clips, parts.config.search.batch_parts
+    )
 
 
 def describe(space: genotype_lib.Space, genotype: np.ndarray, source: str) -> dict[str, Any]:
@@ -316,7 +316,7 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
 
     def retrain(genotype: np.ndarray) -> tuple[Any, dict[str, Any]]:
         stage = f"retrain_{genotype_lib.digest(parts.space, genotype)}"
-        params = train.train_cell(
+        params = cell_training.train_cell(
             config, parts.space, genotype, parts.train_store, folder=folder, stop=stop, stage=stage
         )
         return params, score_cell(parts, genotype, params)
@@ -324,7 +324,7 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
     genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
     static = score_static(parts)
     scores = {**record, "static_reward": static["reward"]}
-    train.save_winner(folder, parts.space, genotype, params, scores, made_by=winners.SEARCH)
+    cell_training.save_winner(folder, parts.space, genotype, params, scores, made_by=winners.SEARCH)
 
 
 def score_static(parts: Parts) -> dict[str, Any]:

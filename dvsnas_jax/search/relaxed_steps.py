@@ -19,13 +19,14 @@ import optax
 from jax.sharding import PartitionSpec
 
 from dvsnas_jax.controller import gumbel, strategies
-from dvsnas_jax.core import compilation, distributed, errors, types
+from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.run import feature_store, features, optim
-from dvsnas_jax.run import train as train_lib
-from dvsnas_jax.search import loop, steps, work
+from dvsnas_jax.core.processes import distributed
+from dvsnas_jax.search import loop, search_cost, steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import relaxed as relaxed_lib
+from dvsnas_jax.train import cell_training as train_lib
+from dvsnas_jax.train import feature_store, features, optim
 
 
 class Trainer(NamedTuple):
@@ -175,7 +176,7 @@ def check(config: ml_collections.ConfigDict, space: genotype_lib.Space, strategy
     if distributed.num_processes() > 1:
         raise errors.UserError("search.strategy gumbel: runs in one process (with all of its devices); start it alone")
     branches = relaxed_lib.num_branches(space)
-    height, width = work.grid(work.image_sizes(config)[0])
+    height, width = search_cost.grid(search_cost.image_sizes(config)[0])
     maps = section.shared_genotypes * section.batch_size * config.data.num_frames * branches
     millions = maps * height * width * config.space.channels / 1e6
     if millions > section.relaxed_limit:

@@ -9,11 +9,13 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import types
+from dvsnas_jax.evaluate import metrics
+from dvsnas_jax.infer import stream
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import features, metrics, stream
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost as cost_lib
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.train import features
 
 PARTS = ("miou", "fwiou", "class_accuracy")
 """Whose geometric mean is the reward; the accuracy is the mean over classes, as in the sibling code."""

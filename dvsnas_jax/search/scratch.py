@@ -16,11 +16,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import cores, distributed, workdir
-from dvsnas_jax.run import feature_store, train
+from dvsnas_jax.core import cores
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.train import cell_training, feature_store
 
 STOPPED = "stopped"
 Record = dict[str, Any]
@@ -90,7 +92,7 @@ def make_train(
     """`(state, genotype, part) -> state`: a part of a training, on the same batches for every candidate."""
     section = config.search
     shape = (section.scratch_parts, section.scratch_steps // section.scratch_parts, section.batch_size)
-    batches = train.draw_clips((config.seed, 7), store.num_clips, shape)
+    batches = cell_training.draw_clips((config.seed, 7), store.num_clips, shape)
 
     def train_part(state: steps.AloneState, genotype: np.ndarray, part: int) -> steps.AloneState:
         return made.train_alone(state, genotype, *feature_store.anywhere(store, batches[part]))

@@ -23,10 +23,11 @@ from jax.sharding import PartitionSpec
 
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.run import losses, metrics, optim
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.train import losses, optim
 
 
 @chex.dataclass(frozen=True, mappable_dataclass=False)

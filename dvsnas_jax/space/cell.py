@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dvsnas_jax.core import types
+from dvsnas_jax.space import cell_frame, operations, projections
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, ports, projections
 
 Params = dict[str, Any]
 
@@ -65,7 +65,7 @@ def used_inputs(space: genotype_lib.Space, genotype: np.ndarray) -> tuple[str, .
     return tuple(space.inputs[index] for index in sorted(read))
 
 
-def make(space: genotype_lib.Space, genotype: Any, settings: ports.CellSettings) -> Cell:
+def make(space: genotype_lib.Space, genotype: Any, settings: cell_frame.CellSettings) -> Cell:
     """Builds the cell of one genotype, integers [L, 5].
 
     Raises:
@@ -78,10 +78,10 @@ def make(space: genotype_lib.Space, genotype: Any, settings: ports.CellSettings)
         params: Params, state: types.CellState, features: types.Features, record: operations.Moments | None = None
     ) -> types.CellState:
         scope = settings.scope(record).child("ports")
-        return ports.key_frame(params["ports"], settings, state, features, scope)
+        return cell_frame.key_frame(params["ports"], settings, state, features, scope)
 
     def due(params: Params, state: types.CellState, features: types.Features) -> jax.Array:
-        return ports.due(params["ports"], settings, state, features)[0]
+        return cell_frame.due(params["ports"], settings, state, features)[0]
 
     def finish(
         params: Params,
@@ -92,7 +92,7 @@ def make(space: genotype_lib.Space, genotype: Any, settings: ports.CellSettings)
         is_training: bool,
     ) -> tuple[types.CellState, jax.Array]:
         after, scope = advance(params, before, features, record), settings.scope(record).child("ports")
-        return ports.finish(params["ports"], settings, before, after, features, scope, is_training=is_training)
+        return cell_frame.finish(params["ports"], settings, before, after, features, scope, is_training=is_training)
 
     def step(params: Params, state: types.CellState, features: types.Features) -> tuple[types.CellState, jax.Array]:
         state, _ = finish(params, state, features, None, is_training=False)
@@ -100,10 +100,10 @@ def make(space: genotype_lib.Space, genotype: Any, settings: ports.CellSettings)
 
     def unroll(params: Params, features: types.Features) -> jax.Array:
         state = initial_state(jax.tree.map(lambda x: x[:, 0], features))
-        return ports.unroll(lambda s, f: step(params, s, f), state, features)[1]
+        return cell_frame.unroll(lambda s, f: step(params, s, f), state, features)[1]
 
     def initial_state(features: types.Features) -> types.CellState:
-        return ports.initial_state(settings, features)
+        return cell_frame.initial_state(settings, features)
 
     unroll_training, moments = _make_unrolls(initial_state, functools.partial(finish, is_training=True))
     return Cell(
@@ -117,12 +117,12 @@ def make(space: genotype_lib.Space, genotype: Any, settings: ports.CellSettings)
         due=due,
         restart=restart,
         advance=advance,
-        merge=ports.merge,
+        merge=cell_frame.merge,
     )
 
 
 def _make_init(
-    space: genotype_lib.Space, rows: np.ndarray, settings: ports.CellSettings
+    space: genotype_lib.Space, rows: np.ndarray, settings: cell_frame.CellSettings
 ) -> Callable[[jax.Array], Params]:
     """`Cell.init`."""
 
@@ -132,13 +132,13 @@ def _make_init(
         layers = [
             operations.init_layer(layer_rng, space, settings.channels, settings.scope()) for layer_rng in layer_rngs
         ]
-        return _select(space, rows, {"ports": ports.init(ports_rng, settings, space.inputs), "layers": layers})
+        return _select(space, rows, {"ports": cell_frame.init(ports_rng, settings, space.inputs), "layers": layers})
 
     return init
 
 
 def _make_advance(
-    space: genotype_lib.Space, rows: np.ndarray, settings: ports.CellSettings
+    space: genotype_lib.Space, rows: np.ndarray, settings: cell_frame.CellSettings
 ) -> Callable[..., types.CellState]:
     """`Cell.advance`; a fourth argument receives the batch moments."""
     names = used_inputs(space, rows)
@@ -154,7 +154,7 @@ def _make_advance(
         template = jax.ShapeDtypeStruct(state.state.shape, state.state.dtype)
         outputs = _run_layers(space, rows, params["layers"], inputs, template=template, scope=scope)
         mean = functools.reduce(jnp.add, [outputs[layer] for layer in loose]) / len(loose)
-        return ports.cell_output(params["ports"], mean, state, features, port_scope)
+        return cell_frame.cell_output(params["ports"], mean, state, features, port_scope)
 
     return advance
 
@@ -175,7 +175,7 @@ def _make_unrolls(
             state, loss = step(params, state, frame, None)
             return state, (jnp.asarray(state.logits), loss)
 
-        _, (logits, losses) = ports.unroll(scored_step, start(features), features)
+        _, (logits, losses) = cell_frame.unroll(scored_step, start(features), features)
         return logits, losses.mean()
 
     def moments(params: Params, features: types.Features) -> operations.Moments:
@@ -187,7 +187,7 @@ def _make_unrolls(
             share = 1.0 if state.age is None else (state.age > 0).mean(dtype=jnp.float32)
             return state, (record, jnp.asarray(share))
 
-        _, (record, shares) = ports.unroll(recording_step, start(features), features)
+        _, (record, shares) = cell_frame.unroll(recording_step, start(features), features)
         weights = jnp.where(shares.sum() > 0, shares, 1.0)  # of every frame a key frame, the cell is never used
         weights /= weights.sum()
         return jax.tree.map(lambda x: jnp.tensordot(weights, x, axes=1), record)

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import ports
 from dvsnas_jax.space import schedule as schedule_lib
 
 VALUE_BYTES = 4
@@ -68,7 +68,7 @@ class Sizes:
 
     height: int
     width: int
-    settings: ports.CellSettings
+    settings: cell_frame.CellSettings
     is_sliced: bool
 
     @property
@@ -216,7 +216,7 @@ AGGREGATIONS: dict[str, Callable[[Sizes], Cost]] = {
 def of(
     space: genotype_lib.Space,
     genotype: Any,
-    settings: ports.CellSettings,
+    settings: cell_frame.CellSettings,
     size: tuple[int, int],
     *,
     backend: str | None = None,

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from dvsnas_jax.core import errors, json_files
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import json_files
 
 VERSION = 1
 _ADVICE = "correct it, or give a file as `dvsnas search` writes it (best_genotype.json)"

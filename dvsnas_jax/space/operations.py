@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from dvsnas_jax.core import types
-from dvsnas_jax.nets import layers, sampling, windows
+from dvsnas_jax.nets.kernels import layers, sampling, windows
 from dvsnas_jax.space import genotype as genotype_lib
 
 Params = dict[str, Any]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from dvsnas_jax.core import types
-from dvsnas_jax.nets import layers
-from dvsnas_jax.space import lazy, operations
+from dvsnas_jax.nets.kernels import layers
+from dvsnas_jax.space import conditional, operations
 
 Params = dict[str, Any]
 Raw = tuple[Callable[..., types.Array], tuple[types.Array, ...]]
@@ -66,7 +66,7 @@ def cell_inputs(
             return project(params, name, prepare(*sources), scope)
         own = {"inputs": {name: params["inputs"][name]}}
         operands = own, *map(jnp.asarray, sources)
-        return lazy.when(reads[name], lambda own, *x: project(own, name, prepare(*x), scope), operands)
+        return conditional.when(reads[name], lambda own, *x: project(own, name, prepare(*x), scope), operands)
 
     wanted = list(names)
     for name in ["decoder"] * ("prev_state" in wanted and "decoder" in features.maps) + wanted:
@@ -161,7 +161,9 @@ def of_clip(
 def project_clip(inputs: Mapping[str, ClipInput], reads: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The maps of a clip, each [T, B, h, w, C]; zeros where `reads`, bool [] each, says that nothing reads them."""
 
-    return {name: lazy.when(reads[name], item.project, (item.own, item.sources)) for name, item in inputs.items()}
+    return {
+        name: conditional.when(reads[name], item.project, (item.own, item.sources)) for name, item in inputs.items()
+    }
 
 
 def pull_clip(
@@ -192,6 +194,6 @@ def pull_clip(
             return pull_fn(found)[0]
 
         operands = item.own, item.sources, grads, *([more[name][0]] if name in more else [])
-        return lazy.when(reads[name], pull, operands)["inputs"][name]
+        return conditional.when(reads[name], pull, operands)["inputs"][name]
 
     return {name: find(name, item) for name, item in inputs.items()}

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from dvsnas_jax.core import types
+from dvsnas_jax.space import cell_frame, operations, projections
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, ports, projections
 
 Params = dict[str, Any]
 
@@ -38,7 +38,7 @@ class Relaxed(NamedTuple):
     unroll: Callable[[Params, jax.Array, types.Features], jax.Array]
 
 
-def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Relaxed:
+def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Relaxed:
     """Builds the relaxed cell of a space; key frames come at the schedule's interval, as in the supernet.
 
     Raises:
@@ -55,13 +55,13 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Relaxed:
         inputs = projections.cell_inputs(params["ports"], state, features, space.inputs, scope)
         outputs = _run_layers(space, params["layers"], weights, jnp.stack(list(inputs.values())), scope)
         mean = _weighted(loose_end_weights(space, weights), outputs)
-        after = ports.cell_output(params["ports"], mean, state, features, scope)
-        state, _ = ports.finish(params["ports"], settings, state, after, features, scope)
+        after = cell_frame.cell_output(params["ports"], mean, state, features, scope)
+        state, _ = cell_frame.finish(params["ports"], settings, state, after, features, scope)
         return state, jnp.asarray(state.logits)
 
     def unroll(params: Params, weights: jax.Array, features: types.Features) -> jax.Array:
-        state = ports.initial_state(settings, jax.tree.map(lambda x: x[:, 0], features))
-        return ports.unroll(lambda s, f: step(params, weights, s, f), state, features)[1]
+        state = cell_frame.initial_state(settings, jax.tree.map(lambda x: x[:, 0], features))
+        return cell_frame.unroll(lambda s, f: step(params, weights, s, f), state, features)[1]
 
     return Relaxed(step, unroll)
 

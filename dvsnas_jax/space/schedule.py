@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.nets import layers
+from dvsnas_jax.nets.kernels import layers
 from dvsnas_jax.space import operations
 
 Params = dict[str, Any]

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dvsnas_jax.space import conditional, operations
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import lazy, operations
 
 Params = dict[str, Any]
 
@@ -118,12 +118,12 @@ def put(maps: jax.Array, x: jax.Array, row: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(maps, x, row, axis=0) if len(maps) else maps
 
 
-def _member(table: dict[str, operations.Operation], name: str, scope: operations.CellScope) -> lazy.Branch:
+def _member(table: dict[str, operations.Operation], name: str, scope: operations.CellScope) -> conditional.Branch:
     """A member of a vocabulary that is told the parameters of all members of its slot."""
     return lambda params, *maps: table[name].apply(params[name], *maps, scope)
 
 
-def _pull_op(apply: lazy.Branch) -> lazy.Branch:
+def _pull_op(apply: conditional.Branch) -> conditional.Branch:
     """`(params, x, gradient, grads, row, is_first) -> (gradient of params, row of grads + gradient of x)`."""
 
     def pull(
@@ -135,7 +135,7 @@ def _pull_op(apply: lazy.Branch) -> lazy.Branch:
     return pull
 
 
-def _pull_agg(apply: lazy.Branch) -> lazy.Branch:
+def _pull_agg(apply: conditional.Branch) -> conditional.Branch:
     """`(params, buffer of a, of b, row, grads, own, weight, grad_mean) -> (gradient of params, of a, of b)`."""
 
     def pull(params: Params, a: jax.Array, b: jax.Array, row: jax.Array, *output: jax.Array) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """The cell whose genotype is data: one compilation serves every architecture.
 
 Parameters of all operations of all layers exist (weight sharing as in ENAS, Pham 2018); `lax.switch`
-executes only the chosen ones, backward as well (`space.unrolled`, `space.shared_layers`).
+executes only the chosen ones, backward as well (`space.supernet_gradient`, `space.shared_layers`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from dvsnas_jax.core import types
+from dvsnas_jax.space import cell_frame, operations, supernet_gradient
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, ports, unrolled
 
 Params = dict[str, Any]
 
@@ -37,11 +37,11 @@ class Supernet(NamedTuple):
     init: Callable[[jax.Array], Params]
     step: types.StepFn
     unroll: Callable[[Params, jax.Array, types.Features], jax.Array]
-    buffers: Callable[[types.Features], unrolled.Buffers]
-    value_and_grad: Callable[..., tuple[jax.Array, Params, unrolled.Buffers]]
+    buffers: Callable[[types.Features], supernet_gradient.Buffers]
+    value_and_grad: Callable[..., tuple[jax.Array, Params, supernet_gradient.Buffers]]
 
 
-def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
+def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Supernet:
     """Builds the supernet of a space.
 
     In propagate mode its key frames come at the schedule's interval: what a learned schedule would decide, it only
@@ -53,7 +53,7 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
     settings.check(space.inputs)
     settings = dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, kind="fixed"))
     scope = settings.scope()
-    clip = unrolled.make(space, settings, scope)
+    clip = supernet_gradient.make(space, settings, scope)
 
     def init(rng: jax.Array) -> Params:
         ports_rng, layers_rng = jax.random.split(rng)
@@ -61,7 +61,7 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
         # One leading axis L on every array: the layers are scanned, which compiles one layer instead of L.
         init_fn = functools.partial(operations.init_layer, space=space, channels=settings.channels, scope=scope)
         stacked = jax.vmap(init_fn)(layer_rngs)
-        return {"ports": ports.init(ports_rng, settings, space.inputs), "layers": stacked}
+        return {"ports": cell_frame.init(ports_rng, settings, space.inputs), "layers": stacked}
 
     def step(
         params: Params, genotype: jax.Array, state: types.CellState, features: types.Features
@@ -76,15 +76,15 @@ def make(space: genotype_lib.Space, settings: ports.CellSettings) -> Supernet:
         """The state before a clip, and its frames, [T, B, ...]."""
         chex.assert_rank(features.logits, 5)
         frames = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), features)
-        return ports.initial_state(settings, jax.tree.map(lambda x: x[0], frames)), frames
+        return cell_frame.initial_state(settings, jax.tree.map(lambda x: x[0], frames)), frames
 
     def value_and_grad(
         params: Params,
         genotype: jax.Array,
         features: types.Features,
         loss_fn: Callable[[jax.Array], jax.Array],
-        buffers: unrolled.Buffers,
-    ) -> tuple[jax.Array, Params, unrolled.Buffers]:
+        buffers: supernet_gradient.Buffers,
+    ) -> tuple[jax.Array, Params, supernet_gradient.Buffers]:
         return clip.value_and_grad(params, genotype, *start(features), loss_fn, buffers)
 
     return Supernet(init, step, unroll, lambda features: clip.buffers(start(features)[1]), value_and_grad)

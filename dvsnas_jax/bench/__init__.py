@@ -1,0 +1,1 @@
+"""Speed of every part, and whether the machine can run them."""

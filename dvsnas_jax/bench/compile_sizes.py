@@ -1,0 +1,127 @@
+"""The jitted steps of a search with their arguments as shapes: lowered, compiled and weighed without any data."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import compilation
+from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.search import steps
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.train import features
+
+_PAPER = {"batch_size": 32, "channels": 64, "num_layers": 7}
+_CITYSCAPES_CLASSES = 19
+
+
+class Programs(NamedTuple):
+    """The two jitted steps on the shared weights of a search.
+
+    Attributes:
+      space: the cell space.
+      steps: the functions.
+      train: shapes of the arguments of `steps.train_shared`.
+      evaluate: shapes of the arguments of `steps.evaluate_shared`.
+    """
+
+    space: genotype_lib.Space
+    steps: steps.Steps
+    train: tuple[Any, ...]
+    evaluate: tuple[Any, ...]
+
+    def lower(self, name: str) -> jax.stages.Lowered:
+        """The program `train` or `evaluate` as StableHLO."""
+        program: Any = self.steps.train_shared if name == "train" else self.steps.evaluate_shared
+        return program.lower(*(self.train if name == "train" else self.evaluate))
+
+
+def paper_size(config: ml_collections.ConfigDict, crop: int) -> ml_collections.ConfigDict:
+    """A copy of a configuration at the size of a paper's search: batch 32, C = 64, L = 7, square crops."""
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.search.batch_size = _PAPER["batch_size"]
+        changed.space.channels = _PAPER["channels"]
+        changed.space.num_layers = _PAPER["num_layers"]
+        changed.data.crop_height = changed.data.crop_width = crop
+        changed.search.cache_clips = max(changed.search.cache_clips, 1)  # crops exist among augmented clips only
+    return changed
+
+
+def without_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy that names no data set but has as many classes: reading their names may need the data or a package."""
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.data.prepared = ""
+        if changed.data.name == "cityscapes":
+            changed.data.name = "folder"
+            changed.data.folder.classes = tuple(f"class{index}" for index in range(_CITYSCAPES_CLASSES))
+            changed.data.folder.colors = ()
+            changed.data.folder.ids = ()
+    return changed
+
+
+def make_mesh(section: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+    """All devices, spread so that a step takes the fewest turns; `section` is `search` of the configuration."""
+    sizes = (section.shared_genotypes, section.genotypes_per_step)
+    return mesh_lib.make(mesh_lib.best_num_data(jax.device_count(), section.batch_parts, sizes))
+
+
+def scored_shape(section: ml_collections.ConfigDict) -> tuple[int, int]:
+    """Batches of clips behind one reward, and clips of a batch."""
+    return -(-section.reward_clips // section.batch_size), section.batch_size
+
+
+def make(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, train_clips: int, val_clips: int
+) -> Programs:
+    """The steps of the search that a config describes.
+
+    Args:
+      config: of the run.
+      mesh: of `core.mesh`.
+      train_clips: clips of the training store.
+      val_clips: clips of the meta-validation store.
+    """
+    section, space = config.search, features.space_of(config)
+    with compilation.effort(config.compile_effort):
+        made = steps.make(supernet_lib.make(space, features.settings_of(config)), section, mesh)
+    where = mesh_lib.replicated(mesh)
+    names = features.needed_maps(space, config)
+    stores = [
+        features.shapes(config, names, train_clips, where, is_augmented=bool(section.cache_clips)),
+        features.shapes(config, names, val_clips, where),
+    ]
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), made.state)
+
+    def integers(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, np.int32)
+
+    fields = len(genotype_lib.FIELDS)
+    return Programs(
+        space=space,
+        steps=made,
+        train=(
+            state,
+            integers(section.shared_genotypes, space.num_layers, fields),
+            stores[0],
+            integers(section.shared_genotypes, section.batch_size),
+        ),
+        evaluate=(
+            state.params,
+            integers(section.genotypes_per_step, space.num_layers, fields),
+            stores[1],
+            integers(*scored_shape(section)),
+        ),
+    )
+
+
+def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes on one device that a compiled program needs: arguments, results, its own buffers, and in all."""
+    found = compiled.memory_analysis()
+    parts = {part: int(getattr(found, f"{part}_size_in_bytes", 0)) for part in ("argument", "output", "temp", "alias")}
+    return {**parts, "total": parts["argument"] + parts["output"] + parts["temp"] - parts["alias"]}

@@ -1,0 +1,1 @@
+"""From an index of frames to clips on the host: decoding, augmentation, sharding, prefetching."""

@@ -1,0 +1,182 @@
+"""Which example comes when, and on which host: a function of (seed, number of the example) alone.
+
+Examples are counted through all epochs; an epoch is a permutation of the clips keyed by (seed, epoch). Global batch i
+holds the examples i B to (i + 1) B - 1, of which host h of n takes every n-th. So the union over the hosts, and the
+content of every example, is the same for any number of hosts and workers, and any step can be the first one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from dvsnas_jax.core import errors
+from dvsnas_jax.data.loading import augment
+
+_STREAM_ORDER, _STREAM_AUGMENT, _STREAM_STILL = 101, 102, 103
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The share of one host.
+
+    Attributes:
+      host: its number.
+      num_hosts: of all.
+    """
+
+    host: int = 0
+    num_hosts: int = 1
+
+    def local(self, batch_size: int) -> int:
+        """Examples of a global batch that are this host's.
+
+        Raises:
+          UserError: the batch does not divide.
+        """
+        if not 0 <= self.host < self.num_hosts:
+            raise errors.UserError(f"shard: host {self.host} of {self.num_hosts} does not exist; use 0 or more, below")
+        if batch_size < 1 or batch_size % self.num_hosts:
+            raise errors.UserError(
+                f"pretrain.batch_size: {batch_size} clips do not divide among {self.num_hosts} hosts; "
+                "use a multiple of them"
+            )
+        return batch_size // self.num_hosts
+
+
+WHOLE = Shard()
+"""Everything, on every host."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """All that chance decides about one example.
+
+    Attributes:
+      clip: its number in the order of `pipeline.load_clips`; the place among the chosen clips where some are chosen.
+      places: i32 [T] of its frames, oldest first; [1] for stills.
+      uniforms: f32 [augment.num_uniforms], in 0..1.
+      key: u32, of the noise.
+    """
+
+    clip: int
+    places: np.ndarray
+    uniforms: np.ndarray
+    key: np.uint32
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """Where the frames before a target may be: drawn anew for every example.
+
+    Attributes:
+      sequences: i32 [M], number of the sequence of each frame.
+      numbers: i32 [M], of the frames, rising within a sequence.
+      gap: wanted distance of two frames of a clip.
+      jitter: how far a distance may be off.
+    """
+
+    sequences: np.ndarray
+    numbers: np.ndarray
+    gap: int
+    jitter: int
+
+    def draw(self, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A clip with the target of another: each earlier frame is any that exists `gap` +- `jitter` before the next.
+
+        Args:
+          places: i32 [T], a clip with the exact gaps; it is kept where the drawn frames lead nowhere.
+          rng: decides.
+        """
+        drawn, parts = [int(places[-1])], rng.random(len(places) - 1)
+        for part in parts:
+            last = drawn[-1]
+            start = int(np.searchsorted(self.sequences, self.sequences[last]))
+            before = self.numbers[start:last]
+            low = start + int(np.searchsorted(before, self.numbers[last] - self.gap - self.jitter))
+            nearest = max(self.gap - self.jitter, 1)
+            high = start + int(np.searchsorted(before, self.numbers[last] - nearest, side="right"))
+            if low >= high:
+                return places
+            drawn.append(low + int(part * (high - low)))
+        return np.array(drawn[::-1], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """The endless examples of training.
+
+    Attributes:
+      places: i32 [N, T] of the clips.
+      spare: a clip may start up to so many frames earlier.
+      rules: of the augmentation.
+      num_frames: T.
+      seed: of everything.
+      history: where the gap varies.
+    """
+
+    places: np.ndarray
+    spare: int
+    rules: augment.Rules
+    num_frames: int
+    seed: int
+    history: History | None = None
+
+    def examples(self, first: int, step: int = 1) -> Iterator[Example]:
+        """Every `step`-th example from the number `first` on."""
+        num = len(self.places)
+        known, order = -1, np.empty(0, np.int64)
+        counter = first
+        while True:
+            epoch, at = divmod(counter, num)
+            if epoch != known:
+                known, order = epoch, np.random.default_rng((self.seed, _STREAM_ORDER, epoch)).permutation(num)
+            yield self._example(int(order[at]), counter)
+            counter += step
+
+    def batches(self, batch_size: int, shard: Shard = WHOLE, start_step: int = 0) -> Iterator[list[Example]]:
+        """This host's share of every global batch of B examples, from batch `start_step` on."""
+        local = shard.local(batch_size)
+        examples = self.examples(start_step * batch_size + shard.host, shard.num_hosts)
+        while True:
+            yield [next(examples) for _ in range(local)]
+
+    def _example(self, clip: int, counter: int) -> Example:
+        rng = np.random.default_rng((self.seed, _STREAM_AUGMENT, counter))
+        uniforms, key = augment.draw(rng, self.num_frames, self.rules.num_tries)
+        places = self.places[clip]
+        if self.spare:
+            places = places - rng.integers(self.spare + 1)
+        if self.history is not None:
+            places = self.history.draw(places, rng)
+        return Example(clip, places.astype(np.int32), uniforms, key)
+
+
+def evaluation(places: np.ndarray, num_frames: int, seed: int, clips: Iterator[int] | range) -> Iterator[Example]:
+    """Examples of some clips, not augmented; the random numbers are those of a history made from stills.
+
+    Args:
+      places: i32 [N, T].
+      num_frames: T.
+      seed: of the dataset.
+      clips: numbers of clips; numbers from N on give clip N - 1.
+    """
+    for clip in clips:
+        clip = min(clip, len(places) - 1)
+        uniforms, key = augment.draw(np.random.default_rng((seed, _STREAM_STILL, clip)), num_frames)
+        yield Example(clip, places[clip].astype(np.int32), augment.neutral(uniforms), key)
+
+
+def padded(num: int, batch_size: int, shard: Shard = WHOLE) -> Iterator[range]:
+    """This host's clip numbers of every global batch of one epoch; numbers from `num` on only fill the last batch.
+
+    Args:
+      num: clips of the split.
+      batch_size: B, over all hosts.
+      shard: this host.
+    """
+    shard.local(batch_size)
+    for start in range(0, num, batch_size):
+        yield range(start + shard.host, start + batch_size, shard.num_hosts)

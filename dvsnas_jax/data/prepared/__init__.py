@@ -1,0 +1,1 @@
+"""Datasets prepared as TensorFlow Datasets records: writing and reading back."""

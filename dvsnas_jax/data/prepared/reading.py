@@ -1,0 +1,194 @@
+"""Reading a prepared dataset: the same frames and the same bytes as the folder that it was made of.
+
+An example holds consecutive frames up to a labelled one. The index lists every frame once; a frame is read from the
+example that it is the target of, or else from any that holds it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.core.files import json_files
+from dvsnas_jax.data.datasets import frames
+from dvsnas_jax.data.prepared import builders
+
+VERSION = "1.0.0"
+"""Of the form of the examples: another first number cannot be read by this program."""
+INDEX = "clips.json"
+"""Beside the records: which frames each example holds."""
+_AGAIN = "delete it and run `dvsnas data prepare` again"
+
+
+class PreparedMedia:
+    """The frames of one split, as encoded bytes.
+
+    Attributes:
+      source: index of the frames. Their paths end in the names of the files they were; nothing lies there.
+    """
+
+    def __init__(self, path: pathlib.Path, split: str, source: frames.Source, clips: np.ndarray, records: Any) -> None:
+        """See `open_media`; `clips` i32 [N, 2] are the first and last place of each example."""
+        self.source = source
+        self._path, self._split = path, split
+        self._clips, self._records = clips, records
+        home = np.full(len(source.frames), -1, np.int32)
+        for number, (first, last) in enumerate(clips):
+            held = home[first:last]
+            held[held < 0] = number
+            home[last] = number
+        self._home = home
+
+    def read(self, places: np.ndarray) -> tuple[list[bytes], list[bytes]]:
+        """The files of some frames; threads may call it at once.
+
+        Args:
+          places: i32 [T] in `source.frames`; the last one is the target.
+
+        Returns:
+          T encoded images and T encoded labels, b"" for a frame without label.
+
+        Raises:
+          UserError: the records are damaged.
+        """
+        target = self._home[places[-1]]
+        first, last = self._clips[target]
+        wanted = [int(target if first <= place <= last else self._home[place]) for place in places]
+        held = {number: self._example(number) for number in set(wanted)}
+        pairs = [
+            (held[number]["images"][slot], held[number]["labels"][slot])
+            for number, slot in zip(wanted, places - self._clips[wanted, 0], strict=True)
+        ]
+        return [image for image, _ in pairs], [label for _, label in pairs]
+
+    def _example(self, number: int) -> dict[str, Any]:
+        first, last = self._clips[number]
+        try:
+            example = self._records[int(number)]
+        except Exception as error:  # whatever the reader of the records makes of damaged bytes
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise errors.UserError(
+                f"{self._path}: example {number} of {self._split} cannot be read ({reason}); {_AGAIN}"
+            ) from error
+        expected = [frame.number for frame in self.source.frames[first : last + 1]]
+        if list(example["numbers"]) != expected:
+            raise errors.UserError(
+                f"{self._path}: example {number} of {self._split} holds other frames than {INDEX} says; " + _AGAIN
+            )
+        return example
+
+
+def locate(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder of the records: the given one, or the only one two levels below it, as TFDS makes them.
+
+    Raises:
+      UserError: nothing is prepared there, or more than one dataset.
+    """
+    root = pathlib.Path(folder)
+    if os.path.isfile(root / INDEX):
+        return root
+    found = sorted(path.parent for path in root.glob(f"*/[0-9]*/{INDEX}"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(str(path) for path in found)
+        raise errors.UserError(f"data.prepared: {root} holds several prepared datasets; give one of them: {names}")
+    raise errors.UserError(
+        f"data.prepared: {root}: no prepared dataset there; run `dvsnas data prepare --output={root}` with this "
+        "--config first, or leave data.prepared empty"
+    )
+
+
+def metadata(path: pathlib.Path) -> dict[str, Any]:
+    """What `clip_builders.metadata` wrote.
+
+    Raises:
+      UserError: not readable, or of another version of the program.
+    """
+    if path.name.split(".")[0] != VERSION.split(".")[0]:
+        raise errors.UserError(
+            f"{path}: version {path.name} of the prepared form, this program reads {VERSION}; {_AGAIN}"
+        )
+    return _json(path / "metadata.json")
+
+
+def _json(path: pathlib.Path) -> Any:
+    return json_files.read(path, advice=_AGAIN)
+
+
+def of(data: ml_collections.ConfigDict, split: str) -> PreparedMedia | None:
+    """What the configuration names in data.prepared, None where that is empty.
+
+    Raises:
+      UserError: as in `open_media`, or another dataset than data.name.
+    """
+    if not data.prepared:
+        return None
+    path = locate(data.prepared)
+    dataset = metadata(path)["dataset"]
+    if dataset != data.name:
+        raise errors.UserError(
+            f"data.prepared: {path} is made of '{dataset}', but data.name is '{data.name}'; "
+            f"set data.name to '{dataset}', or leave data.prepared empty"
+        )
+    return open_media(str(data.prepared), split, tuple(data.ignore))
+
+
+@functools.lru_cache(maxsize=16)
+def open_media(folder: str, split: str, also_ignored: tuple[str, ...] = ()) -> PreparedMedia:
+    """Opens one split of a prepared dataset; kept for the life of the process.
+
+    Args:
+      folder: what `dvsnas data prepare` was given as --output, or the folder of the records in it.
+      split: train, val or test.
+      also_ignored: the key data.ignore.
+
+    Raises:
+      UserError: nothing is prepared there, the split is not in it, or a file is missing or damaged.
+    """
+    path = locate(folder)
+    about = metadata(path)
+    index = _json(path / INDEX)
+    if split not in index:
+        raise errors.UserError(
+            f"{path}: has no split {split}, but {', '.join(index)}; {_AGAIN} with "
+            f"--splits={','.join([*index, split])}"
+        )
+    tfds = builders.tensorflow_datasets()
+    try:
+        builder = tfds.builder_from_directory(path)
+        records = builder.as_data_source(split=split)
+        sizes = sum(os.path.getsize(name) for name in builder.info.splits[split].filepaths)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise errors.UserError(f"{path}: split {split} cannot be opened ({reason}); {_AGAIN}") from error
+    clips = np.array(index[split]["clips"], np.int32).reshape(-1, 2)
+    if sizes != builder.info.splits[split].num_bytes or len(records) != len(clips):
+        raise errors.UserError(f"{path}: files of {split} are cut short or changed; {_AGAIN}")
+    source = frames.Source(
+        layout=about["layouts"][split],
+        frames=tuple(_frame(path / split, *row) for row in index[split]["frames"]),
+        table=types.ClassTable(
+            names=tuple(about["class_names"]), colors=np.array(about["class_colors"], np.uint8).reshape(-1, 3)
+        ),
+        code=frames.with_ignored(
+            frames.LabelCode(
+                raw=np.array(about["label_raw"], np.int32),
+                train=np.array(about["label_train"], np.uint8),
+                is_color=about["label_is_color"],
+            ),
+            also_ignored,
+        ),
+        frame_rate=float(about["frame_rate"]),
+    )
+    return PreparedMedia(path, split, source, clips, records)
+
+
+def _frame(folder: pathlib.Path, sequence: str, number: int, image: str, label: str) -> frames.Frame:
+    return frames.Frame(sequence, number, folder / image, folder / label if label else None)

@@ -1,0 +1,1 @@
+"""The procedural street video: endless labelled clips with true motion, NumPy only."""

@@ -1,0 +1,126 @@
+"""The camera of a procedural street: where surface points appear, and how they move.
+
+It turns only about the vertical axis (pitch shifts the image), so every upright plane has one
+depth per image column and the ground one depth per image row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from dvsnas_jax.data.street import scene
+
+NEAR = 0.35
+"""Metres in front of the camera where everything is cut off."""
+FAR = 5000.0
+"""Depth of the sky, metres."""
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The camera at one time. Pixel centres are at +0.5.
+
+    Attributes:
+      x: z: height: position, metres.
+      cos: sin: of the yaw (positive turns right).
+      focal: pixels.
+      cx: cy: principal point, pixels.
+      dx: dz: f32 [W], direction of the ray of each column, with depth 1 along the optical axis.
+      row: f32 [H], pixel centres minus cy.
+      column: f32 [W], pixel centres.
+    """
+
+    x: float
+    z: float
+    height: float
+    cos: float
+    sin: float
+    focal: float
+    cx: float
+    cy: float
+    dx: np.ndarray
+    dz: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """One frame.
+
+    Attributes:
+      view: the camera.
+      color: f32 [3, H, W], 0..255.
+      entry: i16 [H, W], palette entry.
+      depth: f32 [H, W], metres along the optical axis.
+    """
+
+    view: View
+    color: np.ndarray
+    entry: np.ndarray
+    depth: np.ndarray
+
+
+def view_at(camera: scene.Camera, frame: int, height: int, width: int) -> View:
+    """The camera of a clip at a frame, for images of height x width pixels."""
+    amplitude, rate, phase = camera.sway
+    x = camera.x + amplitude * math.sin(rate * frame + phase)
+    z = camera.reach * (1.0 - math.exp(-camera.speed * frame / camera.reach))
+    mean, amplitude, rate, phase = camera.yaw
+    yaw = mean + amplitude * math.sin(rate * frame + phase)
+    amplitude, rate, phase = camera.pitch
+    cy = height * (camera.horizon + amplitude * math.sin(rate * frame + phase))
+    focal, cx = camera.focal * width, width / 2
+    column = np.arange(width, dtype=np.float32) + np.float32(0.5)
+    ray = (column - cx) / focal
+    cos, sin = math.cos(yaw), math.sin(yaw)
+    row = (np.arange(height) + 0.5 - cy).astype(np.float32)
+    return View(
+        x=x,
+        z=z,
+        height=camera.height,
+        cos=cos,
+        sin=sin,
+        focal=focal,
+        cx=cx,
+        cy=cy,
+        dx=(sin + cos * ray).astype(np.float32),
+        dz=(cos - sin * ray).astype(np.float32),
+        row=row,
+        column=column,
+    )
+
+
+def flow(now: Drawing, before: Drawing, world: scene.World) -> np.ndarray:
+    """True backward motion between two drawings of consecutive frames.
+
+    Args:
+      now: frame t.
+      before: frame t - 1.
+      world: their street.
+
+    Returns:
+      f32 [H, W, 2], displacement (x, y) in pixels from each pixel of t to where its surface point was
+      in t - 1; nan where that place was outside of the image or hidden.
+    """
+    height, width = now.entry.shape
+    a, b = now.view, before.view
+    x = now.depth * a.dx - world.velocity[0].take(now.entry) + np.float32(a.x - b.x)
+    z = now.depth * a.dz - world.velocity[1].take(now.entry) + np.float32(a.z - b.z)
+    depth = x * b.sin + z * b.cos
+    near = np.maximum(depth, NEAR)
+    u = (x * b.cos - z * b.sin) * (b.focal / near) + (b.cx - 0.5)
+    v = now.depth * a.row[:, None] * (b.focal / a.focal) / near + (b.cy - 0.5)
+    motion = np.empty((height, width, 2), np.float32)
+    motion[:, :, 0] = u - np.arange(width, dtype=np.float32)
+    motion[:, :, 1] = v - np.arange(height, dtype=np.float32)[:, None]
+    col, row = np.rint(u), np.rint(v)
+    seen = (depth > NEAR) & (col >= 0) & (col < width) & (row >= 0) & (row < height)
+    where = np.where(seen, row * width + col, 0).astype(np.int32)
+    seen &= world.owner.take(now.entry) == world.owner.take(before.entry.take(where))
+    seen &= np.abs(before.depth.take(where) - depth) < 0.2 * depth + 0.5
+    motion[~seen] = np.nan
+    return motion

@@ -1,0 +1,1 @@
+"""A trained run folder for use elsewhere: opened, loaded, exported."""

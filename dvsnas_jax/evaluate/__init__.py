@@ -1,0 +1,1 @@
+"""How good and how stable predictions are: metrics, whole-video evaluation, submissions, pictures of scores."""

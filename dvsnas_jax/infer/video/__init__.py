@@ -1,0 +1,1 @@
+"""Videos as frames and back: decoding, colours, overlays, files."""

@@ -1,0 +1,1 @@
+"""Decoders of the static network, a file each."""

@@ -1,0 +1,1 @@
+"""Encoders of the static network, a file each."""

@@ -1,0 +1,1 @@
+"""Arithmetic of the networks, tuned for each backend: pure functions on NHWC maps."""

@@ -1,0 +1,1 @@
+"""Weights of static networks from files: PyTorch, safetensors folders."""

@@ -1,1 +1,0 @@
-"""Training, evaluation, drawing and reporting of one given network."""

@@ -1,0 +1,343 @@
+"""The supernet over the frames of a clip, its gradient written out.
+
+Forward, a loop over the frames keeps the layers' buffers (`space.shared_layers`) and, of every frame, the state before
+it. Backward, the loop runs in reverse and adds to one buffer of the gradients of all nodes. The rest of a frame (the
+projections that depend on the state, output, head, key frames) is small and is computed once more for its gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dvsnas_jax.core import types
+from dvsnas_jax.space import cell_frame, operations, projections, shared_layers
+from dvsnas_jax.space import genotype as genotype_lib
+
+Params = dict[str, Any]
+Carried = tuple[types.Array, types.Array]
+"""What of a state has a gradient: the cell's own map and its logits. All else are the static network's features."""
+
+
+class Buffers(NamedTuple):
+    """What the passes over a clip write to; of any contents before.
+
+    Attributes:
+      memory: of the layers, T * L rows.
+      grads: gradients of nodes, [N * T + L, B, h, w, C]: a row for each input of each frame, and for each layer.
+    """
+
+    memory: shared_layers.Memory
+    grads: jax.Array
+
+
+class Clip(NamedTuple):
+    """Both passes over a clip; `frames` are features [T, B, h, w, C].
+
+    Attributes:
+      run: `(params, genotype i32 [L, 5], state before the clip, frames) -> (state, logits [T, B, h, w, K])`. It has
+        gradients with respect to the parameters and to what a state carries of the cell's own: features have none.
+      buffers: `frames -> Buffers`.
+      value_and_grad: `(params, genotype, state, frames, loss_fn of the logits, buffers) -> (loss, gradient of params,
+        buffers)`. As autodiff of `run`, which fills new buffers with zeros every time.
+    """
+
+    run: Callable[..., tuple[types.CellState, jax.Array]]
+    buffers: Callable[[types.Features], Buffers]
+    value_and_grad: Callable[..., tuple[jax.Array, Params, Buffers]]
+
+
+class Kept(NamedTuple):
+    """Of a forward pass for the backward one.
+
+    Attributes:
+      known: inputs that were projected for all frames, each [T, B, h, w, C].
+      start: the state before the clip.
+      states: before every frame, without what only whole clips are projected from.
+      memory: of the layers, T * L rows.
+    """
+
+    known: dict[str, jax.Array]
+    start: types.CellState
+    states: types.CellState
+    memory: shared_layers.Memory
+
+
+def make(space: genotype_lib.Space, settings: cell_frame.CellSettings, scope: operations.CellScope) -> Clip:
+    """Builds the functions that run a clip."""
+    clip = _Clip(space, settings, scope)
+
+    @jax.custom_vjp
+    def run(
+        params: Params, genotype: jax.Array, state: types.CellState, frames: types.Features
+    ) -> tuple[types.CellState, jax.Array]:
+        return clip.forward(params, genotype, state, frames)[:2]
+
+    def keep(params: Params, genotype: jax.Array, state: types.CellState, frames: types.Features) -> Any:
+        state, logits, kept = clip.forward(params, genotype, state, frames, clip.buffers(frames).memory)
+        return (state, logits), (params, genotype, frames, kept)
+
+    def pull(residuals: Any, grads: tuple[types.CellState, jax.Array]) -> tuple[Any, ...]:
+        params, genotype, frames, kept = residuals
+        of_state, of_logits = grads
+        new = clip.buffers(frames).grads
+        grad_params, carried, _ = clip.backward(params, genotype, frames, kept, (_carried(of_state), of_logits), new)
+        nothing = jax.tree.map(_no_gradient, kept.start)
+        return grad_params, None, _with(nothing, carried), None
+
+    run.defvjp(keep, pull)
+
+    def value_and_grad(
+        params: Params,
+        genotype: jax.Array,
+        state: types.CellState,
+        frames: types.Features,
+        loss_fn: Callable[[jax.Array], jax.Array],
+        buffers: Buffers,
+    ) -> tuple[jax.Array, Params, Buffers]:
+        _, logits, kept = clip.forward(params, genotype, state, frames, buffers.memory)
+        loss, grad_logits = jax.value_and_grad(loss_fn)(logits)
+        grads = jax.tree.map(jnp.zeros_like, _carried(state)), grad_logits
+        grad_params, _, written = clip.backward(params, genotype, frames, kept, grads, buffers.grads)
+        return loss, grad_params, Buffers(kept.memory, written)
+
+    return Clip(run, clip.buffers, value_and_grad)
+
+
+class _Clip:
+    """Both passes over a clip; T frames, N inputs, L layers."""
+
+    def __init__(
+        self, space: genotype_lib.Space, settings: cell_frame.CellSettings, scope: operations.CellScope
+    ) -> None:
+        self._space, self._settings, self._scope = space, settings, scope
+        self._layers = shared_layers.make(space, scope)
+        self._names = list(dict.fromkeys([*space.inputs, "decoder"]))  # of the inputs that have rows in the gradients
+        dependent = projections.dependent(is_propagating=settings.is_propagating)
+        self._dependent = [name for name in space.inputs if name in dependent]
+
+    def buffers(self, frames: types.Features) -> Buffers:
+        like = frames.maps["decoder"][..., :1]
+        num_frames, num_names = len(like), len(self._names)
+
+        def make(num_rows: int) -> jax.Array:
+            return jnp.zeros((num_rows, *like.shape[1:-1], self._settings.channels), like.dtype)
+
+        num_layers = self._space.num_layers
+        memory = shared_layers.Memory(*[make(num_layers * num_frames) for _ in range(3)])
+        return Buffers(memory, make(num_names * num_frames + num_layers))
+
+    def forward(
+        self,
+        params: Params,
+        genotype: jax.Array,
+        state: types.CellState,
+        frames: types.Features,
+        memory: shared_layers.Memory | None = None,
+    ) -> tuple[types.CellState, jax.Array, Kept]:
+        """The state after the clip, logits [T, B, h, w, K] and, with a memory to write to, what `backward` needs."""
+        reads = self._reads(genotype)
+        known = projections.project_clip(self._clip_inputs(params, state, frames), reads)
+        num_frames, num_layers, keep = len(frames.logits), self._space.num_layers, memory is not None
+        weights = loose_end_weights(self._space, genotype).astype(known["decoder"].dtype)
+        if memory is None:
+            empty = jnp.zeros((num_layers, *known["decoder"].shape[1:]), known["decoder"].dtype)
+            memory = shared_layers.Memory(empty, empty[:0], empty[:0])
+
+        def step(carry: Any, xs: tuple[jax.Array, types.Features]) -> tuple[Any, Any]:
+            state, memory = carry
+            index, features = xs
+            first, start = index * num_layers if keep else 0, known["decoder"][index]
+            own = self._own(reads, state, features, params["ports"], _carried(state), start)
+            frame = shared_layers.Frame(self._pick(known, own, index, first), memory, first)
+            memory = self._layers.forward(params["layers"], genotype, frame)
+            mean = _weighted_sum(weights, memory.outputs, first)
+            after = self._after(state, features, mean, params["ports"], _carried(state), start)
+            return (after, memory), (after.logits, self._slim(state) if keep else None)
+
+        xs = jnp.arange(num_frames), frames
+        (after, memory), (logits, states) = jax.lax.scan(step, (state, memory), xs)
+        return after, logits, Kept(known, state, states, memory)
+
+    def backward(
+        self,
+        params: Params,
+        genotype: jax.Array,
+        frames: types.Features,
+        kept: Kept,
+        grads: tuple[Carried, jax.Array],
+        buffer: jax.Array,
+    ) -> tuple[Params, Carried, jax.Array]:
+        """From gradients of the state after the clip and of the logits, those of the parameters and of what the state
+        before the clip carries, and the buffer that was written to."""
+        (grad_carried, grad_logits), reads, memory = grads, self._reads(genotype), kept.memory
+        num_frames, num_layers, num_names = len(grad_logits), self._space.num_layers, len(self._names)
+        rows_of_layers = num_names * num_frames + jnp.arange(num_layers)
+        weights = loose_end_weights(self._space, genotype).astype(memory.outputs.dtype)
+
+        def step(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
+            (grad_state, grad_logits_after), grad_params, grads = carry
+            index, features, state, grad_logits = xs
+            first, start = index * num_layers, kept.known["decoder"][index]
+            mean = _weighted_sum(weights, memory.outputs, first)
+            inputs = params["ports"], _carried(state), start
+            own, own_pull = jax.vjp(functools.partial(self._own, reads, state, features), *inputs)
+
+            def after_fn(mean: jax.Array, *args: Any) -> Carried:
+                return _carried(self._after(state, features, mean, *args))
+
+            after_pull = jax.vjp(after_fn, mean, *inputs)[1]
+            grad_mean, *from_after = after_pull((grad_state, grad_logits_after + grad_logits))
+            rows = jnp.concatenate([jnp.arange(self._space.num_inputs) * num_frames + index, rows_of_layers])
+            frame = shared_layers.Frame(self._pick(kept.known, own, index, first), memory, first)
+            grads, grad_layers = self._layers.backward(
+                params["layers"], genotype, frame, grads, rows, (weights, grad_mean)
+            )
+            own_grads = {name: shared_layers.take(grads, rows[self._names.index(name)]) for name in own}
+            grad_ports, grad_carried, grad_start = _add(from_after, list(own_pull(own_grads)))
+            grad_params = _add(grad_params, {"ports": grad_ports, "layers": grad_layers})
+            return (grad_carried, grad_params, grads), grad_start
+
+        carry = grad_carried, jax.tree.map(jnp.zeros_like, params), buffer
+        xs = jnp.arange(num_frames), frames, kept.states, grad_logits
+        (grad_carried, grad_params, buffer), grad_start = jax.lax.scan(step, carry, xs, reverse=True)
+        rows = {name: self._names.index(name) * num_frames for name in kept.known}
+        inputs = self._clip_inputs(params, kept.start, frames)
+        starts = {"decoder": (grad_start, self._layer_reads(genotype).get("decoder", jnp.array(False)))}
+        for name, found in projections.pull_clip(inputs, reads, buffer, rows, starts).items():
+            grad_params["ports"]["inputs"][name] = _add(grad_params["ports"]["inputs"][name], found)
+        return grad_params, grad_carried, buffer
+
+    def _clip_inputs(
+        self, params: Params, state: types.CellState, frames: types.Features
+    ) -> dict[str, projections.ClipInput]:
+        is_propagating = self._settings.is_propagating
+        return projections.of_clip(params["ports"], state, frames, self._names, self._scope, is_propagating)
+
+    def _layer_reads(self, genotype: jax.Array) -> dict[str, jax.Array]:
+        """Whether a layer reads each input, bool []."""
+        return dict(zip(self._space.inputs, read_inputs(self._space, genotype), strict=True))
+
+    def _reads(self, genotype: jax.Array) -> dict[str, jax.Array]:
+        """Whether each input, and the decoder map that starts the state, has to be projected, bool []."""
+        found = self._layer_reads(genotype)
+        always = jnp.array(self._settings.is_propagating)
+        starts = always | found.get("prev_state", jnp.array(False))
+        return {**found, "decoder": starts | found.get("decoder", False)}
+
+    def _slim(self, state: types.CellState) -> types.CellState:
+        """A state without the maps that `_own` and `_after` do not read: less to keep of every frame."""
+        nothing = state.logits[..., :0]
+        return types.CellState(
+            state=state.state,
+            decoder=state.decoder if self._settings.is_propagating else nothing,
+            logits=state.logits,
+            image=nothing,
+            is_first=state.is_first,
+            age=state.age,
+            reference=state.reference,
+        )
+
+    def _own(
+        self,
+        reads: dict[str, jax.Array],
+        state: types.CellState,
+        features: types.Features,
+        params: Params,
+        carried: Carried,
+        start: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """The inputs that depend on what the cell did before."""
+        return projections.cell_inputs(
+            params,
+            _with(state, carried),
+            features,
+            self._dependent,
+            self._scope,
+            known={"decoder": start},
+            reads=reads,
+        )
+
+    def _after(
+        self,
+        state: types.CellState,
+        features: types.Features,
+        mean: jax.Array,
+        params: Params,
+        carried: Carried,
+        start: jax.Array,
+    ) -> types.CellState:
+        """The state after a frame, from the mean of its loose ends."""
+        before = _with(state, carried)
+        after = cell_frame.cell_output(params, mean, before, features, self._scope)
+        return cell_frame.finish(params, self._settings, before, after, features, self._scope, start=start)[0]
+
+    def _pick(
+        self, known: dict[str, jax.Array], own: dict[str, jax.Array], index: jax.Array, first: jax.Array | int
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """`(token, outputs) -> node` of one frame, whose layers' rows begin at `first`."""
+        num_inputs = self._space.num_inputs
+
+        def pick(token: jax.Array, outputs: jax.Array) -> jax.Array:
+            def branch(name: str) -> Callable[..., jax.Array]:
+                return lambda known, own, outputs: own[name] if name in own else shared_layers.take(known[name], index)
+
+            def layer(known: Any, own: Any, outputs: jax.Array) -> jax.Array:
+                return shared_layers.take(outputs, first + token - num_inputs)
+
+            branches = [*map(branch, self._space.inputs), layer]
+            return jax.lax.switch(jnp.minimum(token, num_inputs), branches, known, own, outputs)
+
+        return pick
+
+
+def read_inputs(space: genotype_lib.Space, genotype: jax.Array) -> jax.Array:
+    """Which inputs some layer reads through an operation other than `none`, bool [num_inputs]."""
+    tokens, names = genotype[:, :2].ravel(), genotype[:, 2:4].ravel()
+    if "none" in space.operations:
+        tokens = jnp.where(names == space.operations.index("none"), space.num_inputs, tokens)
+    return (tokens[None] == jnp.arange(space.num_inputs)[:, None]).any(axis=1)
+
+
+def loose_end_weights(space: genotype_lib.Space, genotype: jax.Array) -> jax.Array:
+    """Weight of each layer's output in the cell's output: 1 / count for loose ends, else 0; f32 [L]."""
+    layers = jnp.arange(space.num_layers)[:, None] + space.num_inputs
+    used = (genotype[:, :2].reshape(1, -1) == layers).any(axis=1)
+    loose = 1.0 - used.astype(jnp.float32)
+    return loose / loose.sum()
+
+
+def _weighted_sum(weights: jax.Array, outputs: jax.Array, first: jax.Array | int) -> jax.Array:
+    """Of the outputs of the layers of one frame, whose rows begin at `first`."""
+    parts = [weights[layer] * shared_layers.take(outputs, first + layer) for layer in range(len(weights))]
+    return functools.reduce(jnp.add, parts)
+
+
+def _carried(state: types.CellState) -> Carried:
+    return state.state, state.logits
+
+
+def _with(state: types.CellState, carried: Carried) -> types.CellState:
+    return types.CellState(
+        state=carried[0],
+        decoder=state.decoder,
+        logits=carried[1],
+        image=state.image,
+        is_first=state.is_first,
+        age=state.age,
+        reference=state.reference,
+    )
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _no_gradient(x: jax.Array) -> Any:
+    """The cotangent of a value that nothing depends on."""
+    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)

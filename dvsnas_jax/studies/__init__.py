@@ -1,0 +1,1 @@
+"""Experiments over many cells or searches: comparison, ablation, strategies on equal budgets."""

@@ -1,0 +1,276 @@
+"""What a cell owes to each of its tokens, and a search to each operation: the genotype and the mask are data.
+
+`open` gives what a function of `make_ablate` takes, of any run with a cell. The command has three questions: `replace`
+(one token changed, scored as in the search), `leave-one-out` (searches under masks, one compiled program for all),
+`retrain` (one token changed, trained from scratch as a static graph).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import compilation, errors, types
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
+from dvsnas_jax.data.loading import pipeline as clips_lib
+from dvsnas_jax.evaluate import metrics
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.search import pipeline
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import cell_frame, zoo
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import neighbours as variants_lib
+from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.studies import ablate_report, ablate_runs, study_report
+from dvsnas_jax.train import cell_training, claims, features, losses, pretrain, require_labels
+
+WHATS = (ablate_runs.REPLACE, ablate_runs.LEAVE_ONE_OUT, ablate_runs.RETRAIN)
+
+
+class Opened(NamedTuple):
+    """A run, opened for functional ablation.
+
+    Attributes:
+      params: of the supernet: the shared weights of the search, or, where `weights` is "cell", those of the run's cell.
+      genotype: i32 [L, 5], of the run's cell.
+      space: what genotypes and masks refer to: that of the run, or of the cell's own file where the run's cannot
+        express it.
+      supernet: of the space.
+      batch: features [B, T, h, w, C] and labels u8 [B, T, H, W] of meta-validation clips.
+      settings: sizes of the cell.
+      grid: height and width of the feature maps; `cost.of(space, genotype, settings, grid)` counts a cell.
+      weights: "shared" or "cell".
+      config: of the run.
+    """
+
+    params: types.Params
+    genotype: np.ndarray
+    space: genotype_lib.Space
+    supernet: supernet_lib.Supernet
+    batch: types.FeatureStore
+    settings: cell_frame.CellSettings
+    grid: tuple[int, int]
+    weights: str
+    config: ml_collections.ConfigDict
+
+
+def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opened:
+    """Opens a run for functional ablation; nothing is written.
+
+    >>> run = ablate.open("runs/quickstart")
+    >>> ablate_fn = jax.jit(ablate.make_ablate(run.supernet, run.space))
+    >>> masks = ~jnp.eye(len(run.space.operations), dtype=bool)  # row i switches operation i off
+    >>> found = jax.lax.map(lambda mask: ablate_fn(run.params, run.genotype, mask, run.batch), masks)
+
+    With the shared weights of a search (mode share) a cell normalises by the batch, and any genotype of the space can
+    be scored; `dvsnas ablate --what=replace` scores so, batch by batch. Where there are none (mode scratch, a folder of
+    `dvsnas train`) the cell's own weights stand in the supernet: only what the genotype has is trained then, and
+    normalises by its running statistics.
+
+    Args:
+      path: of a run folder with a trained cell.
+      num_clips: the first so many meta-validation clips; None: one batch of a reward (`search.batch_size`, of several
+        `search.batch_parts` the first part).
+
+    Raises:
+      UserError: the folder holds no run or no trained cell, its data is not there, or `num_clips` is below 1.
+    """
+    if num_clips is not None and num_clips < 1:
+        raise errors.UserError(f"num_clips: must be at least 1, got {num_clips}")
+    folder = workdir.Workdir(path)
+    config = claims.config_of(folder)
+    best = cell_training.require_winner(folder)
+    own_space, own_genotype = cell_training.read_genotype(best)
+    values, settings = genotype_lib.to_dict(own_space, own_genotype), features.settings_of(config)
+    space, is_fitting = features.space_of(config), True
+    try:
+        genotype = genotype_lib.from_dict(values, space, where=str(best))[1]
+    except errors.UserError:  # trained from a file of other inputs or layers
+        space, genotype, is_fitting = own_space, own_genotype, False
+    variables = ablate_runs.static_network(config, folder)
+    params, weights = ablate_runs.shared_weights(config, folder) if is_fitting else None, "shared"
+    supernet = supernet_lib.make(space, settings)
+    if params is None:
+        _, cell_params, _, _ = cell_training.load_winner(config, folder)
+        start = compilation.jit_once(supernet.init)(jax.random.key(0))
+        params, weights = cell_lib.scatter_params(space, genotype, cell_params, start), "cell"
+    with compilation.effort(config.compile_effort):
+        batch = ablate_runs.validation_features(config, space, variables, _places(config, num_clips))
+    height, width = batch.features.logits.shape[2:4]
+    return Opened(params, genotype, space, supernet, batch, settings, (height, width), weights, config)
+
+
+def _places(config: ml_collections.ConfigDict, num_clips: int | None) -> np.ndarray:
+    """Places of clips in the order of the meta-validation split."""
+    total = clips_lib.num_clips(config.data, "train", config.data.num_frames)
+    num_val = len(pretrain.split_clips(config, total)[1])
+    if num_clips is not None:
+        return np.arange(min(num_clips, num_val))
+    section = config.search
+    first = pipeline.evaluation_batches(num_val, section)[0, 0, : section.batch_size // section.batch_parts]
+    return first[first >= 0]
+
+
+def make_ablate(
+    supernet: supernet_lib.Supernet, space: genotype_lib.Space, *, replacement: str = "none"
+) -> Callable[..., dict[str, jax.Array]]:
+    """A pure function that scores a genotype with some operations switched off; jit it, map it over masks.
+
+    >>> ablate_fn = jax.jit(ablate.make_ablate(supernet, space))
+    >>> masks = ~jnp.eye(len(space.operations), dtype=bool)  # row i switches operation i off
+    >>> found = jax.lax.map(lambda mask: ablate_fn(params, genotype, mask, batch), masks)
+
+    Args:
+      supernet: of the space.
+      space: what genotypes and masks refer to.
+      replacement: the operation that takes the place of one that the mask switches off (even if it is off itself).
+
+    Returns:
+      `(params, genotype i32 [L, 5], op_mask bool [num_ops], batch: types.FeatureStore) -> metrics` of the last frame of
+      every clip: `loss` f32 [], `counts` i32 [K, K] (rows = truth), `miou` f32 [] (nan where nothing is labelled).
+
+    Raises:
+      UserError: the space has no such operation.
+    """
+    if replacement not in space.operations:
+        raise errors.UserError(
+            f"replacement: {replacement!r} is no operation of the space; give one of {', '.join(space.operations)}"
+        )
+    substitute = space.operations.index(replacement)
+
+    def ablate(
+        params: types.Params, genotype: types.Array, op_mask: types.Array, batch: types.FeatureStore
+    ) -> dict[str, jax.Array]:
+        chex.assert_shape([genotype, op_mask], [(space.num_layers, 5), (len(space.operations),)])
+        tokens = jnp.asarray(genotype)
+        chosen = tokens[:, 2:4]
+        tokens = tokens.at[:, 2:4].set(jnp.where(jnp.asarray(op_mask)[chosen], chosen, substitute))
+        clips = jax.tree.map(lambda x: x.astype(jnp.float32), batch.features)
+        logits, labels = supernet.unroll(params, tokens, clips)[-1], jnp.asarray(batch.labels)[:, -1]
+        predictions = static_net.predict(logits, labels.shape[1:])
+        counts = metrics.confusion(labels, predictions, logits.shape[-1])
+        return {"loss": losses.cross_entropy(logits, labels)[0], "counts": counts, "miou": _miou(counts)}
+
+    return ablate
+
+
+def _miou(counts: jax.Array) -> jax.Array:
+    """As `metrics.scores`, traced."""
+    hits = jnp.diagonal(counts)
+    union = counts.sum(axis=0) + counts.sum(axis=1) - hits
+    is_present = union > 0
+    iou = jnp.where(is_present, hits / jnp.maximum(union, 1), 0.0)
+    return iou.sum() / is_present.sum()
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    folder: workdir.Workdir,
+    *,
+    what: str = ablate_runs.REPLACE,
+    genotype: str | None = None,
+    num_steps: int | None = None,
+    limit: int | None = None,
+) -> study_report.Report:
+    """The command `ablate`. What is finished is in `ablation.jsonl` of the run folder and is not done again.
+
+    Args:
+      config: of the run; section `ablate` may differ.
+      folder: of a run with a trained static network; for `replace` with a finished search.
+      what: one of `WHATS`.
+      genotype: a file or `zoo:NAME`; None: the run's winner. Not for `leave-one-out`.
+      num_steps: of each search (`leave-one-out`; None: `config.ablate.steps`) or of each training (`retrain`; None:
+        `config.train.steps`).
+      limit: at most so many variants, or operations left out; None: all (`retrain`: one for each token).
+
+    Returns:
+      What was found and written.
+
+    Raises:
+      UserError: the input is not usable.
+      Stopped: a signal arrived; what is finished was saved.
+    """
+    _check(folder, what, genotype, num_steps, limit)
+    with folder.hold():
+        config = claims.check(config, folder, ignore=ablate_runs.MAY_DIFFER)
+        space = features.space_of(config)
+        rows = None if what == ablate_runs.LEAVE_ONE_OUT else _genotype(config, folder, space, genotype)
+        require_labels.check(config, is_rewarded=True)
+        claims.claim(config, folder, ignore=ablate_runs.MAY_DIFFER)
+        masked = tuple(config.controller.masked_operations)
+        with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+            if rows is None:
+                steps = num_steps or config.ablate.steps
+                searches = ablate_runs.leave_one_out(config, folder, stop, num_steps=steps, limit=limit)
+                return ablate_report.write_searches(folder, searches, masked)
+            left_out = ablate_runs.untrained(config) if what == ablate_runs.REPLACE else ()
+            chosen = [variant for variant in variants_lib.neighbours(space, rows) if variant.after not in left_out]
+            if what == ablate_runs.REPLACE:
+                records = ablate_runs.replace(config, folder, stop, rows, chosen[:limit])
+            else:
+                steps = num_steps or config.train.steps
+                chosen = chosen[: limit or space.num_tokens]
+                records = ablate_runs.retrain(config, folder, stop, rows, chosen, num_steps=steps)
+        named = genotype_lib.to_dict(space, rows)
+        return ablate_report.write_replacements(folder, what, named, records, masked=masked, left_out=left_out)
+
+
+def _check(folder: workdir.Workdir, what: str, genotype: str | None, num_steps: int | None, limit: int | None) -> None:
+    """Refuses words that make no sense together, and a folder without a run."""
+    if what not in WHATS:
+        close = difflib.get_close_matches(what, WHATS, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ","
+        raise errors.UserError(f"--what: unknown {what!r}{hint} allowed are {', '.join(WHATS)}")
+    if what == ablate_runs.LEAVE_ONE_OUT and genotype:
+        raise errors.UserError("--genotype: leave-one-out searches for genotypes, it takes none")
+    if what == ablate_runs.REPLACE and num_steps is not None:
+        raise errors.UserError("--steps: replace scores as the search did, it takes no number of steps")
+    for flag, value in (("--steps", num_steps), ("--limit", limit)):
+        if value is not None and value < 1:
+            raise errors.UserError(f"{flag}: must be at least 1, got {value}")
+    folder.config()
+
+
+def _genotype(
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, space: genotype_lib.Space, given: str | None
+) -> np.ndarray:
+    """The genotype to take apart, in the space of the run."""
+    name = given or str(cell_training.require_winner(folder))
+    values = genotype_lib.to_dict(*cell_training.read_genotype(name, name="--genotype"))
+    try:
+        if name.startswith(zoo.PREFIX):
+            return _of_zoo(config, space, zoo.get(name))
+        return genotype_lib.from_dict(values, space, where=name)[1]
+    except errors.UserError:  # it advises another config, which this run's folder refuses
+        pass
+    fitting = [member.title for member in zoo.TABLE.values() if _is_fitting(config, space, member)]
+    rule = f", key frames {config.schedule.kind}" if config.space.mode == zoo.PROPAGATE else ""
+    hint = f", for example {', '.join(fitting)}" if fitting else " of that space"
+    raise errors.UserError(
+        f"--genotype: {name} does not fit the run in {folder.path}: mode {config.space.mode}{rule}, "
+        f"{space.num_layers} layers, inputs {', '.join(space.inputs)}, operations {', '.join(space.operations)}, "
+        f"aggregations {', '.join(space.aggregations)}; give another one{hint}"
+    )
+
+
+def _of_zoo(config: ml_collections.ConfigDict, space: genotype_lib.Space, member: zoo.Member) -> np.ndarray:
+    """A hand-designed cell in the space of the run."""
+    zoo.require(member, mode=config.space.mode, schedule=config.schedule.kind)
+    return zoo.genotype(member, space)[1]
+
+
+def _is_fitting(config: ml_collections.ConfigDict, space: genotype_lib.Space, member: zoo.Member) -> bool:
+    """Whether the run can express a hand-designed cell."""
+    try:
+        return len(_of_zoo(config, space, member)) > 0
+    except errors.UserError:
+        return False

@@ -1,0 +1,251 @@
+"""The tabular benchmark: the rewards of all cells of a small space, so that a search can be replayed in no time.
+
+A table is one JSON file: a head that says how it was made, and a line for each distinct cell with its reward and the
+parts of the reward for each of its trainings, seed 0 first; some cells may have more of them than others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import errors, overrides
+from dvsnas_jax.core.files import json_files, json_text, workdir
+from dvsnas_jax.space import canonical
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.studies import made_up as made_up_lib
+
+VERSION = 2
+PARTS = ("reward", "miou", "fwiou", "class_accuracy", "accuracy", "flicker")
+PACKAGED = pathlib.Path(__file__).with_name("table_synthetic.json")
+DIGITS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The rewards of a space.
+
+    Attributes:
+      space: what the genotypes refer to.
+      cells: i32 [M, L, 5], a genotype of each distinct cell.
+      parts: name -> f64 [M, seeds]; `reward` and its parts, nan where a training diverged and where there was none.
+      num_trainings: i32 [M], of each cell: seeds 0, 1 and so on up to it were trained.
+      index: i32 [space.size()], the row of every genotype in the order of `canonical.codes`.
+      head: how it was made: `command`, `config`, `config_hash`, `environment`, `seconds` (of all trainings),
+        `seconds_per_training` (median), `static` and so on.
+    """
+
+    space: genotype_lib.Space
+    cells: np.ndarray
+    parts: Mapping[str, np.ndarray]
+    num_trainings: np.ndarray
+    index: np.ndarray
+    head: Mapping[str, Any]
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.cells)
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """f64 [M, seeds]."""
+        return self.parts["reward"]
+
+    def rows(self, genotypes: np.ndarray) -> np.ndarray:
+        """The rows of genotypes i32 [N, L, 5], i32 [N]; equal for equal cells."""
+        return self.index[canonical.codes(self.space, genotypes)]
+
+    def quality(self, seeds: Sequence[int] | None = None) -> np.ndarray:
+        """Mean reward of every cell over training seeds (None: all), f64 [M]; -inf where none has a reward."""
+        chosen = self.rewards if seeds is None else self.rewards[:, list(seeds)]
+        counts = np.isfinite(chosen).sum(axis=1)
+        return np.where(counts > 0, np.nansum(chosen, axis=1) / np.maximum(counts, 1), -np.inf)
+
+    def draw(self, row: int, seeds: Sequence[int], share: float) -> float:
+        """The reward of one training of a cell, nan where it diverged.
+
+        Args:
+          row: of the cell.
+          seeds: that may be drawn; those that the cell was not trained with do not count, at least one does.
+          share: in [0, 1), which of them, as a share of their number.
+        """
+        trained = [seed for seed in seeds if seed < self.num_trainings[row]]
+        return float(self.rewards[row, trained[int(share * len(trained))]])
+
+
+def from_lines(
+    space: genotype_lib.Space,
+    cells: np.ndarray,
+    lines: Sequence[Mapping[str, Any]],
+    *,
+    config: ml_collections.ConfigDict,
+    static: Mapping[str, Any],
+    command: str,
+) -> Table:
+    """Puts a table together.
+
+    Args:
+      space: of the cells.
+      cells: i32 [M, L, 5], all distinct ones.
+      lines: `cell`, `seed`, `seconds`, `status` and the parts of the reward, one for each training; a cell may have
+        fewer than another, but of the first seeds.
+      config: of the run.
+      static: reward of the static network on the same clips.
+      command: that made it.
+
+    Raises:
+      UserError: a cell has no line, or none of a seed before its last.
+    """
+    num_seeds = 1 + max((line["seed"] for line in lines), default=0)
+    parts = {name: np.full((len(cells), num_seeds), np.nan) for name in PARTS}
+    is_there = np.zeros((len(cells), num_seeds), bool)
+    for line in lines:
+        place = line["cell"], line["seed"]
+        is_there[place] = True
+        for name in PARTS:
+            value = line.get(name)
+            parts[name][place] = np.nan if value is None else round(value, DIGITS)
+    num_trainings = is_there.sum(axis=1).astype(np.int32)
+    num_needed = np.maximum(1, (is_there * np.arange(1, num_seeds + 1)).max(axis=1))  # as far as the last one
+    num_missing = int((num_needed - num_trainings).sum())
+    if num_missing:
+        raise errors.UserError(
+            f"table: {num_missing} of {num_missing + len(lines)} trainings are missing; start the command with "
+            "--make-table again"
+        )
+    values = config_lib.to_json_dict(config)
+    names = {key: value for key, value in overrides.leaves(values) if key not in config_lib.PATHS}
+    head = {
+        "command": command,
+        "config": values,
+        "config_hash": hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:12],
+        "environment": workdir.environment(),
+        "seconds": round(sum(line["seconds"] for line in lines), 1),
+        "seconds_per_training": round(float(np.median([line["seconds"] for line in lines])), 2),
+        "num_cells": len(cells),
+        "num_seeds": int(num_trainings.min()),
+        "num_best_seeds": num_seeds,
+        "num_trainings": int(num_trainings.sum()),
+        "static": {name: round(static[name], DIGITS) for name in PARTS},
+    }
+    return Table(space, cells, parts, num_trainings, canonical.enumerate_cells(space)[1], head)
+
+
+def save(table: Table, path: pathlib.Path) -> None:
+    """Writes a table, one line a cell, with a checksum over all of it."""
+    content = _content(table)
+    content["checksum"] = _checksum(content)
+    rows = content.pop("rows")
+    head = json_text.dumps(content, indent=1).removesuffix("\n}")
+    body = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{head},\n "rows": [\n{body}\n]}}\n', encoding="utf-8")
+
+
+def load(path: pathlib.Path = PACKAGED) -> Table:
+    """Reads a table.
+
+    Raises:
+      UserError: no table, a damaged one, or one of another version of this program.
+    """
+    advice = "give --table alone for the table of the package, or make one with --make-table"
+    content = json_files.read(path, name="--table", advice=advice)
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        raise errors.UserError(f"--table: {path} is no table of version {VERSION}; {advice}")
+    if content.pop("checksum", None) != _checksum(content):
+        raise errors.UserError(f"--table: {path} is damaged, its checksum is another; make it again with --make-table")
+    names = content["space"]
+    space = genotype_lib.Space(
+        inputs=tuple(names["inputs"]),
+        num_layers=names["num_layers"],
+        operations=tuple(names["operations"]),
+        aggregations=tuple(names["aggregations"]),
+    )
+    rows, columns = content["rows"], content["columns"]
+    cells = np.asarray([row[0] for row in rows], np.int32).reshape(-1, space.num_layers, len(genotype_lib.FIELDS))
+    expected, index = canonical.enumerate_cells(space)
+    if not np.array_equal(cells, expected):
+        raise errors.UserError(f"--table: {path} lists other cells than this program; make it again with --make-table")
+    num_trainings = np.asarray([len(row[1]) for row in rows], np.int32)
+    parts = {name: np.full((len(rows), num_trainings.max(initial=0)), np.nan) for name in columns}
+    for place, name in enumerate(columns, start=1):
+        for row, values in enumerate(rows):
+            parts[name][row, : num_trainings[row]] = np.asarray(values[place], np.float64)
+    return Table(space, cells, parts, num_trainings, index, content["head"])
+
+
+def _content(table: Table) -> dict[str, Any]:
+    """All that a file holds but the checksum."""
+    space = table.space
+    return {
+        "version": VERSION,
+        "space": {
+            "inputs": list(space.inputs),
+            "num_layers": space.num_layers,
+            "operations": list(space.operations),
+            "aggregations": list(space.aggregations),
+        },
+        "head": dict(table.head),
+        "columns": list(PARTS),
+        "rows": [
+            [cell.ravel().tolist(), *(_with_none(table.parts[name][row, :num]) for name in PARTS)]
+            for row, (cell, num) in enumerate(zip(table.cells, table.num_trainings.tolist(), strict=True))
+        ],
+    }
+
+
+def _with_none(values: np.ndarray) -> list[float | None]:
+    """JSON knows no nan."""
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json_text.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def made_up(
+    space: genotype_lib.Space, seed: int, *, num_seeds: int = 2, noise: float | None = None, noise_scale: float = 1.0
+) -> Table:
+    """A table of made-up rewards, for tests and for the tuning of strategies: nothing was trained.
+
+    Its qualities are those of `made_up.py`; every training adds noise.
+
+    Args:
+      space: a small one.
+      seed: the table is a function of it.
+      num_seeds: trainings of each cell.
+      noise: standard deviation, where that of the qualities is 1; None: that of the best twentieth of the qualities,
+        as a search ends where the noise hides what is better.
+      noise_scale: by which it is multiplied.
+    """
+    cells, index = canonical.enumerate_cells(space)
+    rng = np.random.default_rng(seed)
+    softness, saturation = rng.choice(made_up_lib.SOFTNESSES), rng.choice(made_up_lib.SATURATIONS)
+    effects: dict[Any, float] = {}
+
+    def effect(key: Any, scale: float) -> float:
+        return effects.setdefault(key, scale * rng.normal())
+
+    forms = [canonical.of(space, cell) for cell in cells]
+    values = _standardize(np.asarray([made_up_lib.quality(form, effect, softness) for form in forms]))
+    if saturation:
+        values = _standardize(made_up_lib.saturate(values, saturation))
+    if noise is None:
+        noise = float(np.sort(values)[-max(2, len(values) // 20) :].std())
+    rewards = values[:, None] + noise_scale * noise * rng.normal(size=(len(cells), num_seeds))
+    head = {"command": "made up", "config_hash": "", "num_cells": len(cells), "num_seeds": num_seeds}
+    num_trainings = np.full(len(cells), num_seeds, np.int32)
+    return Table(space, cells, {name: rewards for name in PARTS}, num_trainings, index, head)
+
+
+def _standardize(values: np.ndarray) -> np.ndarray:
+    """To mean 0 and variance 1."""
+    return (values - values.mean()) / values.std()

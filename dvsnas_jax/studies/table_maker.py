@@ -1,0 +1,264 @@
+"""Makes the tabular benchmark: every distinct cell of a small space trained alone, with one compiled program.
+
+A cell starts from the initial weights of its seed (the same for all cells), takes `config.train.steps` steps on the
+training clips' features, and earns its reward on the meta-validation clips, which no training sees. What is finished is
+in `table.jsonl` of the run folder, a line for each cell and seed. The best cells may be trained more often than the
+others: regret is measured from the best of them all, which after two trainings would partly be the luckiest one.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from dvsnas_jax.controller import strategies
+from dvsnas_jax.core import compilation, cores, errors, progress, types
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
+from dvsnas_jax.data.loading import pipeline as clips_lib
+from dvsnas_jax.search import pipeline, reward, scratch, steps
+from dvsnas_jax.space import canonical
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.studies import table
+from dvsnas_jax.train import cell_training, claims, feature_store, features, losses, optim, pretrain, require_labels
+
+LOG = "table.jsonl"
+STATIC = "table_static.json"
+MAX_GENOTYPES = 20000
+BEST_SHARE = 0.1
+"""Of the cells, those of the highest mean rewards: they may be trained more often."""
+MAY_DIFFER = ("controller", "derive", "evaluate", "ablate", "report")
+Carry = tuple[types.Params, types.Params, optax.OptState, jax.Array]
+
+
+class Trainer(NamedTuple):
+    """How the cells are trained.
+
+    Attributes:
+      initial: weights of the supernet, a leading axis S for the seeds.
+      clips: i32 [S, steps, B], the batches of each seed.
+      train: `(initial, genotype i32 [L, 5], store, clips i32 [steps, B]) -> averaged weights`, of one seed.
+    """
+
+    initial: types.Params
+    clips: np.ndarray
+    train: Callable[..., types.Params]
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    folder: workdir.Workdir,
+    *,
+    num_seeds: int,
+    command: str,
+    num_best_seeds: int | None = None,
+) -> table.Table:
+    """Trains every cell, or those that the folder does not hold yet, as many at a time as `scratch.num_workers` says.
+
+    Args:
+      config: of the run; section `train` says how a cell is trained.
+      folder: the run folder.
+      num_seeds: trainings of each cell.
+      command: the words that started this, kept in the table.
+      num_best_seeds: trainings of each of the best cells (`BEST_SHARE` of all, by their first `num_seeds` trainings);
+        None: no more than of the others.
+
+    Returns:
+      The table, not written yet.
+
+    Raises:
+      UserError: the space is too large, the best cells have fewer trainings than the others, or the folder belongs to
+        another run.
+      Stopped: a signal arrived; what is finished was saved.
+    """
+    space = features.space_of(config)
+    num_genotypes = space.size()
+    if num_genotypes > MAX_GENOTYPES:
+        raise errors.UserError(
+            f"--make-table: the space has {num_genotypes} genotypes, a table at most {MAX_GENOTYPES}; shorten "
+            "space.inputs, space.operations, space.aggregations or space.num_layers, as configs/table.py does"
+        )
+    num_best_seeds = num_seeds if num_best_seeds is None else num_best_seeds
+    if num_best_seeds < num_seeds:
+        raise errors.UserError(
+            f"--best-seeds: must be at least --seeds, {num_seeds} trainings of each cell, got {num_best_seeds}"
+        )
+    with folder.hold():
+        config = claims.check(config, folder, ignore=MAY_DIFFER)
+        pretrain.check(config, folder)
+        require_labels.check(config, is_rewarded=True)
+        claims.claim(config, folder, ignore=MAY_DIFFER)
+        lines = _train_all(config, folder, num_seeds, num_best_seeds)
+        static = folder.read_json(STATIC)
+    space = features.space_of(config)
+    cells, _ = canonical.enumerate_cells(space)
+    return table.from_lines(space, cells, lines, config=config, static=static, command=command)
+
+
+def _train_all(
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, num_seeds: int, num_best_seeds: int
+) -> list[dict[str, Any]]:
+    """The lines of all trainings; those that the log does not hold are done."""
+    cells, _ = canonical.enumerate_cells(features.space_of(config))
+    with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+        trainings = _Trainings(config, folder, stop, cells, num_best_seeds)
+        wanted = [(cell, seed) for cell in _shuffled(config, range(len(cells))) for seed in range(num_seeds)]
+        trainings.do(wanted)
+        if num_best_seeds > num_seeds:
+            best = best_cells(folder.read(LOG), num_seeds)
+            more = [(cell, seed) for cell in _shuffled(config, best) for seed in range(num_seeds, num_best_seeds)]
+            trainings.do(more)
+            wanted += more
+    is_wanted = set(wanted)
+    return [line for line in folder.read(LOG) if (line["cell"], line["seed"]) in is_wanted]
+
+
+def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag) -> pipeline.Parts:
+    """The static network, trained or restored, its features, and the jitted steps of the space."""
+    space = features.space_of(config)
+    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
+    variables = pretrain.run(config, folder, stop)
+    strategy = strategies.make("random", space, config.controller)
+    supernet = supernet_lib.make(space, features.settings_of(config))
+    made = steps.make(supernet, config.search, feature_store.everywhere(config.search).mesh)
+    return pipeline.assemble(config, space, strategy, variables, num_clips, compiled=made)
+
+
+def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:
+    """The one compiled training of all cells and seeds."""
+    config, section = parts.config, parts.config.train
+    supernet = supernet_lib.make(parts.space, features.settings_of(config))
+    optimizer = optim.make(section)
+
+    def loss_fn(params: types.Params, genotype: jax.Array, store: types.FeatureStore, clips: jax.Array) -> jax.Array:
+        batch, labels = steps.take(store, clips)
+        logits = supernet.unroll(params, genotype, batch)
+        targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), section.label_stride)
+        return losses.cross_entropy(logits, targets)[0]
+
+    def train_one(
+        params: types.Params, genotype: jax.Array, store: types.FeatureStore, clips: jax.Array
+    ) -> types.Params:
+        chex.assert_rank([genotype, clips], [2, 2])
+
+        def step(carry: Carry, batch: jax.Array) -> tuple[Carry, None]:
+            params, average, opt_state, index = carry
+            grads = jax.grad(loss_fn)(params, genotype, store, batch)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, optim.polyak(section.polyak, average, params, index), opt_state, index + 1), None
+
+        start = (params, params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        return jax.lax.scan(step, start, clips)[0][1]
+
+    rng = jax.random.key(config.seed)
+    rngs = jax.vmap(lambda seed: jax.random.fold_in(jax.random.fold_in(rng, 8), seed))(jnp.arange(num_seeds))
+    shape = (section.steps, section.batch_size)
+    drawn = [
+        cell_training.draw_clips((config.seed, 8, seed), parts.train_store.num_clips, shape)
+        for seed in range(num_seeds)
+    ]
+    initial = compilation.jit_once(jax.vmap(supernet.init))(rngs)
+    return Trainer(initial, np.stack(drawn), compilation.jit(train_one))
+
+
+def train_and_score(parts: pipeline.Parts, trainer: Trainer, genotype: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Trains one cell with one of the trainer's seeds; its reward record."""
+    initial = jax.tree.map(lambda x: x[seed], trainer.initial)
+    params = trainer.train(initial, genotype, *feature_store.anywhere(parts.train_store, trainer.clips[seed]))
+    clips = pipeline.evaluation_batches(parts.val_store.num_clips, parts.config.search)
+    found = steps.add_scores(
+        [
+            parts.steps.evaluate_shared(params, genotype[None], *feature_store.evaluation(parts.val_store, group))
+            for group in clips
+        ]
+    )
+    keywords = reward.factors(parts.config, parts.space, genotype[None], feature_store.grid(parts.val_store))
+    return reward.compute(found.counts, found.flicker, found.is_finite, **keywords)[0]
+
+
+def best_cells(lines: Iterable[Mapping[str, Any]], num_seeds: int) -> list[int]:
+    """The cells that are trained more often: `BEST_SHARE` of all, at least one, by mean reward of the first seeds."""
+    rewards = collections.defaultdict(list)
+    for line in lines:
+        if line["seed"] < num_seeds:
+            rewards[line["cell"]].append(line["reward"])
+    # One that ever diverged is none of the best.
+    quality = {cell: -np.inf if None in values else float(np.mean(values)) for cell, values in rewards.items()}
+    order = sorted(quality, key=lambda cell: (-quality[cell], cell))
+    return sorted(order[: max(1, round(BEST_SHARE * len(order)))])
+
+
+def _shuffled(config: ml_collections.ConfigDict, cells: Sequence[int]) -> list[int]:
+    """In a random order: what is finished at any time is a fair sample of the space."""
+    return np.random.default_rng(config.seed).permutation(cells).tolist()
+
+
+class _Trainings:
+    """Trains cells into the log of a run folder; what it holds already is not trained again.
+
+    Args:
+      config: of the run.
+      folder: its folder.
+      stop: told between two trainings.
+      cells: i32 [M, L, 5], all.
+      num_seeds: the most of any cell.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        folder: workdir.Workdir,
+        stop: signals.StopFlag,
+        cells: np.ndarray,
+        num_seeds: int,
+    ) -> None:
+        self._config, self._folder, self._stop = config, folder, stop
+        self._cells, self._num_seeds = cells, num_seeds
+        self._made: tuple[pipeline.Parts, Trainer] | None = None
+
+    def do(self, wanted: Sequence[tuple[int, int]]) -> None:
+        """Appends the lines of all trainings that are wanted, cells and seeds, in their order.
+
+        Raises:
+          Stopped: a signal arrived.
+        """
+        done = {(line["cell"], line["seed"]) for line in self._folder.read(LOG)}
+        pending = [training for training in wanted if training not in done]
+        if not pending:
+            return
+        parts, trainer = self._assembled()
+
+        def train(training: tuple[int, int]) -> dict[str, Any]:
+            cell, seed = training
+            started = time.perf_counter()
+            record = train_and_score(parts, trainer, self._cells[cell], seed)
+            name = genotype_lib.digest(parts.space, self._cells[cell])
+            seconds = round(time.perf_counter() - started, 3)
+            return {"cell": cell, "seed": seed, "hash": name, **record, "seconds": seconds}
+
+        with progress.bar(len(wanted), "trainings", initial=len(wanted) - len(pending)) as bar:
+            lines = cores.map_in_order(train, pending, scratch.num_workers(self._config.search))
+            for _ in pending:
+                if self._stop.requested:
+                    raise errors.Stopped(f"table: stopped, {bar.count} of {len(wanted)} trainings were finished")
+                self._folder.append(LOG, next(lines))
+                bar.update()
+
+    def _assembled(self) -> tuple[pipeline.Parts, Trainer]:
+        """The parts of the trainings, made when the first is needed."""
+        if self._made is None:
+            parts = assemble(self._config, self._folder, self._stop)
+            self._folder.write_json(STATIC, pipeline.score_static(parts))
+            self._made = parts, make_trainer(parts, self._num_seeds)
+        return self._made

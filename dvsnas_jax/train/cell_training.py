@@ -1,0 +1,289 @@
+"""Training of one cell, a static graph, from scratch on the frozen static network's features."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from dvsnas_jax.core import compilation, errors, types
+from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import distributed, signals
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import zoo
+from dvsnas_jax.train import claims, feature_store, losses, optim, pretrain, require_labels, training_loop, winners
+from dvsnas_jax.train import features as features_lib
+
+CELL_STAGE = "cell"
+BEST = winners.BEST
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class CellTrainState:
+    """What the training of a cell changes.
+
+    Attributes:
+      params: of the cell.
+      average: moving average of `params`.
+      opt_state: of the optimizer.
+      step: i32 [].
+    """
+
+    params: types.Params
+    average: types.Params
+    opt_state: optax.OptState
+    step: types.Array
+
+
+def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_path: str | None) -> dict[str, Any]:
+    """The command `train`: the static network, then, if a genotype is given, its cell.
+
+    Returns:
+      What was made: `{"stages": [...], "genotype": path or None}`.
+
+    Raises:
+      UserError: the genotype's file is missing or broken, the config does not fit it, or the run folder is that of a
+        search or of another genotype.
+    """
+    with folder.hold():
+        config = claims.check(config, folder)
+        given = _given(config, genotype_path) if genotype_path else None
+        is_done = winners.is_trained(folder, *given) if given else pretrain.is_trained(config, folder)
+        pretrain.check(config, folder)
+        num_clips = require_labels.check(config)
+        claims.claim(config, folder)
+        winners.unmark_search(folder)
+        if is_done and distributed.is_main():
+            what = "the static network" if given is None else f"genotype {genotype_lib.digest(*given)}"
+            print(f"{folder.path}: {what} is trained already, nothing is trained again", file=sys.stderr)
+        with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+            variables = pretrain.run(config, folder, stop)
+            if given is None:
+                return {"stages": [pretrain.STAGE], "genotype": None}
+            space, genotype = given
+            if not is_done:
+                clips, _ = pretrain.split_clips(config, num_clips)
+                store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space, config))
+                stage = f"retrain_{genotype_lib.digest(space, genotype)}"
+                params = train_cell(config, space, genotype, store, folder=folder, stop=stop, stage=stage)
+                save_winner(folder, space, genotype, params, {}, made_by=winners.TRAIN)
+    return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
+
+
+def _given(config: ml_collections.ConfigDict, path: str) -> tuple[genotype_lib.Space, np.ndarray]:
+    """The genotype to train.
+
+    Raises:
+      UserError: it is missing or broken, or the config does not fit it.
+    """
+    space, genotype = read_genotype(path, name="--genotype")
+    if path.startswith(zoo.PREFIX):
+        zoo.require(zoo.get(path), mode=config.space.mode, schedule=config.schedule.kind)
+    try:
+        features_lib.settings_of(config).check(space.inputs)
+    except errors.UserError as error:
+        raise errors.UserError(f"--genotype: {path}: {error}") from None
+    return space, genotype
+
+
+def read_genotype(path: str | pathlib.Path, *, name: str = "genotype") -> tuple[genotype_lib.Space, np.ndarray]:
+    """Reads a genotype file, or `zoo:NAME`, in its own space (its inputs and layers), see `zoo.read`."""
+    return zoo.read(path, name=name)
+
+
+def train_cell(
+    config: ml_collections.ConfigDict,
+    space: genotype_lib.Space,
+    genotype: np.ndarray,
+    store: feature_store.AnyStore,
+    *,
+    folder: workdir.Workdir,
+    stop: signals.StopFlag,
+    stage: str,
+) -> types.Params:
+    """Trains one cell from scratch through time.
+
+    Every device of every process does the same work: the cell's batch statistics are those of the whole batch, and a
+    device would wait for the others in each normalisation.
+
+    Args:
+      config: of the run; section `train`.
+      space: what the genotype refers to.
+      genotype: i32 [L, 5].
+      store: the features of the training clips.
+      folder: the run folder.
+      stop: a signal asks to save and stop.
+      stage: names the checkpoints and the log lines.
+
+    Returns:
+      The averaged weights with running statistics in every normalisation.
+    """
+    section = config.train
+    cell = cell_lib.make(space, genotype, features_lib.settings_of(config))
+    optimizer = optim.make(section)
+    # Where the store is: a state that is committed to no device would compile the step twice.
+    where = feature_store.state_sharding(store)
+    state = jax.tree.map(lambda x: mesh_lib.put(x, where), init(cell, optimizer, config.seed))
+    step_fn = make_step(cell, optimizer, section)
+
+    def batches(start: int) -> Iterator[np.ndarray]:
+        step = start
+        while True:
+            yield draw_clips((config.seed, 2, step), store.num_clips, (section.batch_size,))
+            step += 1
+
+    state = training_loop.fit(
+        state,
+        stage=stage,
+        num_steps=section.steps,
+        step_fn=lambda state, clips: step_fn(state, *feature_store.anywhere(store, clips)),
+        batches_fn=batches,
+        folder=folder,
+        stop=stop,
+        checkpoint_every=section.checkpoint_every,
+    )
+    drawn = batches(section.steps)
+    return calibrate(cell, state.average, store, [next(drawn) for _ in range(section.norm_batches)])
+
+
+def init(cell: cell_lib.Cell, optimizer: optax.GradientTransformation, seed: int) -> CellTrainState:
+    """The state before the first step."""
+    params = compilation.jit_once(cell.init)(jax.random.key(seed))
+    return CellTrainState(
+        params=params,
+        average=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def draw_clips(key: tuple[int, ...], num_clips: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Indices of clips, i32, a pure function of the key."""
+    return np.random.default_rng(key).integers(0, num_clips, shape, dtype=np.int32)
+
+
+def make_step(
+    cell: cell_lib.Cell, optimizer: optax.GradientTransformation, section: ml_collections.ConfigDict
+) -> Callable[..., tuple[CellTrainState, dict[str, jax.Array]]]:
+    """The jitted step `(state, store, clips i32 [B]) -> (state, metrics)`; the state is donated."""
+
+    def loss_fn(params: types.Params, features: types.Features, labels: jax.Array) -> jax.Array:
+        logits, schedule_loss = cell.unroll_training(params, features)
+        targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), section.label_stride)
+        return losses.cross_entropy(logits, targets)[0] + schedule_loss
+
+    def step(
+        state: CellTrainState, store: types.FeatureStore, clips: jax.Array
+    ) -> tuple[CellTrainState, dict[str, jax.Array]]:
+        features = jax.tree.map(lambda x: x[clips].astype(jnp.float32), store.features)
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, features, store.labels[clips])
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = optim.polyak(section.polyak, state.average, params, state.step)
+        new = CellTrainState(params=params, average=average, opt_state=opt_state, step=state.step + 1)
+        return new, {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+
+    return compilation.jit(step, donate_argnums=0)
+
+
+def calibrate(
+    cell: cell_lib.Cell, params: types.Params, store: feature_store.AnyStore, batches: list[np.ndarray]
+) -> types.Params:
+    """Running statistics: the mean of the batch moments of the final weights over some batches."""
+
+    @jax.jit
+    def moments(params: types.Params, store: types.FeatureStore, clips: jax.Array) -> Any:
+        features = jax.tree.map(lambda x: x[clips].astype(jnp.float32), store.features)
+        return cell.moments(params, features)
+
+    drawn = [jax.device_get(moments(params, *feature_store.anywhere(store, clips))) for clips in batches]
+    where = feature_store.state_sharding(store)
+    mean = jax.tree.map(lambda *xs: mesh_lib.put(np.mean(xs, axis=0), where), *drawn)
+    return cell_lib.freeze_norm(params, mean)
+
+
+def save_winner(
+    folder: workdir.Workdir,
+    space: genotype_lib.Space,
+    genotype: np.ndarray,
+    params: types.Params,
+    scores: dict[str, Any],
+    *,
+    made_by: str = winners.TRAIN,
+) -> None:
+    """Writes the cell's weights and, after them, `best_genotype.json`.
+
+    The weights are kept under the genotype's digest: they cannot be taken for those of another one, wherever this is
+    interrupted and whatever is put in the place of the file.
+    """
+    digest = genotype_lib.digest(space, genotype)
+    checkpoints = folder.checkpointer(_cell_stage(digest), keep=1)
+    latest = checkpoints.latest_step()
+    checkpoints.save(0 if latest is None else latest + 1, params)
+    about = {"digest": digest, "made_by": made_by, "scores": scores}
+    folder.write_json(BEST, {**genotype_lib.to_dict(space, genotype), **about})
+    distributed.barrier("winner")  # written by one process, read by all
+
+
+def has_cell(folder: workdir.Workdir) -> bool:
+    """Whether a run folder holds a trained cell; without one, its static network is used alone."""
+    return os.path.isfile(folder.path / BEST)
+
+
+def _cell_stage(digest: str) -> str:
+    return f"{CELL_STAGE}_{digest}"
+
+
+def require_winner(folder: workdir.Workdir) -> pathlib.Path:
+    """The path of `best_genotype.json`.
+
+    Raises:
+      UserError: the run folder holds no trained cell.
+    """
+    path = folder.path / BEST
+    if not has_cell(folder):
+        raise errors.UserError(f"{folder.path}: holds no trained cell, run `dvsnas search` or `dvsnas train` first")
+    return path
+
+
+def load_winner(
+    config: ml_collections.ConfigDict, folder: workdir.Workdir
+) -> tuple[cell_lib.Cell, types.Params, genotype_lib.Space, np.ndarray]:
+    """Reads what `save_winner` wrote.
+
+    Raises:
+      UserError: the run folder holds no trained cell, or none of the genotype that its file names.
+    """
+    require_winner(folder)
+    winner = winners.read(folder)
+    assert winner is not None
+    cell = cell_lib.make(winner.space, winner.genotype, features_lib.settings_of(config))
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    template = cell_lib.freeze_norm(params, _moment_shapes(params))
+    stage, places = _cell_stage(winner.digest), folder.path / "checkpoints"
+    if not winner.is_bound and not (places / stage).is_dir() and (places / CELL_STAGE).is_dir():
+        stage = CELL_STAGE  # of an older run
+    elif not (places / stage).is_dir():
+        there = ", ".join(sorted(path.name.removeprefix("cell_") for path in places.glob(_cell_stage("*")))) or "none"
+        raise errors.UserError(
+            f"{folder.path / BEST}: names genotype {winner.digest}, whose weights are not in this folder (there are: "
+            f"{there}); put the file back, or train the genotype in a folder of its own with `dvsnas train --genotype`"
+        )
+    return cell, folder.checkpointer(stage, keep=1).restore(template), winner.space, winner.genotype
+
+
+def _moment_shapes(params: types.Params) -> dict[tuple[str, ...], tuple[Any, Any]]:
+    """A moment for every normalisation of a cell, as its scale."""
+    leaves = [(tuple(entry.key for entry in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    return {keys[:-1]: (leaf, leaf) for keys, leaf in leaves if keys[-1] == "scale"}

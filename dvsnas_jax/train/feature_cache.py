@@ -1,0 +1,212 @@
+"""Features on disk: files of a few clips each, named by all that they follow from, so that they are never stale.
+
+The key is a hash of the static network's weights, the sections of the configuration that shape the features, the code
+that makes them and, of a data set on disk, name, size and time of every file. A file that a crash left incomplete, or
+whose bytes changed, is made again. Of several processes each makes every n-th file; all see the same folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dvsnas_jax import data as data_package
+from dvsnas_jax import nets as nets_package
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import types
+from dvsnas_jax.core.processes import distributed
+from dvsnas_jax.data.datasets import layouts
+from dvsnas_jax.data.loading import store as clips_store
+
+CLIPS_PER_FILE = 16
+_VERSION = 2
+
+
+class Memory:
+    """Features in this host's memory; a `feature_store.Source`.
+
+    Args:
+      store: of host arrays.
+    """
+
+    def __init__(self, store: types.FeatureStore) -> None:
+        self._store = store
+
+    def take(self, clips: np.ndarray) -> types.FeatureStore:
+        """Some clips, i32 [n]."""
+        return jax.tree.map(lambda x: np.asarray(x)[clips], self._store)
+
+
+class Disk:
+    """Features in files, mapped into memory; a `feature_store.Source`.
+
+    Args:
+      folder: of the files, all whole.
+      num_clips: M.
+    """
+
+    def __init__(self, folder: pathlib.Path, num_clips: int) -> None:
+        self._folder, self._num_clips = folder, num_clips
+
+    def take(self, clips: np.ndarray) -> types.FeatureStore:
+        """Some clips, i32 [n]."""
+        clips = np.asarray(clips)
+        found = [self._open(int(clip) // CLIPS_PER_FILE) for clip in clips]
+        places = clips % CLIPS_PER_FILE
+        rows = [jax.tree.map(lambda x, at=at: x[at], part) for part, at in zip(found, places, strict=True)]
+        return jax.tree.map(lambda *xs: np.stack(xs), *rows)
+
+    @functools.cache  # noqa: B019 - lives as long as the run
+    def _open(self, number: int) -> types.FeatureStore:
+        return _read(_file(self._folder, number))
+
+
+def key(
+    config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...], *, num_drawn: int = 0
+) -> str:
+    """The name of the folder of some features.
+
+    Args:
+      config: of the run.
+      variables: of the static network.
+      clips: numbers of the clips of the train split.
+      names: of the maps.
+      num_drawn: augmented draws of the clips; 0 = each as it is.
+    """
+    digest = hashlib.sha256()
+    settings = {
+        "version": _VERSION,
+        **_contents(config),
+        "names": list(names),
+        "clips": np.asarray(clips).tolist(),
+        "drawn": [num_drawn, config.seed if num_drawn else 0],
+        "backend": jax.default_backend(),
+        "jax": jax.__version__,
+    }
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(variables)):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    digest.update(_code().encode())
+    digest.update(_files(config.data).encode())
+    return digest.hexdigest()[:32]
+
+
+def _contents(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The sections that shape the features; where data and weights lie does not."""
+    values = config_lib.to_json_dict(config)
+    for key in config_lib.PATHS:
+        section, leaf = key.split(".")
+        values[section][leaf] = bool(values[section][leaf]) if key == "data.prepared" else ""
+    return {"data": values["data"], "net": values["net"]}
+
+
+@functools.cache
+def _code() -> str:
+    """A hash of the code that reads data and makes features."""
+    digest = hashlib.sha256()
+    for package in (data_package, nets_package):
+        for path in sorted(pathlib.Path(str(package.__file__)).parent.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(data: ml_collections.ConfigDict) -> str:
+    """Names, sizes and times of the files of the train split; empty where the clips are computed."""
+    if data.name == "synthetic":
+        return ""
+    root = data.prepared or layouts.root(data)
+    if data.prepared:
+        paths = sorted(path for path in pathlib.Path(data.prepared).rglob("*") if path.is_file())
+    else:
+        found = clips_store.source(data, "train").frames
+        paths = [path for frame in found for path in (frame.image, frame.label) if path is not None]
+    # Named from the folder on: however its path is spelled, and wherever it was moved, it is the same data.
+    stats = [(os.path.relpath(path, root), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return json.dumps(stats)
+
+
+def build(
+    folder: pathlib.Path, num_clips: int, make_fn: Callable[[int, int], types.FeatureStore]
+) -> Disk:
+    """Makes the files that are not there or not whole; all processes call it.
+
+    Args:
+      folder: named by `key`.
+      num_clips: M.
+      make_fn: `(first clip, clip after the last) -> features`, host arrays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = range(-(-num_clips // CLIPS_PER_FILE))
+    for number in numbers[distributed.process_id() :: distributed.num_processes()]:
+        path = _file(folder, number)
+        if not is_whole(path):
+            first = number * CLIPS_PER_FILE
+            _write(path, make_fn(first, min(first + CLIPS_PER_FILE, num_clips)))
+    distributed.barrier("features")
+    return Disk(folder, num_clips)
+
+
+def _file(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / f"clips_{number:06d}.features"
+
+
+def _write(path: pathlib.Path, store: types.FeatureStore) -> None:
+    """A line of JSON, then the bytes of all arrays; put in place in one step."""
+    arrays = {**store.features.maps, "/logits": store.features.logits, "/labels": store.labels}
+    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    header = {
+        "leaves": [[name, array.dtype.name, list(array.shape)] for name, array in plain.items()],
+        "crc32": _checksum([array.reshape(-1).view(np.uint8) for array in plain.values()]),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as out:
+        out.write(json.dumps(header).encode() + b"\n")
+        for array in plain.values():
+            out.write(array.tobytes())
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, path)
+
+
+def _checksum(parts: list[np.ndarray]) -> int:
+    return functools.reduce(lambda crc, part: zlib.crc32(part.data, crc), parts, 0)
+
+
+def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
+    """What a file holds, and where its arrays begin."""
+    with path.open("rb") as lines:
+        line = lines.readline()
+    return json.loads(line), len(line)
+
+
+def is_whole(path: pathlib.Path) -> bool:
+    """Whether a file is there, complete and as it was written."""
+    try:
+        header, start = _header(path)
+        data = np.memmap(path, np.uint8, "r", offset=start)
+    except (OSError, ValueError):
+        return False
+    return header["crc32"] == _checksum([data])
+
+
+def _read(path: pathlib.Path) -> types.FeatureStore:
+    """The arrays of a file, mapped."""
+    header, start = _header(path)
+    arrays = {}
+    for name, dtype, shape in header["leaves"]:
+        arrays[name] = np.memmap(path, jnp.dtype(dtype), "r", offset=start, shape=tuple(shape))
+        start += arrays[name].nbytes
+    labels, logits = arrays.pop("/labels"), arrays.pop("/logits")
+    return types.FeatureStore(features=types.Features(maps=arrays, logits=logits), labels=labels)

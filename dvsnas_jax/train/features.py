@@ -1,0 +1,222 @@
+"""The frozen static network's features of many clips, computed once and kept in memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import compilation, progress, types
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import distributed
+from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.space import cell_frame
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import schedule as schedule_lib
+from dvsnas_jax.train import feature_cache, feature_store
+
+BATCH_FRAMES = 16
+"""Frames that pass the trained static network at a time."""
+
+
+def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
+    """The cell space that a config describes.
+
+    Raises:
+      UserError: an unknown name, or an input that the mode does not provide.
+    """
+    settings_of(config).check(config.space.inputs)
+    return genotype_lib.Space(
+        inputs=tuple(config.space.inputs),
+        num_layers=config.space.num_layers,
+        operations=tuple(config.space.operations) or genotype_lib.OPERATIONS,
+        aggregations=tuple(config.space.aggregations) or genotype_lib.AGGREGATIONS,
+    )
+
+
+def settings_of(config: ml_collections.ConfigDict) -> cell_frame.CellSettings:
+    """The sizes of the cell that a config describes."""
+    num_classes = pipeline.class_table(config.data).num_classes
+    return cell_frame.CellSettings(
+        channels=config.space.channels,
+        feature_channels=static_net.feature_channels(config.net, num_classes),
+        max_offset=config.space.max_offset,
+        mode=config.space.mode,
+        cut=config.space.cut,
+        schedule=schedule_lib.Schedule(
+            kind=config.schedule.kind,
+            interval=config.schedule.interval,
+            threshold=config.schedule.threshold,
+            grid=tuple(config.schedule.grid),
+        ),
+        attention_window=config.space.attention_window,
+        attention_heads=config.space.attention_heads,
+    )
+
+
+def needed_maps(space: genotype_lib.Space, config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Names of the feature maps that a cell of this space, in the mode of the config, may read or keep."""
+    names = {"decoder", "image", *(name for name in space.inputs if name.startswith("stage"))}
+    settings = settings_of(config)
+    if settings.is_propagating and settings.schedule.is_learned:
+        names.add(settings.cut)
+    return tuple(sorted(names))
+
+
+def make_forward(config: ml_collections.ConfigDict) -> Callable[[Any, np.ndarray], Iterator[types.Features]]:
+    """Builds the function that every use of the trained static network shares, so that it is compiled once.
+
+    Args:
+      config: of the run.
+
+    Returns:
+      `(variables, frames u8 [n, H, W, 3]) -> Features` of `BATCH_FRAMES` frames at a time (the last ones
+      repeated to fill the last batch), all maps at the grid, float32.
+    """
+    forward = _forward(static_net.make(config.net, pipeline.class_table(config.data).num_classes))
+
+    def batches(variables: Any, frames: np.ndarray) -> Iterator[types.Features]:
+        for start in range(0, len(frames), BATCH_FRAMES):
+            rows = np.minimum(np.arange(start, start + BATCH_FRAMES), len(frames) - 1)
+            yield forward(variables, frames[rows])
+
+    return batches
+
+
+@functools.cache
+def _forward(net: static_net.StaticNet) -> Callable[..., types.Features]:
+    """The jitted network; kept, because validation, features and evaluation each ask for it."""
+    return compilation.jit(functools.partial(static_net.infer, net))
+
+
+def build(
+    config: ml_collections.ConfigDict, variables: Any, clip: types.Clip, names: tuple[str, ...]
+) -> types.FeatureStore:
+    """Features of every frame of every clip.
+
+    Args:
+      config: of the run.
+      variables: of the static network.
+      clip: frames u8 [M, T, H, W, 3] and labels, host arrays.
+      names: the maps to keep.
+
+    Returns:
+      The store, bfloat16 maps on the default device.
+    """
+    return jax.device_put(compute(config, variables, clip, names))
+
+
+def compute(
+    config: ml_collections.ConfigDict, variables: Any, clip: types.Clip, names: tuple[str, ...]
+) -> types.FeatureStore:
+    """What `build` returns, as host arrays."""
+    num_clips, num_frames = clip.labels.shape[:2]
+    frames = np.asarray(clip.frames).reshape(-1, *clip.frames.shape[2:])
+    parts = []
+    with progress.bar(len(frames), "features") as bar:
+        for found in make_forward(config)(variables, frames):
+            kept = types.Features(maps={name: found.maps[name] for name in names}, logits=found.logits)
+            parts.append(jax.device_get(jax.tree.map(lambda x: x.astype(jnp.bfloat16), kept)))
+            bar.update(min(BATCH_FRAMES, len(frames) - bar.count))
+    merged = jax.tree.map(
+        lambda *xs: np.concatenate(xs)[: len(frames)].reshape(num_clips, num_frames, *xs[0].shape[1:]), *parts
+    )
+    return types.FeatureStore(features=merged, labels=np.asarray(clip.labels))
+
+
+def shapes(
+    config: ml_collections.ConfigDict,
+    names: tuple[str, ...],
+    num_clips: int,
+    sharding: jax.sharding.Sharding | None,
+    *,
+    is_augmented: bool = False,
+) -> types.FeatureStore:
+    """What `build` returns for so many clips, or `train_store` where `is_augmented`, as shapes."""
+    data = config.data
+    size = (data.crop_height, data.crop_width) if is_augmented else (data.height, data.width)
+    net = static_net.make(config.net, pipeline.class_table(data).num_classes)
+    found = static_net.frame_shapes(net, size)
+
+    def stored(x: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num_clips, data.num_frames, *x.shape[1:]), dtype, sharding=sharding)
+
+    kept = types.Features(maps={name: found.maps[name] for name in names}, logits=found.logits)
+    features = jax.tree.map(lambda x: stored(x, jnp.bfloat16), kept)
+    return types.FeatureStore(features=features, labels=stored(jax.ShapeDtypeStruct((1, *size), np.uint8), np.uint8))
+
+
+def train_store(
+    config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...]
+) -> types.FeatureStore:
+    """The store of the meta-training clips: each as it is, or `cache_clips` augmented draws of them."""
+    return build(config, variables, draw(config, clips, 0, config.search.cache_clips or len(clips)), names)
+
+
+def draw(config: ml_collections.ConfigDict, clips: np.ndarray, first: int, last: int) -> types.Clip:
+    """Number `first` to before `last` of what `train_store` keeps: clips as they are, or augmented draws of them."""
+    if not config.search.cache_clips:
+        return select(config, clips[first:last])
+    batches = pipeline.train_batches(
+        config.data,
+        batch_size=1,
+        num_frames=config.data.num_frames,
+        seed=config.seed + 1,
+        start_step=first,
+        indices=clips,
+    )
+    drawn = [next(batches) for _ in range(first, last)]
+    return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
+
+
+def placed(
+    config: ml_collections.ConfigDict,
+    variables: Any,
+    clips: np.ndarray,
+    names: tuple[str, ...],
+    *,
+    placement: feature_store.Placement,
+    folder: workdir.Workdir | None,
+    is_training: bool,
+) -> feature_store.AnyStore:
+    """The features of the meta-training or meta-validation clips, where `placement` wants them.
+
+    Several processes share the work by way of the cache on disk, below `features/` of the run folder.
+
+    Args:
+      config: of the run.
+      variables: of the static network.
+      clips: numbers of the clips of the train split.
+      names: the maps to keep.
+      placement: from `feature_store.plan`.
+      folder: the run folder; only several processes, and the disk, need one.
+      is_training: augmented draws of the clips, if `search.cache_clips` asks for them.
+    """
+    num_drawn = config.search.cache_clips if is_training else 0
+    num_clips, variables = num_drawn or len(clips), jax.device_get(variables)
+
+    def make(first: int, last: int) -> types.FeatureStore:
+        clip = draw(config, clips, first, last) if is_training else select(config, clips[first:last])
+        return compute(config, variables, clip, names)
+
+    source: feature_store.Source
+    if placement.kind == feature_store.DISK or distributed.num_processes() > 1:
+        assert folder is not None, "no folder for the cache on disk"
+        key = feature_cache.key(config, variables, clips, names, num_drawn=num_drawn)
+        source = feature_cache.build(folder.path / "features" / key, num_clips, make)
+        if placement.kind == feature_store.HOST:
+            source = feature_cache.Memory(source.take(np.arange(num_clips)))
+    else:
+        source = feature_cache.Memory(make(0, num_clips))
+    return feature_store.place(placement, source, num_clips)
+
+
+def select(config: ml_collections.ConfigDict, clips: np.ndarray) -> types.Clip:
+    """Some clips of the train split, not augmented."""
+    return pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames, indices=clips)

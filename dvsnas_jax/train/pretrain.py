@@ -1,0 +1,268 @@
+"""Training of the static network on single frames; the best weights on held-out clips are kept.
+
+It is data parallel over all devices; the batch statistics are those of the whole batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from dvsnas_jax.core import compilation, errors, types
+from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
+from dvsnas_jax.data.loading import pipeline, prefetch, sharding
+from dvsnas_jax.evaluate import metrics
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.nets.weights import weights_folder
+from dvsnas_jax.train import features, optim, pretrain_loss, training_loop
+
+STAGE = "pretrain"
+_COPIES = 4
+"""Of the variables while they are trained: they, their average, the best of it, gradients."""
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class PretrainState:
+    """What the training of a static network changes.
+
+    Attributes:
+      variables: params and batch statistics.
+      average: moving average of `variables`.
+      best: the `average` with the best held-out mIoU so far.
+      best_miou: f32 [], its mIoU; -1 before the first validation.
+      opt_state: of the optimizer.
+      step: i32 [].
+    """
+
+    variables: Any
+    average: Any
+    best: Any
+    best_miou: types.Array
+    opt_state: optax.OptState
+    step: types.Array
+
+
+def split_clips(config: ml_collections.ConfigDict, num_clips: int) -> tuple[np.ndarray, np.ndarray]:
+    """Meta-training and meta-validation clips of the train split: indices, disjoint, from the seed."""
+    order = np.random.default_rng((config.seed, 1)).permutation(num_clips)
+    num_val = min(max(int(round(num_clips * config.search.meta_val_fraction)), 1), num_clips - 1)
+    return np.sort(order[num_val:]), np.sort(order[:num_val])
+
+
+def is_trained(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> bool:
+    """Whether the run folder holds the trained static network."""
+    return (folder.checkpointer(STAGE).latest_step() or 0) >= config.pretrain.steps
+
+
+def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
+    """Whether `run` has all that it needs; what was trained already needs nothing. Nothing is written.
+
+    Raises:
+      UserError: a network that is too large, weights or a teacher of another one, bad class weights, or training clips
+        that cannot be read.
+    """
+    if is_trained(config, folder):
+        return
+    section, num_classes = config.pretrain, pipeline.class_table(config.data).num_classes
+    net = static_net.make(config.net, num_classes)
+    _require_memory(net)
+    if config.net.weights:
+        empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), static_net.shapes(net))
+        weights_folder.load(config.net.weights, empty, config.net)
+    pretrain_loss.load_teacher(section.teacher, num_classes, restore)
+    if section.class_weights != "median":
+        pretrain_loss.class_weights(section.class_weights, num_classes, lambda: iter(()))
+    batch_size, num_frames = _batch(config)
+    clips, _ = split_clips(config, pipeline.num_clips(config.data, "train", config.data.num_frames))
+    pipeline.train_batches(
+        config.data, batch_size=batch_size, num_frames=num_frames, seed=config.seed, indices=clips
+    )
+
+
+def _require_memory(net: static_net.StaticNet) -> None:
+    """Refuses a network that no machine of this size holds: on a CPU, XLA would end the process with a stack.
+
+    Raises:
+      UserError: its variables, their averages and gradients alone need more than the machine has.
+    """
+    num = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(static_net.shapes(net)))
+    needed, has = _COPIES * 4 * num, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > has:
+        raise errors.UserError(
+            f"net: a network of {num:.3g} variables needs {needed / 2**30:,.0f} GiB to be trained, this machine has "
+            f"{has / 2**30:,.0f}; lower net.width or net.decoder_channels"
+        )
+
+
+def _batch(config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """Clips of a batch, and frames of each."""
+    num_frames = 1 if config.data.history == "stills" else config.data.num_frames
+    return max(config.pretrain.batch_size // num_frames, 1), num_frames
+
+
+def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag) -> Any:
+    """Trains the static network, or restores it where it is trained already.
+
+    Returns:
+      Its variables (params and batch statistics).
+    """
+    section, (batch_size, num_frames) = config.pretrain, _batch(config)
+    trained = restore(config, folder)
+    if trained is not None:
+        return mesh_lib.replicate_for_batch(trained, batch_size) if jax.device_count() > 1 else trained
+    num_classes = pipeline.class_table(config.data).num_classes
+    net = static_net.make(config.net, num_classes)
+    optimizer, rng = make_optimizer(section), jax.random.key(config.seed)
+    state = init(static_net.start(config.net, net, rng), optimizer)
+    teacher = pretrain_loss.load_teacher(section.teacher, num_classes, restore)
+    num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
+    meta_train, meta_val = split_clips(config, num_clips)
+
+    batches = functools.partial(
+        pipeline.train_batches,
+        config.data,
+        batch_size=batch_size,
+        num_frames=num_frames,
+        seed=config.seed,
+        indices=meta_train,
+    )
+    if jax.device_count() > 1:
+        state = mesh_lib.replicate_for_batch(state, batch_size)
+
+    weights = pretrain_loss.class_weights(section.class_weights, num_classes, batches)
+    step_fn = make_step(pretrain_loss.make(section, net, teacher.net, weights), optimizer, section.polyak, rng)
+    validate = make_validate(config, meta_val)
+
+    def after(done: int, state: PretrainState) -> PretrainState:
+        if done % section.eval_every and done != section.steps:
+            return state
+        miou = validate(state.average)
+        folder.scalars(f"{STAGE}{training_loop.VALIDATION}", done, {"miou": miou})
+        if miou <= float(state.best_miou):
+            return state
+        best = jax.tree.map(jnp.copy, state.average)  # a copy: the step donates the state
+        return state.replace(best=best, best_miou=jnp.float32(miou))  # type: ignore[attr-defined]
+
+    state = training_loop.fit(
+        state,
+        stage=STAGE,
+        num_steps=section.steps,
+        step_fn=lambda state, clip: step_fn(state, clip, teacher.variables),
+        batches_fn=lambda start: _on_devices(batches, batch_size, start),
+        folder=folder,
+        stop=stop,
+        checkpoint_every=section.checkpoint_every,
+        after_fn=after,
+    )
+    return state.best
+
+
+def _on_devices(batches: Callable[..., Iterator[types.Clip]], batch_size: int, start: int) -> Iterator[types.Clip]:
+    """The batches from a step on, each process loads its share, ahead of the steps on the devices."""
+    if jax.device_count() == 1:
+        return prefetch.to_device(batches(start_step=start))
+    own = batches(start_step=start, shard=sharding.Shard(*mesh_lib.host_shard(batch_size)))
+    return prefetch.on_host(mesh_lib.put_batch(clip, batch_size) for clip in own)
+
+
+def restore(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any | None:
+    """Variables of the trained static network of a run folder, None where there are none."""
+    if not is_trained(config, folder):
+        return None
+    net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
+    template = jax.eval_shape(
+        lambda variables: init(variables, make_optimizer(config.pretrain)), static_net.shapes(net)
+    )
+    return folder.checkpointer(STAGE).restore(template).best
+
+
+def init(variables: Any, optimizer: optax.GradientTransformation) -> PretrainState:
+    """The state before the first step, from freshly drawn variables."""
+
+    def copy() -> Any:  # separate buffers, because the state is donated
+        return jax.tree.map(jnp.copy, variables)
+
+    return PretrainState(
+        variables=variables,
+        average=copy(),
+        best=copy(),
+        best_miou=jnp.float32(-1.0),
+        opt_state=optimizer.init(variables["params"]),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def make_optimizer(section: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """AdamW with the encoder's own learning rate."""
+    if section.encoder_rate == 1.0:
+        return optim.make(section)
+    return optax.chain(optim.make(section), optim.scale_part("encoder", section.encoder_rate))
+
+
+def make_step(
+    loss_fn: pretrain_loss.Loss, optimizer: optax.GradientTransformation, decay: float, rng: jax.Array
+) -> Callable[[PretrainState, types.Clip, Any], tuple[PretrainState, dict[str, jax.Array]]]:
+    """The jitted training step `(state, clip, teacher variables) -> (state, metrics)`; the state is donated.
+
+    Args:
+      loss_fn: from `objective.make`.
+      optimizer: from `make_optimizer`.
+      decay: of the averaged weights.
+      rng: of dropout, with the step folded in.
+    """
+
+    def step(state: PretrainState, clip: types.Clip, teacher: Any) -> tuple[PretrainState, dict[str, jax.Array]]:
+        variables = state.variables
+        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (batch_stats, parts)), grads = gradient_fn(
+            variables["params"], variables["batch_stats"], clip, teacher, jax.random.fold_in(rng, state.step)
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, variables["params"])
+        params = optax.apply_updates(variables["params"], updates)
+        variables = {"params": params, "batch_stats": batch_stats}
+        state = state.replace(  # type: ignore[attr-defined]
+            variables=variables,
+            average=optim.polyak(decay, state.average, variables, state.step),
+            opt_state=opt_state,
+            step=state.step + 1,
+        )
+        return state, {"loss": loss, **parts, "gradient_norm": optax.tree.norm(grads)}
+
+    return compilation.jit(step, donate_argnums=0)
+
+
+def make_validate(config: ml_collections.ConfigDict, clips: np.ndarray) -> Callable[[Any], float]:
+    """`variables -> mIoU` on the target frames of some training clips, read anew each time, a batch in memory."""
+    data, num_frames = config.data, config.data.num_frames
+    size = data.height, data.width
+    # The targets alone where every frame has the history that a clip needs: the clips are then the same.
+    num_clips = (pipeline.num_clips(data, "train", num) for num in (1, num_frames))
+    num_read = 1 if len(set(num_clips)) == 1 else num_frames
+    num_classes = pipeline.class_table(data).num_classes
+    forward = features.make_forward(config)
+    predict = compilation.jit(lambda logits: static_net.predict(logits, size))
+
+    def validate(variables: Any) -> float:
+        counts = np.zeros((num_classes, num_classes), np.int64)
+        for start in range(0, len(clips), features.BATCH_FRAMES):
+            chosen = clips[start : start + features.BATCH_FRAMES]
+            clip = pipeline.load_clips(data, split="train", num_frames=num_read, indices=chosen)
+            frames, labels = np.asarray(clip.frames)[:, -1], np.asarray(clip.labels)[:, -1]
+            (found,) = forward(variables, frames)
+            predictions = np.asarray(predict(found.logits))[: len(labels)]
+            counts += np.asarray(metrics.confusion(labels, predictions, num_classes))
+        return float(metrics.scores(counts)["miou"])
+
+    return validate

@@ -1,0 +1,153 @@
+"""What the training of a static network minimises: cross-entropy, an auxiliary loss, a teacher's predictions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import errors, types
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.train import claims, losses
+
+WEIGHT_BATCHES = 50
+"""Batches whose labels decide the class weights of median frequency balancing."""
+
+
+class Teacher(NamedTuple):
+    """A trained static network; `net` is None where there is no teacher."""
+
+    net: static_net.StaticNet | None
+    variables: Any
+
+
+Loss = Callable[[Any, Any, types.Clip, Any, jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
+
+
+def make(
+    section: ml_collections.ConfigDict,
+    net: static_net.StaticNet,
+    teacher_net: static_net.StaticNet | None = None,
+    class_weights: np.ndarray | None = None,
+) -> Loss:
+    """Builds the loss.
+
+    Args:
+      section: `pretrain` of the configuration.
+      net: that is trained.
+      teacher_net: whose predictions count as well.
+      class_weights: f32 [K].
+
+    Returns:
+      `(params, batch_stats, clip, teacher variables, rng) -> (loss, (new batch_stats, parts of the loss))`.
+    """
+
+    def segmentation(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return losses.cross_entropy(
+            logits,
+            labels,
+            class_weights=class_weights,
+            smoothing=section.label_smoothing,
+            hardest=section.hardest,
+        )[0]
+
+    def loss_fn(
+        params: Any, batch_stats: Any, clip: types.Clip, teacher: Any, rng: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        images = static_net.normalise(clip.frames.reshape(-1, *clip.frames.shape[2:]))
+        labels = jnp.asarray(clip.labels).reshape(-1, *clip.labels.shape[2:])
+        found, updated = net.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": rng} if net.dropout else {},
+        )
+        total = segmentation(found.logits, labels)
+        parts = {}
+        if net.has_auxiliary:
+            parts["auxiliary"] = segmentation(found.maps["auxiliary"], labels)
+            total += section.auxiliary_weight * parts["auxiliary"]
+        if teacher_net is not None:
+            theirs: Any = jax.lax.stop_gradient(teacher_net.apply(teacher, images, train=False))
+            parts["distillation"] = losses.distillation(found.logits, theirs.logits, section.temperature)
+            total += section.distillation * parts["distillation"]
+        return total, (updated["batch_stats"], parts)
+
+    return loss_fn
+
+
+def class_weights(text: str, num_classes: int, batches_fn: Callable[[], Iterator[types.Clip]]) -> np.ndarray | None:
+    """The class weights that `pretrain.class_weights` asks for.
+
+    Args:
+      text: empty, "median" or K numbers.
+      num_classes: K.
+      batches_fn: the training batches from the first one on; their labels are counted for "median".
+
+    Returns:
+      f32 [K], or None: all alike.
+
+    Raises:
+      UserError: neither.
+    """
+    if not text:
+        return None
+    if text == "median":
+        counts = [
+            np.bincount(image.ravel(), minlength=256)[:num_classes]
+            for clip in itertools.islice(batches_fn(), WEIGHT_BATCHES)
+            for image in np.asarray(clip.labels).reshape(-1, *clip.labels.shape[2:])
+        ]
+        return losses.median_weights(np.array(counts))
+    try:
+        values = np.array([float(part) for part in text.split(",")], np.float32)
+    except ValueError:
+        values = np.zeros(0, np.float32)
+    if len(values) != num_classes or not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
+        raise errors.UserError(
+            f"config key 'pretrain.class_weights': must be median or {num_classes} numbers (at least 0, not all 0) "
+            f"separated by commas, got {text!r}"
+        )
+    return values
+
+
+def load_teacher(
+    path: str, num_classes: int, restore_fn: Callable[[ml_collections.ConfigDict, workdir.Workdir], Any]
+) -> Teacher:
+    """The static network of another run.
+
+    Args:
+      path: its run folder; empty: no teacher.
+      num_classes: K that it must have.
+      restore_fn: `(config, folder) -> variables`, None where the network is not trained.
+
+    Raises:
+      UserError: no run, no trained network, or another number of classes.
+    """
+    if not path:
+        return Teacher(None, None)
+    folder = workdir.Workdir(path)
+    instead = "or leave pretrain.teacher empty"
+    if not folder.is_claimed:
+        raise errors.UserError(f"pretrain.teacher: {path} holds no run (no config.json); give a run folder, {instead}")
+    config = claims.config_of(folder)
+    variables = restore_fn(config, folder)
+    if variables is None:
+        raise errors.UserError(
+            f"pretrain.teacher: {path} holds no trained static network; run `dvsnas train --workdir={path}` first, "
+            f"{instead}"
+        )
+    found = len(variables["params"]["classifier"]["bias"])
+    if found != num_classes:
+        raise errors.UserError(
+            f"pretrain.teacher: the network in {path} has {found} classes, not {num_classes}; give a run on the same "
+            f"classes, {instead}"
+        )
+    return Teacher(static_net.make(config.net, found), variables)

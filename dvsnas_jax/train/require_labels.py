@@ -1,0 +1,114 @@
+"""What has to be labelled before anything is trained: said in one line, before the run folder is claimed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.processes import distributed
+from dvsnas_jax.data import coverage
+from dvsnas_jax.data.loading import pipeline, store
+from dvsnas_jax.train import pretrain
+
+
+def check(
+    config: ml_collections.ConfigDict, *, is_rewarded: bool = False, is_evaluated: bool = False, do_note: bool = True
+) -> int:
+    """Looks whether there are labelled pixels where a run trains and measures; prints notes on standard error.
+
+    Of a data set on disk some label images are read (`coverage.LIMIT` of a split, fewer where every class is met
+    earlier), all where those look wrong. The clips that rewards are measured on are looked at one by one.
+
+    Args:
+      config: of the run.
+      is_rewarded: candidates are scored on meta-validation clips.
+      is_evaluated: the run is scored on `config.evaluate.split` in the end.
+      do_note: print what is harmless, too.
+
+    Returns:
+      The number of clips of the train split.
+
+    Raises:
+      UserError: too few clips, or no labelled pixel where the run trains or measures, or masks that the config reads
+        wrongly.
+    """
+    data = config.data
+    num_clips = pipeline.num_clips(data, "train", data.num_frames)
+    training, held_out = pretrain.split_clips(config, num_clips)
+    if not len(held_out):
+        raise errors.UserError(
+            "data: the train split has one clip; at least two are needed, one to train and one to measure on: add "
+            "labelled frames, or lower data.num_frames or data.frame_gap"
+        )
+    if data.name == "synthetic":
+        return num_clips
+    if is_evaluated:
+        store.videos(data, config.evaluate.split)  # says so where there are none
+    names = dict.fromkeys(("train", *([config.evaluate.split] if is_evaluated else [])))
+    notes = _require_classes(data, list(names))
+    for note in notes if do_note and distributed.is_main() else ():
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    targets = store.index(data, "train", data.num_frames).places[:, -1]
+    if is_rewarded:
+        num = min(config.search.reward_clips, len(held_out))
+        what = f"the {num} meta-validation clips that rewards are measured on"
+        keys = "search.meta_val_fraction, search.reward_clips or seed"
+        _require_pixel(data, targets[held_out[:num]], what, keys)
+    keys = "search.meta_val_fraction or seed"
+    _require_pixel(data, targets[training], f"the {len(training)} clips to train on", keys)
+    what = f"the {len(held_out)} training clips that are held out to choose the best weights"
+    _require_pixel(data, targets[held_out], what, keys)
+    return num_clips
+
+
+def is_scorable(config: ml_collections.ConfigDict) -> bool:
+    """Whether a run that trains can be scored on `config.evaluate.split`, too; where not, a note says why.
+
+    Raises:
+      UserError: as `check`: there is nothing to train on.
+    """
+    try:
+        check(config, is_evaluated=True, do_note=False)
+        return True
+    except errors.UserError as error:
+        reason = str(error)
+    check(config, do_note=False)
+    if distributed.is_main():
+        print(f"note: the network is trained, but not scored: {reason}", file=sys.stderr, flush=True)
+    return False
+
+
+def _require_classes(data: ml_collections.ConfigDict, names: list[str]) -> list[str]:
+    """One rule for the classes of the splits that a run uses, see `coverage.judge`; what is harmless is returned."""
+    splits = [coverage.read(data, name, limit=coverage.LIMIT) for name in names]
+    bare = [split.name for split in splits if not split.num_masks]
+    if bare:
+        raise errors.UserError(
+            f"split {bare[0]}: none of its frames has a label image, and the run is scored on it; add some, or name "
+            "another split in evaluate.split"
+        )
+    options = {"is_own": data.name == "folder", "absent": tuple(data.folder.absent)}
+    problems, notes = coverage.judge(splits, **options)
+    if problems and not all(split.is_whole for split in splits):
+        splits = [split if split.is_whole else coverage.read(data, split.name) for split in splits]
+        problems, notes = coverage.judge(splits, **options)
+    if problems:
+        more = f" ({len(problems) - 1} more problems: run `dvsnas data check`)" if len(problems) > 1 else ""
+        raise errors.UserError(f"{problems[0]}{more}")
+    return notes
+
+
+def _require_pixel(data: ml_collections.ConfigDict, places: Sequence[int] | np.ndarray, what: str, keys: str) -> None:
+    places = [int(place) for place in places]
+    if coverage.has_labelled_pixel(data, "train", places):
+        return
+    source = store.source(data, "train")
+    shown = ", ".join(str(source.frames[place].label) for place in places[:3]) + (", ..." if len(places) > 3 else "")
+    raise errors.UserError(
+        f"labels: no labelled pixel in {what} ({shown}), at {data.height}x{data.width} pixels; label them, take them "
+        f"out, or change {keys}"
+    )
