@@ -8,7 +8,8 @@ from messages import ROOT
 
 from dvsnas_jax.bench import bench_data as data_bench
 from dvsnas_jax.bench import bench_search
-from dvsnas_jax.controller import ppo, strategies
+from dvsnas_jax.controller import strategies
+from dvsnas_jax.controller.strategies import ppo
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import genotype as genotype_lib

@@ -10,7 +10,7 @@ import pytest
 
 from dvsnas_jax.bench import bandit
 from dvsnas_jax.controller import policy as policy_lib
-from dvsnas_jax.controller import ppo
+from dvsnas_jax.controller.strategies import ppo
 from dvsnas_jax.core import config as config_lib
 
 ROLLOUTS = 100

@@ -12,6 +12,7 @@ from scipy import stats
 
 from dvsnas_jax import cli
 from dvsnas_jax.controller import strategies
+from dvsnas_jax.controller import strategy as strategy_lib
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.space import canonical
@@ -37,7 +38,7 @@ def settings(**changes) -> evidence.Settings:
     return evidence.Settings(**{**values, **changes})
 
 
-def make(name: str) -> strategies.Strategy:
+def make(name: str) -> strategy_lib.Strategy:
     return strategies.make(name, SPACE, config_lib.defaults().controller)
 
 

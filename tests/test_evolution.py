@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.bench import bandit
-from dvsnas_jax.controller import evolution, strategies
+from dvsnas_jax.controller import strategies
+from dvsnas_jax.controller.strategies import evolution
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.space import genotype

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.bench import bench_search
-from dvsnas_jax.controller import gumbel, strategies
+from dvsnas_jax.controller import strategies
+from dvsnas_jax.controller.strategies import gumbel
 from dvsnas_jax.core import compilation, errors, mesh, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir

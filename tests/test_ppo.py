@@ -8,8 +8,9 @@ import optax
 import pytest
 
 from dvsnas_jax.bench import bandit
-from dvsnas_jax.controller import descent, ppo
+from dvsnas_jax.controller import descent
 from dvsnas_jax.controller import policy as policy_lib
+from dvsnas_jax.controller.strategies import ppo
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.space import genotype

@@ -6,7 +6,8 @@ import pytest
 from scipy import integrate, stats
 from sklearn import gaussian_process
 
-from dvsnas_jax.controller import gaussian, predictor, strategies
+from dvsnas_jax.controller import gaussian, strategies
+from dvsnas_jax.controller.strategies import predictor
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import types
 from dvsnas_jax.search import derive

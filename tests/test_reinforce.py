@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.bench import bandit
-from dvsnas_jax.controller import descent, reinforce, strategies
+from dvsnas_jax.controller import descent, strategies
 from dvsnas_jax.controller import policy as policy_lib
+from dvsnas_jax.controller.strategies import reinforce
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.space import genotype

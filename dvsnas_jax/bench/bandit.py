@@ -16,7 +16,8 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.controller import policy as policy_lib
-from dvsnas_jax.controller import ppo, strategies
+from dvsnas_jax.controller import strategy as strategy_lib
+from dvsnas_jax.controller.strategies import ppo
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import types
 from dvsnas_jax.space import genotype
@@ -38,7 +39,7 @@ def reward(genotypes: types.Array, hidden: types.Array) -> np.ndarray:
 
 
 def run(
-    strategy: strategies.Strategy,
+    strategy: strategy_lib.Strategy,
     space: genotype.Space,
     hidden: types.Array,
     *,

@@ -127,7 +127,7 @@ def _prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             "bench search: measures a search whose candidates share weights; set search.mode to 'share', "
             f"it is {config.search.mode!r}"
         )
-    if config.search.strategy == "gumbel":
+    if strategies.TABLE[config.search.strategy].is_relaxed:
         raise errors.UserError("bench search: does not measure relaxed steps; set search.strategy to another name")
     return compile_sizes.without_data(config)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import linen as nn
 from flax import struct
@@ -84,18 +85,14 @@ def token_table(space: genotype.Space) -> TokenTable:
     return TokenTable(offsets=offsets, allowed=allowed, operations=slice(int(starts[1]), int(starts[2])))
 
 
+def of_config(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Policy:
+    """The policy of a space at the sizes of the section `controller`."""
+    sizes = {name: controller_config[name] for name in ("hidden", "lstm_layers", "init_scale")}
+    return make(space, **sizes)
+
+
 def make(space: genotype.Space, *, hidden: int, lstm_layers: int, init_scale: float) -> Policy:
-    """Builds the policy of a space.
-
-    Args:
-      space: gives the tokens and their limits.
-      hidden: units of each LSTM layer.
-      lstm_layers: number of LSTM layers.
-      init_scale: every weight starts uniform in +-init_scale.
-
-    Returns:
-      Pure functions over a Linen parameter dict.
-    """
+    """The policy of a space: `hidden` units in each LSTM layer, every weight starts uniform in +-init_scale."""
     table = token_table(space)
     module = RecurrentPolicy(
         num_tokens=table.num_tokens,

@@ -13,11 +13,9 @@ _SETTINGS = ((-4, 0), (-1, 2**31 - 1), (-2, 512 << 20))
 def keep_freed_memory() -> bool:
     """Makes the process keep the memory that it once used; to be called before JAX starts its threads.
 
-    XLA's CPU backend allocates the buffers of a program at every call. The system clears each page of them anew: a
-    third of the time of a training step. The peak of memory stays as it is.
-
-    Returns:
-      Whether the C library took the settings (glibc; elsewhere nothing changes).
+    XLA's CPU backend allocates the buffers of a program at every call, and the system clears each page of them anew: a
+    third of the time of a training step. The peak of memory stays as it is. True where the C library took the settings
+    (glibc; elsewhere nothing changes).
     """
     if not sys.platform.startswith("linux"):
         return False

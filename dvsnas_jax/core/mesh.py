@@ -40,16 +40,11 @@ def make(num_data: int = 1, devices: Sequence[jax.Device] | None = None) -> jax.
 
 
 def best_num_data(num_devices: int, num_parts: int, group_sizes: Sequence[int]) -> int:
-    """The number of `data` slices with which the devices have least to do one after the other.
+    """The number of `data` slices with which the devices have least to do one after the other, the smallest of the
+    best.
 
-    Args:
-      num_devices: of the mesh.
-      num_parts: parts of a batch; the slices must divide them.
-      group_sizes: numbers of genotypes of one call of each step; where the `arch` slices do not divide them, some
-        devices idle.
-
-    Returns:
-      A divisor of both `num_devices` and `num_parts`, the smallest of the best.
+    It divides both `num_devices` and `num_parts`, the parts of a batch. `group_sizes`: numbers of genotypes of one call
+    of each step; where the `arch` slices do not divide them, some devices idle.
     """
     shared = math.gcd(num_devices, num_parts)
 
@@ -134,12 +129,8 @@ def _sum(tree: Any, axes: tuple[str, ...]) -> Any:
 
 
 def local_rows(rows: jax.Array, num_local: int, spec: PartitionSpec) -> jax.Array:
-    """Inside `map_shards`: rows of an array that lies by `spec`, as rows of this device's block; -1 stays.
-
-    Args:
-      rows: i32 [...], all of this device's block or -1.
-      num_local: rows of the block.
-      spec: of the array's leading axis.
+    """Inside `map_shards`: rows i32 [...] (-1 stays) of an array whose leading axis lies by `spec`, as rows of this
+    device's block, which has `num_local` of them.
     """
     if spec == REPLICATED:
         return rows
@@ -147,16 +138,10 @@ def local_rows(rows: jax.Array, num_local: int, spec: PartitionSpec) -> jax.Arra
 
 
 def split_units(mesh: jax.sharding.Mesh, genotypes: Any, clips: Any, num_parts: int) -> tuple[jax.Array, jax.Array]:
-    """Genotypes and clips of one step as units that any device can take.
-
-    Args:
-      mesh: the devices.
-      genotypes: i32 [G, L, 5].
-      clips: i32 [G, B].
-      num_parts: P, of each batch.
+    """Genotypes i32 [G, L, 5] and clips i32 [G, B] of one step as units that any device can take.
 
     Returns:
-      i32 [G', L, 5] and i32 [G', P, B / P], where G' is the next multiple of the `arch` slices; clips of what was
+      i32 [G', L, 5] and i32 [G', P, B / P]: P parts, and G' the next multiple of the `arch` slices; clips of what was
       added are -1.
     """
     num, size = clips.shape
@@ -221,16 +206,10 @@ def host_shard(size: int) -> tuple[int, int]:
 
 
 def put_batch(tree: Any, size: int) -> Any:
-    """A batch onto the devices, by `batch_sharding`: shard s of S holds the rows r with r % S == s.
+    """A batch of `size` rows onto the devices, by `batch_sharding`: shard s of S holds the rows r with r % S == s.
 
-    So each shard has the same rows whether one process has all devices or each has some.
-
-    Args:
-      tree: of host arrays with the rows of `host_shard`.
-      size: rows of the whole batch.
-
-    Returns:
-      A tree of arrays of `size` rows.
+    So each shard has the same rows whether one process has all devices or each has some. `tree`: of host arrays with
+    the rows of `host_shard`.
     """
     where, (_, num_hosts) = batch_sharding(size), host_shard(size)
     shards = where.mesh.shape[_BATCH]

@@ -30,11 +30,8 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def apply_file(config: ml_collections.ConfigDict, path: str) -> None:
-    """Changes `config` in place by what `get_config()` of a Python file returns.
-
-    Args:
-      config: the defaults.
-      path: of the file, or the name of one in the folder `configs`.
+    """Changes `config` in place by what `get_config()` of a Python file returns, or by the `config.json` of a run
+    folder.
 
     Raises:
       UserError: no such file, an error in it (with its line), an unknown key or a value of the wrong type.
@@ -53,11 +50,7 @@ def apply_file(config: ml_collections.ConfigDict, path: str) -> None:
 
 
 def apply_values(config: ml_collections.ConfigDict, values: Mapping[str, Any], where: str) -> None:
-    """Changes `config` in place by the leaves of nested mappings.
-
-    Raises:
-      UserError: no mapping, an unknown key or a value of the wrong type; `where` is named.
-    """
+    """Changes `config` in place by the leaves of nested mappings; a bad one is a UserError that names `where`."""
     if not isinstance(values, Mapping | ml_collections.ConfigDict):
         raise errors.UserError(
             f"{where}: must hold a configuration, sections of keys, got {type(values).__name__}; correct the file, or "
@@ -78,11 +71,7 @@ def apply_texts(config: ml_collections.ConfigDict, texts: Mapping[str, str]) -> 
 
 
 def find_file(path: str) -> pathlib.Path:
-    """The file itself, or `configs/<path>.py`.
-
-    Raises:
-      UserError: neither exists.
-    """
+    """The file itself, or `configs/<path>.py`; a UserError where neither exists."""
     given = pathlib.Path(path)
     named = pathlib.Path("configs") / f"{path}.py"
     try:

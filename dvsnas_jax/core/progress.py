@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from dvsnas_jax.core.processes import distributed
@@ -14,25 +14,13 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Bar:
-    """Counts steps and shows them. Iterate over it, or call `update`; use it in `with` or call `close`."""
+    """Counts steps by `update` and shows them; use it in `with` or call `close`. Made by `bar`."""
 
     def __init__(
-        self,
-        iterable: Iterable[Any] | None,
-        *,
-        total: int | None,
-        label: str,
-        initial: int,
-        stream: TextIO,
-        clock: Callable[[], float],
+        self, total: int | None, label: str, *, initial: int, stream: TextIO, clock: Callable[[], float]
     ) -> None:
-        self._iterable = iterable
-        self._total = total
-        self._label = label
-        self._initial = initial
-        self._count = initial
-        self._stream = stream
-        self._clock = clock
+        self._total, self._label, self._initial, self._count = total, label, initial, initial
+        self._stream, self._clock = stream, clock
         self._start = self._last = clock()
         self._shown = -1
         self._note = ""
@@ -41,7 +29,7 @@ class Bar:
             import tqdm
 
             self._tqdm = tqdm.tqdm(
-                total=total, desc=label, initial=initial, file=stream, dynamic_ncols=True, leave=True, mininterval=0.2
+                total=total, desc=label, initial=initial, file=stream, dynamic_ncols=True, mininterval=0.2
             )
         elif initial and initial != total:
             self._show(["goes on"])
@@ -91,14 +79,6 @@ class Bar:
         count = f"{self._count}" if self._total is None else f"{self._count}/{self._total}"
         print(f"{time.strftime('%H:%M:%S')} {self._label} {count}, {', '.join(parts)}", file=self._stream, flush=True)
 
-    def __iter__(self) -> Iterator[Any]:
-        if self._iterable is None:
-            raise TypeError("this bar has no iterable: call update()")
-        with self:
-            for item in self._iterable:
-                yield item
-                self.update()
-
     def __enter__(self) -> Bar:
         return self
 
@@ -107,28 +87,17 @@ class Bar:
 
 
 def bar(
-    steps: Iterable[Any] | int | None,
+    total: int | None,
     label: str,
     *,
     initial: int = 0,
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Bar:
-    """Makes a progress bar.
-
-    Args:
-      steps: what to iterate over; or a number of steps, or None where it is not known, to call `update` oneself.
-      label: what is counted.
-      initial: steps done before, by an earlier start of the run; they do not count for the rate.
-      stream: where to; None: stderr.
-      clock: seconds, for tests.
-    """
-    iterable = None if steps is None or isinstance(steps, int) else steps
-    total = steps if isinstance(steps, int) else None
-    if isinstance(steps, Sized):
-        total = initial + len(steps)
+    """A bar of `total` steps (None: not known), of which an earlier start has done `initial`: these do not count for
+    the rate. It is shown on stderr, of several processes by the main one."""
     shown = sys.stderr if distributed.is_main() else io.StringIO()
-    return Bar(iterable, total=total, label=label, initial=initial, stream=stream or shown, clock=clock)
+    return Bar(total, label, initial=initial, stream=stream or shown, clock=clock)
 
 
 def duration(seconds: float) -> str:

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from dvsnas_jax.controller import predictor
+from dvsnas_jax.controller.strategies import predictor
 from dvsnas_jax.space import encoding
 from dvsnas_jax.space import genotype as genotype_lib
+
+RANKS = ("reward", "posterior")
+"""What the log is sorted by: a single noisy reward, or the predictor's mean after all rewards."""
 
 
 def candidates(

@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.controller import strategies
+from dvsnas_jax.controller import strategy as strategy_lib
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed, signals
@@ -49,7 +50,7 @@ class Parts(NamedTuple):
     space: genotype_lib.Space
     mesh: jax.sharding.Mesh
     steps: steps.Steps
-    strategy: strategies.Strategy
+    strategy: strategy_lib.Strategy
     train_store: feature_store.AnyStore
     val_store: feature_store.AnyStore
     relaxed: relaxed_steps.Trainer | None = None
@@ -98,7 +99,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
 def assemble(
     config: ml_collections.ConfigDict,
     space: genotype_lib.Space,
-    strategy: strategies.Strategy,
+    strategy: strategy_lib.Strategy,
     variables: Any,
     num_clips: int,
     *,
@@ -147,7 +148,7 @@ def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) ->
     def train_fn(state: loop.LoopState, step: int) -> tuple[loop.LoopState, dict[str, float]]:
         if section.mode == "scratch":
             return state, {}
-        if parts.strategy.relaxation is not None:
+        if parts.strategy.record.is_relaxed:
             return relaxed_steps.train(parts.relaxed, config, parts.strategy, parts.train_store, state, step)
         drawn = parts.strategy.sample(state.strategy, jax.random.fold_in(train_rng, step), num_shared)
         batches = training_batches(parts, np.asarray(drawn.genotypes), (config.seed, 4, step))

@@ -18,7 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from dvsnas_jax.controller import gumbel, strategies
+from dvsnas_jax.controller import strategy as strategy_lib
+from dvsnas_jax.controller.strategies import gumbel
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core.processes import distributed
@@ -103,7 +104,7 @@ def make(
 def train(
     trainer: Trainer | None,
     config: ml_collections.ConfigDict,
-    strategy: strategies.Strategy,
+    strategy: strategy_lib.Strategy,
     store: feature_store.AnyStore,
     state: loop.LoopState,
     step: int,
@@ -121,7 +122,7 @@ def train(
     Returns:
       The state, and means of the metrics; `relaxed_work` is the work of these steps by that of the ordinary ones.
     """
-    assert trainer is not None and strategy.relaxation is not None, "this strategy needs the relaxed step"
+    assert trainer is not None and strategy.record.is_relaxed, "this strategy needs the relaxed step"
     section, space = config.search, features.space_of(config)
     num_steps, key = steps_per_iteration(section, space), (config.seed, 4, step)
     shape = (num_steps, section.shared_genotypes)
@@ -138,7 +139,7 @@ def train(
             choices,
             noise[index],
             *feature_store.training(store, clips[index]),
-            relaxation=strategy.relaxation,
+            relaxation=strategy.functions.relaxation,
             op_mask=strategy.op_mask,
             temperature=np.float32(temperature),
             is_learning=np.bool_(step >= section.controller_warmup),
@@ -159,13 +160,13 @@ def steps_per_iteration(section: ml_collections.ConfigDict, space: genotype_lib.
     return section.relaxed_steps or max(1, round(section.shared_steps / branch_ratio(space)))
 
 
-def check(config: ml_collections.ConfigDict, space: genotype_lib.Space, strategy: strategies.Strategy) -> None:
+def check(config: ml_collections.ConfigDict, space: genotype_lib.Space, strategy: strategy_lib.Strategy) -> None:
     """Whether a strategy that learns from gradients can run with a config; says nothing of other strategies.
 
     Raises:
       UserError: candidates do not share weights, several processes, or a step would hold too many values.
     """
-    if strategy.relaxation is None:
+    if not strategy.record.is_relaxed:
         return
     section = config.search
     if section.mode != "share":

@@ -24,6 +24,9 @@ from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.train import cell_training, feature_store
 
+MODES = ("share", "scratch")
+"""Of a search: candidates share trained weights, or each is trained from the same start."""
+REUSES = ("auto", "always", "never")
 STOPPED = "stopped"
 Record = dict[str, Any]
 _NAMES = ("step", "index", "source", "genotype", "hash")

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.controller import strategies
+from dvsnas_jax.controller import strategy as strategy_lib
 from dvsnas_jax.core import compilation, errors, progress, types
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core.files import workdir
@@ -106,7 +107,7 @@ def trained_weights(parts: pipeline.Parts, folder: workdir.Workdir) -> types.Par
 
 
 def _restore(
-    folder: workdir.Workdir, strategy: strategies.Strategy, made: steps.Steps, mesh: jax.sharding.Mesh
+    folder: workdir.Workdir, strategy: strategy_lib.Strategy, made: steps.Steps, mesh: jax.sharding.Mesh
 ) -> types.Params:
     """The shared weights of the last checkpoint of a search."""
     template = loop.LoopState(strategy=jax.eval_shape(strategy.init, jax.random.key(0)), shared=made.state)

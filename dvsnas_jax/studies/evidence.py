@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from dvsnas_jax.controller import strategies
+from dvsnas_jax.controller import strategy as strategy_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.space import encoding
 from dvsnas_jax.studies import final_choice, made_up
@@ -88,7 +88,7 @@ def budget_of(share: float, num_cells: int) -> int:
     return max(1, round(share * num_cells)) if share < 1 else int(share)
 
 
-def replay(rewards: Rewards, strategy: strategies.Strategy, settings: Settings) -> Runs:
+def replay(rewards: Rewards, strategy: strategy_lib.Strategy, settings: Settings) -> Runs:
     """Runs a strategy many times against a table or a made-up world.
 
     Args:
@@ -103,7 +103,7 @@ def replay(rewards: Rewards, strategy: strategies.Strategy, settings: Settings) 
 
 
 def _replay_once(
-    source: Rewards, strategy: strategies.Strategy, settings: Settings, run: int
+    source: Rewards, strategy: strategy_lib.Strategy, settings: Settings, run: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Rows and rewards [E] of one run, and how many genotypes it drew."""
     budget, size = settings.budget, settings.per_step

@@ -19,6 +19,7 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.controller import strategies
+from dvsnas_jax.controller import strategy as strategy_lib
 from dvsnas_jax.core import compilation, cores, errors, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
@@ -111,7 +112,7 @@ def draw_probes(space: genotype_lib.Space, num: int, seed: int, op_mask: np.ndar
     return np.stack(list(found.values())) if found else empty
 
 
-def _search(plan: _Plan, strategy: strategies.Strategy, name: str, seed: int) -> None:
+def _search(plan: _Plan, strategy: strategy_lib.Strategy, name: str, seed: int) -> None:
     """One search, its derived cells, and what it says of the probes at its end."""
     lines = plan.folder.read(LOG)
     key = {"strategy": name, "seed": seed}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dvsnas_jax.controller import predictor
+from dvsnas_jax.controller.strategies import predictor
 from dvsnas_jax.space import encoding
 from dvsnas_jax.studies import table as table_lib
 

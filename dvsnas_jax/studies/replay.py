@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from dvsnas_jax.controller import strategies
+from dvsnas_jax.controller import strategy as strategy_lib
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.studies import evidence, evidence_report, made_up, study_report
@@ -164,7 +165,7 @@ def _check(table: table_lib.Table, names: Sequence[str], settings: evidence.Sett
 
 def _make(
     table: table_lib.Table, names: Sequence[str], config_path: str | None, overrides: Mapping[str, str]
-) -> dict[str, strategies.Strategy]:
+) -> dict[str, strategy_lib.Strategy]:
     """The strategies, all of them before the first runs: a wrong name is told at once."""
     made = {}
     for name in names:
@@ -174,8 +175,8 @@ def _make(
     return made
 
 
-def _refuse_gradients(name: str, strategy: strategies.Strategy) -> strategies.Strategy:
-    if strategy.relaxation is not None:
+def _refuse_gradients(name: str, strategy: strategy_lib.Strategy) -> strategy_lib.Strategy:
+    if strategy.record.is_relaxed:
         raise errors.UserError(
             f"--strategies: {name} learns from gradients, a replay has rewards only; leave {name} out, or compare it "
             "in real searches, without --table and --made-up"

@@ -128,7 +128,7 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: s
     space = features.space_of(config)
     num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     variables = pretrain.run(config, folder, stop)
-    strategy = strategies.make("random", space, config.controller)
+    strategy = strategies.make(strategies.BASELINE, space, config.controller)
     supernet = supernet_lib.make(space, features.settings_of(config))
     made = steps.make(supernet, config.search, feature_store.everywhere(config.search).mesh)
     return pipeline.assemble(config, space, strategy, variables, num_clips, compiled=made)

@@ -16,7 +16,7 @@ def read(path: str | os.PathLike[str], *, name: str = "", advice: str = "correct
 
     Args:
       path: of the file.
-      name: what the user calls it, for example a flag; empty: nothing.
+      name: what the user calls it, for example a flag.
       advice: what to do where it cannot be read.
 
     Raises:
@@ -35,15 +35,10 @@ def read(path: str | os.PathLike[str], *, name: str = "", advice: str = "correct
 
 
 def loads(text: str, *, where: str, advice: str = "correct it") -> Any:
-    """The value in a text.
-
-    Args:
-      text: JSON.
-      where: what to call it in an error.
-      advice: what to do where it cannot be read.
+    """The value in a JSON text, which an error calls `where`.
 
     Raises:
-      UserError: it is no JSON, or names a key twice.
+      UserError: it is no JSON, or names a key twice; the message ends with `advice`.
     """
     try:
         return json.loads(text, object_pairs_hook=_distinct)

@@ -10,20 +10,15 @@ from typing import Any
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """A value as JSON; what Python calls NaN and Infinity, which no other reader knows, becomes null.
+    """A value as JSON (`options` of `json.dumps`); NaN and Infinity, which no other reader than Python knows, become
+    null.
 
-    Args:
-      value: of dictionaries, sequences, numbers, texts, NumPy and JAX arrays and paths.
-      **options: of `json.dumps`.
-
-    Raises:
-      TypeError: something else is in it.
+    It may hold dictionaries, sequences, numbers, texts, NumPy and JAX arrays and paths; anything else is a TypeError.
     """
     return json.dumps(_plain(value), allow_nan=False, **options)
 
 
 def _plain(value: Any) -> Any:
-    """The value as the JSON module writes it."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -40,5 +35,4 @@ def _plain(value: Any) -> Any:
 
 
 def _key(key: Any) -> Any:
-    """The key of a dictionary; one of NumPy's numbers as Python's."""
     return key.item() if hasattr(key, "item") else key

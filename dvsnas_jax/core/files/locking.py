@@ -26,19 +26,45 @@ _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
 
 @dataclasses.dataclass
 class _Held:
-    """A run folder's lock that this process has.
-
-    Attributes:
-      handle: of the locked file; None: the system or the file system knows no locks.
-      count: how often it was taken.
-    """
+    """A run folder's lock that this process has, taken so many times; handle None: there are no locks."""
 
     handle: int | None
     count: int = 0
 
 
+class _NoLocksError(Exception):
+    """The system or the file system knows no locks."""
+
+
 _held: dict[tuple[int, int], _Held] = {}
 _guard = threading.Lock()
+
+
+def _lock(path: pathlib.Path, flags: int) -> int | None:
+    """The handle of a file or folder, opened and locked; None where somebody has removed it in between.
+
+    Raises:
+      BlockingIOError: another process has it.
+      _NoLocksError: why it cannot be locked.
+      OSError: it cannot be opened.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        raise _NoLocksError("this system has no such locks") from None
+    handle = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno in _TAKEN:
+            raise BlockingIOError from None
+        raise _NoLocksError(error.strerror or str(error)) from None
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(handle), os.stat(path)):
+            return handle
+    os.close(handle)
+    return None
 
 
 def take(folder: pathlib.Path, command: str) -> Callable[[], None]:
@@ -58,7 +84,7 @@ def take(folder: pathlib.Path, command: str) -> Callable[[], None]:
     with _guard:
         status = os.stat(folder)
         key = (status.st_dev, status.st_ino)
-        held = _held.get(key) or _held.setdefault(key, _Held(_lock_file(folder, command)))
+        held = _held.get(key) or _held.setdefault(key, _Held(_lock_run(folder, command)))
         held.count += 1
 
     def give_back() -> None:
@@ -72,73 +98,41 @@ def take(folder: pathlib.Path, command: str) -> Callable[[], None]:
     return give_back
 
 
-def _lock_file(folder: pathlib.Path, command: str) -> int | None:
-    """The handle of the locked file, None where there are no locks."""
+def _lock_run(folder: pathlib.Path, command: str) -> int | None:
+    """The handle of a run folder's locked file, None where there are no locks."""
+    path, handle = folder / FILE, None
     try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        _warn(folder, "this system has no such locks")
+        while handle is None:
+            handle = _lock(path, os.O_RDWR | os.O_CREAT)
+    except BlockingIOError:
+        raise errors.UserError(
+            f"--workdir: {folder} is in use {_holder(path)}; wait until that ends or stop it, or use another --workdir"
+        ) from None
+    except _NoLocksError as error:
+        text = f"warning: {folder} cannot be locked ({error}): start no second process in it"
+        print(text, file=sys.stderr, flush=True)
         return None
-    path = folder / FILE
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            found = _holder(handle)
-            os.close(handle)
-            if error.errno in _TAKEN:
-                raise errors.UserError(
-                    f"--workdir: {folder} is in use {found}; wait until that ends or stop it, or use another --workdir"
-                ) from None
-            _warn(folder, error.strerror or str(error))
-            return None
-        if _is_file(handle, path):
-            break
-        os.close(handle)  # somebody has removed the file since it was opened
-    about = {"process": os.getpid(), "host": platform.node(), "since": _now(), "command": command}
+    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    about = {"process": os.getpid(), "host": platform.node(), "since": now, "command": command}
     os.ftruncate(handle, 0)
     os.pwrite(handle, (json.dumps(about) + "\n").encode(), 0)
     return handle
 
 
-def _is_file(handle: int, path: pathlib.Path) -> bool:
-    """Whether an open file is what is found at a path."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except OSError:
-        return False
-
-
-def _holder(handle: int) -> str:
+def _holder(path: pathlib.Path) -> str:
     """By whom and since when, as the holder wrote it."""
     try:
-        about = json.loads(os.pread(handle, 65536, 0))
+        about = json.loads(path.read_bytes())
         return f"by process {about['process']} on {about['host']} since {about['since']} ({about['command']})"
     except (OSError, ValueError, TypeError, KeyError):  # it has just been taken
         return "by another process"
-
-
-def _now() -> str:
-    return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-
-
-def _warn(folder: pathlib.Path, reason: str) -> None:
-    print(
-        f"warning: {folder} cannot be locked ({reason}): start no second process in it", file=sys.stderr, flush=True
-    )
 
 
 @contextlib.contextmanager
 def exclusive(folder: pathlib.Path, stop: signals.StopFlag) -> Iterator[bool]:
     """Waits for the lock on a folder, which is made if need be, and removed again where it was made and stays empty.
 
-    Args:
-      folder: to lock; nothing is written into it.
-      stop: ends the waiting.
-
-    Yields:
-      Whether it is held: False where the system or the file system knows no such locks.
+    Yields whether it is held: False where the system or the file system knows no such locks. `stop` ends the waiting.
 
     Raises:
       UserError: the folder cannot be made.
@@ -146,44 +140,36 @@ def exclusive(folder: pathlib.Path, stop: signals.StopFlag) -> Iterator[bool]:
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        handle, is_held = _acquire(folder, stop)
+        handle = _wait(folder, stop)
     except OSError as error:
         raise errors.UserError(
             f"--output: cannot use the folder {folder}: {error.strerror or error}; choose another --output"
         ) from error
     try:
-        yield is_held
+        yield handle is not None
     finally:
         with contextlib.suppress(OSError):  # a folder that is not empty stays
             for path in missing:
                 path.rmdir()
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
-def _acquire(folder: pathlib.Path, stop: signals.StopFlag) -> tuple[int, bool]:
-    """A handle of the folder, and whether it is locked."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        folder.mkdir(parents=True, exist_ok=True)
-        return os.open(os.devnull, os.O_RDONLY), False
+def _wait(folder: pathlib.Path, stop: signals.StopFlag) -> int | None:
+    """The handle of the locked folder, None where there are no locks."""
     is_told = False
     while not stop.requested:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        folder.mkdir(parents=True, exist_ok=True)  # again and again: the process before may have removed it
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = _lock(folder, os.O_RDONLY)
         except BlockingIOError:
-            os.close(handle)
             if not is_told:
                 print(f"another process prepares {folder}, waiting for it", file=sys.stderr, flush=True)
                 is_told = True
             time.sleep(_SECONDS_BETWEEN_TRIES)
             continue
-        except OSError:
-            return handle, False
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(handle), os.stat(folder)):
-                return handle, True
-        os.close(handle)  # the one before has removed the folder; it is another one now, or none
+        except _NoLocksError:
+            return None
+        if handle is not None:
+            return handle
     raise errors.Stopped(f"{stop.name}, nothing was written")

@@ -31,11 +31,7 @@ def check_file(path: str | os.PathLike[str], *, flag: str = "--output", suffixes
 
 
 def check_folder(path: str | os.PathLike[str], *, flag: str = "--output") -> pathlib.Path:
-    """Whether files can be written into a folder, which may have to be made.
-
-    Raises:
-      UserError: they cannot.
-    """
+    """Whether files can be written into a folder, which may have to be made; a UserError where they cannot."""
     target = pathlib.Path(path)
     if os.path.exists(target) and not os.path.isdir(target):
         raise refusal(target, "it is a file", flag=flag)
@@ -44,11 +40,7 @@ def check_folder(path: str | os.PathLike[str], *, flag: str = "--output") -> pat
 
 
 def make_folder(path: str | os.PathLike[str], flag: str = "--output") -> None:
-    """Makes a folder and those above it.
-
-    Raises:
-      UserError: it cannot be made.
-    """
+    """Makes a folder and those above it; a UserError where it cannot be made."""
     try:
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

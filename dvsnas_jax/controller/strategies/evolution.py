@@ -7,18 +7,21 @@ an outdated training earned is forgotten with the member that earned it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from flax import struct
 
 from dvsnas_jax.controller import policy as policy_lib
-from dvsnas_jax.controller import uniform
-from dvsnas_jax.core import types
+from dvsnas_jax.controller import strategy
+from dvsnas_jax.controller.strategies import uniform
+from dvsnas_jax.core import compilation, types
 from dvsnas_jax.space import genotype
 
 Metrics = dict[str, jax.Array]
@@ -177,3 +180,38 @@ def _learn(
         "population_mean": jnp.sum(jnp.where(filled, population.reward, 0.0)) / num_filled,
         "population_best": jnp.max(jnp.where(filled, population.reward, 0.0)),
     }
+
+
+def _functions(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> strategy.Functions:
+    algorithm = make(space, controller_config)
+    draw = compilation.jit(algorithm.sample, static_argnames="num")
+    draw_uniform = compilation.jit(
+        functools.partial(uniform.draw, policy_lib.token_table(space)), static_argnames="num"
+    )
+    learn = compilation.jit(algorithm.learn, donate_argnums=0)
+
+    def sample(state: Population, rng: jax.Array, op_mask: np.ndarray, num: int) -> types.Samples:
+        return draw(state, rng, op_mask, num=num)
+
+    def update(state: Population, *scored: Any) -> tuple[Population, Metrics]:
+        return learn(state, *scored[:3])  # the others are keys and mask
+
+    def probable(state: Population, rng: jax.Array, op_mask: np.ndarray, num: int) -> np.ndarray:
+        members, rewards, filled = jax.device_get((state.genotypes, state.reward, state.filled()))
+        order = sorted(np.flatnonzero(filled), key=lambda row: (-rewards[row], members[row].tobytes()))
+        allowed = [members[row] for row in order if op_mask[members[row][:, 2:4]].all()]
+        found = {row.tobytes(): row for row in allowed}
+        for turn in range(strategy.MAX_DRAWS):
+            if len(found) >= num:
+                break
+            turn_rng, size = jax.random.fold_in(rng, turn), max(strategy.NUM_CANDIDATES, num)
+            # Children first; where those are too few, any genotype.
+            drawn = draw_uniform(turn_rng, op_mask, num=size) if turn else draw(state, turn_rng, op_mask, num=size)
+            for row in jax.device_get(drawn.genotypes):
+                found.setdefault(row.tobytes(), row)
+        return np.stack(list(found.values())[:num])
+
+    return strategy.Functions(compilation.jit_once(algorithm.init), sample, update, probable)
+
+
+RECORD = strategy.Record("evolution", _functions, order=3)

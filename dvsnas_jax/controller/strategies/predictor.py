@@ -19,7 +19,7 @@ import numpy as np
 from flax import struct
 from scipy import special
 
-from dvsnas_jax.controller import gaussian
+from dvsnas_jax.controller import gaussian, strategy
 from dvsnas_jax.core import types
 from dvsnas_jax.space import encoding
 from dvsnas_jax.space import genotype as genotype_lib
@@ -30,8 +30,6 @@ MAX_FITTED = 256
 """Newest rewards that the scales of the process are found on; the prediction uses all."""
 TINY = 1e-18
 """Of a variance: keeps what is certain away from 0 / 0."""
-MAX_DRAWS = 8
-"""How often `probable` draws another pool, while too few genotypes are distinct."""
 
 
 class History(struct.PyTreeNode):
@@ -154,7 +152,7 @@ class Predictor:
     def probable(self, history: History, rng: jax.Array, op_mask: np.ndarray, num: int) -> np.ndarray:
         """The distinct genotypes of the highest posterior mean, i32 [num, L, 5], of what has a reward and of pools."""
         generator, found = _generator(rng), {}
-        for _ in range(MAX_DRAWS):
+        for _ in range(strategy.MAX_DRAWS):
             pool = self._draw_pool(history, generator, op_mask, num)
             found.update({row.tobytes(): row for row in pool})
             if len(found) >= num:
@@ -293,3 +291,15 @@ def _scales(history: History) -> gaussian.Scales:
 
 def _generator(rng: jax.Array) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.device_get(jax.random.key_data(rng))).ravel().tolist())
+
+
+def _functions(space: genotype_lib.Space, controller_config: ml_collections.ConfigDict) -> strategy.Functions:
+    model = Predictor(space, controller_config)
+
+    def update(state: History, *scored: Any) -> tuple[History, dict[str, float]]:
+        return model.learn(state, *scored[:3])  # the others are keys and mask
+
+    return strategy.Functions(model.init, model.sample, update, model.probable)
+
+
+RECORD = strategy.Record("predictor", _functions, order=5)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -18,7 +18,7 @@ import ml_collections
 import optax
 from flax import struct
 
-from dvsnas_jax.controller import descent
+from dvsnas_jax.controller import descent, strategy
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.space import genotype
@@ -114,7 +114,7 @@ def make(policy: policy_lib.Policy, controller_config: ml_collections.ConfigDict
 
     record = functools.partial(_record, decay=controller_config.baseline_decay)
     update = _make_update(policy, optimizer, controller_config)
-    return PPO(init=init, record=record, update=update, learn=_make_learn(record, update, capacity))
+    return PPO(init, record, update, functools.partial(_learn, record, update))
 
 
 def _check(controller_config: ml_collections.ConfigDict) -> None:
@@ -168,41 +168,33 @@ def _record(
     return state.replace(buffer=buffer, baseline=baseline, baseline_weight=weight), valid & ~taken
 
 
-def _make_learn(
-    record: Callable[..., tuple[PPOState, jax.Array]], update: Callable[..., tuple[PPOState, Metrics]], capacity: int
-) -> Callable[..., tuple[PPOState, Metrics]]:
+def _learn(
+    record: Callable[..., tuple[PPOState, jax.Array]],
+    update: Callable[..., tuple[PPOState, Metrics]],
+    state: PPOState,
+    samples: types.Samples,
+    *scored: Any,
+) -> tuple[PPOState, Metrics]:
     """`PPO.learn`, for any N: rows that find no room wait for the update and then go into the next buffer."""
+    rewards, valid, rng, op_mask = scored
+    _, metric_shapes = jax.eval_shape(update, state, rng, op_mask)
+    no_metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metric_shapes)
+    num_before, capacity = state.num_updates, len(state.buffer.filled)
 
-    def learn(
-        state: PPOState,
-        samples: types.Samples,
-        rewards: types.Array,
-        valid: types.Array,
-        rng: jax.Array,
-        op_mask: types.Array,
-    ) -> tuple[PPOState, Metrics]:
-        _, metric_shapes = jax.eval_shape(update, state, rng, op_mask)
-        no_metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metric_shapes)
-        num_before = state.num_updates
+    def turn(
+        carry: tuple[PPOState, jax.Array, Metrics], update_rng: jax.Array
+    ) -> tuple[tuple[PPOState, jax.Array, Metrics], None]:
+        state, rest, metrics = carry
+        state, rest = record(state, samples, rewards, rest)
+        is_full = jnp.all(state.buffer.filled)
+        state, metrics = jax.lax.cond(is_full, lambda s: update(s, update_rng, op_mask), lambda s: (s, metrics), state)
+        return (state, rest, metrics), None
 
-        def turn(
-            carry: tuple[PPOState, jax.Array, Metrics], update_rng: jax.Array
-        ) -> tuple[tuple[PPOState, jax.Array, Metrics], None]:
-            state, rest, metrics = carry
-            state, rest = record(state, samples, rewards, rest)
-            is_full = jnp.all(state.buffer.filled)
-            state, metrics = jax.lax.cond(
-                is_full, lambda s: update(s, update_rng, op_mask), lambda s: (s, metrics), state
-            )
-            return (state, rest, metrics), None
-
-        # At most M - 1 rows wait already, so this many turns leave none over.
-        num_turns = (rewards.shape[0] + capacity - 1) // capacity + 1
-        start = (state, jnp.asarray(valid), no_metrics)
-        (state, _, metrics), _ = jax.lax.scan(turn, start, jax.random.split(rng, num_turns))
-        return state, {**metrics, "num_updates": state.num_updates - num_before, "baseline": state.baseline}
-
-    return learn
+    # At most M - 1 rows wait already, so this many turns leave none over.
+    num_turns = (rewards.shape[0] + capacity - 1) // capacity + 1
+    start = (state, jnp.asarray(valid), no_metrics)
+    (state, _, metrics), _ = jax.lax.scan(turn, start, jax.random.split(rng, num_turns))
+    return state, {**metrics, "num_updates": state.num_updates - num_before, "baseline": state.baseline}
 
 
 def advantages(buffer: Rollouts, *, normalize: bool) -> jax.Array:
@@ -257,22 +249,15 @@ def _make_update(
     policy: policy_lib.Policy, optimizer: optax.GradientTransformation, controller_config: ml_collections.ConfigDict
 ) -> Callable[..., tuple[PPOState, Metrics]]:
     """`PPO.update`."""
-    size = controller_config.minibatch
-    capacity = controller_config.buffer
+    size, capacity = controller_config.minibatch, controller_config.buffer
     num_padding = -capacity % size
 
     def objective(
         params: types.Params, batch: Rollouts, advantage: jax.Array, op_mask: types.Array
     ) -> tuple[jax.Array, Metrics]:
         log_prob, entropy = policy.score(params, batch.genotypes, op_mask)
-        return loss(
-            log_prob,
-            entropy,
-            batch,
-            advantage,
-            clip=controller_config.ppo_clip,
-            bonus=controller_config.entropy,
-        )
+        clip, bonus = controller_config.ppo_clip, controller_config.entropy
+        return loss(log_prob, entropy, batch, advantage, clip=clip, bonus=bonus)
 
     def update(state: PPOState, rng: jax.Array, op_mask: types.Array) -> tuple[PPOState, Metrics]:
         buffer = state.buffer
@@ -312,3 +297,12 @@ def _make_update(
         return state, metrics
 
     return update
+
+
+def _functions(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> strategy.Functions:
+    policy = policy_lib.of_config(space, controller_config)
+    algorithm = make(policy, controller_config)
+    return strategy.learned(policy, algorithm.init, algorithm.learn)
+
+
+RECORD = strategy.Record("ppo", _functions, order=1)

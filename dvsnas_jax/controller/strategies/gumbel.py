@@ -8,6 +8,7 @@ computes the loss of a relaxed cell hands its gradient to `descend`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import optax
 from flax import struct
 
 from dvsnas_jax.controller import policy as policy_lib
+from dvsnas_jax.controller import strategy
 from dvsnas_jax.core import types
 from dvsnas_jax.space import genotype
 
@@ -47,7 +49,6 @@ class Gumbel(NamedTuple):
         the noise, `log_prob` and `entropy` are those at temperature 1.
       score: `(logits, genotypes i32 [N, L, 5], op_mask) -> (log_prob f32 [N], entropy f32 [N])`.
       greedy: `(logits, op_mask) -> genotype i32 [L, 5]`.
-      learn: `(state, samples, rewards, valid, rng, op_mask) -> (state, metrics)`: nothing is learnt from rewards.
       relax: `(logits, noise f32 [L, 5, V], op_mask, temperature) -> weights f32 [L, 5, V]` with a gradient; noise is
         Gumbel's.
       descend: `(state, gradient f32 [L, 5, V], op_mask) -> (state, metrics)`: one optimizer step.
@@ -57,7 +58,6 @@ class Gumbel(NamedTuple):
     sample: Callable[..., types.Samples]
     score: Callable[..., tuple[jax.Array, jax.Array]]
     greedy: Callable[..., jax.Array]
-    learn: Callable[..., tuple[GumbelState, dict[str, jax.Array]]]
     relax: Callable[..., jax.Array]
     descend: Callable[..., tuple[GumbelState, dict[str, jax.Array]]]
 
@@ -112,7 +112,6 @@ def make(space: genotype.Space, controller_config: ml_collections.ConfigDict) ->
         sample=functools.partial(_sample, space),
         score=functools.partial(_score, space),
         greedy=functools.partial(_greedy, space),
-        learn=_learn,
         relax=relax,
         descend=descend,
     )
@@ -153,19 +152,6 @@ def _greedy(space: genotype.Space, logits: jax.Array, op_mask: types.Array) -> j
     return masked_logits(space, logits, op_mask).argmax(axis=-1).astype(jnp.int32)
 
 
-def _learn(
-    state: GumbelState,
-    samples: types.Samples,
-    rewards: types.Array,
-    valid: types.Array,
-    rng: jax.Array,
-    op_mask: types.Array,
-) -> tuple[GumbelState, dict[str, jax.Array]]:
-    """`Gumbel.learn`."""
-    del samples, rewards, valid, rng, op_mask
-    return state, {"num_updates": jnp.zeros((), jnp.int32)}
-
-
 def allowed_tokens(space: genotype.Space, op_mask: types.Array) -> jax.Array:
     """What each token may be, bool [L, 5, V], under an operation mask bool [num_ops] (may be traced)."""
     chex.assert_shape(op_mask, (len(space.operations),))
@@ -186,3 +172,11 @@ def entropy_of(space: genotype.Space, logits: jax.Array, op_mask: types.Array) -
     """Entropy of a genotype, f32 [], nats."""
     log_probs = jax.nn.log_softmax(masked_logits(space, logits, op_mask))
     return -(jnp.exp(log_probs) * log_probs).sum()
+
+
+def _functions(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> strategy.Functions:
+    choices = make(space, controller_config)
+    return dataclasses.replace(strategy.learned(choices, choices.init, learn=None), relaxation=choices)
+
+
+RECORD = strategy.Record("gumbel", _functions, order=4, is_relaxed=True)
