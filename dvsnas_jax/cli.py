@@ -33,15 +33,11 @@ _OF_THE_SYSTEM = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-      argv: the words after `dvsnas`; None: those of the process.
+    """Runs one command, from the words after `dvsnas`; None: those of the process.
 
     Returns:
-      0 done; 1 `doctor` found something broken; 2 the user's input is wrong; 75 stopped after saving; anything else
-      raises (the process then ends with 1).
-      One of several processes ends with 75, too, where another one is lost.
+      0 done; 1 `doctor` found something broken; 2 the user's input is wrong; 75 stopped after saving, or another one of
+      several processes is lost; anything else raises (the process then ends with 1).
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     return distributed.guard(lambda: _run(argv))
@@ -86,13 +82,9 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--config.a.b=value` and `--config.a.b value` out of the words.
+    """Takes `--config.a.b=value` and `--config.a.b value` out of the words: the others, and dotted key -> text.
 
-    Returns:
-      The other words, and dotted key -> text.
-
-    Raises:
-      UserError: a key without a value.
+    A key without a value is a UserError.
     """
     words: list[str] = []
     overrides: dict[str, str] = {}

@@ -231,7 +231,7 @@ def test_checkpoint_of_a_small_tree_is_fast(tmp_path):
 _SAVE_FOREVER = """
 import sys
 import numpy as np
-from dvsnas_jax.core import workdir
+from dvsnas_jax.core.files import workdir
 saver = workdir.Workdir(sys.argv[1]).checkpointer("stage")
 step = saver.latest_step() or 0
 while True:

@@ -30,9 +30,7 @@ class Parser(argparse.ArgumentParser):
 def adder(commands: Any, parent: str = "") -> Add:
     """Gives the function that adds one command: (name, function, help text, example of its words).
 
-    Args:
-      commands: what `add_subparsers` gave.
-      parent: the words before the command, with a blank at the end.
+    `commands` is what `add_subparsers` gave, `parent` the words before the command, with a blank at the end.
     """
 
     def add(name: str, run_fn: RunFn | None, text: str, example: str) -> argparse.ArgumentParser:
@@ -50,10 +48,7 @@ def adder(commands: Any, parent: str = "") -> Add:
 def add_config(command: argparse.ArgumentParser, *, is_required: bool = False, is_of_run: bool = False) -> None:
     """Adds `--config`; the overrides are taken out of the words before the parser sees them.
 
-    Args:
-      command: the parser.
-      is_required: whether it has to be given.
-      is_of_run: where it is not given, it is the one that the folder `--workdir` holds.
+    `is_of_run`: where it is not given, it is the one that the folder `--workdir` holds.
     """
     default = " (default: that of the run in --workdir)" if is_of_run else ""
     command.add_argument(
@@ -86,8 +81,7 @@ def add_processes(command: argparse.ArgumentParser) -> None:
 def load_config(arguments: argparse.Namespace) -> ml_collections.ConfigDict:
     """The configuration that the words of a command describe: of a file, or that of the run folder, and changes to it.
 
-    Raises:
-      UserError: a bad one, or none where the command needs one.
+    A UserError where it is bad, or there is none.
     """
     from dvsnas_jax.core import config
 
@@ -110,11 +104,7 @@ def open_workdir(path: str) -> Any:
 
 
 def existing(path: str, what: str) -> pathlib.Path:
-    """A file or folder that has to be there.
-
-    Raises:
-      UserError: it is not.
-    """
+    """A file or folder that has to be there, else a UserError."""
     try:
         os.stat(path)
     except OSError as error:
@@ -125,11 +115,7 @@ def existing(path: str, what: str) -> pathlib.Path:
 
 
 def picture(path: str, suffixes: Sequence[str] = PICTURES) -> str:
-    """A path that a picture can be written to, once its folder is made.
-
-    Raises:
-      UserError: another file type, or it cannot be written.
-    """
+    """A path that a picture can be written to, once its folder is made; a UserError for another type or place."""
     output_files.check_file(path, suffixes=suffixes)
     return path
 

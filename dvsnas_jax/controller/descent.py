@@ -17,9 +17,6 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
     """`optax.clip_by_global_norm` (same state) as one factor for all gradients.
 
     XLA fuses a product with a scalar into both of Adam's averages; optax's division it writes out for every array.
-
-    Args:
-      max_norm: of all gradients together.
     """
 
     def clip(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
@@ -33,17 +30,13 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
 def follow(
     baseline: jax.Array, weight: jax.Array, rewards: jax.Array, valid: jax.Array, *, decay: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Moves the baseline row by row; each row keeps the one before its own reward, which keeps the gradient unbiased.
+    """Moves the baseline by rewards f32 [N], row by row; rows that are not valid, bool [N], leave it.
 
-    Args:
-      baseline: f32, average so far.
-      weight: f32, sum of its weights.
-      rewards: f32 [N].
-      valid: bool [N].
-      decay: of the average.
+    Each row keeps the baseline before its own reward, which keeps the gradient unbiased.
 
     Returns:
-      The baseline before each row, f32 [N] (of the first reward ever: that reward), and both averages after.
+      That baseline, f32 [N] (of the first reward ever: that reward), and after all rows the average and the sum of its
+      weights.
     """
 
     def move(

@@ -23,12 +23,8 @@ NOISES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 class Scales(NamedTuple):
-    """What is found on the grid.
-
-    Attributes:
-      length: squared length scale.
-      own_share: of the variance of f.
-      noise: variance of the noise by that of f.
+    """What is found on the grid: squared length scale, share of the variance of f that a cell has to itself, and
+    variance of the noise by that of f.
     """
 
     length: float
@@ -37,7 +33,7 @@ class Scales(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """What the rewards say of some cells.
+    """What the rewards say of P cells.
 
     Attributes:
       mean: f64 [P], of m + f, in rewards.
@@ -59,27 +55,17 @@ class Posterior(NamedTuple):
 
 
 def kernel(distances: np.ndarray, same: np.ndarray, scales: Scales) -> np.ndarray:
-    """The correlation of f.
-
-    Args:
-      distances: squared, f64 [N, M].
-      same: whether two cells are equal, bool [N, M].
-      scales: its scales.
-
-    Returns:
-      f64 [N, M].
+    """The correlation of f, f64 [N, M], from squared distances f64 [N, M] and whether two cells are the same, bool [N,
+    M].
     """
     smooth = np.exp(-distances / (2 * scales.length))
     return (1 - scales.own_share) * smooth + scales.own_share * same
 
 
 def find_scales(distances: np.ndarray, same: np.ndarray, rewards: np.ndarray) -> Scales:
-    """The scales of the greatest marginal likelihood on the grid.
+    """The scales of the greatest marginal likelihood on the grid, for rewards f64 [N].
 
-    Args:
-      distances: squared, f64 [N, N].
-      same: bool [N, N].
-      rewards: f64 [N].
+    `distances`: squared, f64 [N, N]; `same`: bool [N, N].
     """
     values, ones, num = _standard(rewards)[0], np.ones(len(rewards)), len(rewards)
     best = -math.inf, Scales(LENGTHS[-1], OWN_SHARES[0], NOISES[-1])
@@ -104,13 +90,10 @@ def predict(
     known: tuple[np.ndarray, np.ndarray],
     cross: tuple[np.ndarray, np.ndarray],
 ) -> Posterior:
-    """The posterior of P cells after N rewards.
+    """The posterior of P cells after rewards f64 [N].
 
-    Args:
-      scales: from `find_scales`.
-      rewards: f64 [N].
-      known: squared distances and equality of the cells with rewards, [N, N] each.
-      cross: the same from the P cells to them, [P, N] each.
+    `known`: squared distances and equality of the cells with rewards, [N, N] each; `cross`: the same from the P cells
+    to them, [P, N] each.
     """
     values, centre, spread = _standard(rewards)
     ones = np.ones(len(values))

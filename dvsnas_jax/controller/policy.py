@@ -1,9 +1,9 @@
 """The recurrent policy: one LSTM emits a genotype token by token, and one definition samples and scores.
 
-The S = 5 L tokens of a genotype are drawn layer by layer in the order of `genotype.FIELDS`. All kinds
-of token share one flat vocabulary (nodes, operations, aggregations), so one output layer serves them
-and a mask says what a position may be. The sizes, the two layers of 100 units and the uniform
-initialisation follow the authors' public sibling code (Fast NAS, CVPR 2019).
+The S = 5 L tokens of a genotype are drawn layer by layer in the order of `genotype.FIELDS`. All kinds of token share
+one flat vocabulary (nodes, operations, aggregations), so one output layer serves them and a mask says what a position
+may be. The sizes, the two layers of 100 units and the uniform initialisation follow the authors' public sibling code
+(Fast NAS, CVPR 2019).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FORBIDDEN = -1e9
 
 
 class TokenTable(NamedTuple):
-    """How the tokens of a space lie in the flat vocabulary of V entries.
+    """How the S tokens of a space lie in the flat vocabulary of V entries.
 
     Attributes:
       offsets: i32 [S], what a position adds to its token.
@@ -59,9 +59,9 @@ class Policy(NamedTuple):
 
     Attributes:
       init: `(rng) -> params`.
-      sample: `(params, rng, op_mask, num, temperature=1.0) -> types.Samples`; `num` is static. The
-        temperature scales the noise of the draw (0: the most probable token each time), `log_prob`
-        and `entropy` are those at temperature 1.
+      sample: `(params, rng, op_mask, num, temperature=1.0) -> types.Samples`; `num` is static. The temperature scales
+        the
+        noise of the draw (0: the most probable token each time), `log_prob` and `entropy` are those at temperature 1.
       score: `(params, genotypes i32 [N, L, 5], op_mask) -> (log_prob f32 [N], entropy f32 [N])`.
       greedy: `(params, op_mask) -> genotype i32 [L, 5]`.
       table: the vocabulary.
@@ -131,31 +131,19 @@ def make(space: genotype.Space, *, hidden: int, lstm_layers: int, init_scale: fl
 
 
 class LstmState(struct.PyTreeNode):
-    """State of all LSTM layers.
-
-    Attributes:
-      output: f32 [layers, N, hidden].
-      cell: f32 [layers, N, hidden].
-    """
+    """State of all LSTM layers, f32 [layers, N, hidden] each."""
 
     output: jax.Array
     cell: jax.Array
 
 
 class RecurrentPolicy(nn.Module):
-    """The LSTM over the flat vocabulary.
+    """The LSTM over the flat vocabulary of V entries, for S tokens.
 
-    The embedding of a token and the input weights of the first layer are one table [V, 4 hidden]
-    (a product of two linear maps is one), to which each position adds a row of its own. `sample`
-    advances all layers token by token; `score`, which knows the tokens, runs layer after layer, so
-    that all but `_cell` is one matrix product over all tokens.
-
-    Attributes:
-      num_tokens: S.
-      vocabulary: V.
-      hidden: units of a layer.
-      lstm_layers: number of layers.
-      init_scale: weights start uniform in +-init_scale.
+    The embedding of a token and the input weights of the first layer are one table [V, 4 hidden] (a product of two
+    linear maps is one), to which each position adds a row of its own. `sample` advances all layers token by token;
+    `score`, which knows the tokens, runs layer after layer, so that all but `_cell` is one matrix product over all
+    tokens.
     """
 
     num_tokens: int
@@ -183,12 +171,7 @@ class RecurrentPolicy(nn.Module):
     def sample(self, noise: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Draws genotypes: the largest of logit + noise (Gumbel noise: a draw; zeros: the most probable).
 
-        Args:
-          noise: f32 [S, N, V].
-          allowed: bool [S, V].
-
-        Returns:
-          Flat tokens i32 [N, S], log-probability f32 [N], entropy f32 [N].
+        From noise f32 [S, N, V] and allowed bool [S, V] to flat tokens i32 [N, S], log-probability and entropy f32 [N].
         """
         num, layers, read = noise.shape[1], range(self.lstm_layers), self._readout()
         embedding, recurrent, between, bias = self.embedding, self.recurrent, self.between, self.bias
@@ -217,15 +200,7 @@ class RecurrentPolicy(nn.Module):
         return tokens.T.astype(jnp.int32), *_log_prob_and_entropy(logits, tokens)
 
     def score(self, tokens: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Log-probability and entropy of given genotypes.
-
-        Args:
-          tokens: flat tokens i32 [N, S].
-          allowed: bool [S, V].
-
-        Returns:
-          Log-probability f32 [N], entropy f32 [N].
-        """
+        """Log-probability and entropy f32 [N] of flat tokens i32 [N, S], where bool [S, V] are allowed."""
         chex.assert_rank(tokens, 2)
         # Products with one-hot rows, since the gradient of a gather is a scatter: on a CPU a loop, row by row.
         one_hot = jax.nn.one_hot(tokens.T, self.embedding.shape[0])
@@ -292,16 +267,10 @@ def _log_prob_and_entropy(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Arr
 def _cell(
     weights: jax.Array, pre: jax.Array, output: jax.Array, cell: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One LSTM step, the only definition of it.
+    """One LSTM step, the only definition of it; gates in the order input, forget, update, output.
 
-    Args:
-      weights: f32 [hidden, 4 hidden], recurrent; gates in the order input, forget, update, output.
-      pre: f32 [N, 4 hidden], all that does not depend on the layer's own state.
-      output: f32 [N, hidden], of the step before.
-      cell: f32 [N, hidden], of the step before.
-
-    Returns:
-      The new output and cell, and the gates, f32 [N, 4 hidden].
+    From recurrent weights f32 [hidden, 4 hidden], `pre` f32 [N, 4 hidden], all that does not depend on the layer's own
+    state, and that state, f32 [N, hidden] each, to the new output and cell, and the gates f32 [N, 4 hidden].
     """
     # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one operation for all four gates.
     scale = np.repeat(np.asarray([[0.5, 0.5, 1.0, 0.5]], np.float32), weights.shape[0], axis=1)
@@ -315,9 +284,9 @@ def _cell(
 def _recurrence(weights: jax.Array, pre: jax.Array) -> jax.Array:
     """One LSTM layer over all tokens: pre f32 [S, N, 4 hidden] to outputs f32 [S, N, hidden].
 
-    Its gradient is written out because autodiff adds a [hidden, 4 hidden] product to the weights'
-    gradient at every token: one product over all tokens, and gate derivatives taken outside the
-    loop, make a PPO update of 100 single rollouts a quarter faster on a CPU.
+    Its gradient is written out because autodiff adds a [hidden, 4 hidden] product to the weights' gradient at every
+    token: one product over all tokens, and gate derivatives taken outside the loop, make a PPO update of 100 single
+    rollouts a quarter faster on a CPU.
     """
     return _run(weights, pre)[1]
 

@@ -23,17 +23,14 @@ def candidates(
     num_rewarded: int,
     rank: str = "reward",
 ) -> np.ndarray:
-    """The most rewarded distinct genotypes of the log, then the policy's most probable ones.
+    """The most rewarded distinct genotypes of the log, then the policy's most probable ones, i32 [N, L, 5], distinct.
 
     Args:
       space: the cell space.
       records: log lines of the search, in order.
       probable: i32 [n, L, 5], most probable genotypes of the final policy.
       num_rewarded: how many to take from the log.
-      rank: what the log is sorted by: `reward`, or `posterior`, the predictor's mean after all rewards.
-
-    Returns:
-      i32 [N, L, 5], distinct.
+      rank: one of `RANKS`.
     """
     # A cell that was answered from the log stands there already, written otherwise.
     scored = [record for record in records if record.get("reward") is not None and "same_as" not in record]

@@ -70,11 +70,6 @@ def all_reduce_seconds(num_bytes: float, num_devices: int, links: Links) -> floa
 
     A ring of n devices moves 2 (n - 1) / n of the data over each link, in 2 (n - 1) hops. With several hosts, each
     device reduces its share of the data with its counterparts.
-
-    Args:
-      num_bytes: of the data, on every device.
-      num_devices: all of them.
-      links: what is assumed.
     """
     inside = min(num_devices, links.devices_per_host)
     hosts = math.ceil(num_devices / links.devices_per_host)

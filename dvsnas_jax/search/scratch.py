@@ -116,14 +116,8 @@ class Answers:
     """What the log of a search knows: rewards of equal cells, and how far earlier candidates came.
 
     Equal is what has the same canonical form: such cells differ in the names of their weights alone. The log is read
-    at the first call, when a resumed search has cut off what it will do again.
-
-    Args:
-      folder: of the search.
-      file: its log.
-      space: of the genotypes.
-      num_parts: of a training; 1 where nothing is stopped.
-      is_reusing: whether an equal cell is answered from the log.
+    at the first call, when a resumed search has cut off what it will do again. `num_parts` is of a training, 1 where
+    nothing is stopped; `is_reusing`: an equal cell is answered from the log.
     """
 
     def __init__(

@@ -41,13 +41,9 @@ class Device:
 def supernet_cost(
     space: genotype_lib.Space, genotype: np.ndarray, settings: cell_frame.CellSettings, size: tuple[int, int]
 ) -> cost.Cost:
-    """The cost of one frame in the supernet: all layers run, those that nothing reads too.
+    """The cost of one frame of a genotype i32 [L, 5] in the supernet: all layers run, those that nothing reads too.
 
-    Args:
-      space: what the genotype refers to.
-      genotype: i32 [L, 5].
-      settings: of the cell.
-      size: height and width of the grid.
+    `size`: height and width of the grid.
     """
     rows = genotype_lib.validate(space, genotype)
     sizes = cost.Sizes(*size, settings, is_sliced=False)
@@ -77,11 +73,11 @@ def grid(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def of_genotypes(config: ml_collections.ConfigDict, genotypes: np.ndarray) -> dict[str, float]:
-    """Multiply-adds and bytes of training on and of scoring some genotypes, i32 [N, L, 5], once each.
+    """Multiply-adds and bytes of training on and of scoring some genotypes, i32 [N, L, 5], once each, summed over them.
 
     Returns:
       `train_macs`, `train_bytes`: of a gradient on a batch; `evaluate_macs`, `evaluate_bytes`: of all clips of a
-      reward. Each is the sum over the genotypes.
+        reward.
     """
     section, space, settings = config.search, features.space_of(config), features.settings_of(config)
     scored = -(-section.reward_clips // section.batch_size) * section.batch_size
@@ -102,12 +98,7 @@ def of_genotypes(config: ml_collections.ConfigDict, genotypes: np.ndarray) -> di
 
 
 def of_search(config: ml_collections.ConfigDict, num_candidates: int, num_genotypes: int = 200) -> dict[str, float]:
-    """The work of a whole search, from the mean over uniformly drawn genotypes.
-
-    Args:
-      config: of the search.
-      num_candidates: that are scored.
-      num_genotypes: drawn for the mean.
+    """The work of a whole search, from the mean over `num_genotypes` uniformly drawn genotypes.
 
     Returns:
       Means of `of_genotypes` for one genotype, and `gradients`, `scorings`, `flops` (2 a multiply-add), `bytes` in all.
@@ -135,13 +126,10 @@ def seconds(macs: float, num_bytes: float, device: Device) -> float:
 def assumed(
     config: ml_collections.ConfigDict, counted: Mapping[str, float], num_params: int, device: Device
 ) -> estimate.Measured:
-    """What `estimate.scaling` wants, for an assumed device: counted work in place of measured seconds.
+    """What `estimate.scaling` wants, for an assumed device: counted work (from `of_search`) in place of measured
+    seconds.
 
-    Args:
-      config: of the search.
-      counted: from `of_search`.
-      num_params: of the supernet.
-      device: what is assumed; one of them runs all genotypes of a step.
+    `num_params`: of the supernet. One device runs all genotypes of a step.
     """
     section, classes = config.search, features.settings_of(config).num_classes
     train = section.shared_genotypes * seconds(counted["train_macs"], counted["train_bytes"], device)

@@ -38,11 +38,7 @@ class Winner(NamedTuple):
 
 
 def read(folder: workdir.Workdir) -> Winner | None:
-    """What `best_genotype.json` says, None where there is none.
-
-    Raises:
-      UserError: it cannot be read.
-    """
+    """What `best_genotype.json` says, None where there is none; a UserError where it cannot be read."""
     path = folder.path / BEST
     if not os.path.isfile(path):
         return None
@@ -74,8 +70,7 @@ def unmark_search(folder: workdir.Workdir) -> None:
 def is_search_done(folder: workdir.Workdir) -> bool:
     """Whether the search of a run folder has ended with its winner.
 
-    Raises:
-      UserError: `train` made a cell in the folder, which the search would replace.
+    A UserError where `train` made a cell in the folder, which the search would replace.
     """
     winner = read(folder)
     if winner is not None and winner.made_by != SEARCH:
@@ -89,8 +84,7 @@ def is_search_done(folder: workdir.Workdir) -> bool:
 def is_trained(folder: workdir.Workdir, space: genotype_lib.Space, genotype: np.ndarray) -> bool:
     """Whether the folder holds the cell of this genotype.
 
-    Raises:
-      UserError: it holds another one, or is the folder of a search: what is there would be replaced.
+    A UserError where it holds another one, or is the folder of a search: what is there would be replaced.
     """
     digest, winner = genotype_lib.digest(space, genotype), read(folder)
     if winner is not None and winner.digest == digest:

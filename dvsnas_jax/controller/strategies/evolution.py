@@ -62,15 +62,7 @@ class Evolution(NamedTuple):
 
 
 def make(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Evolution:
-    """Builds evolution for a space.
-
-    Args:
-      space: what it searches.
-      controller_config: the section `controller`; `population` and `tournament` count.
-
-    Returns:
-      Pure functions.
-    """
+    """Evolution for a space; of the section `controller`, `population` and `tournament` count."""
     table = policy_lib.token_table(space)
     capacity, tournament = controller_config.population, controller_config.tournament
 

@@ -69,14 +69,9 @@ def temperature(controller_config: ml_collections.ConfigDict, progress: float) -
 
 
 def make(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> Gumbel:
-    """Builds the distribution over the genotypes of a space.
+    """The distribution over the genotypes of a space.
 
-    Args:
-      space: what is searched.
-      controller_config: the section `controller`; `logits_rate`, `clip_norm`, `entropy` and `straight_through` count.
-
-    Returns:
-      Pure functions.
+    Of the section `controller`, `logits_rate`, `clip_norm`, `entropy` and `straight_through` count.
     """
     shape = _shape(space)
     optimizer = optax.chain(
@@ -130,7 +125,6 @@ def _sample(
     num: int,
     temperature: types.Array | float = 1.0,
 ) -> types.Samples:
-    """`Gumbel.sample`."""
     noise = temperature * jax.random.gumbel(rng, (num, *_shape(space)))
     tokens = jnp.argmax(masked_logits(space, logits, op_mask)[None] + noise, axis=-1).astype(jnp.int32)
     log_prob, entropy = _score(space, logits, tokens, op_mask)
@@ -140,7 +134,6 @@ def _sample(
 def _score(
     space: genotype.Space, logits: jax.Array, genotypes: types.Array, op_mask: types.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`Gumbel.score`."""
     chex.assert_shape(genotypes, (None, *logits.shape[:2]))
     log_probs = jax.nn.log_softmax(masked_logits(space, logits, op_mask))
     chosen = (jax.nn.one_hot(genotypes, logits.shape[2]) * log_probs[None]).sum(axis=(1, 2, 3))
@@ -148,7 +141,6 @@ def _score(
 
 
 def _greedy(space: genotype.Space, logits: jax.Array, op_mask: types.Array) -> jax.Array:
-    """`Gumbel.greedy`."""
     return masked_logits(space, logits, op_mask).argmax(axis=-1).astype(jnp.int32)
 
 

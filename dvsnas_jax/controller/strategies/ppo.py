@@ -1,8 +1,8 @@
 """PPO on whole genotypes: a genotype is one action, its log-probability is the sum over its tokens.
 
-The clipped objective is that of "Proximal Policy Optimization Algorithms" (Schulman et al., 2017). The
-default sizes (buffer of 100 rollouts, one epoch of single rollouts, clip 0.1, Adam 1e-4, gradient norm
-2.0, baseline with decay 0.95) are those of the authors' public sibling code (Fast NAS, CVPR 2019).
+The clipped objective is that of "Proximal Policy Optimization Algorithms" (Schulman et al., 2017). The default sizes
+(buffer of 100 rollouts, one epoch of single rollouts, clip 0.1, Adam 1e-4, gradient norm 2.0, baseline with decay 0.95)
+are those of the authors' public sibling code (Fast NAS, CVPR 2019).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class PPOState(struct.PyTreeNode):
       buffer: rollouts since the last update.
       baseline: f32, moving average of the rewards so far, free of a start value's bias.
       baseline_weight: f32, sum of the average's weights: 0 before the first reward, then towards 1.
-      num_updates: i32, updates done.
+      num_updates: i32.
     """
 
     params: types.Params
@@ -69,13 +69,13 @@ class PPO(NamedTuple):
 
     Attributes:
       init: `(rng) -> PPOState`.
-      record: `(state, samples, rewards f32 [N], valid bool [N]) -> (state, rest bool [N])`: appends the
-        valid rows until the buffer is full; `rest` marks those that found no room.
-      update: `(state, rng, op_mask) -> (state, metrics)`: all epochs on the filled rows, then an
-        empty buffer.
-      learn: `(state, samples, rewards, valid, rng, op_mask) -> (state, metrics)`: records every
-        valid row and updates whenever the buffer is full; `metrics` are the last update's, and
-        `num_updates` says how many there were (0: the others mean nothing).
+      record: `(state, samples, rewards f32 [N], valid bool [N]) -> (state, rest bool [N])`: appends the valid rows
+        until
+        the buffer is full; `rest` marks those that found no room.
+      update: `(state, rng, op_mask) -> (state, metrics)`: all epochs on the filled rows, then an empty buffer.
+      learn: `(state, samples, rewards, valid, rng, op_mask) -> (state, metrics)`: records every valid row and updates
+        whenever the buffer is full; `metrics` are the last update's, and `num_updates` says how many there were (0: the
+        others mean nothing).
     """
 
     init: Callable[[jax.Array], PPOState]
@@ -85,18 +85,7 @@ class PPO(NamedTuple):
 
 
 def make(policy: policy_lib.Policy, controller_config: ml_collections.ConfigDict) -> PPO:
-    """Builds PPO for a policy.
-
-    Args:
-      policy: what is trained.
-      controller_config: the section `controller` of the configuration.
-
-    Returns:
-      Pure functions.
-
-    Raises:
-      UserError: a size is below 1, or the minibatch does not fit into the buffer.
-    """
+    """PPO for a policy; a UserError where a size of the section `controller` makes no sense."""
     _check(controller_config)
     optimizer = descent.make_optimizer(controller_config)
     capacity = controller_config.buffer
@@ -118,7 +107,6 @@ def make(policy: policy_lib.Policy, controller_config: ml_collections.ConfigDict
 
 
 def _check(controller_config: ml_collections.ConfigDict) -> None:
-    """Refuses sizes that make no sense."""
     for key in ("buffer", "minibatch", "epochs"):
         if controller_config[key] < 1:
             raise errors.UserError(f"controller.{key}: must be at least 1, got {controller_config[key]}")
@@ -130,7 +118,6 @@ def _check(controller_config: ml_collections.ConfigDict) -> None:
 
 
 def _empty(capacity: int, num_layers: int) -> Rollouts:
-    """A buffer without rollouts."""
     return Rollouts(
         genotypes=jnp.zeros((capacity, num_layers, len(genotype.FIELDS)), jnp.int32),
         log_prob=jnp.zeros(capacity),
@@ -145,8 +132,8 @@ def _record(
 ) -> tuple[PPOState, jax.Array]:
     """`PPO.record`: the baseline moves row by row, and a row keeps the one before its own reward.
 
-    A baseline that does not know the row's own reward keeps the gradient unbiased, and one that is as
-    old as the row follows rewards that drift while the shared weights improve.
+    A baseline that does not know the row's own reward keeps the gradient unbiased, and one that is as old as the row
+    follows rewards that drift while the shared weights improve.
     """
     num, (capacity, *genotype_shape) = len(rewards), state.buffer.genotypes.shape
     rewards = jnp.asarray(rewards, jnp.float32)
@@ -200,9 +187,7 @@ def _learn(
 def advantages(buffer: Rollouts, *, normalize: bool) -> jax.Array:
     """Reward over baseline of each row, f32 [M]; 0 where nothing is filled.
 
-    Args:
-      buffer: the rollouts.
-      normalize: to mean 0 and variance 1 over the filled rows.
+    `normalize`: to mean 0 and variance 1 over the filled rows.
     """
     chex.assert_rank([buffer.reward, buffer.baseline, buffer.filled], 1)
     advantage = jnp.where(buffer.filled, buffer.reward - buffer.baseline, 0.0)
@@ -216,18 +201,10 @@ def advantages(buffer: Rollouts, *, normalize: bool) -> jax.Array:
 def loss(
     log_prob: jax.Array, entropy: jax.Array, batch: Rollouts, advantage: jax.Array, *, clip: float, bonus: float
 ) -> tuple[jax.Array, Metrics]:
-    """The clipped objective, averaged over the filled rows (Schulman et al. 2017, equation 7).
+    """The clipped objective, averaged over the filled rows (Schulman et al. 2017, equation 7), and its parts.
 
-    Args:
-      log_prob: f32 [R], of the rows under the current parameters.
-      entropy: f32 [R], likewise, nats.
-      batch: the rows.
-      advantage: f32 [R].
-      clip: how far the probability ratio may leave 1.
-      bonus: coefficient of the entropy.
-
-    Returns:
-      The loss and its parts.
+    `log_prob`, `entropy` (nats): f32 [R], of the rows under the current parameters; `advantage`: f32 [R]; `clip`: how
+    far the probability ratio may leave 1; `bonus`: coefficient of the entropy.
     """
     chex.assert_rank([log_prob, entropy, batch.log_prob, batch.filled, advantage], 1)
     chex.assert_equal_shape([log_prob, entropy, batch.log_prob, batch.filled, advantage])

@@ -55,7 +55,7 @@ class History(struct.PyTreeNode):
 
 
 class Belief(NamedTuple):
-    """What the predictor expects of a pool of distinct cells.
+    """What the predictor expects of a pool of P distinct cells.
 
     Attributes:
       genotypes: i32 [P, L, 5].
@@ -73,9 +73,7 @@ class Belief(NamedTuple):
 class Predictor:
     """Proposals from a Gaussian process; the same calls give the same genotypes.
 
-    Args:
-      space: what it searches.
-      controller_config: the section `controller`; the keys `predictor_*` count.
+    Of the section `controller`, the keys `predictor_*` count.
     """
 
     def __init__(self, space: genotype_lib.Space, controller_config: ml_collections.ConfigDict) -> None:
@@ -97,9 +95,8 @@ class Predictor:
     def sample(self, history: History, rng: jax.Array, op_mask: np.ndarray, num: int) -> types.Samples:
         """Uniform draws first, then proposals.
 
-        Returns:
-          Samples, all fields on the host. `log_prob` and `entropy` are those of a uniform draw, nan where the predictor
-          chose: the best of a pool has no probability in closed form.
+        `log_prob` and `entropy` are those of a uniform draw, nan where the predictor chose: the best of a pool has no
+        probability in closed form.
         """
         generator = _generator(rng)
         drawn = genotype_lib.random(self.space, generator, num, op_mask=op_mask)
@@ -267,15 +264,8 @@ def _predict(
 
 
 def smooth(encoder: encoding.Encoder, genotypes: np.ndarray, rewards: Sequence[float] | np.ndarray) -> np.ndarray:
-    """What a cell is expected to earn after all rewards of a search: the posterior mean.
-
-    Args:
-      encoder: of the space.
-      genotypes: i32 [N, L, 5], equal ones may repeat.
-      rewards: f64 [N], finite.
-
-    Returns:
-      f64 [N].
+    """What cells i32 [N, L, 5], which may repeat, are expected to earn after all rewards f64 [N]: the posterior mean
+    f64 [N].
     """
     return predict(encoder, None, (genotypes, np.asarray(rewards, np.float64)), genotypes).mean
 

@@ -27,15 +27,7 @@ Metrics = dict[str, jax.Array]
 
 
 class ReinforceState(struct.PyTreeNode):
-    """All that REINFORCE carries from step to step.
-
-    Attributes:
-      params: of the policy.
-      opt_state: of its optimizer.
-      baseline: f32, moving average of the rewards so far, free of a start value's bias.
-      baseline_weight: f32, sum of the average's weights: 0 before the first reward, then towards 1.
-      num_updates: i32, updates done.
-    """
+    """All that REINFORCE carries from step to step; see `ppo.PPOState`."""
 
     params: types.Params
     opt_state: optax.OptState
@@ -58,15 +50,7 @@ class Reinforce(NamedTuple):
 
 
 def make(policy: policy_lib.Policy, controller_config: ml_collections.ConfigDict) -> Reinforce:
-    """Builds REINFORCE for a policy.
-
-    Args:
-      policy: what is trained.
-      controller_config: the section `controller` of the configuration.
-
-    Returns:
-      Pure functions.
-    """
+    """REINFORCE for a policy at the rates of the section `controller`."""
     optimizer = descent.make_optimizer(controller_config)
 
     def init(rng: jax.Array) -> ReinforceState:
@@ -115,13 +99,9 @@ def make(policy: policy_lib.Policy, controller_config: ml_collections.ConfigDict
 
 
 def advantages(rewards: jax.Array, before: jax.Array, valid: jax.Array, *, normalize: bool) -> jax.Array:
-    """Reward over baseline of each row, f32 [N]; 0 where a row is not valid.
+    """Reward over the baseline before it, f32 [N]; 0 where a row is not valid.
 
-    Args:
-      rewards: f32 [N].
-      before: f32 [N], the baseline before each reward.
-      valid: bool [N].
-      normalize: to variance 1 over the valid rows. The mean stays: of a few rows it is what the baseline is for.
+    `normalize`: to variance 1 over the valid rows. The mean stays: of a few rows it is what the baseline is for.
     """
     chex.assert_equal_shape([rewards, before, valid])
     advantage = jnp.where(valid, rewards - before, 0.0)
@@ -133,18 +113,7 @@ def advantages(rewards: jax.Array, before: jax.Array, valid: jax.Array, *, norma
 def loss(
     log_prob: jax.Array, entropy: jax.Array, advantage: jax.Array, valid: jax.Array, *, bonus: float
 ) -> tuple[jax.Array, Metrics]:
-    """Mean over the valid rows of -advantage * log-probability, less the entropy bonus.
-
-    Args:
-      log_prob: f32 [N], under the current parameters.
-      entropy: f32 [N], likewise, nats.
-      advantage: f32 [N].
-      valid: bool [N].
-      bonus: coefficient of the entropy.
-
-    Returns:
-      The loss and its parts.
-    """
+    """Mean over the valid rows of -advantage * log-probability, less `bonus` times the entropy, and its parts."""
     chex.assert_rank([log_prob, entropy, advantage, valid], 1)
     chex.assert_equal_shape([log_prob, entropy, advantage, valid])
     entropy_mean = _mean(entropy, valid)

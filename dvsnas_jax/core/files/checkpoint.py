@@ -42,17 +42,11 @@ class Checkpointer:
         self._cached_manager: Any = None
 
     def save(self, step: int, tree: Any) -> bool:
-        """Saves a tree and waits until it is on disk.
-
-        Args:
-          step: newer than those saved; the latest step again is skipped, as a step has one content.
-          tree: of arrays, NumPy or Python scalars and typed PRNG keys.
+        """Saves a tree of arrays, NumPy or Python scalars and typed PRNG keys, and waits until it is on disk.
 
         Returns:
-          Whether it was written.
-
-        Raises:
-          ValueError: the step is older than the latest one.
+          Whether it was written: the latest step again is skipped, as a step has one content; an older one is a
+            ValueError.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
@@ -82,15 +76,12 @@ class Checkpointer:
         return json.loads(distributed.tell(json.dumps(found)))
 
     def restore(self, template: Any, step: int | None = None) -> Any:
-        """Restores a tree.
+        """Restores a tree, bit for bit what was saved.
 
         Args:
           template: tree whose leaves give path, shape and dtype: a JAX array (its sharding is kept), a
             `jax.ShapeDtypeStruct`, a NumPy array or a Python scalar.
           step: which one; None: the latest.
-
-        Returns:
-          A tree as the template, bit for bit what was saved.
 
         Raises:
           UserError: there is no such checkpoint, it is damaged, or it is of another tree (names the leaf).
@@ -167,7 +158,6 @@ def _shared(packed: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _num_bytes(leaf: tuple[str, list[int], str]) -> int:
-    """Of one array of the index."""
     _, shape, name = leaf
     return jnp.dtype(name).itemsize * int(np.prod(shape, dtype=np.int64))
 

@@ -29,12 +29,9 @@ CONFIG, ENVIRONMENT, IDENTITY = "config.json", "environment.json", "identity.jso
 
 
 class Workdir:
-    """All that one run keeps on disk. Nothing is written before `claim` or the first write.
+    """All that one run keeps on disk, in the folder `path`. Nothing is written before `claim` or the first write.
 
     Of several processes all see the same folder, and only the main one writes; checkpoints are written by all.
-
-    Attributes:
-      path: of the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -47,10 +44,8 @@ class Workdir:
     def hold(self) -> Iterator[None]:
         """Keeps every other process out of the folder: from now on where it holds a run, else from `claim` on.
 
-        Of several processes of one run the first one does so for all.
-
-        Raises:
-          UserError: another process is at work in it, or it cannot be written.
+        Of several processes of one run the first one does so for all. A UserError where another process is at work in
+        it, or it cannot be written.
         """
         outer = self._locks
         with contextlib.ExitStack() as self._locks:
@@ -105,7 +100,7 @@ class Workdir:
             defaults.
 
         Returns:
-          True: it is. False: it is nobody's yet, or another configuration's that computed nothing.
+          False: it is nobody's yet, or another configuration's that computed nothing.
 
         Raises:
           UserError: it belongs to a run with another configuration.
@@ -141,20 +136,15 @@ class Workdir:
         stored: ml_collections.ConfigDict | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
-        """Makes the folder this configuration's, or checks that it is.
+        """Makes the folder this configuration's, or checks that it is; the arguments are those of `check`.
 
-        Writes `config.json`, paths in it absolute, and `environment.json` at the first start; a later start in another
-        environment is added to the latter under `resumed_with`.
-
-        Args:
-          config: of the run.
-          ignore: as of `check`.
-          stored: as of `check`.
-          identity: written to `identity.json` at the first start.
+        Writes `config.json`, paths in it absolute, `environment.json` and `identity` as `identity.json` at the first
+        start; a later start in another environment is added to `environment.json` under `resumed_with`.
 
         Raises:
-          UserError: the folder belongs to a run with another configuration, cannot be written, or another process is
-            at work in it.
+          UserError: the folder belongs to a run with another configuration, cannot be written, or another process is at
+            work
+            in it.
         """
         self._lock(is_new_too=True)
         try:
@@ -169,10 +159,8 @@ class Workdir:
             raise errors.UserError(self._unwritable(error)) from None
 
     def config(self) -> ml_collections.ConfigDict:
-        """The configuration of the run in this folder.
-
-        Raises:
-          UserError: it holds no run, or one that this version cannot read.
+        """The configuration of the run in this folder; a UserError where it holds none, or one that this version cannot
+        read.
         """
         if not self.is_claimed:
             raise errors.UserError(f"{self.path}: holds no run (no {CONFIG}); give the --workdir of one")
@@ -206,8 +194,7 @@ class Workdir:
     def read(self, file: str) -> list[dict[str, Any]]:
         """Reads a JSONL file; a torn last line is cut off on disk; [] where there is no file.
 
-        Raises:
-          UserError: a line that is not the last one is no JSON.
+        A line before that is no JSON is a UserError.
         """
         self._repair(file)
         path = self.path / file
@@ -257,11 +244,7 @@ class Workdir:
         self._replace(file, json_text.dumps(value, indent=1) + "\n")
 
     def read_json(self, file: str) -> Any:
-        """Reads a JSON file.
-
-        Raises:
-          UserError: there is none, or it is no JSON.
-        """
+        """Reads a JSON file; a UserError where there is none, or it is no JSON."""
         advice = "put the file of this run back, or use another --workdir"
         return json_files.read(self.path / file, name="--workdir", advice=advice)
 
@@ -278,10 +261,7 @@ class Workdir:
     def scalars(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
         """Logs numbers to `metrics.jsonl` and, where tensorboardX is installed, to TensorBoard.
 
-        Args:
-          stage: part of the run, for example "pretrain".
-          step: of that stage.
-          values: name -> number.
+        `stage` is the part of the run, for example "pretrain", and `step` is of that.
         """
         numbers = {name: float(value) for name, value in values.items()}
         if not distributed.is_main():

@@ -72,24 +72,13 @@ def detect(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Launch | None:
-    """Whether this process is one of several, from flags or, without any, from what a launcher sets.
+    """Whether this process is one of several, from flags or, without any, from what a launcher sets; None: it is alone.
 
-    In this order: the flags; `DVSNAS_COORDINATOR`, `DVSNAS_NUM_PROCESSES`, `DVSNAS_PROCESS_ID`; a Kubernetes JobSet
-    (`JOBSET_NAME`, `REPLICATED_JOB_NAME`, `JOB_COMPLETION_INDEX` and `DVSNAS_NUM_PROCESSES`); a step of SLURM's `srun`
-    with several tasks; a TPU pod (`TPU_WORKER_HOSTNAMES` with several names, or `DVSNAS_TPU_POD=1`). `DVSNAS_PORT` says
-    where they meet in a JobSet or in SLURM.
-
-    Args:
-      environ: the environment.
-      coordinator: `--coordinator`, host:port of process 0.
-      num_processes: `--num-processes`; 1 = this process alone, whatever the environment says.
-      process_id: `--process-id`, from 0.
-
-    Returns:
-      None: this process is alone.
-
-    Raises:
-      UserError: something is missing or out of range.
+    In this order: the flags, where `num_processes` 1 means this process alone, whatever the environment says;
+    `DVSNAS_COORDINATOR`, `DVSNAS_NUM_PROCESSES`, `DVSNAS_PROCESS_ID`; a Kubernetes JobSet (`JOBSET_NAME`,
+    `REPLICATED_JOB_NAME`, `JOB_COMPLETION_INDEX` and `DVSNAS_NUM_PROCESSES`); a step of SLURM's `srun` with several
+    tasks; a TPU pod (`TPU_WORKER_HOSTNAMES` with several names, or `DVSNAS_TPU_POD=1`). `DVSNAS_PORT` says where they
+    meet in a JobSet or in SLURM. What is missing or out of range is a UserError.
     """
     if num_processes == 1 and coordinator is None:
         return None
@@ -175,14 +164,9 @@ def _port(environ: Mapping[str, str], default: int) -> int:
 
 
 def start_seconds(environ: Mapping[str, str], given: float | None = None) -> float:
-    """How long a process waits for the others of its run to start.
+    """How long a process waits for the others of its run to start: `--start-timeout`, else `DVSNAS_START_TIMEOUT`.
 
-    Args:
-      environ: the environment, where `DVSNAS_START_TIMEOUT` may say it.
-      given: `--start-timeout`, which comes first.
-
-    Raises:
-      UserError: it is no number of seconds.
+    A UserError where that is no number of seconds.
     """
     name, value = "--start-timeout", given
     if value is None and "DVSNAS_START_TIMEOUT" in environ:
@@ -199,16 +183,10 @@ def start_seconds(environ: Mapping[str, str], given: float | None = None) -> flo
 
 
 def start(launch: Launch, seconds: float = START_SECONDS) -> None:
-    """Joins the run; call it before anything that starts a JAX backend.
+    """Joins the run, at most so many seconds; call it before anything that starts a JAX backend.
 
-    The processes meet before JAX connects them (`core.processes.rendezvous`); JAX alone finds those of a TPU pod.
-
-    Args:
-      launch: where this process belongs.
-      seconds: to wait for the others.
-
-    Raises:
-      UserError: the other processes were not found in time, or do not fit.
+    The processes meet before JAX connects them (`core.processes.rendezvous`); JAX alone finds those of a TPU pod. A
+    UserError where the others were not found in time, or do not fit.
     """
     global _run
     meeting, limit = rendezvous.Meeting("this host", None), seconds
@@ -330,8 +308,7 @@ def leave_lost(reason: str) -> None:
 def guard(run_fn: Callable[[], int]) -> int:
     """Runs this process' work to its exit code; where another process is lost, this one ends with 75.
 
-    Returns:
-      The exit code. An error of a lone process is raised, one of several ends with its traceback and 1.
+    An error of a lone process is raised, one of several ends with its traceback and 1.
     """
     try:
         code = run_fn()
@@ -348,8 +325,7 @@ def guard(run_fn: Callable[[], int]) -> int:
 def leave(code: int) -> int:
     """Ends the part in the run. After success, or a stop that all agreed on, it waits for the others.
 
-    Returns:
-      The exit code, where the process may end in the usual way.
+    Returns the exit code where the process may end in the usual way.
     """
     global _run
     if _run is None:

@@ -44,11 +44,8 @@ _ADVICE = (
 class Meeting:
     """A process among the others, from the moment when all are there until JAX has connected them.
 
-    Args:
-      name: of this process, in what it says.
-      address: where they met; None: JAX knows (a TPU pod), there was no meeting.
-      link: to process 0; None: there was no meeting.
-      host: the other end of the links, in process 0.
+    `link` leads to process 0, where `host` is its other end; without a link there was no meeting, and without an
+    `address` JAX knows the place (a TPU pod).
     """
 
     def __init__(
@@ -58,12 +55,9 @@ class Meeting:
         self._ended = threading.Event()
 
     def watch(self, seconds: float, lost_fn: Callable[[str], None], late_fn: Callable[[str], None]) -> None:
-        """Watches, while this process is inside of JAX: says what it waits for, and leaves where that is in vain.
+        """Watches, while this process is inside of JAX for at most so many seconds: says what it waits for.
 
-        Args:
-          seconds: that JAX may take.
-          lost_fn: told that another process has ended, ends this one.
-          late_fn: told that the time is over, ends this process.
+        Where another process has ended `lost_fn` is told so, where the time is over `late_fn`; each ends this process.
         """
         threading.Thread(
             target=self._watch, args=(seconds, lost_fn, late_fn), name="rendezvous watch", daemon=True
@@ -167,11 +161,8 @@ def _not_found(address: str, text: str) -> errors.UserError:
 
 
 class _Lines:
-    """Says now and then what a process waits for.
-
-    Args:
-      text: what, or a function that knows what at the moment.
-      seconds: that it may take.
+    """Says now and then what a process waits for, a text or a function that knows it at the moment, for so many
+    seconds.
     """
 
     def __init__(self, text: str | Callable[[], str], seconds: float) -> None:

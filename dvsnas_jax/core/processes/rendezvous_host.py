@@ -34,11 +34,7 @@ class Broken(Exception):  # noqa: N818 - of a link, not of the program
 class Link:
     """One connection. Its ends say lines of JSON; neither trusts the other.
 
-    Args:
-      sock: connected.
-
     Attributes:
-      sock: the same.
       since: when it was made, by the monotonic clock.
       process: who is there, once it has said so.
       token: drawn by that process, so that it is known again when it comes back.
@@ -72,8 +68,7 @@ class Link:
     def hear(self, seconds: float = 0.0) -> list[dict[str, Any]]:
         """What has arrived, after so long at most.
 
-        Raises:
-          Broken: the connection is closed or lost, or what arrives is no short line of JSON with the mark.
+        Broken where the connection is closed or lost, or what arrives is no short line of JSON with the mark.
         """
         if self.is_broken:
             raise Broken("the connection was lost")
@@ -97,11 +92,7 @@ class Link:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    """A message.
-
-    Raises:
-      Broken: it is none.
-    """
+    """A message; Broken where it is none."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
@@ -132,14 +123,8 @@ def names(processes: Iterable[int]) -> str:
 
 
 class Host:
-    """Process 0's part, in a thread of its own.
-
-    Args:
-      listener: the port where they meet; it is closed when all are there.
-      num_processes: of the run.
-
-    Attributes:
-      verdict: why there will be no run.
+    """Process 0's part, in a thread of its own: listens where they meet until all are there, or there is a `verdict`,
+    why there will be no run.
     """
 
     def __init__(self, listener: socket.socket, num_processes: int) -> None:
@@ -234,11 +219,7 @@ class Host:
                 other.say(lost=link.process)
 
     def _welcome(self, link: Link, message: dict[str, Any]) -> None:
-        """Takes in a process that says who it is.
-
-        Raises:
-          Broken: it says something else.
-        """
+        """Takes in a process that says who it is; Broken where it says something else."""
         process, num, token = message.get("process"), message.get("of"), message.get("token")
         if not (type(process) is int and type(num) is int and isinstance(token, str) and 0 <= process < num):
             raise Broken

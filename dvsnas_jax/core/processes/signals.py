@@ -14,22 +14,14 @@ from dvsnas_jax.core.processes import distributed
 
 @dataclasses.dataclass
 class StopFlag:
-    """Whether the run was told to stop.
-
-    Attributes:
-      requested: SIGTERM or SIGINT arrived.
-      name: of the signal, empty before it.
-    """
+    """Whether the run was told to stop: by SIGTERM or SIGINT, whose name is kept."""
 
     requested: bool = False
     name: str = ""
 
     def is_due(self, step: int, *, every: int = 1) -> bool:
-        """Whether the run stops after this step: all of its processes after the same one.
-
-        Args:
-          step: just done.
-          every: several processes ask each other only after so many steps.
+        """Whether the run stops after this step: all of its processes after the same one; they ask each other every so
+        often.
         """
         if distributed.num_processes() == 1:
             return self.requested

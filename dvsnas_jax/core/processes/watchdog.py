@@ -19,12 +19,8 @@ _keep: list[Any] = []
 class Silence:
     """How long each process has given no sign of life, in seconds in which this process was running itself.
 
-    Time in which this process was frozen does not count: the others may have been frozen with it.
-
-    Args:
-      process_id: of this process.
-      num_processes: of the run.
-      longest: seconds that one pass of time counts at most.
+    Time in which this process was frozen does not count, for the others may have been frozen with it: one pass of time
+    counts `longest` seconds at most.
     """
 
     def __init__(self, process_id: int, num_processes: int, longest: float = 2 * BEAT_SECONDS) -> None:
@@ -53,12 +49,8 @@ class Silence:
 class Watchdog:
     """Two threads: one gives and takes signs of life through JAX's coordination service, one counts the silence.
 
-    Args:
-      client: of the coordination service.
-      process_id: of this process.
-      num_processes: of the run.
-      leave_fn: told the reason, ends the process.
-      limit: seconds of silence after which a process is lost.
+    `client` is that of the service; `leave_fn` is told the reason, when a process was silent for `limit` seconds, and
+    ends this one.
     """
 
     def __init__(
