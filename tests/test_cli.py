@@ -252,7 +252,8 @@ def test_exit_codes_of_the_process(words, code, message):
 _WAITING = """
 import sys, time, types
 from dvsnas_jax import cli
-from dvsnas_jax.core import errors, signals
+from dvsnas_jax.core import errors
+from dvsnas_jax.core.processes import signals
 import dvsnas_jax.search
 def run(config, folder):
     with signals.stop_on_signal() as stop:

@@ -153,7 +153,7 @@ def test_the_watchdog_ends_the_process_when_another_is_silent(monkeypatch: pytes
 
 ABORT = """
 import os, sys
-from dvsnas_jax.core import watchdog
+from dvsnas_jax.core.processes import watchdog
 def leave(reason):
     print(reason, flush=True)
     os._exit(75)

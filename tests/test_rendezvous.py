@@ -363,7 +363,7 @@ def test_jax_that_takes_too_long(monkeypatch, capfd) -> None:
 JAX_STARTS = """
 import os
 import jax  # so that the times below are spent inside of its start
-from dvsnas_jax.core import distributed, rendezvous
+from dvsnas_jax.core.processes import distributed, rendezvous
 rendezvous.JOIN_SECONDS = 1.5
 distributed.start(distributed.detect(os.environ), 1.5)
 """

@@ -1,5 +1,6 @@
 """The search with a world whose answer is known, and its steps on real (tiny) features."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -78,7 +79,7 @@ def run_loop(folder: pathlib.Path, *, stop_at: int | None = None, num_steps: int
     stop = signals.StopFlag()
     folder.mkdir(exist_ok=True)
 
-    def sample(state: chex.Array, step: int) -> types.Samples:
+    def sample(strategy_state: chex.Array, step: int) -> types.Samples:
         rng = np.random.default_rng(step)
         genotypes = genotype_lib.random(SPACE, rng, 3)
         return types.Samples(genotypes=genotypes, log_prob=np.zeros(3), entropy=np.zeros(3))
@@ -86,7 +87,7 @@ def run_loop(folder: pathlib.Path, *, stop_at: int | None = None, num_steps: int
     def train(state: loop.LoopState, step: int):
         if step == stop_at:
             stop.requested = True
-        return state.replace(shared=state.shared + 1), {"loss": 1.0 / (step + 1)}
+        return dataclasses.replace(state, shared=state.shared + 1), {"loss": 1.0 / (step + 1)}
 
     def evaluate(shared: chex.Array, genotypes: np.ndarray):
         assert genotypes.shape == (3, 2, 5)
@@ -94,18 +95,17 @@ def run_loop(folder: pathlib.Path, *, stop_at: int | None = None, num_steps: int
         rows[1] = {"reward": None, "status": "diverged"}
         return rows
 
-    def update(state: chex.Array, samples: types.Samples, rewards: np.ndarray, valid: np.ndarray, step: int):
+    def update(strategy_state: chex.Array, samples, rewards: np.ndarray, valid: np.ndarray, step: int):
         assert valid.tolist() == [True, False, True] and rewards.dtype == np.float32
-        return state + rewards[valid].sum(), {"baseline": float(rewards[valid].mean())}
+        return strategy_state + rewards[valid].sum(), {"baseline": float(rewards[valid].mean())}
+
+    def describe(genotype: np.ndarray):
+        return {"genotype": genotype.tolist(), "hash": genotype_lib.digest(SPACE, genotype)}
 
     return loop.search(
         loop.LoopState(strategy=jnp.zeros(()), shared=jnp.zeros(())),
-        num_steps=num_steps,
-        sample=sample,
-        train=train,
-        evaluate=evaluate,
-        update=update,
-        describe=lambda genotype: {"genotype": genotype.tolist(), "hash": genotype_lib.digest(SPACE, genotype)},
+        loop.Functions(sample, train, evaluate, update, describe),
+        num_steps,
         folder=workdir.Workdir(folder),
         stop=stop,
         checkpoint_every=3,

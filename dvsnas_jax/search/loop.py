@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import chex
 import jax
@@ -18,7 +19,8 @@ LOG = "genotypes.jsonl"
 STAGE = "search"
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class LoopState:
     """Everything that a search changes.
 
@@ -31,39 +33,62 @@ class LoopState:
     shared: Any
 
 
+class SampleFn(Protocol):
+    """Draws the genotypes of an iteration."""
+
+    def __call__(self, strategy_state: Any, step: int) -> types.Samples: ...
+
+
+class TrainFn(Protocol):
+    """Trains the shared weights; a strategy may learn from gradients here."""
+
+    def __call__(self, state: LoopState, step: int) -> tuple[LoopState, dict[str, float]]: ...
+
+
+class EvaluateFn(Protocol):
+    """Scores genotypes i32 [N, L, 5]: N records with reward, parts and status."""
+
+    def __call__(self, shared: Any, genotypes: np.ndarray) -> list[dict[str, Any]]: ...
+
+
+class UpdateFn(Protocol):
+    """Learns from rewards f32 [N], valid bool [N]."""
+
+    def __call__(
+        self, strategy_state: Any, samples: types.Samples, rewards: np.ndarray, valid: np.ndarray, step: int
+    ) -> tuple[Any, dict[str, float]]: ...
+
+
+class Functions(NamedTuple):
+    """What a search consists of; `describe` gives the fields of a genotype's log line."""
+
+    sample: SampleFn
+    train: TrainFn
+    evaluate: EvaluateFn
+    update: UpdateFn
+    describe: Callable[[np.ndarray], dict[str, Any]]
+
+
 def search(
     state: LoopState,
-    *,
+    functions: Functions,
     num_steps: int,
-    sample: Callable[[Any, int], types.Samples],
-    train: Callable[[LoopState, int], tuple[LoopState, dict[str, float]]],
-    evaluate: Callable[[Any, np.ndarray], list[dict[str, Any]]],
-    update: Callable[..., tuple[Any, dict[str, Any]]],
-    describe: Callable[[np.ndarray], dict[str, Any]],
+    *,
     folder: workdir.Workdir,
     stop: signals.StopFlag,
     checkpoint_every: int,
 ) -> LoopState:
-    """Runs the search, from its last checkpoint if there is one.
+    """Runs the search of `num_steps` iterations, from its last checkpoint if there is one, to the state after it.
 
     Args:
       state: before the first step; also the template of the checkpoints.
+      functions: its parts.
       num_steps: iterations in all.
-      sample: `(strategy state, step) -> samples`.
-      train: `(state, step) -> (state, metrics)`: trains the shared weights; a strategy may learn from gradients here.
-      evaluate: `(shared state, genotypes [N, L, 5]) -> N records` with reward, parts and status.
-      update: `(strategy state, samples, rewards f32 [N], valid bool [N], step) -> (state, metrics)`.
-      describe: `genotype -> fields` of its log line.
       folder: the run folder; candidates go to genotypes.jsonl.
-      stop: a signal asks to save and stop.
+      stop: a signal asks to save and stop, which raises Stopped.
       checkpoint_every: steps between checkpoints.
-
-    Returns:
-      The state after the last step.
-
-    Raises:
-      Stopped: a signal arrived; the state was saved.
     """
+    sample, train, evaluate, update, describe = functions
     checkpoints = folder.checkpointer(STAGE)
     state, start = _resume(state, checkpoints, folder)
     with progress.bar(num_steps, STAGE, initial=start) as bar:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -33,18 +34,8 @@ from dvsnas_jax.train import (
 
 
 class Parts(NamedTuple):
-    """What a search is assembled from.
-
-    Attributes:
-      config: of the run.
-      space: the cell space.
-      mesh: the devices.
-      steps: jitted steps on the shared weights.
-      strategy: what proposes genotypes.
-      train_store: features of the meta-training clips.
-      val_store: features of the meta-validation clips.
-      relaxed: the step of a strategy that learns from gradients.
-    """
+    """What a search is assembled from: the jitted steps on the shared weights, what proposes genotypes, the features
+    of the meta-training and meta-validation clips, and the step of a strategy that learns from gradients."""
 
     config: ml_collections.ConfigDict
     space: genotype_lib.Space
@@ -85,127 +76,112 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
             if not is_done:
                 placement = ahead.place(config, space, num_clips)
                 groups = evaluation_batches(1, config.search)
-                compiled = ahead.compile_steps(config, space, num_clips, placement, groups=groups)
+                made = ahead.compile_steps(config, space, num_clips, placement, groups=groups)
+                compiled = Compiled(made, placement)
             variables = pretrain.run(config, folder, stop)
             if compiled is not None:
-                parts = assemble(
-                    config, space, strategy, variables, num_clips, compiled=compiled, placement=placement, folder=folder
-                )
+                parts = assemble(config, strategy, variables, num_clips, compiled, folder=folder)
                 state = run_search(parts, folder, stop)
                 find_winner(parts, state, folder, stop)
         return evaluate.run(config, folder)
 
 
+class Compiled(NamedTuple):
+    """The steps of a search, and where the features lie that they are compiled for."""
+
+    steps: steps.Steps
+    placement: feature_store.Placement
+
+
 def assemble(
     config: ml_collections.ConfigDict,
-    space: genotype_lib.Space,
     strategy: strategy_lib.Strategy,
     variables: Any,
     num_clips: int,
+    compiled: Compiled,
     *,
-    compiled: steps.Steps,
-    placement: feature_store.Placement | None = None,
     folder: workdir.Workdir | None = None,
 ) -> Parts:
-    """Computes the features; `compiled` is from `compile_steps`, with the same placement.
-
-    Features that are kept on disk, or made by several processes, go to the run folder.
-    """
-    placement = placement or feature_store.everywhere(config.search)
+    """Computes the features; those that are kept on disk, or made by several processes, go to the run folder."""
+    space, placement = strategy.space, compiled.placement
     names = features.needed_maps(space, config)
-    meta_train, meta_val = pretrain.split_clips(config, num_clips)
-
-    def placed(clips: np.ndarray, is_training: bool) -> feature_store.AnyStore:
-        return features.placed(
-            config, variables, clips, names, placement=placement, folder=folder, is_training=is_training
-        )
-
-    return Parts(
-        config=config,
-        space=space,
-        mesh=placement.mesh,
-        steps=compiled,
-        strategy=strategy,
-        train_store=placed(meta_train, True),
-        val_store=placed(meta_val, False),
-        relaxed=relaxed_steps.make(config, space, placement.mesh, placement.train_rows),
+    train_store, val_store = (
+        features.placed(config, variables, clips, names, placement=placement, folder=folder, is_training=is_training)
+        for clips, is_training in zip(pretrain.split_clips(config, num_clips), (True, False), strict=True)
     )
+    relaxed = relaxed_steps.make(config, space, placement.mesh, placement.train_rows)
+    return Parts(config, space, placement.mesh, compiled.steps, strategy, train_store, val_store, relaxed)
 
 
 def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) -> loop.LoopState:
     """Warm-up on uniform genotypes, the search itself, and the random line on its final weights."""
-    config, section = parts.config, parts.config.search
+    config, section, strategy = parts.config, parts.config.search, parts.strategy
     rng = jax.random.key(config.seed)
     shared = warm_up(parts, parts.steps.init(jax.random.fold_in(rng, 1)), folder, stop)
-    state = loop.LoopState(strategy=parts.strategy.init(jax.random.fold_in(rng, 2)), shared=shared)
+    state = loop.LoopState(strategy=strategy.init(jax.random.fold_in(rng, 2)), shared=shared)
     sample_rng, train_rng, update_rng = (jax.random.fold_in(rng, use) for use in (3, 4, 5))
     num_shared = section.shared_steps * section.shared_genotypes
     answers = scratch.make_answers(section, folder, loop.LOG, parts.space)
 
     def sample(strategy_state: Any, step: int) -> types.Samples:
-        return parts.strategy.sample(strategy_state, jax.random.fold_in(sample_rng, step), section.genotypes_per_step)
+        return strategy.sample(strategy_state, jax.random.fold_in(sample_rng, step), section.genotypes_per_step)
 
-    def train_fn(state: loop.LoopState, step: int) -> tuple[loop.LoopState, dict[str, float]]:
+    def train(state: loop.LoopState, step: int) -> tuple[loop.LoopState, dict[str, float]]:
         if section.mode == "scratch":
             return state, {}
-        if parts.strategy.record.is_relaxed:
-            return relaxed_steps.train(parts.relaxed, config, parts.strategy, parts.train_store, state, step)
-        drawn = parts.strategy.sample(state.strategy, jax.random.fold_in(train_rng, step), num_shared)
-        batches = training_batches(parts, np.asarray(drawn.genotypes), (config.seed, 4, step))
+        if strategy.record.is_relaxed:
+            return relaxed_steps.train(parts.relaxed, config, strategy, parts.train_store, state, step)
+        drawn = strategy.sample(state.strategy, jax.random.fold_in(train_rng, step), num_shared)
         shared, logged = state.shared, []
-        for genotypes, clips in batches:
-            shared, metrics = parts.steps.train_shared(
-                shared, genotypes, *feature_store.training(parts.train_store, clips)
-            )
+        for batch in _training_batches(parts, np.asarray(drawn.genotypes), (config.seed, 4, step)):
+            shared, metrics = _train_shared(parts, shared, batch)
             logged.append(metrics)
         return loop.LoopState(strategy=state.strategy, shared=shared), loop.means(logged)
 
-    def evaluate_fn(shared: Any, genotypes: np.ndarray) -> list[dict[str, Any]]:
+    def evaluate(shared: Any, genotypes: np.ndarray) -> list[dict[str, Any]]:
         score_fn = functools.partial(score, parts, shared.params, num_clips=section.reward_clips)
         return answers.evaluate(genotypes, score_fn)
 
-    def update(strategy_state: Any, samples: Any, rewards: Any, valid: Any, step: int) -> tuple[Any, dict[str, Any]]:
+    def update(
+        strategy_state: Any, samples: types.Samples, rewards: np.ndarray, valid: np.ndarray, step: int
+    ) -> tuple[Any, dict[str, float]]:
         if step < section.controller_warmup:
             return strategy_state, {"num_updates": 0.0}
-        return parts.strategy.update(strategy_state, samples, rewards, valid, jax.random.fold_in(update_rng, step))
+        return strategy.update(strategy_state, samples, rewards, valid, jax.random.fold_in(update_rng, step))
 
+    describe_fn = functools.partial(describe, parts.space, section.strategy)
+    functions = loop.Functions(sample, train, evaluate, update, describe_fn)
     state = loop.search(
-        state,
-        num_steps=section.steps,
-        sample=sample,
-        train=train_fn,
-        evaluate=evaluate_fn,
-        update=update,
-        describe=lambda genotype: describe(parts.space, genotype, section.strategy),
-        folder=folder,
-        stop=stop,
-        checkpoint_every=section.checkpoint_every,
+        state, functions, section.steps, folder=folder, stop=stop, checkpoint_every=section.checkpoint_every
     )
     score_random(parts, state, folder)
     return state
+
+
+Batch = tuple[np.ndarray, np.ndarray]
+"""Genotypes i32 [G, L, 5] of an optimizer step on the shared weights, and its clips i32 [G, B]."""
+
+
+def _train_shared(parts: Parts, shared: steps.SharedState, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
+    genotypes, clips = batch
+    return parts.steps.train_shared(shared, genotypes, *feature_store.training(parts.train_store, clips))
 
 
 def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, stop: signals.StopFlag) -> Any:
     """Trains the shared weights on uniformly drawn genotypes before any reward is taken."""
     config, section = parts.config, parts.config.search
 
-    def batches(start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        step = start
-        while True:
+    def batches(start: int) -> Iterator[Batch]:
+        for step in itertools.count(start):
             key = (config.seed, 3, step)
-            genotypes = genotype_lib.random(
-                parts.space, np.random.default_rng(key), section.shared_genotypes, op_mask=parts.strategy.op_mask
-            )
+            genotypes = _uniform(parts, np.random.default_rng(key), section.shared_genotypes)
             yield genotypes, _draw(parts, (*key, 1), ahead.batch_shape(section))
-            step += 1
 
     return training_loop.fit(
         shared,
         stage="warmup",
         num_steps=section.warmup_steps if section.mode == "share" else 0,
-        step_fn=lambda state, batch: parts.steps.train_shared(
-            state, batch[0], *feature_store.training(parts.train_store, batch[1])
-        ),
+        step_fn=functools.partial(_train_shared, parts),
         batches_fn=batches,
         folder=folder,
         stop=stop,
@@ -213,8 +189,13 @@ def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, st
     )
 
 
-def training_batches(parts: Parts, genotypes: np.ndarray, key: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Groups of genotypes [G, L, 5], each with the clips [G, B] of its step."""
+def _uniform(parts: Parts, rng: np.random.Generator, num: int) -> np.ndarray:
+    """Uniformly drawn genotypes i32 [num, L, 5] of the operations that the strategy may choose."""
+    return genotype_lib.random(parts.space, rng, num, op_mask=parts.strategy.op_mask)
+
+
+def _training_batches(parts: Parts, genotypes: np.ndarray, key: tuple[int, ...]) -> list[Batch]:
+    """The batches of an iteration for so many drawn genotypes."""
     section = parts.config.search
     groups = genotypes.reshape(section.shared_steps, section.shared_genotypes, *genotypes.shape[1:])
     clips = _draw(parts, key, (section.shared_steps, *ahead.batch_shape(section)))
@@ -224,12 +205,11 @@ def training_batches(parts: Parts, genotypes: np.ndarray, key: tuple[int, ...]) 
 def _draw(parts: Parts, key: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
     """Training clips i32 [..., B], a pure function of the key; each part of a batch has clips of its own."""
     num_clips = parts.train_store.num_clips
-    return feature_store.deal(
-        cell_training.draw_clips(key, num_clips, shape), num_clips, parts.config.search.batch_parts
-    )
+    drawn = cell_training.draw_clips(key, num_clips, shape)
+    return feature_store.deal(drawn, num_clips, parts.config.search.batch_parts)
 
 
-def describe(space: genotype_lib.Space, genotype: np.ndarray, source: str) -> dict[str, Any]:
+def describe(space: genotype_lib.Space, source: str, genotype: np.ndarray) -> dict[str, Any]:
     """The fields of a log line that name a genotype and who drew it."""
     digest = genotype_lib.digest(space, genotype)
     return {"source": source, "genotype": np.asarray(genotype).tolist(), "hash": digest}
@@ -249,15 +229,13 @@ def score(
     section = parts.config.search
     clips = evaluation_batches(min(num_clips, parts.val_store.num_clips), section)
     if section.mode == "scratch":
-        return scratch.score(
-            genotypes,
+        training = scratch.Training(
             start=parts.steps.start_alone(params),
             train_fn=scratch.make_train(parts.config, parts.steps, parts.train_store),
             evaluate_fn=lambda state, genotype: _score_shared(parts, state.average, genotype[None], clips)[0],
             num_parts=section.scratch_parts,
-            floors=floors,
-            num_workers=scratch.num_workers(section),
         )
+        return scratch.score(genotypes, training, floors=floors, num_workers=scratch.num_workers(section))
     size, records = section.genotypes_per_step, []
     for start in range(0, len(genotypes), size):
         # Padded to one shape: one trace for the rewards, the random line and the re-scoring.
@@ -268,14 +246,22 @@ def score(
 
 def _score_shared(parts: Parts, params: types.Params, genotypes: np.ndarray, clips: np.ndarray) -> list[dict[str, Any]]:
     """Rewards of a group of genotypes with the same weights on groups of batches."""
-    found = steps.add_scores(
-        [
-            parts.steps.evaluate_shared(params, genotypes, *feature_store.evaluation(parts.val_store, group))
-            for group in clips
-        ]
-    )
-    keywords = reward.factors(parts.config, parts.space, genotypes, feature_store.grid(parts.val_store))
-    return reward.compute(found.counts, found.flicker, found.is_finite, **keywords)
+
+    def evaluate(group: np.ndarray) -> steps.SharedScores:
+        return parts.steps.evaluate_shared(params, genotypes, *feature_store.evaluation(parts.val_store, group))
+
+    return _rewards(parts, map(evaluate, clips), genotypes)
+
+
+def _rewards(
+    parts: Parts, scores: Iterable[steps.SharedScores], genotypes: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """Rewards from the counts of groups of clips; without genotypes: of the static network, which has no cost."""
+    found = steps.add_scores(list(scores))
+    factors: dict[str, Any] = {"stability": parts.config.search.stability}
+    if genotypes is not None:
+        factors = reward.factors(parts.config, parts.space, genotypes, feature_store.grid(parts.val_store))
+    return reward.compute(found.counts, found.flicker, found.is_finite, **factors)
 
 
 def evaluation_batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
@@ -297,10 +283,10 @@ def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -
     folder.truncate(loop.LOG, lambda record: record["step"] < section.steps)
     if not section.num_random:
         return
-    rng = np.random.default_rng((parts.config.seed, 5))
-    genotypes = genotype_lib.random(parts.space, rng, section.num_random, op_mask=parts.strategy.op_mask)
+    genotypes = _uniform(parts, np.random.default_rng((parts.config.seed, 5)), section.num_random)
     records = score(parts, state.shared.params, genotypes, section.reward_clips)
-    loop.log(folder, lambda genotype: describe(parts.space, genotype, "random"), genotypes, records, step=section.steps)
+    describe_fn = functools.partial(describe, parts.space, strategies.BASELINE)
+    loop.log(folder, describe_fn, genotypes, records, step=section.steps)
 
 
 def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, stop: signals.StopFlag) -> None:
@@ -330,19 +316,15 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
 
 def score_static(parts: Parts) -> dict[str, Any]:
     """Reward of the static network alone on the whole meta-validation split."""
-    evaluate_static = steps.make_evaluate_static()
-    clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
-    found = steps.add_scores([evaluate_static(*feature_store.anywhere(parts.val_store, group)) for group in clips])
-    return reward.compute(found.counts, found.flicker, found.is_finite, stability=parts.config.search.stability)[0]
+    evaluate_static, store = steps.make_evaluate_static(), parts.val_store
+    groups = evaluation_batches(store.num_clips, parts.config.search)
+    return _rewards(parts, [evaluate_static(*feature_store.anywhere(store, group)) for group in groups])[0]
 
 
 def score_cell(parts: Parts, genotype: np.ndarray, params: types.Params) -> dict[str, Any]:
     """Reward of a retrained cell on the whole meta-validation split, with running statistics."""
     cell = cell_lib.make(parts.space, genotype, features.settings_of(parts.config))
-    evaluate_cell = steps.make_evaluate_cell(cell)
-    clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
-    found = steps.add_scores(
-        [evaluate_cell(params, *feature_store.anywhere(parts.val_store, group)) for group in clips]
-    )
-    keywords = reward.factors(parts.config, parts.space, genotype[None], feature_store.grid(parts.val_store))
-    return reward.compute(found.counts, found.flicker, found.is_finite, **keywords)[0]
+    evaluate_cell, store = steps.make_evaluate_cell(cell), parts.val_store
+    groups = evaluation_batches(store.num_clips, parts.config.search)
+    scores = [evaluate_cell(params, *feature_store.anywhere(store, group)) for group in groups]
+    return _rewards(parts, scores, genotype[None])[0]

@@ -10,7 +10,7 @@ would never hear that such cells are poor. One that diverges has no reward, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -32,24 +32,34 @@ Record = dict[str, Any]
 _NAMES = ("step", "index", "source", "genotype", "hash")
 
 
+class Training(NamedTuple):
+    """The training of one candidate.
+
+    Attributes:
+      start: state before the first part.
+      train_fn: `(state, genotype, part) -> state`.
+      evaluate_fn: `(state, genotype) -> record` with reward and status.
+      num_parts: P.
+    """
+
+    start: Any
+    train_fn: Callable[[Any, np.ndarray, int], Any]
+    evaluate_fn: Callable[[Any, np.ndarray], Record]
+    num_parts: int
+
+
 def score(
     genotypes: np.ndarray,
+    training: Training,
     *,
-    start: Any,
-    train_fn: Callable[[Any, np.ndarray, int], Any],
-    evaluate_fn: Callable[[Any, np.ndarray], Record],
-    num_parts: int,
     floors: Sequence[float | None] | None = None,
     num_workers: int = 1,
 ) -> list[Record]:
-    """Trains and scores candidates, each by itself: the records do not depend on `num_workers`.
+    """Trains and scores candidates i32 [N, L, 5], each by itself: the records do not depend on `num_workers`.
 
     Args:
       genotypes: i32 [N, L, 5].
-      start: state before the first part, of every candidate.
-      train_fn: `(state, genotype, part) -> state`.
-      evaluate_fn: `(state, genotype) -> record` with reward and status.
-      num_parts: P, of a training.
+      training: of each of them.
       floors: P - 1 rewards below which a candidate is stopped after a part, None: it is not; None: nothing is
         evaluated before the end.
       num_workers: candidates at the same time, each in a thread.
@@ -59,13 +69,13 @@ def score(
     """
 
     def score_one(genotype: np.ndarray) -> Record:
-        state, partial = start, []
-        for part in range(num_parts):
-            state = train_fn(state, genotype, part)
-            is_last = part == num_parts - 1
+        state, partial = training.start, []
+        for part in range(training.num_parts):
+            state = training.train_fn(state, genotype, part)
+            is_last = part == training.num_parts - 1
             if floors is None and not is_last:
                 continue
-            record = evaluate_fn(state, genotype)
+            record = training.evaluate_fn(state, genotype)
             if is_last or record["reward"] is None:
                 break
             partial.append(record["reward"])

@@ -21,7 +21,7 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import operations
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.train import cell_training, claims, features, pretrain
+from dvsnas_jax.train import cell_training, claims, feature_store, features, pretrain
 
 REPLACE, LEAVE_ONE_OUT, RETRAIN = "replace", "leave-one-out", "retrain"
 LOG = "ablation.jsonl"
@@ -46,7 +46,8 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, is_t
     made = steps.make(supernet_lib.make(space, features.settings_of(config)), config.search, mesh)
     num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     if is_training:
-        return pipeline.assemble(config, space, strategy, variables, num_clips, compiled=made)
+        compiled = pipeline.Compiled(made, feature_store.everywhere(config.search))
+        return pipeline.assemble(config, strategy, variables, num_clips, compiled)
     store = mesh_lib.replicate(mesh, validation_features(config, space, variables, None))
     return pipeline.Parts(config, space, mesh, made, strategy, store, store)
 

@@ -130,8 +130,9 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: s
     variables = pretrain.run(config, folder, stop)
     strategy = strategies.make(strategies.BASELINE, space, config.controller)
     supernet = supernet_lib.make(space, features.settings_of(config))
-    made = steps.make(supernet, config.search, feature_store.everywhere(config.search).mesh)
-    return pipeline.assemble(config, space, strategy, variables, num_clips, compiled=made)
+    placement = feature_store.everywhere(config.search)
+    compiled = pipeline.Compiled(steps.make(supernet, config.search, placement.mesh), placement)
+    return pipeline.assemble(config, strategy, variables, num_clips, compiled)
 
 
 def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:

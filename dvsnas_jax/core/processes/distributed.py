@@ -82,16 +82,15 @@ def detect(
     """
     if num_processes == 1 and coordinator is None:
         return None
-    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id}
     if any(value is not None for value in given.values()):
-        names = {key: f"--{key.replace('_', '-')}" for key in given}
-        return _explicit("flags", given, names)
-    names = {key: f"DVSNAS_{key.upper()}" for key in given}
-    if names["coordinator"] in environ:
-        found: dict[str, Any] = {key: environ.get(name) for key, name in names.items()}
-        if found["process_id"] is None:
-            found["process_id"] = environ.get("JOB_COMPLETION_INDEX")
-        return _explicit("environment", found, names)
+        return _explicit("flags", given)
+    if "DVSNAS_COORDINATOR" in environ:
+        names = ("DVSNAS_COORDINATOR", "DVSNAS_NUM_PROCESSES", "DVSNAS_PROCESS_ID")
+        found: dict[str, Any] = {name: environ.get(name) for name in names}
+        if found["DVSNAS_PROCESS_ID"] is None:
+            found["DVSNAS_PROCESS_ID"] = environ.get("JOB_COMPLETION_INDEX")
+        return _explicit("environment", found)
     if "JOBSET_NAME" in environ and "JOB_COMPLETION_INDEX" in environ:
         return _jobset(environ)
     if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environ:
@@ -101,39 +100,36 @@ def detect(
     return None
 
 
-def _explicit(how: str, given: Mapping[str, Any], names: Mapping[str, str]) -> Launch:
-    """A launch of which everything was said."""
-    missing = [names[key] for key, value in given.items() if value is None]
+def _explicit(how: str, given: Mapping[str, Any]) -> Launch:
+    """A launch of which everything was said: names of coordinator, number and process, with what was given."""
+    missing = [name for name, value in given.items() if value is None]
     if missing:
-        said = ", ".join(names[key] for key, value in given.items() if value is not None)
+        said = ", ".join(name for name, value in given.items() if value is not None)
         raise errors.UserError(f"{said}: a run of several processes needs {' and '.join(missing)}, too")
+    (where, address), (num_name, num_text), (name, text) = given.items()
     try:
-        num, process = int(given["num_processes"]), int(given["process_id"])
+        num, process = int(num_text), int(text)
     except ValueError:
-        raise errors.UserError(f"{names['num_processes']} and {names['process_id']}: must be whole numbers") from None
+        raise errors.UserError(f"{num_name} and {name}: must be whole numbers") from None
     if num < 1 or not 0 <= process < num:
-        raise errors.UserError(
-            f"{names['process_id']}: must be from 0 to {names['num_processes']} - 1, got {process} of {num}"
-        )
-    address = str(given["coordinator"])
-    port = re.fullmatch(r"\S+:(\d{1,5})", address)
+        raise errors.UserError(f"{name}: must be from 0 to {num_name} - 1, got {process} of {num}")
+    port = re.fullmatch(r"\S+:(\d{1,5})", str(address))
     if port is None or not 0 < int(port[1]) < 65536:
         raise errors.UserError(
-            f"{names['coordinator']}: must be HOST:PORT of process 0, with a port from 1 to 65535, got {address!r}"
+            f"{where}: must be HOST:PORT of process 0, with a port from 1 to 65535, got {str(address)!r}"
         )
-    return Launch(how, address, num, process)
+    return Launch(how, str(address), num, process)
 
 
 def _jobset(environ: Mapping[str, str]) -> Launch:
     """A pod of an indexed job of a JobSet: the first pod has a stable name in the set's headless service."""
     name, job = environ["JOBSET_NAME"], environ.get("REPLICATED_JOB_NAME", "workers")
     given = {
-        "coordinator": f"{name}-{job}-0-0.{name}:{_port(environ, PORT)}",
-        "num_processes": environ.get("DVSNAS_NUM_PROCESSES"),
-        "process_id": environ["JOB_COMPLETION_INDEX"],
+        "JOBSET_NAME": f"{name}-{job}-0-0.{name}:{_port(environ, PORT)}",
+        "DVSNAS_NUM_PROCESSES": environ.get("DVSNAS_NUM_PROCESSES"),
+        "JOB_COMPLETION_INDEX": environ["JOB_COMPLETION_INDEX"],
     }
-    names = ("JOBSET_NAME", "DVSNAS_NUM_PROCESSES", "JOB_COMPLETION_INDEX")
-    return _explicit("jobset", given, dict(zip(given, names, strict=True)))
+    return _explicit("jobset", given)
 
 
 def _slurm(environ: Mapping[str, str]) -> Launch:
@@ -217,7 +213,11 @@ def start(launch: Launch, seconds: float = START_SECONDS) -> None:
 
 
 def _initialize(limit: float, known: Mapping[str, Any]) -> Any:
-    """JAX connects the processes; its limit is beyond ours, since at its own it aborts the process."""
+    """JAX connects the processes; its limit is beyond ours, since at its own it aborts the process.
+
+    Returns its state, which JAX 0.10 has in private alone: the public `multihost_utils` exchange values by programs on
+    the devices, which must not come between the steps of a run in another order on another process.
+    """
     import jax
     from jax._src import distributed as jax_distributed
 

@@ -59,9 +59,8 @@ class Meeting:
 
         Where another process has ended `lost_fn` is told so, where the time is over `late_fn`; each ends this process.
         """
-        threading.Thread(
-            target=self._watch, args=(seconds, lost_fn, late_fn), name="rendezvous watch", daemon=True
-        ).start()
+        words = seconds, lost_fn, late_fn
+        threading.Thread(target=self._watch, args=words, name="rendezvous watch", daemon=True).start()
 
     def end(self) -> None:
         """JAX has connected the processes: says so, and is no longer needed."""
@@ -132,12 +131,16 @@ def meet(address: str, process_id: int, num_processes: int, *, seconds: float, b
     start = time.monotonic()
     while not guest.answered.wait(0.1):
         if in_use and time.monotonic() - start > IN_USE_SECONDS:
-            raise _in_use(address)
+            raise errors.UserError(
+                f"--coordinator: the port of {address} is in use on this machine, by another program or by a run that "
+                "is under way; end that one or choose another port, the same for every process (with SLURM or a "
+                "JobSet: by DVSNAS_PORT)"
+            )
         if host is not None and host.verdict is not None:
             break
         if lines.is_over():
             guest.stop()
-            text = f"{name} waited {seconds:g} s {guest.in_vain()}; {_ADVICE}"
+            text = f"{name} waited {seconds:g} s {guest.waits_for(is_over=True)}; {_ADVICE}"
             if host is not None:
                 host.refuse(text)  # the others need not wait for their own limits
             raise _not_found(address, text)
@@ -147,13 +150,6 @@ def meet(address: str, process_id: int, num_processes: int, *, seconds: float, b
     if guest.refusal is not None:
         raise _not_found(address, guest.refusal)
     return Meeting(name, address, guest.link, host)
-
-
-def _in_use(address: str) -> errors.UserError:
-    return errors.UserError(
-        f"--coordinator: the port of {address} is in use on this machine, by another program or by a run that is under "
-        "way; end that one or choose another port, the same for every process (with SLURM or a JobSet: by DVSNAS_PORT)"
-    )
 
 
 def _not_found(address: str, text: str) -> errors.UserError:
@@ -212,21 +208,15 @@ class _Guest:
         """Connects no more."""
         self._stopped.set()
 
-    def waits_for(self) -> str:
-        """What for, as the rest of a sentence."""
-        missing, where = self._missing, f"at {self._address}"
+    def waits_for(self, *, is_over: bool = False) -> str:
+        """What for, as the rest of a sentence; after the time is over without the place."""
+        missing, where = self._missing, "" if is_over else f" at {self._address}"
+        verb = "for" if is_over else "waits for"
         if missing is not None:
-            return f"waits for {missing} {where}"
+            return f"{verb} {missing}{where}"
         if self._process_id == 0:
-            return f"does not reach itself {where} ({self._trouble})"
-        return f"waits for process 0 {where} ({self._trouble})"
-
-    def in_vain(self) -> str:
-        """What for, after the time is over."""
-        missing = self._missing
-        if missing is not None:
-            return f"for {missing}"
-        return f"for {'itself' if self._process_id == 0 else 'process 0'} ({self._trouble})"
+            return f"{'for' if is_over else 'does not reach'} itself{where} ({self._trouble})"
+        return f"{verb} process 0{where} ({self._trouble})"
 
     def _run(self) -> None:
         while not self._stopped.is_set() and not self.answered.is_set():
@@ -280,14 +270,15 @@ def _listener(bind: str) -> socket.socket:
 
 def _reason(error: Exception) -> str:
     """An error of the network in a few words."""
-    if isinstance(error, host_lib.Broken):
-        return str(error)
-    if isinstance(error, socket.gaierror | UnicodeError):
-        return "the name of the host is not known"
-    if isinstance(error, ConnectionRefusedError):
-        return "nobody listens there"
-    if isinstance(error, TimeoutError):
-        return "no answer"
+    match error:
+        case host_lib.Broken():
+            return str(error)
+        case socket.gaierror() | UnicodeError():
+            return "the name of the host is not known"
+        case ConnectionRefusedError():
+            return "nobody listens there"
+        case TimeoutError():
+            return "no answer"
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import selectors
 import socket
@@ -93,13 +95,11 @@ class Link:
 
 def _parse(line: bytes) -> dict[str, Any]:
     """A message; Broken where it is none."""
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         message = json.loads(line)
-    except (ValueError, RecursionError):
-        message = None
-    if not isinstance(message, dict) or _MARK not in message:
-        raise Broken(f"{_STRANGER} answers")
-    return message
+        if isinstance(message, dict) and _MARK in message:
+            return message
+    raise Broken(f"{_STRANGER} answers")
 
 
 def printable(text: Any) -> str:
@@ -109,17 +109,14 @@ def printable(text: Any) -> str:
 
 def names(processes: Iterable[int]) -> str:
     """Processes in words: `process 1`, `processes 1-3, 5`; not more than a line can hold."""
+    ordered = sorted(processes)
     spans: list[list[int]] = []
-    for process in sorted(processes):
-        if spans and process == spans[-1][1] + 1:
-            spans[-1][1] = process
-        else:
-            spans.append([process, process])
-    parts = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
+    for _, group in itertools.groupby(range(len(ordered)), key=lambda index: ordered[index] - index):
+        spans.append([ordered[index] for index in group])
+    parts = [str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans]
     if len(parts) > 12:
-        parts = [*parts[:11], f"and {sum(last - first + 1 for first, last in spans[11:])} more"]
-    plural = len(spans) > 1 or (spans and spans[0][0] != spans[0][1])
-    return f"process{'es' if plural else ''} {', '.join(parts)}"
+        parts = [*parts[:11], f"and {sum(map(len, spans[11:]))} more"]
+    return f"process{'es' if len(ordered) > 1 else ''} {', '.join(parts)}"
 
 
 class Host:
@@ -162,7 +159,9 @@ class Host:
                 self._lose(link)
             if self.verdict is not None:
                 over = over or time.monotonic() + LINGER_SECONDS
-                self._refuse()
+                for link in self._known():  # they leave
+                    link.say(refused=self.verdict)
+                    self._drop(link)
             elif self._listener is not None:
                 self._gather()
         if self._listener is not None:
@@ -173,15 +172,9 @@ class Host:
             self._drop(link)
         self._selector.close()
 
-    def _refuse(self) -> None:
-        """Tells those who are there why there will be no run; they leave."""
-        for link in self._known():
-            link.say(refused=self.verdict)
-            self._drop(link)
-
-    def _known(self) -> list[Link]:
-        """The links of processes that have said who they are."""
-        return [link for link in self._links if link.process is not None]
+    def _known(self, *, is_known: bool = True) -> list[Link]:
+        """The links of processes that have said who they are, or of the others."""
+        return [link for link in self._links if (link.process is not None) == is_known]
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -189,7 +182,7 @@ class Host:
             link = Link(self._listener.accept()[0])
         except OSError:  # gone again, or no more files can be opened: it will come back
             return
-        unknown = [link for link in self._links if link.process is None]
+        unknown = self._known(is_known=False)
         if len(unknown) >= SPARE_LINKS + self._num:
             self._drop(unknown[0])
         self._links.append(link)
@@ -250,8 +243,9 @@ class Host:
     def _gather(self) -> None:
         """Tells all who is missing, or that none is."""
         now = time.monotonic()
-        for link in [link for link in self._links if link.process is None and now - link.since > HELLO_SECONDS]:
-            self._drop(link)
+        for link in self._known(is_known=False):
+            if now - link.since > HELLO_SECONDS:
+                self._drop(link)
         missing = set(range(self._num)) - {link.process for link in self._known()}
         if not missing:
             self._go()
@@ -266,7 +260,7 @@ class Host:
         self._selector.unregister(self._listener)
         self._listener.close()
         self._listener = None
-        for link in [link for link in self._links if link.process is None]:
+        for link in self._known(is_known=False):
             self._drop(link)
         for link in self._known():
             link.say(go=True)

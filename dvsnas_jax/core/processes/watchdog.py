@@ -108,14 +108,11 @@ class Watchdog:
 
 
 def on_abort(is_lost_fn: Callable[[], bool], leave_fn: Callable[[str], None]) -> None:
-    """Takes over where JAX aborts the process because its coordination service has failed.
+    """Takes over by `leave_fn` where JAX aborts the process and `is_lost_fn` says that another process is gone.
 
-    JAX ends a process whose coordinator is gone by `abort`, from a thread of its own and with no way to say otherwise
-    (the callback for it cannot be a Python function in JAX 0.10). An abort for any other reason stays an abort.
-
-    Args:
-      is_lost_fn: whether another process is gone.
-      leave_fn: told the reason, ends the process.
+    JAX ends a process whose coordinator is gone by `abort`, from a thread of its own. JAX 0.10 has no public way to say
+    otherwise (`jax.distributed.initialize` takes no callback), and Python's own `signal.signal` runs handlers in the
+    main thread, after the abort; hence a handler of the C library. An abort for any other reason stays an abort.
     """
 
     def handle(number: int) -> None:
