@@ -33,21 +33,13 @@ class Scales(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """What the rewards say of P cells.
+    """What the rewards say of P cells."""
 
-    Attributes:
-      mean: f64 [P], of m + f, in rewards.
-      variance: f64 [P], of f.
-      noise: variance of a training's noise.
-      amplitude: variance of f before any reward.
-      explained: f64 [N, P], whose columns' products are the correlations that the rewards explain.
-    """
-
-    mean: np.ndarray
-    variance: np.ndarray
-    noise: float
-    amplitude: float
-    explained: np.ndarray
+    mean: np.ndarray  # f64 [P], of m + f, in rewards
+    variance: np.ndarray  # f64 [P], of f
+    noise: float  # variance of a training's noise
+    amplitude: float  # variance of f before any reward
+    explained: np.ndarray  # f64 [N, P], whose columns' products are the correlations that the rewards explain
 
     def covariance(self, correlation: np.ndarray, index: int) -> np.ndarray:
         """Covariance of f at all cells and at one of them, f64 [P]; `correlation` is the kernel's, f64 [P]."""
@@ -84,11 +76,7 @@ def find_scales(distances: np.ndarray, same: np.ndarray, rewards: np.ndarray) ->
 
 
 def predict(
-    scales: Scales,
-    rewards: np.ndarray,
-    *,
-    known: tuple[np.ndarray, np.ndarray],
-    cross: tuple[np.ndarray, np.ndarray],
+    scales: Scales, rewards: np.ndarray, *, known: tuple[np.ndarray, np.ndarray], cross: tuple[np.ndarray, np.ndarray]
 ) -> Posterior:
     """The posterior of P cells after rewards f64 [N].
 

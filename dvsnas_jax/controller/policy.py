@@ -27,17 +27,11 @@ FORBIDDEN = -1e9
 
 
 class TokenTable(NamedTuple):
-    """How the S tokens of a space lie in the flat vocabulary of V entries.
+    """How the S tokens of a space lie in the flat vocabulary of V entries."""
 
-    Attributes:
-      offsets: i32 [S], what a position adds to its token.
-      allowed: bool [S, V], what a position may be, before the operation mask.
-      operations: the slice of the vocabulary that holds the operations.
-    """
-
-    offsets: np.ndarray
-    allowed: np.ndarray
-    operations: slice
+    offsets: np.ndarray  # i32 [S], what a position adds to its token
+    allowed: np.ndarray  # bool [S, V], what a position may be, before the operation mask
+    operations: slice  # the slice of the vocabulary that holds the operations
 
     @property
     def num_tokens(self) -> int:
@@ -55,23 +49,16 @@ class TokenTable(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """The policy as pure functions; `op_mask` is bool [num_ops], data: a change recompiles nothing.
+    """The policy as pure functions; `op_mask` is bool [num_ops], data: a change recompiles nothing."""
 
-    Attributes:
-      init: `(rng) -> params`.
-      sample: `(params, rng, op_mask, num, temperature=1.0) -> types.Samples`; `num` is static. The temperature scales
-        the
-        noise of the draw (0: the most probable token each time), `log_prob` and `entropy` are those at temperature 1.
-      score: `(params, genotypes i32 [N, L, 5], op_mask) -> (log_prob f32 [N], entropy f32 [N])`.
-      greedy: `(params, op_mask) -> genotype i32 [L, 5]`.
-      table: the vocabulary.
-    """
-
-    init: Callable[[jax.Array], types.Params]
+    init: Callable[[jax.Array], types.Params]  # `(rng) -> params`
+    # `(params, rng, op_mask, num, temperature=1.0) -> types.Samples`; `num` is static. The temperature scales the noise
+    # of the draw (0: the most probable token each time), `log_prob` and `entropy` are those at temperature 1.
     sample: Callable[..., types.Samples]
+    # `(params, genotypes i32 [N, L, 5], op_mask) -> (log_prob f32 [N], entropy f32 [N])`
     score: Callable[[types.Params, types.Array, types.Array], tuple[jax.Array, jax.Array]]
-    greedy: Callable[[types.Params, types.Array], jax.Array]
-    table: TokenTable
+    greedy: Callable[[types.Params, types.Array], jax.Array]  # `(params, op_mask) -> genotype i32 [L, 5]`
+    table: TokenTable  # the vocabulary
 
 
 def token_table(space: genotype.Space) -> TokenTable:

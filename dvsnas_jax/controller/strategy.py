@@ -65,38 +65,25 @@ class Relaxation(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Functions:
-    """What a member is made of.
+    """What a member is made of."""
 
-    Attributes:
-      init: `(rng) -> state`.
-      sample: see `SampleFn`.
-      update: see `UpdateFn`.
-      probable: see `ProbableFn`; None: distinct draws of `sample`.
-      relaxation: of a member that learns from gradients, beside what `update` learns from rewards.
-    """
-
-    init: Callable[[jax.Array], State]
-    sample: SampleFn
-    update: UpdateFn
-    probable: ProbableFn | None = None
+    init: Callable[[jax.Array], State]  # `(rng) -> state`
+    sample: SampleFn  # see `SampleFn`
+    update: UpdateFn  # see `UpdateFn`
+    probable: ProbableFn | None = None  # see `ProbableFn`; None: distinct draws of `sample`
+    # of a member that learns from gradients, beside what `update` learns from rewards
     relaxation: Relaxation | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A member of `strategies.TABLE`.
+    """A member of `strategies.TABLE`."""
 
-    Attributes:
-      name: as `search.strategy`.
-      make: `(space, section controller of the config) -> Functions`; a UserError where sizes are impossible.
-      order: its place in the table.
-      is_relaxed: learns from gradients through the relaxed cell instead of from rewards.
-    """
-
-    name: str
+    name: str  # as `search.strategy`
+    # `(space, section controller of the config) -> Functions`; a UserError where sizes are impossible
     make: Callable[[genotype.Space, ml_collections.ConfigDict], Functions]
-    order: int = 100
-    is_relaxed: bool = False
+    order: int = 100  # its place in the table
+    is_relaxed: bool = False  # learns from gradients through the relaxed cell instead of from rewards
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

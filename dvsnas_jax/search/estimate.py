@@ -15,54 +15,32 @@ DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclasses.dataclass(frozen=True)
 class Links:
-    """How fast devices are assumed to talk to each other.
+    """How fast devices are assumed to talk to each other."""
 
-    Attributes:
-      devices_per_host: devices that share the fast links.
-      inside: bytes per second and device and direction, inside a host.
-      between: the same between hosts.
-      latency: seconds of one hop of a ring.
-    """
-
-    devices_per_host: int = 8
-    inside: float = 300e9
-    between: float = 40e9
-    latency: float = 10e-6
+    devices_per_host: int = 8  # devices that share the fast links
+    inside: float = 300e9  # bytes per second and device and direction, inside a host
+    between: float = 40e9  # the same between hosts
+    latency: float = 10e-6  # seconds of one hop of a ring
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a measurement on some devices gave; a device's load stays the same on more of them.
+    """What a measurement on some devices gave; a device's load stays the same on more of them."""
 
-    Attributes:
-      devices: how many were measured.
-      train: seconds of an optimizer step on the shared weights, one value for every group of random genotypes.
-      evaluate: seconds of scoring the candidates of an iteration, likewise.
-      sample: seconds of drawing the genotypes of an iteration.
-      update: seconds of the policy's learning from the candidates of an iteration.
-      input: seconds of preparing the arguments of one optimizer step on the host.
-      candidates: candidates of an iteration, on all measured devices together.
-      shared_steps: optimizer steps of an iteration.
-      warmup_steps: optimizer steps before the first iteration.
-      num_random: uniformly drawn candidates that are scored after the last iteration.
-      train_bytes: of the collectives of an optimizer step, per device.
-      evaluate_bytes: of those of a scoring, per device.
-      compile: seconds, all programs.
-    """
-
-    devices: int
+    devices: int  # how many were measured
+    # seconds of an optimizer step on the shared weights, one value for every group of random genotypes
     train: tuple[float, ...]
-    evaluate: tuple[float, ...]
-    sample: float
-    update: float
-    input: float
-    candidates: int
-    shared_steps: int
-    warmup_steps: int
-    num_random: int
-    train_bytes: int
-    evaluate_bytes: int
-    compile: float
+    evaluate: tuple[float, ...]  # seconds of scoring the candidates of an iteration, likewise
+    sample: float  # seconds of drawing the genotypes of an iteration
+    update: float  # seconds of the policy's learning from the candidates of an iteration
+    input: float  # seconds of preparing the arguments of one optimizer step on the host
+    candidates: int  # candidates of an iteration, on all measured devices together
+    shared_steps: int  # optimizer steps of an iteration
+    warmup_steps: int  # optimizer steps before the first iteration
+    num_random: int  # uniformly drawn candidates that are scored after the last iteration
+    train_bytes: int  # of the collectives of an optimizer step, per device
+    evaluate_bytes: int  # of those of a scoring, per device
+    compile: float  # seconds, all programs
 
 
 def all_reduce_seconds(num_bytes: float, num_devices: int, links: Links) -> float:

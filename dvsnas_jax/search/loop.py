@@ -22,15 +22,10 @@ STAGE = "search"
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LoopState:
-    """Everything that a search changes.
+    """Everything that a search changes."""
 
-    Attributes:
-      strategy: state of the strategy (controller, optimizer, rollout buffer, baseline).
-      shared: state of the shared weights.
-    """
-
-    strategy: Any
-    shared: Any
+    strategy: Any  # state of the strategy (controller, optimizer, rollout buffer, baseline)
+    shared: Any  # state of the shared weights
 
 
 class SampleFn(Protocol):

@@ -216,11 +216,7 @@ def describe(space: genotype_lib.Space, source: str, genotype: np.ndarray) -> di
 
 
 def score(
-    parts: Parts,
-    params: types.Params,
-    genotypes: np.ndarray,
-    num_clips: int,
-    floors: list[float | None] | None = None,
+    parts: Parts, params: types.Params, genotypes: np.ndarray, num_clips: int, floors: list[float | None] | None = None
 ) -> list[dict[str, Any]]:
     """Rewards of genotypes [N, L, 5] on the first `num_clips` meta-validation clips.
 

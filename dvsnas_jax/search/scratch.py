@@ -33,27 +33,16 @@ _NAMES = ("step", "index", "source", "genotype", "hash")
 
 
 class Training(NamedTuple):
-    """The training of one candidate.
+    """The training of one candidate."""
 
-    Attributes:
-      start: state before the first part.
-      train_fn: `(state, genotype, part) -> state`.
-      evaluate_fn: `(state, genotype) -> record` with reward and status.
-      num_parts: P.
-    """
-
-    start: Any
-    train_fn: Callable[[Any, np.ndarray, int], Any]
-    evaluate_fn: Callable[[Any, np.ndarray], Record]
-    num_parts: int
+    start: Any  # state before the first part
+    train_fn: Callable[[Any, np.ndarray, int], Any]  # `(state, genotype, part) -> state`
+    evaluate_fn: Callable[[Any, np.ndarray], Record]  # `(state, genotype) -> record` with reward and status
+    num_parts: int  # P
 
 
 def score(
-    genotypes: np.ndarray,
-    training: Training,
-    *,
-    floors: Sequence[float | None] | None = None,
-    num_workers: int = 1,
+    genotypes: np.ndarray, training: Training, *, floors: Sequence[float | None] | None = None, num_workers: int = 1
 ) -> list[Record]:
     """Trains and scores candidates i32 [N, L, 5], each by itself: the records do not depend on `num_workers`.
 

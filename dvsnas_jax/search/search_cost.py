@@ -23,19 +23,13 @@ MOVED_PASSES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What an estimate assumes of a device that is not at hand.
+    """What an estimate assumes of a device that is not at hand."""
 
-    Attributes:
-      flops: of its matrix products, per second, at the precision that JAX takes for float32 there.
-      flops_share: of them that the steps reach.
-      bandwidth: of its memory, bytes per second.
-      bandwidth_share: of it that the steps reach.
-    """
-
+    # of its matrix products, per second, at the precision that JAX takes for float32 there
     flops: float = 494e12  # H100, H200: TF32, dense, as published
-    flops_share: float = 0.1
-    bandwidth: float = 4.8e12  # H200, as published; H100: 3.35e12
-    bandwidth_share: float = 0.3
+    flops_share: float = 0.1  # of them that the steps reach
+    bandwidth: float = 4.8e12  # of its memory, bytes per second: H200, as published; H100: 3.35e12
+    bandwidth_share: float = 0.3  # of it that the steps reach
 
 
 def supernet_cost(

@@ -20,21 +20,13 @@ _STAGES = ("warmup", "search")
 
 
 class Winner(NamedTuple):
-    """The cell of a run folder, as `best_genotype.json` says.
+    """The cell of a run folder, as `best_genotype.json` says."""
 
-    Attributes:
-      space: of its file: its inputs and layers.
-      genotype: i32 [L, 5].
-      digest: of the genotype.
-      made_by: `SEARCH` or `TRAIN`.
-      is_bound: whether its weights are kept under its digest; those of an older run are not.
-    """
-
-    space: genotype_lib.Space
-    genotype: np.ndarray
-    digest: str
-    made_by: str
-    is_bound: bool
+    space: genotype_lib.Space  # of its file: its inputs and layers
+    genotype: np.ndarray  # i32 [L, 5]
+    digest: str  # of the genotype
+    made_by: str  # `SEARCH` or `TRAIN`
+    is_bound: bool  # whether its weights are kept under its digest; those of an older run are not
 
 
 def read(folder: workdir.Workdir) -> Winner | None:

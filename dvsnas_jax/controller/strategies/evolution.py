@@ -28,17 +28,11 @@ Metrics = dict[str, jax.Array]
 
 
 class Population(struct.PyTreeNode):
-    """A ring of P members; a new one takes the place of the oldest.
+    """A ring of P members; a new one takes the place of the oldest."""
 
-    Attributes:
-      genotypes: i32 [P, L, 5].
-      reward: f32 [P].
-      num_added: i32, members so far, those that died included.
-    """
-
-    genotypes: jax.Array
-    reward: jax.Array
-    num_added: jax.Array
+    genotypes: jax.Array  # i32 [P, L, 5]
+    reward: jax.Array  # f32 [P]
+    num_added: jax.Array  # i32, members so far, those that died included
 
     def filled(self) -> jax.Array:
         """Which rows hold a member, bool [P]."""
@@ -46,18 +40,14 @@ class Population(struct.PyTreeNode):
 
 
 class Evolution(NamedTuple):
-    """Evolution as pure functions of fixed shapes; `op_mask` is bool [num_ops], data.
+    """Evolution as pure functions of fixed shapes; `op_mask` is bool [num_ops], data."""
 
-    Attributes:
-      init: `(rng) -> Population`, empty.
-      sample: `(population, rng, op_mask, num) -> types.Samples`; `num` is static. Uniform draws until the population
-        is full, then children. The `log_prob` of a child is that of its draw (parent, token, value), `entropy` that of
-        such a draw: two parents may have the same child, which is then more probable than that.
-      learn: `(population, samples, rewards f32 [N], valid bool [N]) -> (population, metrics)`: adds the valid rows.
-    """
-
-    init: Callable[[jax.Array], Population]
+    init: Callable[[jax.Array], Population]  # `(rng) -> Population`, empty
+    # `(population, rng, op_mask, num) -> types.Samples`; `num` is static. Uniform draws until the population is full,
+    # then children. The `log_prob` of a child is that of its draw (parent, token, value), `entropy` that of such a
+    # draw: two parents may have the same child, which is then more probable than that.
     sample: Callable[..., types.Samples]
+    # `(population, samples, rewards f32 [N], valid bool [N]) -> (population, metrics)`: adds the valid rows
     learn: Callable[..., tuple[Population, Metrics]]
 
 

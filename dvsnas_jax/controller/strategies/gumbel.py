@@ -27,38 +27,27 @@ from dvsnas_jax.space import genotype
 
 
 class GumbelState(struct.PyTreeNode):
-    """All that the distribution carries from step to step.
+    """All that the distribution carries from step to step."""
 
-    Attributes:
-      params: logits f32 [L, 5, V] of every token, independent of each other; those not allowed stay 0 and do not count.
-      opt_state: of their optimizer.
-      num_updates: i32, steps of it.
-    """
-
+    # logits f32 [L, 5, V] of every token, independent of each other; those not allowed stay 0 and do not count
     params: jax.Array
-    opt_state: optax.OptState
-    num_updates: jax.Array
+    opt_state: optax.OptState  # of their optimizer
+    num_updates: jax.Array  # i32, steps of it
 
 
 class Gumbel(NamedTuple):
-    """The distribution as pure functions of fixed shapes, nothing jitted yet; `op_mask` is bool [num_ops], data.
+    """The distribution as pure functions of fixed shapes, nothing jitted yet; `op_mask` is bool [num_ops], data."""
 
-    Attributes:
-      init: `(rng) -> GumbelState`, every allowed token as probable as the others.
-      sample: `(logits, rng, op_mask, num, temperature=1.0) -> types.Samples`; `num` is static. The temperature scales
-        the noise, `log_prob` and `entropy` are those at temperature 1.
-      score: `(logits, genotypes i32 [N, L, 5], op_mask) -> (log_prob f32 [N], entropy f32 [N])`.
-      greedy: `(logits, op_mask) -> genotype i32 [L, 5]`.
-      relax: `(logits, noise f32 [L, 5, V], op_mask, temperature) -> weights f32 [L, 5, V]` with a gradient; noise is
-        Gumbel's.
-      descend: `(state, gradient f32 [L, 5, V], op_mask) -> (state, metrics)`: one optimizer step.
-    """
-
-    init: Callable[[jax.Array], GumbelState]
+    init: Callable[[jax.Array], GumbelState]  # `(rng) -> GumbelState`, every allowed token as probable as the others
+    # `(logits, rng, op_mask, num, temperature=1.0) -> types.Samples`; `num` is static. The temperature scales the
+    # noise, `log_prob` and `entropy` are those at temperature 1.
     sample: Callable[..., types.Samples]
+    # `(logits, genotypes i32 [N, L, 5], op_mask) -> (log_prob f32 [N], entropy f32 [N])`
     score: Callable[..., tuple[jax.Array, jax.Array]]
-    greedy: Callable[..., jax.Array]
+    greedy: Callable[..., jax.Array]  # `(logits, op_mask) -> genotype i32 [L, 5]`
+    # `(logits, noise f32 [L, 5, V], op_mask, temperature) -> weights f32 [L, 5, V]` with a gradient; noise is Gumbel's
     relax: Callable[..., jax.Array]
+    # `(state, gradient f32 [L, 5, V], op_mask) -> (state, metrics)`: one optimizer step
     descend: Callable[..., tuple[GumbelState, dict[str, jax.Array]]]
 
 

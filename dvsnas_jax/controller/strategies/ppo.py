@@ -27,60 +27,38 @@ Metrics = dict[str, jax.Array]
 
 
 class Rollouts(struct.PyTreeNode):
-    """The buffer: M rows, of which the first `filled.sum()` hold a rollout.
+    """The buffer: M rows, of which the first `filled.sum()` hold a rollout."""
 
-    Attributes:
-      genotypes: i32 [M, L, 5].
-      log_prob: f32 [M], under the policy that drew the genotype.
-      reward: f32 [M].
-      baseline: f32 [M], the baseline just before the reward arrived.
-      filled: bool [M].
-    """
-
-    genotypes: jax.Array
-    log_prob: jax.Array
-    reward: jax.Array
-    baseline: jax.Array
-    filled: jax.Array
+    genotypes: jax.Array  # i32 [M, L, 5]
+    log_prob: jax.Array  # f32 [M], under the policy that drew the genotype
+    reward: jax.Array  # f32 [M]
+    baseline: jax.Array  # f32 [M], the baseline just before the reward arrived
+    filled: jax.Array  # bool [M]
 
 
 class PPOState(struct.PyTreeNode):
-    """All that PPO carries from step to step.
+    """All that PPO carries from step to step."""
 
-    Attributes:
-      params: of the policy.
-      opt_state: of its optimizer.
-      buffer: rollouts since the last update.
-      baseline: f32, moving average of the rewards so far, free of a start value's bias.
-      baseline_weight: f32, sum of the average's weights: 0 before the first reward, then towards 1.
-      num_updates: i32.
-    """
-
-    params: types.Params
-    opt_state: optax.OptState
-    buffer: Rollouts
-    baseline: jax.Array
-    baseline_weight: jax.Array
-    num_updates: jax.Array
+    params: types.Params  # of the policy
+    opt_state: optax.OptState  # of its optimizer
+    buffer: Rollouts  # rollouts since the last update
+    baseline: jax.Array  # f32, moving average of the rewards so far, free of a start value's bias
+    baseline_weight: jax.Array  # f32, sum of the average's weights: 0 before the first reward, then towards 1
+    num_updates: jax.Array  # i32
 
 
 class PPO(NamedTuple):
-    """PPO as pure functions of fixed shapes: one trace each for a whole search, nothing jitted yet.
+    """PPO as pure functions of fixed shapes: one trace each for a whole search, nothing jitted yet."""
 
-    Attributes:
-      init: `(rng) -> PPOState`.
-      record: `(state, samples, rewards f32 [N], valid bool [N]) -> (state, rest bool [N])`: appends the valid rows
-        until
-        the buffer is full; `rest` marks those that found no room.
-      update: `(state, rng, op_mask) -> (state, metrics)`: all epochs on the filled rows, then an empty buffer.
-      learn: `(state, samples, rewards, valid, rng, op_mask) -> (state, metrics)`: records every valid row and updates
-        whenever the buffer is full; `metrics` are the last update's, and `num_updates` says how many there were (0: the
-        others mean nothing).
-    """
-
-    init: Callable[[jax.Array], PPOState]
+    init: Callable[[jax.Array], PPOState]  # `(rng) -> PPOState`
+    # `(state, samples, rewards f32 [N], valid bool [N]) -> (state, rest bool [N])`: appends the valid rows until the
+    # buffer is full; `rest` marks those that found no room
     record: Callable[..., tuple[PPOState, jax.Array]]
+    # `(state, rng, op_mask) -> (state, metrics)`: all epochs on the filled rows, then an empty buffer
     update: Callable[..., tuple[PPOState, Metrics]]
+    # `(state, samples, rewards, valid, rng, op_mask) -> (state, metrics)`: records every valid row and updates whenever
+    # the buffer is full; `metrics` are the last update's, and `num_updates` says how many there were (0: the others
+    # mean nothing)
     learn: Callable[..., tuple[PPOState, Metrics]]
 
 

@@ -33,19 +33,12 @@ TINY = 1e-18
 
 
 class History(struct.PyTreeNode):
-    """A ring of the last M rewards.
+    """A ring of the last M rewards."""
 
-    Attributes:
-      genotypes: i32 [M, L, 5].
-      reward: f32 [M].
-      num_added: i32, rewards so far.
-      scales: f32 [3], of the process, see `gaussian.Scales`.
-    """
-
-    genotypes: np.ndarray
-    reward: np.ndarray
-    num_added: np.ndarray
-    scales: np.ndarray
+    genotypes: np.ndarray  # i32 [M, L, 5]
+    reward: np.ndarray  # f32 [M]
+    num_added: np.ndarray  # i32, rewards so far
+    scales: np.ndarray  # f32 [3], of the process, see `gaussian.Scales`
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Genotypes and rewards that are held, oldest first."""
@@ -55,19 +48,12 @@ class History(struct.PyTreeNode):
 
 
 class Belief(NamedTuple):
-    """What the predictor expects of a pool of P distinct cells.
+    """What the predictor expects of a pool of P distinct cells."""
 
-    Attributes:
-      genotypes: i32 [P, L, 5].
-      is_known: bool [P], has a reward.
-      posterior: of the P cells.
-      covary_fn: `index -> f64 [P]`, covariances of all cells with one.
-    """
-
-    genotypes: np.ndarray
-    is_known: np.ndarray
-    posterior: gaussian.Posterior
-    covary_fn: Callable[[int], np.ndarray]
+    genotypes: np.ndarray  # i32 [P, L, 5]
+    is_known: np.ndarray  # bool [P], has a reward
+    posterior: gaussian.Posterior  # of the P cells
+    covary_fn: Callable[[int], np.ndarray]  # `index -> f64 [P]`, covariances of all cells with one
 
 
 class Predictor:
@@ -236,10 +222,7 @@ def fit(encoder: encoding.Encoder, genotypes: np.ndarray, rewards: np.ndarray) -
 
 
 def predict(
-    encoder: encoding.Encoder,
-    scales: gaussian.Scales | None,
-    rewarded: tuple[np.ndarray, np.ndarray],
-    pool: np.ndarray,
+    encoder: encoding.Encoder, scales: gaussian.Scales | None, rewarded: tuple[np.ndarray, np.ndarray], pool: np.ndarray
 ) -> gaussian.Posterior:
     """The posterior of a pool i32 [P, L, 5] after `rewarded`, genotypes and rewards; scales None: found here."""
     genotypes, rewards = rewarded

@@ -37,15 +37,11 @@ class ReinforceState(struct.PyTreeNode):
 
 
 class Reinforce(NamedTuple):
-    """REINFORCE as pure functions of fixed shapes, nothing jitted yet.
+    """REINFORCE as pure functions of fixed shapes, nothing jitted yet."""
 
-    Attributes:
-      init: `(rng) -> ReinforceState`.
-      learn: `(state, samples, rewards f32 [N], valid bool [N], rng, op_mask) -> (state, metrics)`: one optimizer step
-        on the valid rows; nothing where no row is valid, which `num_updates` says.
-    """
-
-    init: Callable[[jax.Array], ReinforceState]
+    init: Callable[[jax.Array], ReinforceState]  # `(rng) -> ReinforceState`
+    # `(state, samples, rewards f32 [N], valid bool [N], rng, op_mask) -> (state, metrics)`: one optimizer step on the
+    # valid rows; nothing where no row is valid, which `num_updates` says
     learn: Callable[..., tuple[ReinforceState, Metrics]]
 
 

@@ -35,20 +35,13 @@ _LOST = re.compile(
 
 
 class Launch(NamedTuple):
-    """Where a process belongs.
+    """Where a process belongs."""
 
-    Attributes:
-      how: it was found out: flags, environment, jobset, slurm or tpu.
-      coordinator: host:port of process 0; None: JAX finds out (tpu).
-      num_processes: of the run.
-      process_id: of this one.
-      local_devices: which of the machine's accelerators are this process's; None: all that it sees.
-    """
-
-    how: str
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
+    how: str  # it was found out: flags, environment, jobset, slurm or tpu
+    coordinator: str | None = None  # host:port of process 0; None: JAX finds out (tpu)
+    num_processes: int | None = None  # of the run
+    process_id: int | None = None  # of this one
+    # which of the machine's accelerators are this process's; None: all that it sees
     local_devices: tuple[int, ...] | None = None
 
 
