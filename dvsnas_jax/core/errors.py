@@ -11,11 +11,7 @@ class UserError(ValueError):
 
 
 class Stopped(Exception):  # noqa: N818 - it is not an error
-    """SIGTERM or SIGINT arrived and the state was saved (exit code 75).
-
-    Attributes:
-      advice: what was saved, and what to do.
-    """
+    """SIGTERM or SIGINT arrived and the state was saved (exit code 75); `advice`: what was saved, and what to do."""
 
     advice = "state saved; start the same command again to go on"
 

@@ -205,12 +205,11 @@ def _tuple_from_text(text: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
         inner = inner[1:-1]
     items = [item.strip() for item in inner.strip().rstrip(",").split(",")] if inner.strip() else []
     if _item_type(default) is str:
-        values: list[Any] = [item.strip("'\"") for item in items]
-        if not all(values):
+        names = [item.strip("'\"") for item in items]
+        if not all(names):
             raise ValueError
-    else:
-        try:
-            values = [ast.literal_eval(item) for item in items]
-        except (SyntaxError, TypeError):
-            raise ValueError from None
-    return _from_value(tuple(values), default)
+        return tuple(names)
+    try:
+        return _from_value(tuple(map(ast.literal_eval, items)), default)
+    except (SyntaxError, TypeError):
+        raise ValueError from None

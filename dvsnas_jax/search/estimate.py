@@ -23,24 +23,24 @@ class Links:
     latency: float = 10e-6  # seconds of one hop of a ring
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
     """What a measurement on some devices gave; a device's load stays the same on more of them."""
 
-    devices: int  # how many were measured
+    devices: int = 1  # how many were measured
     # seconds of an optimizer step on the shared weights, one value for every group of random genotypes
     train: tuple[float, ...]
     evaluate: tuple[float, ...]  # seconds of scoring the candidates of an iteration, likewise
-    sample: float  # seconds of drawing the genotypes of an iteration
-    update: float  # seconds of the policy's learning from the candidates of an iteration
-    input: float  # seconds of preparing the arguments of one optimizer step on the host
+    sample: float = 0.0  # seconds of drawing the genotypes of an iteration
+    update: float = 0.0  # seconds of the policy's learning from the candidates of an iteration
+    input: float = 0.0  # seconds of preparing the arguments of one optimizer step on the host
     candidates: int  # candidates of an iteration, on all measured devices together
     shared_steps: int  # optimizer steps of an iteration
     warmup_steps: int  # optimizer steps before the first iteration
     num_random: int  # uniformly drawn candidates that are scored after the last iteration
     train_bytes: int  # of the collectives of an optimizer step, per device
     evaluate_bytes: int  # of those of a scoring, per device
-    compile: float  # seconds, all programs
+    compile: float = 0.0  # seconds, all programs
 
 
 def all_reduce_seconds(num_bytes: float, num_devices: int, links: Links) -> float:

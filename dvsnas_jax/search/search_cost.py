@@ -129,19 +129,14 @@ def assumed(
     train = section.shared_genotypes * seconds(counted["train_macs"], counted["train_bytes"], device)
     scoring = section.genotypes_per_step * seconds(counted["evaluate_macs"], counted["evaluate_bytes"], device)
     return estimate.Measured(
-        devices=1,
         train=(train,),
         evaluate=(scoring,),
-        sample=0.0,
-        update=0.0,
-        input=0.0,
         candidates=section.genotypes_per_step,
         shared_steps=section.shared_steps,
         warmup_steps=section.warmup_steps,
         num_random=section.num_random,
         train_bytes=4 * (num_params + 2),  # the gradient, the loss, and how many were finite
         evaluate_bytes=section.genotypes_per_step * (4 * classes**2 + 8 + 1),
-        compile=0.0,
     )
 
 

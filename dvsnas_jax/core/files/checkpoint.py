@@ -106,14 +106,9 @@ class Checkpointer:
                 data = np.asarray(packed["data"])[: 1 + sum(map(_num_bytes, index["leaves"]))]
             except (ValueError, KeyError, OSError) as error:
                 _ignore_closed_loops()
-                text = " ".join(str(error).split())[:200]
-                raise errors.UserError(
-                    f"{where}: damaged checkpoint ({text}); delete that folder and start the run again"
-                ) from None
+                raise _damaged(where, " ".join(str(error).split())[:200]) from None
         if zlib.crc32(data.tobytes()) != index["crc32"]:
-            raise errors.UserError(
-                f"{where}: damaged checkpoint (checksum differs); delete that folder and start the run again"
-            )
+            raise _damaged(where, "checksum differs")
         return _unpack(template, index["leaves"], data, where)
 
     def close(self) -> None:
@@ -134,6 +129,10 @@ class Checkpointer:
                 self.path, item_handlers=ocp.StandardCheckpointHandler(), options=options
             )
         return self._cached_manager
+
+
+def _damaged(where: str, why: str) -> errors.UserError:
+    return errors.UserError(f"{where}: damaged checkpoint ({why}); delete that folder and start the run again")
 
 
 def _pack(tree: Any) -> dict[str, np.ndarray]:

@@ -76,8 +76,7 @@ class Workdir:
             raise errors.UserError(problem)
 
     def _unwritable(self, error: OSError) -> str:
-        reason = error.strerror or error
-        return f"--workdir: cannot write the folder {self.path}: {reason}; choose another --workdir"
+        return f"--workdir: cannot write the folder {self.path}: {error.strerror or error}; choose another --workdir"
 
     @property
     def is_claimed(self) -> bool:
@@ -107,11 +106,8 @@ class Workdir:
         """
         if not self.is_claimed:
             return False
-        keys = [
-            key
-            for key in config_lib.differences(stored or self.config(), config)
-            if not any(key == name or key.startswith(f"{name}.") for name in ignore)
-        ]
+        found = config_lib.differences(stored or self.config(), config)
+        keys = [key for key in found if not any(f"{key}.".startswith(f"{name}.") for name in ignore)]
         if keys and not self.is_begun():
             return False
         if keys:
@@ -200,13 +196,12 @@ class Workdir:
         path = self.path / file
         if not path.exists():
             return []
-        records = []
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        records: list[dict[str, Any]] = []
+        for line in path.read_bytes().splitlines():
             record = _parse(line)
             if record is None:
-                raise errors.UserError(
-                    f"{path}, line {number}: not a JSON object; delete the line or use another --workdir"
-                )
+                where = f"{path}, line {len(records) + 1}"
+                raise errors.UserError(f"{where}: not a JSON object; delete the line or use another --workdir")
             records.append(record)
         return records
 
@@ -325,21 +320,18 @@ def _git_commit() -> str | None:
     if not (folder / ".git").exists():
         return None
     try:
-        texts = [
-            subprocess.run(
-                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-            ).stdout.strip()
-            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
+        commit, changes = (
+            subprocess.check_output(["git", *words], cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10)
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return texts[0] + ("+" if texts[1] else "")
+    return commit.strip() + ("+" if changes.strip() else "")
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     """One JSONL line, None where it is no JSON object."""
-    try:
+    with contextlib.suppress(ValueError):
         record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
+        return record if isinstance(record, dict) else None
+    return None

@@ -180,13 +180,7 @@ class _Lines:
 
 
 class _Guest:
-    """The part of every process: connects to process 0, in a thread of its own, since a look-up of a name may hang.
-
-    Attributes:
-      answered: process 0 has said that all are there, or why they will not be.
-      refusal: why not.
-      link: the connection, once all are there.
-    """
+    """The part of every process: connects to process 0, in a thread of its own, since a look-up of a name may hang."""
 
     def __init__(self, address: str, process_id: int, num_processes: int) -> None:
         self._address, self._process_id = address, process_id
@@ -197,9 +191,10 @@ class _Guest:
             "who": f"{socket.gethostname()[:60]}, pid {os.getpid()}",
             "token": secrets.token_hex(8),
         }
-        self.answered, self._stopped = threading.Event(), threading.Event()
-        self.refusal: str | None = None
-        self.link: host_lib.Link | None = None
+        self.answered = threading.Event()  # process 0 has said that all are there, or why they will not be
+        self.refusal: str | None = None  # why not
+        self.link: host_lib.Link | None = None  # the connection, once all are there
+        self._stopped = threading.Event()
         self._missing: str | None = None
         self._trouble = "no answer"
         threading.Thread(target=self._run, name="rendezvous", daemon=True).start()

@@ -34,22 +34,15 @@ class Broken(Exception):  # noqa: N818 - of a link, not of the program
 
 
 class Link:
-    """One connection. Its ends say lines of JSON; neither trusts the other.
-
-    Attributes:
-      since: when it was made, by the monotonic clock.
-      process: who is there, once it has said so.
-      token: drawn by that process, so that it is known again when it comes back.
-      who: its host and pid.
-      is_joined: JAX has connected it.
-      is_broken: a line could not be sent.
-    """
+    """One connection. Its ends say lines of JSON; neither trusts the other."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock, self.since, self._rest = sock, time.monotonic(), b""
-        self.process: int | None = None
-        self.token = self.who = ""
-        self.is_joined = self.is_broken = False
+        self.process: int | None = None  # who is there, once it has said so
+        self.token = ""  # drawn by that process, so that it is known again when it comes back
+        self.who = ""  # its host and pid
+        self.is_joined = False  # JAX has connected it
+        self.is_broken = False  # a line could not be sent
         sock.settimeout(0)
         # A machine that loses its network says no good-bye. (Names that not every system has.)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
