@@ -7,7 +7,7 @@ import re
 import pytest
 
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors, overrides
+from dvsnas_jax.core import defaults, errors, overrides
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -80,6 +80,19 @@ def test_bad_override_is_told_in_one_line(key, text, message):
     with pytest.raises(errors.UserError, match=message) as caught:
         config_lib.load(None, {key: text})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", defaults.choices())
+def test_a_default_is_one_of_the_allowed_values_which_stand_where_they_are_implemented(key, monkeypatch):
+    allowed = config_lib.allowed_values(key)
+    assert defaults.choices()[key].default in allowed
+    message = f"config key '{key}': must be one of {', '.join(map(str, allowed))}, got"
+    wrong = 7 if isinstance(defaults.choices()[key].default, int) else "toy"
+    with pytest.raises(errors.UserError, match=re.escape(message)):
+        config_lib.load(None, {key: str(wrong)})
+    if isinstance(allowed, dict):  # a table: a member that is added at run time is allowed
+        monkeypatch.setitem(allowed, "toy", None)
+        assert dict(overrides.leaves(config_lib.load(None, {key: "toy"})))[key] == "toy"
 
 
 def test_file_changes_keys_and_an_override_wins(tmp_path):

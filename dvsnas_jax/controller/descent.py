@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+
+from dvsnas_jax.controller import policy as policy_lib
+from dvsnas_jax.controller import strategy
+from dvsnas_jax.space import genotype
+
+Pair = tuple[jax.Array, jax.Array]
+
+
+def functions(make_fn: Callable[[policy_lib.Policy, ml_collections.ConfigDict], Any]) -> Callable[..., Any]:
+    """The functions of a strategy whose policy an algorithm trains, which has `init` and `learn`."""
+
+    def make(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> strategy.Functions:
+        policy = policy_lib.of_config(space, controller_config)
+        algorithm = make_fn(policy, controller_config)
+        return strategy.learned(policy, algorithm.init, algorithm.learn)
+
+    return make
 
 
 def make_optimizer(controller_config: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -39,9 +59,7 @@ def follow(
       weights.
     """
 
-    def move(
-        carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    def move(carry: Pair, xs: Pair) -> tuple[Pair, jax.Array]:
         average, total = carry
         reward, is_valid = xs
         before = jnp.where(total > 0, average, reward)

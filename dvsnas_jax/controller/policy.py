@@ -22,6 +22,8 @@ from flax import struct
 from dvsnas_jax.core import types
 from dvsnas_jax.space import genotype
 
+Pair = tuple[jax.Array, jax.Array]
+Triple = tuple[jax.Array, jax.Array, jax.Array]
 FORBIDDEN = -1e9
 """The logit of a masked token: its probability is exactly 0 in float32, its products stay finite."""
 
@@ -81,13 +83,7 @@ def of_config(space: genotype.Space, controller_config: ml_collections.ConfigDic
 def make(space: genotype.Space, *, hidden: int, lstm_layers: int, init_scale: float) -> Policy:
     """The policy of a space: `hidden` units in each LSTM layer, every weight starts uniform in +-init_scale."""
     table = token_table(space)
-    module = RecurrentPolicy(
-        num_tokens=table.num_tokens,
-        vocabulary=table.size,
-        hidden=hidden,
-        lstm_layers=lstm_layers,
-        init_scale=init_scale,
-    )
+    module = RecurrentPolicy(table.num_tokens, table.size, hidden, lstm_layers, init_scale)
     apply: Callable[..., Any] = module.apply
     shape = (space.num_layers, len(genotype.FIELDS))
 
@@ -135,9 +131,9 @@ class RecurrentPolicy(nn.Module):
 
     num_tokens: int
     vocabulary: int
-    hidden: int
+    hidden: int  # units of a layer
     lstm_layers: int
-    init_scale: float
+    init_scale: float  # weights start uniform in +-init_scale
 
     def setup(self) -> None:
         gates = 4 * self.hidden
@@ -171,9 +167,7 @@ class RecurrentPolicy(nn.Module):
                 new.append(_cell(recurrent[layer], pre, state.output[layer], state.cell[layer])[:2])
             return LstmState(output=jnp.stack([row[0] for row in new]), cell=jnp.stack([row[1] for row in new]))
 
-        def draw(
-            carry: tuple[LstmState, jax.Array], xs: tuple[jax.Array, jax.Array, jax.Array]
-        ) -> tuple[tuple[LstmState, jax.Array], tuple[jax.Array, jax.Array]]:
+        def draw(carry: tuple[LstmState, jax.Array], xs: Triple) -> tuple[tuple[LstmState, jax.Array], Pair]:
             state, embedded = carry
             position, allowed_here, noise_here = xs
             state = advance(state, embedded + position)
@@ -251,9 +245,7 @@ def _log_prob_and_entropy(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Arr
     return chosen.sum(axis=0), -(jnp.exp(log_probs) * log_probs).sum(axis=(0, 2))
 
 
-def _cell(
-    weights: jax.Array, pre: jax.Array, output: jax.Array, cell: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _cell(weights: jax.Array, pre: jax.Array, output: jax.Array, cell: jax.Array) -> Triple:
     """One LSTM step, the only definition of it; gates in the order input, forget, update, output.
 
     From recurrent weights f32 [hidden, 4 hidden], `pre` f32 [N, 4 hidden], all that does not depend on the layer's own
@@ -278,13 +270,11 @@ def _recurrence(weights: jax.Array, pre: jax.Array) -> jax.Array:
     return _run(weights, pre)[1]
 
 
-def _run(weights: jax.Array, pre: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _run(weights: jax.Array, pre: jax.Array) -> Triple:
     """Gates [S, N, 4 hidden], outputs and cells [S, N, hidden]."""
     zeros = jnp.zeros((pre.shape[1], weights.shape[0]))
 
-    def advance(
-        state: tuple[jax.Array, jax.Array], pre: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    def advance(state: Pair, pre: jax.Array) -> tuple[Pair, Triple]:
         output, cell, gates = _cell(weights, pre, *state)
         return (output, cell), (gates, output, cell)
 
@@ -307,9 +297,7 @@ def _recurrence_backward(residuals: tuple[jax.Array, ...], d_outputs: jax.Array)
     by_gate = [u * i * (1 - i), cells_before * f * (1 - f), i * (1 - u * u), squashed * o * (1 - o)]
     rows = jnp.concatenate(by_gate, axis=-1), o * (1 - squashed * squashed), f, d_outputs
 
-    def back(
-        state: tuple[jax.Array, jax.Array], row: tuple[jax.Array, ...]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    def back(state: Pair, row: tuple[jax.Array, ...]) -> tuple[Pair, jax.Array]:
         d_output, d_cell = state
         factors, output_by_cell, forget, d_here = row
         d_output = d_output + d_here

@@ -24,6 +24,7 @@ from dvsnas_jax.core import errors, types
 from dvsnas_jax.space import genotype
 
 Metrics = dict[str, jax.Array]
+Carry = tuple[types.Params, optax.OptState, Metrics]
 
 
 class Rollouts(struct.PyTreeNode):
@@ -146,9 +147,7 @@ def _learn(
     no_metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metric_shapes)
     num_before, capacity = state.num_updates, len(state.buffer.filled)
 
-    def turn(
-        carry: tuple[PPOState, jax.Array, Metrics], update_rng: jax.Array
-    ) -> tuple[tuple[PPOState, jax.Array, Metrics], None]:
+    def turn(carry: tuple[PPOState, jax.Array, Metrics], update_rng: jax.Array) -> tuple[Any, None]:
         state, rest, metrics = carry
         state, rest = record(state, samples, rewards, rest)
         is_full = jnp.all(state.buffer.filled)
@@ -207,9 +206,7 @@ def _make_update(
     size, capacity = controller_config.minibatch, controller_config.buffer
     num_padding = -capacity % size
 
-    def objective(
-        params: types.Params, batch: Rollouts, advantage: jax.Array, op_mask: types.Array
-    ) -> tuple[jax.Array, Metrics]:
+    def objective(params: types.Params, batch: Rollouts, advantage: jax.Array, op_mask: types.Array) -> Any:
         log_prob, entropy = policy.score(params, batch.genotypes, op_mask)
         clip, bonus = controller_config.ppo_clip, controller_config.entropy
         return loss(log_prob, entropy, batch, advantage, clip=clip, bonus=bonus)
@@ -219,9 +216,7 @@ def _make_update(
         advantage = advantages(buffer, normalize=controller_config.normalize_advantage)
         num_batches = (jnp.sum(buffer.filled) + size - 1) // size
 
-        def minibatch(
-            index: jax.Array, carry: tuple[types.Params, optax.OptState, Metrics], order: jax.Array
-        ) -> tuple[types.Params, optax.OptState, Metrics]:
+        def minibatch(index: jax.Array, carry: Carry, order: jax.Array) -> Carry:
             params, opt_state, sums = carry
             rows = jax.lax.dynamic_slice_in_dim(order, index * size, size)
             is_row = rows < capacity  # the last minibatch may reach into the padding
@@ -232,9 +227,7 @@ def _make_update(
             parts["grad_norm"] = optax.tree.norm(grads)
             return optax.apply_updates(params, updates), opt_state, jax.tree.map(jnp.add, sums, parts)
 
-        def epoch(
-            index: jax.Array, carry: tuple[types.Params, optax.OptState, Metrics]
-        ) -> tuple[types.Params, optax.OptState, Metrics]:
+        def epoch(index: jax.Array, carry: Carry) -> Carry:
             keys = jax.random.uniform(jax.random.fold_in(rng, index), (capacity,))
             order = jnp.argsort(jnp.where(buffer.filled, keys, 2.0))  # shuffled, filled rows first
             order = jnp.pad(order, (0, num_padding), constant_values=capacity)
@@ -254,10 +247,4 @@ def _make_update(
     return update
 
 
-def _functions(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> strategy.Functions:
-    policy = policy_lib.of_config(space, controller_config)
-    algorithm = make(policy, controller_config)
-    return strategy.learned(policy, algorithm.init, algorithm.learn)
-
-
-RECORD = strategy.Record("ppo", _functions, order=1)
+RECORD = strategy.Record("ppo", descent.functions(make), order=1)

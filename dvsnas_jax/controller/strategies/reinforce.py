@@ -21,7 +21,6 @@ from flax import struct
 from dvsnas_jax.controller import descent, strategy
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.core import types
-from dvsnas_jax.space import genotype
 
 Metrics = dict[str, jax.Array]
 
@@ -122,10 +121,4 @@ def _mean(values: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(valid.sum(), 1)
 
 
-def _functions(space: genotype.Space, controller_config: ml_collections.ConfigDict) -> strategy.Functions:
-    policy = policy_lib.of_config(space, controller_config)
-    algorithm = make(policy, controller_config)
-    return strategy.learned(policy, algorithm.init, algorithm.learn)
-
-
-RECORD = strategy.Record("reinforce", _functions, order=2)
+RECORD = strategy.Record("reinforce", descent.functions(make), order=2)
