@@ -52,11 +52,8 @@ def follow(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Moves the baseline by rewards f32 [N], row by row; rows that are not valid, bool [N], leave it.
 
-    Each row keeps the baseline before its own reward, which keeps the gradient unbiased.
-
-    Returns:
-      That baseline, f32 [N] (of the first reward ever: that reward), and after all rows the average and the sum of its
-      weights.
+    Each row keeps the baseline before its own reward, which keeps the gradient unbiased. Returns that, f32 [N] (of the
+    first reward ever: that reward), and after all rows the average and the sum of its weights.
     """
 
     def move(carry: Pair, xs: Pair) -> tuple[Pair, jax.Array]:

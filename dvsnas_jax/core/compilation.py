@@ -60,11 +60,9 @@ def _options(effort: str) -> dict[str, Any] | None:
 
 
 class Ahead:
-    """A jitted function that a thread compiles before its first call, which waits for it.
+    """A jitted function (from `jit`) that a thread compiles before its first call, which waits for it.
 
-    Args:
-      fn: from `jit`.
-      *shapes: its arguments, as `jax.ShapeDtypeStruct`s; the calls must have exactly these.
+    `shapes`: its arguments, as `jax.ShapeDtypeStruct`s; the calls must have exactly these.
     """
 
     def __init__(self, fn: Any, *shapes: Any):

@@ -23,12 +23,9 @@ MAX_SEED = 2**32 - 1
 def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
     """The defaults, changed by a file, changed by overrides, checked and locked.
 
-    Args:
-      path: of a Python file with `get_config()`, or the name of one in `configs`; None: the defaults.
-      overrides: dotted key -> value as text, as in `--config.search.steps=200`.
-
-    Raises:
-      UserError: no or a broken file, an unknown key, a value of the wrong type or out of its range.
+    `path`: of a Python file with `get_config()`, or the name of one in `configs`; `overrides`: dotted key -> value as
+    text, as in `--config.search.steps=200`. No or a broken file, an unknown key, a value of the wrong type or out of
+    its range is a UserError.
     """
     config = defaults()
     if path is not None:
@@ -121,10 +118,9 @@ _HALF_OPEN_FRACTION = (
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks the values. A number that no other rule names must be positive, or at least 0 where its default is 0.
+    """Checks the values; a UserError names the key, what is allowed and what was given.
 
-    Raises:
-      UserError: naming the key, what is allowed and what was given.
+    A number that no other rule names must be positive, or at least 0 where its default is 0.
     """
     base = dict(overrides_lib.leaves(defaults()))
     # Last what is looked up in tables, whose modules have to be imported.

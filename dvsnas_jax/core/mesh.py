@@ -40,8 +40,7 @@ def make(num_data: int = 1, devices: Sequence[jax.Device] | None = None) -> jax.
 
 
 def best_num_data(num_devices: int, num_parts: int, group_sizes: Sequence[int]) -> int:
-    """The number of `data` slices with which the devices have least to do one after the other, the smallest of the
-    best.
+    """The smallest number of `data` slices with which the devices have least to do one after the other.
 
     It divides both `num_devices` and `num_parts`, the parts of a batch. `group_sizes`: numbers of genotypes of one call
     of each step; where the `arch` slices do not divide them, some devices idle.

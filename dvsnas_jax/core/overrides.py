@@ -30,11 +30,10 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def apply_file(config: ml_collections.ConfigDict, path: str) -> None:
-    """Changes `config` in place by what `get_config()` of a Python file returns, or by the `config.json` of a run
-    folder.
+    """Changes `config` in place by what `get_config()` of a Python file returns, or by a run folder's `config.json`.
 
-    Raises:
-      UserError: no such file, an error in it (with its line), an unknown key or a value of the wrong type.
+    A UserError where there is no such file, an error in it (with its line), an unknown key or a value of the wrong
+    type.
     """
     found = find_file(path)
     if found.suffix == ".json":  # of a run folder
@@ -63,8 +62,7 @@ def apply_values(config: ml_collections.ConfigDict, values: Mapping[str, Any], w
 def apply_texts(config: ml_collections.ConfigDict, texts: Mapping[str, str]) -> None:
     """Changes `config` in place by values given as text, `{"search.steps": "200"}`.
 
-    Raises:
-      UserError: an unknown key (with the nearest known one) or a text that is no value of the default's type.
+    A UserError where a key is unknown (with the nearest known one) or a text is no value of the default's type.
     """
     for key, text in texts.items():
         _assign(config, key, text, where=f"--config.{key}", is_text=True)

@@ -41,12 +41,8 @@ def compile_steps(
 ) -> steps.Steps:
     """The steps on the shared weights, compiled in threads while the static network trains.
 
-    Args:
-      config: of the run.
-      space: the cell space.
-      num_clips: of the train split.
-      placement: from `place`; None: every device holds all clips.
-      groups: batches of the clips of a reward, i32 [groups, R, B].
+    `placement` is from `place`, None: every device holds all clips. `groups`: batches of the clips of a reward, i32
+    [groups, R, B].
     """
     section, placement = config.search, placement or feature_store.everywhere(config.search)
     mesh = placement.mesh

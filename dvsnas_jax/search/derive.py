@@ -25,12 +25,8 @@ def candidates(
 ) -> np.ndarray:
     """The most rewarded distinct genotypes of the log, then the policy's most probable ones, i32 [N, L, 5], distinct.
 
-    Args:
-      space: the cell space.
-      records: log lines of the search, in order.
-      probable: i32 [n, L, 5], most probable genotypes of the final policy.
-      num_rewarded: how many to take from the log.
-      rank: one of `RANKS`.
+    `records`: log lines in order, of which `num_rewarded` are taken by `rank`, one of `RANKS`; `probable`: i32 [n, L,
+    5].
     """
     # A cell that was answered from the log stands there already, written otherwise.
     scored = [record for record in records if record.get("reward") is not None and "same_as" not in record]
@@ -56,16 +52,12 @@ def choose(
     num_retrain: int,
     retrain: Callable[[np.ndarray], tuple[Any, dict[str, Any]]],
 ) -> tuple[np.ndarray, Any, dict[str, Any]]:
-    """Retrains the best few from scratch and takes the best of them.
+    """Retrains the best `num_retrain` of genotypes i32 [N, L, 5] from scratch, and takes the best of them.
 
-    Args:
-      genotypes: i32 [N, L, 5].
-      rescored: one record each, rewards on the whole meta-validation split with shared weights.
-      num_retrain: how many to retrain.
-      retrain: `genotype -> (params, record with its stand-alone reward)`.
+    `rescored`: a record each, rewards on the whole meta-validation split with shared weights.
 
     Returns:
-      Genotype, parameters and record of the winner; the record keeps the shared reward beside it.
+      Genotype, parameters and record of the winner; the record keeps the shared reward beside its own.
     """
     order = sorted(range(len(genotypes)), key=lambda i: (-(rescored[i]["reward"] or 0.0), i))
     trained = []

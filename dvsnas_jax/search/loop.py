@@ -75,13 +75,8 @@ def search(
 ) -> LoopState:
     """Runs the search of `num_steps` iterations, from its last checkpoint if there is one, to the state after it.
 
-    Args:
-      state: before the first step; also the template of the checkpoints.
-      functions: its parts.
-      num_steps: iterations in all.
-      folder: the run folder; candidates go to genotypes.jsonl.
-      stop: a signal asks to save and stop, which raises Stopped.
-      checkpoint_every: steps between checkpoints.
+    `state`: before the first step; also the template of the checkpoints. Candidates go to genotypes.jsonl. A signal
+    asks to save and stop, which raises Stopped.
     """
     sample, train, evaluate, update, describe = functions
     checkpoints = folder.checkpointer(STAGE)

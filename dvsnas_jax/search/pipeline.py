@@ -51,11 +51,9 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
     """Searches a cell and proves it; everything is kept in the run folder and resumed from it.
 
     Returns:
-      The content of `evaluation.json`.
-
-    Raises:
-      UserError: the config, the data or the run folder is not usable.
-      Stopped: a signal arrived; the state was saved.
+      The content of `evaluation.json`. A UserError where the config, the data or the run folder is not usable; Stopped
+        by a
+      signal, after the state was saved.
     """
     with folder.hold():
         config = claims.check(config, folder)

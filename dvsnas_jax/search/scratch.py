@@ -44,14 +44,11 @@ class Training(NamedTuple):
 def score(
     genotypes: np.ndarray, training: Training, *, floors: Sequence[float | None] | None = None, num_workers: int = 1
 ) -> list[Record]:
-    """Trains and scores candidates i32 [N, L, 5], each by itself: the records do not depend on `num_workers`.
+    """Trains and scores candidates i32 [N, L, 5], each by itself: the records do not depend on `num_workers`, how many
+    at the same time, each in a thread.
 
-    Args:
-      genotypes: i32 [N, L, 5].
-      training: of each of them.
-      floors: P - 1 rewards below which a candidate is stopped after a part, None: it is not; None: nothing is
-        evaluated before the end.
-      num_workers: candidates at the same time, each in a thread.
+    `floors`: P - 1 rewards below which a candidate is stopped after a part, None: it is not; None: nothing is evaluated
+    before the end.
 
     Returns:
       N records; `partial` holds the rewards after all parts but the last.

@@ -20,8 +20,7 @@ BASELINE = "random"
 def make(name: str, space: genotype.Space, controller_config: ml_collections.ConfigDict) -> strategy_lib.Strategy:
     """Builds a member of `TABLE` for a space, under the mask that the section `controller` of the configuration names.
 
-    Raises:
-      UserError: unknown name, an operation mask that is unknown or leaves nothing, impossible sizes.
+    A UserError where the name is unknown, the mask is or leaves nothing, or sizes are impossible.
     """
     if name not in TABLE:
         raise _unknown("search.strategy", name, TABLE)
@@ -39,10 +38,8 @@ def check_names(names: Sequence[str], where: str = "--strategies") -> None:
 
 
 def operation_mask(space: genotype.Space, masked: Sequence[str]) -> np.ndarray:
-    """Which operations may be chosen, bool [num_ops]: all but the `masked` names.
-
-    Raises:
-      UserError: a name is not an operation of the space, or none is left.
+    """Which operations may be chosen, bool [num_ops]: all but the `masked` names; a UserError where one is unknown or
+    none is left.
     """
     for name in masked:
         if name not in space.operations:

@@ -42,11 +42,10 @@ class Checkpointer:
         self._cached_manager: Any = None
 
     def save(self, step: int, tree: Any) -> bool:
-        """Saves a tree of arrays, NumPy or Python scalars and typed PRNG keys, and waits until it is on disk.
+        """Saves a tree of arrays, NumPy or Python scalars and typed PRNG keys, waits until it is on disk, and says
+        whether.
 
-        Returns:
-          Whether it was written: the latest step again is skipped, as a step has one content; an older one is a
-            ValueError.
+        The latest step again is skipped, as a step has one content; an older one is a ValueError.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
@@ -76,15 +75,11 @@ class Checkpointer:
         return json.loads(distributed.tell(json.dumps(found)))
 
     def restore(self, template: Any, step: int | None = None) -> Any:
-        """Restores a tree, bit for bit what was saved.
+        """Restores a tree, bit for bit what was saved, of a step (None: the latest).
 
-        Args:
-          template: tree whose leaves give path, shape and dtype: a JAX array (its sharding is kept), a
-            `jax.ShapeDtypeStruct`, a NumPy array or a Python scalar.
-          step: which one; None: the latest.
-
-        Raises:
-          UserError: there is no such checkpoint, it is damaged, or it is of another tree (names the leaf).
+        The leaves of `template` give path, shape and dtype: a JAX array (its sharding is kept), a
+        `jax.ShapeDtypeStruct`, a NumPy array or a Python scalar. A UserError where there is no such checkpoint, it is
+        damaged, or it is of another tree.
         """
         steps = self.steps()
         step = max(steps, default=None) if step is None else step

@@ -14,13 +14,8 @@ from dvsnas_jax.core import errors
 def read(path: str | os.PathLike[str], *, name: str = "", advice: str = "correct the file, or give another one") -> Any:
     """The value in a file; a byte-order mark before it, as some editors write one, is skipped.
 
-    Args:
-      path: of the file.
-      name: what the user calls it, for example a flag.
-      advice: what to do where it cannot be read.
-
-    Raises:
-      UserError: there is none, it is no text, no JSON, or names a key twice.
+    A UserError where there is none, it is no text, no JSON, or names a key twice: it says `name`, what the user calls
+    the file, for example a flag, and `advice`, what to do.
     """
     where = f"{name}: {os.fspath(path)}" if name else os.fspath(path)
     try:
@@ -35,11 +30,7 @@ def read(path: str | os.PathLike[str], *, name: str = "", advice: str = "correct
 
 
 def loads(text: str, *, where: str, advice: str = "correct it") -> Any:
-    """The value in a JSON text, which an error calls `where`.
-
-    Raises:
-      UserError: it is no JSON, or names a key twice; the message ends with `advice`.
-    """
+    """The value in a JSON text; a UserError (`where`, `advice`) where it is none, or names a key twice."""
     try:
         return json.loads(text, object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:

@@ -10,8 +10,7 @@ from typing import Any
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """A value as JSON (`options` of `json.dumps`); NaN and Infinity, which no other reader than Python knows, become
-    null.
+    """A value as JSON (`options` of `json.dumps`); NaN and Infinity, which only Python knows, become null.
 
     It may hold dictionaries, sequences, numbers, texts, NumPy and JAX arrays and paths; anything else is a TypeError.
     """

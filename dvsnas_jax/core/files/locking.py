@@ -43,10 +43,7 @@ _guard = threading.Lock()
 def _lock(path: pathlib.Path, flags: int) -> int | None:
     """The handle of a file or folder, opened and locked; None where somebody has removed it in between.
 
-    Raises:
-      BlockingIOError: another process has it.
-      _NoLocksError: why it cannot be locked.
-      OSError: it cannot be opened.
+    A BlockingIOError where another process has it, a _NoLocksError where it cannot be locked, else an OSError.
     """
     try:
         import fcntl
@@ -70,16 +67,10 @@ def _lock(path: pathlib.Path, flags: int) -> int | None:
 def take(folder: pathlib.Path, command: str) -> Callable[[], None]:
     """Takes the lock of a run folder; nobody waits. A process that has it may take it again.
 
-    Args:
-      folder: that exists.
-      command: for the others, who are told who has it.
+    `command` is for the others, who are told who has it: a UserError. An OSError where the folder cannot be written.
 
     Returns:
       Gives it back; where it was taken several times, the last one does.
-
-    Raises:
-      UserError: another process has it.
-      OSError: the folder cannot be written.
     """
     with _guard:
         status = os.stat(folder)
@@ -132,11 +123,8 @@ def _holder(path: pathlib.Path) -> str:
 def exclusive(folder: pathlib.Path, stop: signals.StopFlag) -> Iterator[bool]:
     """Waits for the lock on a folder, which is made if need be, and removed again where it was made and stays empty.
 
-    Yields whether it is held: False where the system or the file system knows no such locks. `stop` ends the waiting.
-
-    Raises:
-      UserError: the folder cannot be made.
-      Stopped: while waiting.
+    Yields whether it is held: False where the system or the file system knows no such locks. `stop` ends the waiting
+    (Stopped); a UserError where the folder cannot be made.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

@@ -13,13 +13,8 @@ from dvsnas_jax.core.files import json_files
 def check_file(path: str | os.PathLike[str], *, flag: str = "--output", suffixes: Sequence[str] = ()) -> pathlib.Path:
     """Whether a file can be written, its folder being made before; what is there would be replaced.
 
-    Args:
-      path: of the file.
-      flag: that names it.
-      suffixes: its name has to end in one of them, in any case; none: in anything.
-
-    Raises:
-      UserError: another file type, a folder of that name, or a place that cannot be written.
+    Its name has to end in one of the `suffixes`, in any case. A UserError names `flag`: another file type, a folder of
+    that name, or a place that cannot be written.
     """
     target = pathlib.Path(path)
     if suffixes and target.suffix.lower() not in suffixes:

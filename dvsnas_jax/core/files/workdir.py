@@ -99,10 +99,8 @@ class Workdir:
             defaults.
 
         Returns:
-          False: it is nobody's yet, or another configuration's that computed nothing.
-
-        Raises:
-          UserError: it belongs to a run with another configuration.
+          False: it is nobody's yet, or another configuration's that computed nothing; if that computed something: a
+            UserError.
         """
         if not self.is_claimed:
             return False
@@ -135,12 +133,8 @@ class Workdir:
         """Makes the folder this configuration's, or checks that it is; the arguments are those of `check`.
 
         Writes `config.json`, paths in it absolute, `environment.json` and `identity` as `identity.json` at the first
-        start; a later start in another environment is added to `environment.json` under `resumed_with`.
-
-        Raises:
-          UserError: the folder belongs to a run with another configuration, cannot be written, or another process is at
-            work
-            in it.
+        start; a later start in another environment is added to `environment.json` under `resumed_with`. A UserError
+        where the folder belongs to another run, cannot be written, or another process is at work in it.
         """
         self._lock(is_new_too=True)
         try:

@@ -104,15 +104,9 @@ class Meeting:
 def meet(address: str, process_id: int, num_processes: int, *, seconds: float, bind: str | None = None) -> Meeting:
     """Waits until all processes of a run are there; a line on standard error says now and then who is missing.
 
-    Args:
-      address: HOST:PORT of process 0.
-      process_id: of this one.
-      num_processes: of the run.
-      seconds: to wait at most.
-      bind: HOST:PORT that process 0 listens on, where it is not the port of the address on all its interfaces.
-
-    Raises:
-      UserError: somebody is missing; two processes are the same one; they are not of one run; process 0 cannot listen.
+    `address`: HOST:PORT of process 0, which listens at `bind` where that is not the port of the address on all its
+    interfaces. A UserError where somebody is missing after so many seconds, two processes are the same one, they are
+    not of one run, or process 0 cannot listen.
     """
     host, in_use = None, False
     if process_id == 0:
