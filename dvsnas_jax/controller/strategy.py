@@ -28,7 +28,7 @@ MAX_DRAWS = 8
 class SampleFn(Protocol):
     """Draws `num` genotypes; compiled once per num."""
 
-    def __call__(self, state: State, rng: jax.Array, op_mask: np.ndarray, num: int) -> types.Samples: ...
+    def __call__(self, state: State, rng: jax.Array, op_mask: np.ndarray, num: int, /) -> types.Samples: ...
 
 
 class UpdateFn(Protocol):
@@ -43,6 +43,7 @@ class UpdateFn(Protocol):
         valid: np.ndarray,
         rng: jax.Array,
         op_mask: np.ndarray,
+        /,
     ) -> tuple[State, Mapping[str, Any]]: ...
 
 
@@ -50,7 +51,7 @@ class ProbableFn(Protocol):
     """Distinct genotypes i32 [num, L, 5] that the strategy believes in most, best first; fewer only where the space
     holds fewer."""
 
-    def __call__(self, state: State, rng: jax.Array, op_mask: np.ndarray, num: int) -> np.ndarray: ...
+    def __call__(self, state: State, rng: jax.Array, op_mask: np.ndarray, num: int, /) -> np.ndarray: ...
 
 
 class Relaxation(Protocol):
