@@ -14,13 +14,9 @@ import numpy as np
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.nets import static_net
-from dvsnas_jax.nets.weights import torch_files, torch_names, weights_folder
-
-CLASSIFIERS = ("mobilenet_v2", "resnet18", "resnet50", "resnet101")
-REFINENETS = {f"refinenet_{name}": name for name in ("mobilenet_v2", "resnet50", "resnet101")}
-NETS = (*CLASSIFIERS, *REFINENETS)
-"""What `--net` may be: torchvision's classifiers (the encoder is taken), light-weight RefineNet on an encoder."""
+from dvsnas_jax.nets import encoders, static_net
+from dvsnas_jax.nets.encoders import encoder as encoder_lib
+from dvsnas_jax.nets.weights import torch_files, weights_folder
 
 _COUNTER = ".num_batches_tracked"
 
@@ -56,11 +52,21 @@ class Report:
     def faults(self) -> list[str]:
         """What nothing lets pass."""
         kinds = {"of a wrong type": self.wrong_type, "with bad values": self.bad_values}
-        return [
-            f"{len(found)} {kind} ({_some([f'{name}: {what}' for name, what in found.items()])})"
-            for kind, found in kinds.items()
-            if found
-        ]
+        listed = {kind: [f"{name}: {what}" for name, what in found.items()] for kind, found in kinds.items()}
+        return [f"{len(names)} {kind} ({_some(names)})" for kind, names in listed.items() if names]
+
+
+def nets() -> dict[str, tuple[str, str]]:
+    """What `--net` may be: the key of an encoder, of which torchvision's classifier is taken, or of a decoder and an
+    encoder, whose authors' files have both. Its encoder, and its decoder or ""."""
+    pairs = [(encoder, decoder) for encoder, record in encoders.TABLE.items() for decoder in record.torch_files]
+    named = {f"{decoder}_{encoder}".removeprefix("_"): (encoder, decoder) for encoder, decoder in pairs}
+    return dict(sorted(named.items(), key=lambda item: item[1][1]))
+
+
+def _file(net: str) -> encoder_lib.TorchFile:
+    encoder, decoder = nets()[net]
+    return encoders.TABLE[encoder].torch_files[decoder]
 
 
 def import_file(
@@ -72,21 +78,21 @@ def import_file(
     num_classes: int | None = None,
     is_partial: bool = False,
 ) -> Report:
-    """Writes a folder that `config.net.weights` can name.
+    """Writes a PyTorch file's tensors as a folder `output` that `config.net.weights` can name.
 
     Args:
-      path: of the PyTorch file.
-      net: one of `NETS`.
+      path: of the file.
+      net: a key of `nets`.
       output: the folder.
-      width: multiplier of the channels of MobileNetV2.
+      width: multiplier of the encoder's channels.
       num_classes: K of the network; None: as in the file.
       is_partial: take what fits where tensors are missing, left over or of another shape.
 
     Raises:
       UserError: the file is refused, or does not fit exactly and `is_partial` is False.
     """
-    if net not in NETS:
-        raise errors.UserError(f"--net: unknown {net!r}, allowed are {', '.join(NETS)}")
+    if net not in nets():
+        raise errors.UserError(f"--net: unknown {net!r}, allowed are {', '.join(nets())}")
     if not (0 < width < math.inf):
         raise errors.UserError(f"--width: must be above 0, got {width:g}")
     if num_classes is not None and num_classes < 1:
@@ -95,9 +101,8 @@ def import_file(
     kind, tensors = torch_files.read(path)
     net_settings = settings(net, width)
     names = tensor_names(net)
-    classes = num_classes or _num_classes(net, names, tensors)
-    wanted = _wanted(net_settings, names, classes)
-    report, found = match(tensors, names, wanted, unused=torch_names.head(net) if net in CLASSIFIERS else ())
+    classes = num_classes or _num_classes(names, tensors)
+    report, found = _match(tensors, names, wanted(net, width, classes), unused=_file(net).head)
     if report.faults():
         raise errors.UserError(
             f"{path}: does not fit {net}: {'; '.join(report.faults())}; give a file of trained weights of {net}"
@@ -114,7 +119,7 @@ def import_file(
         "source": pathlib.Path(path).name,
         "sha256": hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest(),
         "kind": kind,
-        "net": net_settings if net in CLASSIFIERS else {**net_settings, "num_classes": classes},
+        "net": {**net_settings, "num_classes": classes} if nets()[net][1] else net_settings,
         "used": len(report.used),
         "unused": list(report.unused),
         "missing": sorted(ours[name] for name in (*report.missing, *report.other_shape)),
@@ -124,29 +129,19 @@ def import_file(
     return report
 
 
-def match(
+def _match(
     tensors: Mapping[str, np.ndarray],
     names: Mapping[str, str],
     wanted: Mapping[str, tuple[int, ...]],
-    *,
-    unused: tuple[str, ...] = (),
+    unused: tuple[str, ...],
 ) -> tuple[Report, dict[str, np.ndarray]]:
-    """Compares a file with what a network needs.
-
-    Args:
-      tensors: of the file.
-      names: path in the variables -> name in the file.
-      wanted: path in the variables -> shape there.
-      unused: beginnings of names that are known to be of no use.
-
-    Returns:
-      The report, and the tensors that fit, f32, in this package's layout and by path.
-    """
+    """Compares a file with what a network needs: names and shapes by path in the variables, and beginnings of names
+    that are known to be of no use. Gives the tensors that fit, f32, in this package's layout and by path."""
     ours = {theirs: name for name, theirs in names.items()}
     found, other_shape, wrong_type, bad_values = {}, {}, {}, {}
     for name in (name for name in tensors if name in ours):
         path, value = ours[name], tensors[name]
-        needed = _torch_shape(wanted[path])
+        needed = torch_shape(wanted[path])
         if value.dtype.kind != "f" and value.dtype.name != "bfloat16":
             wrong_type[name] = value.dtype.name
         elif value.shape != needed:
@@ -174,7 +169,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
       kind, tensors (name -> [shape, type]), parameters (numbers in all but counters and running statistics),
-      non_finite (names) and fits (members of `NETS` of which it has every tensor by name).
+      non_finite (names) and fits (keys of `nets` of which it has every tensor by name).
 
     Raises:
       UserError: the file is refused.
@@ -186,42 +181,45 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         "tensors": {name: [list(value.shape), value.dtype.name] for name, value in tensors.items()},
         "parameters": sum(value.size for name, value in tensors.items() if not name.endswith(statistics)),
         "non_finite": [name for name, value in tensors.items() if not _is_finite(value)],
-        "fits": [net for net in NETS if set(tensor_names(net).values()) <= tensors.keys()],
+        "fits": [net for net in nets() if set(tensor_names(net).values()) <= tensors.keys()],
     }
 
 
 def tensor_names(net: str) -> dict[str, str]:
-    """Path in the variables -> name in the file, of all weights that a file for one of `NETS` has for us."""
-    return torch_names.of_refinenet(REFINENETS[net]) if net in REFINENETS else torch_names.of_classifier(net)
+    """Path in the variables -> name in the file, of all weights that a file for one of `nets` has for us."""
+    encoder, decoder = nets()[net]
+    names = dict(_file(net).names)
+    return names | dict(encoders.TABLE[encoder].decoder_for(decoder).torch_names) if decoder else names
 
 
 def settings(net: str, width: float = 1.0) -> dict[str, Any]:
-    """The keys of the config's section `net` that weights of one of `NETS` need."""
-    encoder = REFINENETS.get(net, net)
-    variant = {"expand_first": net in REFINENETS} if encoder == "mobilenet_v2" else {"stride_in_1x1": False}
-    decoder = {"decoder": "refinenet", "decoder_channels": 256} if net in REFINENETS else {}
-    return {"encoder": encoder, "width": width, **variant, **decoder}
+    """The keys of the config's section `net` that weights of one of `nets` need."""
+    encoder, decoder = nets()[net]
+    found = {"encoder": encoder, "width": width, **_file(net).settings}
+    if decoder:
+        found |= {"decoder": decoder, "decoder_channels": encoders.TABLE[encoder].decoder_for(decoder).torch_channels}
+    return found
 
 
-def _wanted(settings: Mapping[str, Any], names: Mapping[str, str], num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the variables that have a name in the file."""
+def wanted(net: str, width: float, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the variables that have a name in a file for one of `nets`, by path."""
     config = config_lib.defaults().net
-    config.update(settings)
+    config.update(settings(net, width))
     shapes = weights_folder.flatten(static_net.shapes(static_net.make(config, num_classes)))
-    return {path: shapes[path].shape for path in names}
+    return {path: shapes[path].shape for path in tensor_names(net)}
 
 
-def _num_classes(net: str, names: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> int:
+def _num_classes(names: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> int:
     """K of a file; 1 where it does not say."""
     bias = tensors.get(names.get("params/classifier/bias", ""))
-    return len(bias) if net in REFINENETS and bias is not None and bias.ndim == 1 and len(bias) else 1
+    return len(bias) if bias is not None and bias.ndim == 1 and len(bias) else 1
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """PyTorch's order of a shape of ours."""
     if len(shape) == 4:
         return (shape[3], shape[2], shape[0], shape[1])
-    return (shape[2], 1, shape[0], shape[1]) if len(shape) == 3 else shape
+    return (shape[2], 1, shape[0], shape[1]) if len(shape) == 3 else shape  # three axes: depthwise
 
 
 def _from_torch(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
