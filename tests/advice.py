@@ -95,8 +95,8 @@ def weights_of(tmp: pathlib.Path, net: str = "resnet18") -> pathlib.Path:
     """A PyTorch file of a whole encoder, of zeros."""
     path = tmp / f"{net}.safetensors"
     if not path.exists():
-        names, wanted = torch_import.tensor_names(net), torch_import.wanted(net, 1.0, 11)
-        shapes = {names[name]: torch_import.torch_shape(shape) for name, shape in wanted.items()}
+        source = torch_import.sources()[net]
+        shapes = {source.names[name]: torch_import.torch_shape(shape) for name, shape in source.shapes(11).items()}
         safetensors.numpy.save_file({name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}, path)
     return path
 

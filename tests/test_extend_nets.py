@@ -110,7 +110,8 @@ def test_what_their_records_allow(config, tmp_path):
         with pytest.raises(errors.UserError, match=words):
             static_net.make(changed, 3)
     shapes = {
-        dict(NAMES)[path]: torch_import.torch_shape(shape) for path, shape in torch_import.wanted("toy", 0.5, 1).items()
+        dict(NAMES)[path]: torch_import.torch_shape(shape)
+        for path, shape in torch_import.sources(0.5)["toy"].shapes(1).items()
     }
     tensors = {name: np.full(shape, 0.5, np.float32) for name, shape in {**shapes, "fc.weight": (3, 4)}.items()}
     path = tmp_path / "toy.safetensors"

@@ -24,7 +24,7 @@ def _imported(twin, net: str, folder, **changes):
     torch.save(twin.state_dict(), folder / "weights.pth")
     torch_import.import_file(folder / "weights.pth", net, folder / "imported")
     config = config_lib.defaults().net
-    config.update({**torch_import.settings(net), "weights": str(folder / "imported"), **changes})
+    config.update({**torch_import.sources()[net].settings, "weights": str(folder / "imported"), **changes})
     ours = static_net.make(config, NUM_CLASSES)
     return ours, static_net.start(config, ours, jax.random.key(0))
 

@@ -40,8 +40,8 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _published_shapes(net: str, width: float = 1.0, classes: int = 11) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a file for a network."""
-    shapes = torch_import.wanted(net, width, classes)
-    return {theirs: _torch_shape(shapes[path]) for path, theirs in torch_import.tensor_names(net).items()}
+    source = torch_import.sources(width)[net]
+    return {source.names[path]: _torch_shape(shape) for path, shape in source.shapes(classes).items()}
 
 
 @pytest.mark.parametrize("net", PUBLISHED)
@@ -50,15 +50,16 @@ def test_names_and_shapes_are_the_published_ones(net):
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == PUBLISHED[net]
 
 
-@pytest.mark.parametrize("net", torch_import.nets())
+@pytest.mark.parametrize("net", torch_import.sources())
 def test_every_weight_has_one_name(net):
     shapes = _published_shapes(net)
-    names = torch_import.tensor_names(net)
+    source = torch_import.sources()[net]
+    names = source.names
     assert len(set(names.values())) == len(names) == len(shapes)
     config = config_lib.defaults().net
-    config.update(torch_import.settings(net))
+    config.update(source.settings)
     paths = weights_folder.flatten(static_net.shapes(static_net.make(config, 11)))
-    if not torch_import.nets()[net][1]:  # no decoder: a classifier
+    if not source.is_whole:
         paths = {path: leaf for path, leaf in paths.items() if path.split("/")[1] == "encoder"}
     assert names.keys() == paths.keys()
 
@@ -87,7 +88,9 @@ def _import(path, output, **options):
 
 def _config(folder, **changes):
     config = config_lib.defaults().net
-    config.update({**torch_import.settings(NET, WIDTH), "weights": str(folder), "decoder_channels": 4, **changes})
+    config.update(
+        {**torch_import.sources(WIDTH)[NET].settings, "weights": str(folder), "decoder_channels": 4, **changes}
+    )
     return config
 
 

@@ -49,7 +49,7 @@ def _import(arguments: argparse.Namespace) -> None:
         for name in names if kind in kinds else ():
             print(f"  {name}")
     print(f"written: {arguments.output}")
-    settings = torch_import.settings(arguments.net, arguments.width)
+    settings = torch_import.sources(arguments.width)[arguments.net].settings
     flags = {**settings, "weights": arguments.output}
     print("use it: " + " ".join(f"--config.net.{key}={value}" for key, value in flags.items()))
 

@@ -40,18 +40,11 @@ relu6.defvjp(lambda x: (relu6(x),) * 2, lambda y, grad: (jnp.where((y > 0) & (y 
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, batch normalisation and, if wanted, an activation.
+    """A convolution without bias (of each channel by itself where `features` is None), batch normalisation and, if
+    wanted, an activation. Variables from `fold` need no normalisation.
 
-    Variables from `fold` need no normalisation.
-
-    Attributes:
-      features: output channels; None: a depthwise convolution.
-      size: side of the kernel.
-      stride: of the output grid.
-      dilation: distance of the kernel's taps, in pixels.
-      activation_fn: applied last; None: nothing.
-      is_frozen: whether training, too, normalises by the running statistics and leaves them as they are.
-      dtype: of the computation; parameters and statistics are float32.
+    `is_frozen`: training, too, normalises by the running statistics and leaves them as they are. `dtype` is that of the
+    computation; parameters and statistics are float32.
     """
 
     features: int | None
@@ -92,14 +85,8 @@ class ConvNorm(nn.Module):
 
 
 def fold(variables: Any) -> dict[str, Any]:
-    """Variables for inference alone: running statistics, scale and bias of every `ConvNorm` folded into its kernel.
-
-    Args:
-      variables: `params` and `batch_stats` of a network of these blocks.
-
-    Returns:
-      `params`, in which such a layer has a kernel only, and the collection of the biases.
-    """
+    """Variables for inference alone, of `params` and `batch_stats` of a network of these blocks: `params`, in which
+    every `ConvNorm` has a kernel only, with scale and running statistics in it, and the collection of the biases."""
 
     def convert(params: Any, stats: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if "scale" in params:

@@ -26,22 +26,10 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class StaticNet(nn.Module):
-    """An encoder, a decoder and a classifier; any input size.
+    """An encoder, a decoder and a classifier of K classes; any input size.
 
-    Attributes:
-      num_classes: K.
-      encoder: a key of `encoders.TABLE`.
-      width: multiplier of the encoder's channels.
-      expand_first: MobileNetV2: whether the first block has a 1x1 expansion.
-      stride_in_1x1: ResNet: stride in the first convolution of a bottleneck (the original) instead of its 3x3 one.
-      output_stride: of `stage4`, 32 or 16 (dilated).
-      is_norm_frozen: whether the encoder normalises by its running statistics in training, too, and keeps them.
-      decoder: a key of `decoders.TABLE`.
-      decoder_channels: of the decoder.
-      dropout: share of the two deepest maps that training drops, where the decoder has it; above 0, training needs
-        `rngs={"dropout": key}`.
-      has_auxiliary: whether training also gives logits from `stage3`.
-      dtype: of the computation; parameters are float32.
+    The fields are the keys of the config's section `net`, which `core.defaults` explains. With dropout, training needs
+    `rngs={"dropout": key}`. `dtype` is that of the computation; parameters are float32.
     """
 
     num_classes: int
@@ -116,20 +104,20 @@ def make(config: ml_collections.ConfigDict, num_classes: int) -> StaticNet:
       UserError: a value is out of range.
     """
     _check(config)
-    return StaticNet(
-        num_classes=num_classes,
-        encoder=config.encoder,
-        width=float(config.width),
-        expand_first=config.expand_first,
-        stride_in_1x1=config.stride_in_1x1,
-        output_stride=config.output_stride,
-        is_norm_frozen=config.freeze_norm,
-        decoder=config.decoder,
-        decoder_channels=config.decoder_channels,
-        dropout=float(config.dropout),
-        has_auxiliary=config.auxiliary,
-        dtype=_DTYPES[config.dtype],
+    same = (
+        "encoder",
+        "width",
+        "expand_first",
+        "stride_in_1x1",
+        "output_stride",
+        "decoder",
+        "decoder_channels",
+        "dropout",
     )
+    return StaticNet(
+        num_classes, **{key: config[key] for key in same},
+        is_norm_frozen=config.freeze_norm, has_auxiliary=config.auxiliary, dtype=_DTYPES[config.dtype],
+    )  # fmt: skip
 
 
 def _check(config: ml_collections.ConfigDict) -> None:

@@ -37,9 +37,8 @@ def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, np.ndarray]]:
         with file.open("rb") as source:
             head = source.read(9)
     except OSError as error:
-        raise errors.UserError(
-            f"{file}: cannot be read ({error.strerror or error}); give a .safetensors or .pth file that is there"
-        ) from None
+        advice = "give a .safetensors or .pth file that is there"
+        raise errors.UserError(f"{file}: cannot be read ({error.strerror or error}); {advice}") from None
     try:
         if head.startswith(_ZIP_MAGIC):
             kind, found = "PyTorch zip file", _read_zip(file)
@@ -50,9 +49,8 @@ def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, np.ndarray]]:
         else:
             raise torch_pickle.Refused("it is neither a .safetensors file nor one of torch.save")
     except torch_pickle.Refused as problem:
-        raise errors.UserError(
-            f"{file}: refused: {problem}; give a .safetensors file or one of torch.save(model.state_dict(), FILE)"
-        ) from None
+        advice = "give a .safetensors file or one of torch.save(model.state_dict(), FILE)"
+        raise errors.UserError(f"{file}: refused: {problem}; {advice}") from None
     if all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}
     return kind, found

@@ -7,15 +7,14 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.nets import encoders, static_net
-from dvsnas_jax.nets.encoders import encoder as encoder_lib
 from dvsnas_jax.nets.weights import torch_files, weights_folder
 
 _COUNTER = ".num_batches_tracked"
@@ -46,7 +45,8 @@ class Report:
     def problems(self) -> list[str]:
         """What --partial lets pass, one phrase a kind."""
         shapes = [f"{name} is {list(has)}, not {list(need)}" for name, (has, need) in self.other_shape.items()]
-        kinds = {"missing": self.missing, "left over": self.left_over, "of another shape": shapes}
+        kinds: dict[str, Sequence[str]] = {"missing": self.missing, "left over": self.left_over}
+        kinds["of another shape"] = shapes
         return [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
 
     def faults(self) -> list[str]:
@@ -56,17 +56,42 @@ class Report:
         return [f"{len(names)} {kind} ({_some(names)})" for kind, names in listed.items() if names]
 
 
-def nets() -> dict[str, tuple[str, str]]:
-    """What `--net` may be: the key of an encoder, of which torchvision's classifier is taken, or of a decoder and an
-    encoder, whose authors' files have both. Its encoder, and its decoder or ""."""
-    pairs = [(encoder, decoder) for encoder, record in encoders.TABLE.items() for decoder in record.torch_files]
-    named = {f"{decoder}_{encoder}".removeprefix("_"): (encoder, decoder) for encoder, decoder in pairs}
-    return dict(sorted(named.items(), key=lambda item: item[1][1]))
+class Source(NamedTuple):
+    """PyTorch's files for one network.
+
+    Attributes:
+      names: path in the variables -> name in the file.
+      settings: keys of the config's section `net` that the weights need.
+      head: beginnings of names in the file that are known to be of no use.
+      is_whole: whether a decoder and a classifier for segmentation are in it, too.
+    """
+
+    names: dict[str, str]
+    settings: dict[str, Any]
+    head: tuple[str, ...]
+    is_whole: bool
+
+    def shapes(self, num_classes: int) -> dict[str, tuple[int, ...]]:
+        """Path in the variables -> shape there."""
+        config = config_lib.defaults().net
+        config.update(self.settings)
+        found = weights_folder.flatten(static_net.shapes(static_net.make(config, num_classes)))
+        return {path: found[path].shape for path in self.names}
 
 
-def _file(net: str) -> encoder_lib.TorchFile:
-    encoder, decoder = nets()[net]
-    return encoders.TABLE[encoder].torch_files[decoder]
+def sources(width: float = 1.0) -> dict[str, Source]:
+    """What `--net` may be: an encoder, of which torchvision's classifier is taken, or DECODER_ENCODER, of which the
+    decoder's authors have files. `width` multiplies the encoder's channels."""
+    found = {}
+    for encoder, record in encoders.TABLE.items():
+        for decoder, file in record.torch_files.items():
+            names, settings = dict(file.names), {"encoder": encoder, "width": width, **file.settings}
+            if decoder:
+                added = record.decoder_for(decoder)
+                names |= dict(added.torch_names)
+                settings |= {"decoder": decoder, "decoder_channels": added.torch_channels}
+            found[f"{decoder}_{encoder}".removeprefix("_")] = Source(names, settings, file.head, bool(decoder))
+    return dict(sorted(found.items(), key=lambda item: item[1].is_whole))
 
 
 def import_file(
@@ -78,48 +103,41 @@ def import_file(
     num_classes: int | None = None,
     is_partial: bool = False,
 ) -> Report:
-    """Writes a PyTorch file's tensors as a folder `output` that `config.net.weights` can name.
+    """Writes the tensors of a PyTorch file for `net`, a key of `sources`, as a folder that `config.net.weights` can
+    name.
 
     Args:
-      path: of the file.
-      net: a key of `nets`.
-      output: the folder.
-      width: multiplier of the encoder's channels.
       num_classes: K of the network; None: as in the file.
       is_partial: take what fits where tensors are missing, left over or of another shape.
 
     Raises:
       UserError: the file is refused, or does not fit exactly and `is_partial` is False.
     """
-    if net not in nets():
-        raise errors.UserError(f"--net: unknown {net!r}, allowed are {', '.join(nets())}")
+    source = sources(width).get(net)
+    if source is None:
+        raise errors.UserError(f"--net: unknown {net!r}, allowed are {', '.join(sources())}")
     if not (0 < width < math.inf):
         raise errors.UserError(f"--width: must be above 0, got {width:g}")
     if num_classes is not None and num_classes < 1:
         raise errors.UserError(f"--classes: must be at least 1, got {num_classes}")
     weights_folder.refuse_other(output)
     kind, tensors = torch_files.read(path)
-    net_settings = settings(net, width)
-    names = tensor_names(net)
-    classes = num_classes or _num_classes(names, tensors)
-    report, found = _match(tensors, names, wanted(net, width, classes), unused=_file(net).head)
-    if report.faults():
-        raise errors.UserError(
-            f"{path}: does not fit {net}: {'; '.join(report.faults())}; give a file of trained weights of {net}"
-        )
-    if report.problems() and not is_partial:
-        raise errors.UserError(
-            f"{path}: does not fit {net}: {'; '.join(report.problems())}; give another --net, or add --partial to take "
-            "what fits"
-        )
+    classes = num_classes or _num_classes(source, tensors)
+    report, found = _match(tensors, source, source.shapes(classes))
+    advice = f"give a file of trained weights of {net}"
+    problems = report.faults()
+    if not problems and not is_partial:
+        advice, problems = "give another --net, or add --partial to take what fits", report.problems()
+    if problems:
+        raise errors.UserError(f"{path}: does not fit {net}: {'; '.join(problems)}; {advice}")
     if not found:
         raise errors.UserError(f"{path}: not one tensor of it fits {net}; see them with `dvsnas weights inspect`")
-    ours = {theirs: name for name, theirs in names.items()}
+    ours = {theirs: name for name, theirs in source.names.items()}
     manifest = {
         "source": pathlib.Path(path).name,
         "sha256": hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest(),
         "kind": kind,
-        "net": {**net_settings, "num_classes": classes} if nets()[net][1] else net_settings,
+        "net": {**source.settings, "num_classes": classes} if source.is_whole else source.settings,
         "used": len(report.used),
         "unused": list(report.unused),
         "missing": sorted(ours[name] for name in (*report.missing, *report.other_shape)),
@@ -130,14 +148,10 @@ def import_file(
 
 
 def _match(
-    tensors: Mapping[str, np.ndarray],
-    names: Mapping[str, str],
-    wanted: Mapping[str, tuple[int, ...]],
-    unused: tuple[str, ...],
+    tensors: Mapping[str, np.ndarray], source: Source, wanted: Mapping[str, tuple[int, ...]]
 ) -> tuple[Report, dict[str, np.ndarray]]:
-    """Compares a file with what a network needs: names and shapes by path in the variables, and beginnings of names
-    that are known to be of no use. Gives the tensors that fit, f32, in this package's layout and by path."""
-    ours = {theirs: name for name, theirs in names.items()}
+    """Compares a file with what a network needs. Gives the tensors that fit, f32, in this package's layout, by path."""
+    ours = {theirs: name for name, theirs in source.names.items()}
     found, other_shape, wrong_type, bad_values = {}, {}, {}, {}
     for name in (name for name in tensors if name in ours):
         path, value = ours[name], tensors[name]
@@ -151,9 +165,9 @@ def _match(
         else:
             found[path] = _from_torch(value, wanted[path])
     rest = [name for name in tensors if name not in ours]
-    is_known = {name: name.endswith(_COUNTER) or name.startswith(unused) for name in rest}
+    is_known = {name: name.endswith(_COUNTER) or name.startswith(source.head) for name in rest}
     report = Report(
-        used=tuple(names[path] for path in found),
+        used=tuple(source.names[path] for path in found),
         unused=tuple(name for name in rest if is_known[name]),
         missing=tuple(name for name in ours if name not in tensors),
         left_over=tuple(name for name in rest if not is_known[name]),
@@ -169,7 +183,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
       kind, tensors (name -> [shape, type]), parameters (numbers in all but counters and running statistics),
-      non_finite (names) and fits (keys of `nets` of which it has every tensor by name).
+      non_finite (names) and fits (keys of `sources` of which it has every tensor by name).
 
     Raises:
       UserError: the file is refused.
@@ -181,37 +195,13 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         "tensors": {name: [list(value.shape), value.dtype.name] for name, value in tensors.items()},
         "parameters": sum(value.size for name, value in tensors.items() if not name.endswith(statistics)),
         "non_finite": [name for name, value in tensors.items() if not _is_finite(value)],
-        "fits": [net for net in nets() if set(tensor_names(net).values()) <= tensors.keys()],
+        "fits": [net for net, source in sources().items() if set(source.names.values()) <= tensors.keys()],
     }
 
 
-def tensor_names(net: str) -> dict[str, str]:
-    """Path in the variables -> name in the file, of all weights that a file for one of `nets` has for us."""
-    encoder, decoder = nets()[net]
-    names = dict(_file(net).names)
-    return names | dict(encoders.TABLE[encoder].decoder_for(decoder).torch_names) if decoder else names
-
-
-def settings(net: str, width: float = 1.0) -> dict[str, Any]:
-    """The keys of the config's section `net` that weights of one of `nets` need."""
-    encoder, decoder = nets()[net]
-    found = {"encoder": encoder, "width": width, **_file(net).settings}
-    if decoder:
-        found |= {"decoder": decoder, "decoder_channels": encoders.TABLE[encoder].decoder_for(decoder).torch_channels}
-    return found
-
-
-def wanted(net: str, width: float, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the variables that have a name in a file for one of `nets`, by path."""
-    config = config_lib.defaults().net
-    config.update(settings(net, width))
-    shapes = weights_folder.flatten(static_net.shapes(static_net.make(config, num_classes)))
-    return {path: shapes[path].shape for path in tensor_names(net)}
-
-
-def _num_classes(names: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> int:
+def _num_classes(source: Source, tensors: Mapping[str, np.ndarray]) -> int:
     """K of a file; 1 where it does not say."""
-    bias = tensors.get(names.get("params/classifier/bias", ""))
+    bias = tensors.get(source.names.get("params/classifier/bias", ""))
     return len(bias) if bias is not None and bias.ndim == 1 and len(bias) else 1
 
 
@@ -238,12 +228,9 @@ def _bad_values(path: str, value: np.ndarray) -> str | None:
         single = value.astype(np.float32)
     if not _is_finite(single):
         return "not all finite in float32"
-    if path.endswith("/var") and (value < 0).any():
-        return "a negative variance"
-    return None
+    return "a negative variance" if path.endswith("/var") and (value < 0).any() else None
 
 
-def _some(names: Any, count: int = 3) -> str:
+def _some(names: Sequence[str], count: int = 3) -> str:
     """The first names of many."""
-    listed = list(names)
-    return ", ".join(listed[:count]) + (f" and {len(listed) - count} more" if len(listed) > count else "")
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

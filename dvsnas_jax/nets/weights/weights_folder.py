@@ -55,9 +55,8 @@ def save(folder: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], mani
         safetensors.numpy.save_file(whole, path / TENSORS)
         (path / MANIFEST).write_text(json_text.dumps({"version": VERSION, **manifest}, indent=1) + "\n")
     except OSError as error:
-        raise errors.UserError(
-            f"--output: cannot write the folder {path}: {error.strerror or error}; choose another --output"
-        ) from None
+        problem = f"cannot write the folder {path}: {error.strerror or error}"
+        raise errors.UserError(f"--output: {problem}; choose another --output") from None
 
 
 def refuse_other(folder: str | os.PathLike[str]) -> None:
@@ -72,9 +71,8 @@ def refuse_other(folder: str | os.PathLike[str]) -> None:
     except OSError:
         held = set()  # the writing says what is wrong
     if held and (TENSORS not in held or _is_exported(path)):
-        raise errors.UserError(
-            f"--output: {path} is no folder of weights and not empty; choose another --output, or empty it"
-        )
+        advice = "choose another --output, or empty it"
+        raise errors.UserError(f"--output: {path} is no folder of weights and not empty; {advice}")
 
 
 def _is_exported(path: pathlib.Path) -> bool:
@@ -155,9 +153,8 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         entries = safetensors.deserialize(path.read_bytes())
     except OSError as error:
-        raise errors.UserError(
-            f"{path}: cannot be read ({error.strerror or error}); give a file of weights that is there"
-        ) from None
+        problem = f"cannot be read ({error.strerror or error})"
+        raise errors.UserError(f"{path}: {problem}; give a file of weights that is there") from None
     except (safetensors.SafetensorError, ValueError, OverflowError, struct.error) as error:
         raise errors.UserError(f"{path}: not a whole safetensors file: {error}; get the file again") from None
     tensors = {}
