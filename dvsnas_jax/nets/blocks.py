@@ -65,8 +65,8 @@ class ConvNorm(nn.Module):
         geometry = {"stride": self.stride, "dilation": self.dilation}
         x = x.astype(self.dtype)
         if self.has_variable(FOLDED, "bias"):
-            bias = self.get_variable(FOLDED, "bias").astype(self.dtype)
-            y = conv_fn(x, kernel, **geometry) + layers.per_channel(bias, 4)
+            offset: jax.Array = self.get_variable(FOLDED, "bias").astype(self.dtype)
+            y = conv_fn(x, kernel, **geometry) + layers.per_channel(offset, 4)
             return y if self.activation_fn is None else self.activation_fn(y)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))

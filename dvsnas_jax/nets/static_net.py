@@ -104,19 +104,11 @@ def make(config: ml_collections.ConfigDict, num_classes: int) -> StaticNet:
       UserError: a value is out of range.
     """
     _check(config)
-    same = (
-        "encoder",
-        "width",
-        "expand_first",
-        "stride_in_1x1",
-        "output_stride",
-        "decoder",
-        "decoder_channels",
-        "dropout",
-    )
     return StaticNet(
-        num_classes, **{key: config[key] for key in same},
-        is_norm_frozen=config.freeze_norm, has_auxiliary=config.auxiliary, dtype=_DTYPES[config.dtype],
+        num_classes, encoder=config.encoder, width=float(config.width), expand_first=config.expand_first,
+        stride_in_1x1=config.stride_in_1x1, output_stride=config.output_stride, is_norm_frozen=config.freeze_norm,
+        decoder=config.decoder, decoder_channels=config.decoder_channels, dropout=float(config.dropout),
+        has_auxiliary=config.auxiliary, dtype=_DTYPES[config.dtype],
     )  # fmt: skip
 
 
@@ -127,18 +119,14 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise errors.UserError(f"net.decoder_channels: must be at least 1, got {config.decoder_channels}")
     if not 0 <= config.dropout < 1:
         raise errors.UserError(f"net.dropout: must be at least 0 and below 1, got {config.dropout}")
-    _require_one_of(config, "encoder", encoders.TABLE)
-    _require_one_of(config, "decoder", decoders.TABLE)
-    encoder = encoders.TABLE[config.encoder]
-    _require_one_of(config, "output_stride", encoder.output_strides)
-    _require_one_of(config, "dtype", _DTYPES)
-    if config.dropout and "dropout" not in encoder.decoder_for(config.decoder).options:
+    encoder = encoders.TABLE.get(config.encoder)
+    allowed: dict[str, Collection[Any]] = {"encoder": encoders.TABLE, "decoder": decoders.TABLE, "dtype": _DTYPES}
+    allowed["output_stride"] = encoder.output_strides if encoder else ()
+    for key, values in allowed.items():
+        if config[key] not in values:
+            raise errors.UserError(f"net.{key}: unknown {config[key]!r}, allowed are {', '.join(map(str, values))}")
+    if config.dropout and encoder and "dropout" not in encoder.decoder_for(config.decoder).options:
         raise errors.UserError("net.dropout: only the decoder refinenet on a ResNet has dropout; set net.dropout to 0")
-
-
-def _require_one_of(config: ml_collections.ConfigDict, key: str, allowed: Collection[Any]) -> None:
-    if config[key] not in allowed:
-        raise errors.UserError(f"net.{key}: unknown {config[key]!r}, allowed are {', '.join(map(str, allowed))}")
 
 
 def start(config: ml_collections.ConfigDict, net: StaticNet, rng: jax.Array) -> types.Params:

@@ -53,16 +53,10 @@ def he_scale(shape: tuple[int, ...]) -> float:
 
 
 def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:
-    """Convolution with symmetric zero padding dilation * (k // 2), so that sizes go ceil(n / stride).
+    """Convolution of [B, h, w, Cin] with [kh, kw, Cin, Cout] of odd sizes, in the type of x.
 
-    Args:
-      x: [B, h, w, Cin].
-      kernel: [kh, kw, Cin, Cout], odd sizes; cast to the type of x.
-      stride: of the output grid.
-      dilation: distance of neighbouring taps, in pixels.
-
-    Returns:
-      [B, ceil(h / stride), ceil(w / stride), Cout], in the type of x.
+    Zero padding of dilation * (k // 2) at every side, so that it gives [B, ceil(h / stride), ceil(w / stride), Cout].
+    Dilation is the distance of neighbouring taps in pixels.
     """
     kernel = kernel.astype(x.dtype)
     if is_cpu():
@@ -159,23 +153,15 @@ def normalized_conv(x: jax.Array, kernel: jax.Array, norm: Norm, **geometry: int
 
 
 def resize_bilinear(x: jax.Array, size: tuple[int, int], *, align_corners: bool = False) -> jax.Array:
-    """Bilinear interpolation without antialiasing.
+    """Bilinear interpolation of [B, h, w, C] to [B, *size, C] without antialiasing, in the type of x.
 
-    Args:
-      x: [B, h, w, C].
-      size: height and width of the result, pixels.
-      align_corners: True: source position = i * (in - 1) / (out - 1); False: half-pixel centres,
-        (i + 0.5) * in / out - 0.5, clamped to the border.
-
-    Returns:
-      [B, *size, C] in the type of x.
+    Positions in the source are i * (in - 1) / (out - 1) with aligned corners; else half-pixel centres,
+    (i + 0.5) * in / out - 0.5, clamped to the border.
     """
     if tuple(size) == x.shape[1:3]:
         return x
-    target = int(size[0]), int(size[1])
-    if is_cpu():
-        return _resize_taps(x, (x.shape[1], x.shape[2]), target, align_corners)
-    return _apply_matrices(x, *_resize_matrices((x.shape[1], x.shape[2]), target, align_corners))
+    geometry = (x.shape[1], x.shape[2]), (int(size[0]), int(size[1])), align_corners
+    return _resize_taps(x, *geometry) if is_cpu() else _apply_matrices(x, *_resize_matrices(*geometry))
 
 
 def _resize_weights(source: int, target: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

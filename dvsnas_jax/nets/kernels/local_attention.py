@@ -24,19 +24,11 @@ _LOOPED_SUM = 7  # from this window on, a CPU loops over the rows of a window wh
 def attend(query: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array) -> jax.Array:
     """Each pixel takes a weighted mean of the values in the window around it (local attention).
 
+    Query, keys and values are [B, h, w, C], position [k, k, G] with odd k; each of the G heads sees C / G = D channels.
     The weights are a softmax over the pixels of the window that lie inside the map, of
     query . key / sqrt(D) + position, as in self-attention with learnt relative positions (Ramachandran et al. 2019,
     arXiv 1906.05909). Weights that differ from pixel to pixel: spatially variant convolution (Li, Shi and Lin 2018,
-    arXiv 1804.00389).
-
-    Args:
-      query: [B, h, w, C].
-      keys: [B, h, w, C].
-      values: [B, h, w, C].
-      position: [k, k, G], odd k; each of the G heads sees C / G = D channels.
-
-    Returns:
-      [B, h, w, C] in the type of the values.
+    arXiv 1804.00389). In the type of the values.
     """
     window, heads = position.shape[0], position.shape[2]
     batch, height, width, channels = values.shape

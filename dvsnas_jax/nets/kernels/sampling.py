@@ -30,18 +30,10 @@ def warp_bilinear(x: jax.Array, offsets: jax.Array) -> jax.Array:
 def deform_conv(x: jax.Array, kernel: jax.Array, offsets: jax.Array, masks: jax.Array) -> jax.Array:
     """Modulated deformable convolution (Zhu et al. 2018, "Deformable ConvNets v2", arXiv 1811.11168).
 
-    The sum over the taps of kernel[tap] applied to mask[tap] * x(p + tap + offset[tap]). The map is zero
-    outside, and interpolated to zero within one cell around its border: with offsets 0 and masks 1 this is
-    `layers.conv`, padding included.
-
-    Args:
-      x: [B, h, w, Cin].
-      kernel: [kh, kw, Cin, Cout], odd sizes; cast to the type of x.
-      offsets: [B, h, w, kh * kw, 2], (x, y) in grid cells, the taps row by row.
-      masks: [B, h, w, kh * kw].
-
-    Returns:
-      [B, h, w, Cout] in the type of x; differentiable in all arguments.
+    The sum over the taps (row by row) of a kernel [kh, kw, Cin, Cout] of odd sizes, kernel[tap] applied to
+    mask[tap] * x(p + tap + offset[tap]): masks [B, h, w, kh * kw], offsets [B, h, w, kh * kw, 2] as (x, y) in grid
+    cells. The map [B, h, w, Cin] is zero outside, and interpolated to zero within one cell around its border: with
+    offsets 0 and masks 1 this is `layers.conv`, padding included. In the type of x; differentiable in all arguments.
     """
     batch, height, width, channels = x.shape
     kh, kw, _, channels_out = kernel.shape

@@ -42,14 +42,9 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Arr
 def lax_conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, *, groups: int = 1) -> jax.Array:
     """`lax`'s convolution with the padding of `layers.conv`."""
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        _padding((kernel.shape[0], kernel.shape[1]), dilation),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=_DIMENSIONS,
-        feature_group_count=groups,
-    )
+        x, kernel, (stride, stride), _padding(kernel.shape, dilation), rhs_dilation=(dilation, dilation),
+        dimension_numbers=_DIMENSIONS, feature_group_count=groups,
+    )  # fmt: skip
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -129,9 +124,9 @@ def _product_backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.A
 _product.defvjp(lambda x, matrix: (product(x, matrix), (x, matrix)), _product_backward)
 
 
-def _padding(size: tuple[int, int], dilation: int) -> list[tuple[int, int]]:
+def _padding(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
     """Symmetric padding of height and width, dilation * (k // 2)."""
-    return [(dilation * (k // 2),) * 2 for k in size]
+    return [(dilation * (k // 2),) * 2 for k in size[:2]]
 
 
 def _shifts(x: jax.Array, size: tuple[int, int], stride: int, dilation: int) -> list[jax.Array]:

@@ -85,13 +85,9 @@ _PUSHED = {
 
 
 def load(source: bytes | IO[bytes]) -> tuple[Any, dict[str, Storage]]:
-    """Reads one pickle.
+    """Reads one pickle: its bytes, or a file that stands at its start and then at its end.
 
-    Args:
-      source: its bytes, or a file that stands at its start and then at its end.
-
-    Returns:
-      Numbers, strings, lists, tuples, dicts and `Tensor`s; and all storages it refers to, by key.
+    Returns numbers, strings, lists, tuples, dicts and `Tensor`s; and all storages it refers to, by key.
 
     Raises:
       Refused: see there.
@@ -128,8 +124,8 @@ class _Machine:
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             self.stack.append(self.memo[int(argument)])
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            path = argument.split(" ", 1) if name == "GLOBAL" else self._pop(2)
-            self.stack.append(_Name(_allowed(".".join(path))))
+            path = ".".join(argument.split(" ", 1) if name == "GLOBAL" else self._pop(2))
+            self.stack.append(_Name(path) if path in _ALLOWED else _refuse_name(path))
         elif name == "BINPERSID":
             self.stack.append(self._storage(*_expect(self.stack.pop(), tuple)))
         elif name == "REDUCE":
@@ -202,12 +198,6 @@ def _made(path: str, arguments: tuple[Any, ...]) -> Any:
                 raise Refused("a tensor's shape and strides differ in length")
             return Tensor(storage=_expect(storage, Storage), offset=_count(offset), shape=shape, strides=strides)
     _refuse_name(path)
-
-
-def _allowed(path: str) -> str:
-    if path not in _ALLOWED:
-        _refuse_name(path)
-    return path
 
 
 def _refuse_name(path: str) -> NoReturn:

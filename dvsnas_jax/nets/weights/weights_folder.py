@@ -70,17 +70,13 @@ def refuse_other(folder: str | os.PathLike[str]) -> None:
         held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     except OSError:
         held = set()  # the writing says what is wrong
-    if held and (TENSORS not in held or _is_exported(path)):
+    try:
+        is_exported = "format" in json.loads((path / MANIFEST).read_text())  # `dvsnas export`: files of the same names
+    except (OSError, ValueError, TypeError):
+        is_exported = False
+    if held and (TENSORS not in held or is_exported):
         advice = "choose another --output, or empty it"
         raise errors.UserError(f"--output: {path} is no folder of weights and not empty; {advice}")
-
-
-def _is_exported(path: pathlib.Path) -> bool:
-    """Whether `dvsnas export` wrote a folder: its files have the same names."""
-    try:
-        return "format" in json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 def load(
@@ -135,11 +131,8 @@ def _manifest(path: pathlib.Path) -> dict[str, Any]:
         )
     manifest = json_files.read(path / MANIFEST, name="net.weights", advice=_AGAIN)
     is_ours = isinstance(manifest, dict) and manifest.get("version") == VERSION
-    if (
-        not is_ours
-        or not isinstance(manifest.get("net", {}), dict)
-        or not isinstance(manifest.get("missing", []), list)
-    ):
+    parts = {"net": dict, "missing": list}
+    if not is_ours or not all(isinstance(manifest.get(key, kind()), kind) for key, kind in parts.items()):
         raise errors.UserError(f"net.weights: {path / MANIFEST} is not of version {VERSION}; {_AGAIN}")
     return manifest
 
