@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.nets.kernels import layers
+from dvsnas_jax.space import operation_cost as counts
 from dvsnas_jax.space import operations
 
 Params = dict[str, Any]
@@ -117,6 +118,15 @@ def init(rng: jax.Array, schedule: Schedule, channels: int) -> Params:
         "output": jnp.zeros((1, 1, ERROR_CHANNELS, 1)),
         "output_bias": jnp.zeros((1,)),
     }
+
+
+def head_cost(schedule: Schedule, sizes: counts.Sizes, channels: int) -> counts.Cost:
+    """What the head costs a frame that is no key frame."""
+    if not schedule.is_learned:
+        return counts.Cost()
+    work = counts.conv(sizes, 2 * channels, ERROR_CHANNELS, 3) + counts.conv(sizes, ERROR_CHANNELS, 1)
+    per_value = counts.each(sizes, 1, channels) + counts.each(sizes, 2, ERROR_CHANNELS) + counts.each(sizes, 1, 1)
+    return work + per_value + counts.Cost(params=ERROR_CHANNELS + 1)
 
 
 def predict_error(params: Params, current: jax.Array, reference: jax.Array) -> jax.Array:
