@@ -64,6 +64,13 @@ class _Layout:
     items: dict[str, _Item]
     segments: list[_Segment]
 
+    def is_live(self, item: _Item) -> bool:
+        """Whether an edge that is not `none` leaves it."""
+        return any(segment.is_live for segment in self.segments if segment.left == item.key)
+
+    def heights(self) -> dict[str, float]:
+        return {key: item.y for key, item in self.items.items()}
+
     def columns(self) -> list[list[_Item]]:
         """The items of every column, from top to bottom."""
         columns: list[list[_Item]] = [[] for _ in range(1 + max(item.column for item in self.items.values()))]
@@ -175,7 +182,7 @@ def _choose_order(layout: _Layout) -> None:
     for segment in layout.segments:
         neighbours[segment.left].append(segment.right)
         neighbours[segment.right].append(segment.left)
-    best, best_cost = {key: item.y for key, item in layout.items.items()}, _num_crossings(layout)
+    best, best_cost = layout.heights(), _num_crossings(layout)
     for sweep in range(6):
         columns = layout.columns()
         for column in columns[1:] if sweep % 2 == 0 else columns[-2::-1]:
@@ -187,7 +194,7 @@ def _choose_order(layout: _Layout) -> None:
                 item.y = len(column) / 2 - index
         cost = _num_crossings(layout)
         if cost < best_cost:
-            best, best_cost = {key: item.y for key, item in layout.items.items()}, cost
+            best, best_cost = layout.heights(), cost
     for key, y in best.items():
         layout.items[key].y = y
     improved = True
@@ -222,18 +229,13 @@ def _choose_heights(layout: _Layout) -> None:
 
 def _spread(column: list[_Item], wishes: np.ndarray, weights: np.ndarray) -> None:
     """Moves a column's items to `wishes` as near as their order and heights allow (least squares)."""
+    from scipy import optimize
+
     heights = np.array([item.height for item in column])
     distances = (heights[1:] + heights[:-1]) / 2 + _SPACE
     shift = np.concatenate([[0.0], np.cumsum(distances)])
-    blocks: list[tuple[float, float, int]] = []
-    for value, weight in zip(-(wishes + shift), weights, strict=True):
-        blocks.append((value, weight, 1))
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (low, low_weight, low_size), (high, high_weight, high_size) = blocks[-2:]
-            total = low_weight + high_weight
-            blocks[-2:] = [((low * low_weight + high * high_weight) / total, total, low_size + high_size)]
-    values = -np.concatenate([np.full(size, value) for value, _, size in blocks])
-    for item, y in zip(column, values - shift, strict=True):
+    fitted = optimize.isotonic_regression(wishes + shift, weights=weights, increasing=False).x
+    for item, y in zip(column, fitted - shift, strict=True):
         item.y = float(y)
 
 
@@ -270,8 +272,8 @@ def _draw(space: genotypes.Space, tokens: np.ndarray, layout: _Layout, title: st
         _draw_segment(axes, layout, segment)
     for item in items:
         if item.is_lane:
-            is_live = any(segment.is_live for segment in layout.segments if segment.left == item.key)
-            _line(axes, [(_left(item), item.y), (_right(item), item.y)], _color(layout, item.source), is_live)
+            line = [(_left(item), item.y), (_right(item), item.y)]
+            _line(axes, line, _color(layout, item.source), layout.is_live(item))
         elif item.key.startswith("layer"):
             _draw_layer(axes, space, tokens, layout, int(item.key[len("layer") :]))
         else:
@@ -341,7 +343,7 @@ def _draw_node(axes: Any, space: genotypes.Space, tokens: np.ndarray, layout: _L
         words = f"layer {ends[0]}" if len(ends) == 1 else f"mean of {len(ends)} layers"
         _label(axes, middle, item.y - 0.13, words, color="white", fontsize=8)
         return
-    is_live = any(segment.is_live for segment in layout.segments if segment.left == item.key)
+    is_live = layout.is_live(item)
     _box(axes, x, item.y, (_NODE_WIDTH, _NODE_HEIGHT), _color(layout, item.key) if is_live else NONE_COLOR)
     _label(axes, middle, item.y, item.key, color="#1C2026" if is_live else "#7A8088")
 

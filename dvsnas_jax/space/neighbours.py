@@ -15,15 +15,7 @@ FIRST: dict[str, tuple[str, ...]] = {"op": ("none", "skip"), "agg": ("sum",), "i
 
 
 class Variant(NamedTuple):
-    """A genotype with one token replaced.
-
-    Attributes:
-      genotype: i32 [L, 5].
-      layer: of the token.
-      field: of the token, one of `genotype.FIELDS`.
-      before: name of what was there.
-      after: name of what is there now.
-    """
+    """A genotype i32 [L, 5] in which the token of a layer and field (of `genotype.FIELDS`) has another name."""
 
     genotype: np.ndarray
     layer: int
