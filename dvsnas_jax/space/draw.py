@@ -87,7 +87,7 @@ def readable(name: str) -> str:
 
 def text(space: genotypes.Space, genotype: Any) -> str:
     """A line for each layer, `layer0 = gate( sep_conv_3x3(prev_state), skip(decoder) )`, and one for the output."""
-    lines = []
+    lines: list[str] = []
     for layer in genotypes.to_dict(space, genotype)["layers"]:
         first, second = (f"{operation}({node})" for operation, node in zip(layer["ops"], layer["in"], strict=True))
         lines.append(f"layer{len(lines)} = {layer['agg']}( {first}, {second} )")

@@ -43,7 +43,7 @@ def vocabulary(field: str) -> tuple[str, ...]:
     # Here, as what handles only integers (the controller) needs no networks.
     from dvsnas_jax.space import operations
 
-    return tuple({"operations": operations.OPERATIONS, "aggregations": operations.AGGREGATIONS}[field])
+    return tuple(operations.OPERATIONS if field == "operations" else operations.AGGREGATIONS)
 
 
 @dataclasses.dataclass(frozen=True)

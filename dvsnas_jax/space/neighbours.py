@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import operations
 
-FIRST: dict[str, tuple[str, ...]] = {"op": ("none", "skip"), "agg": ("sum",), "in": ()}
-"""What a token of each kind is replaced by before all else."""
+_REPLACED_FIRST: dict[str, Callable[[str], Any]] = {
+    "op": lambda name: (not operations.OPERATIONS[name].is_zero, not operations.OPERATIONS[name].is_identity),
+    "agg": lambda name: name != "sum",
+    "in": lambda name: 0,
+}
+"""What a token of each kind is replaced by before all else: nothing, the map as it is; the plain sum."""
 
 
 class Variant(NamedTuple):
@@ -30,7 +35,7 @@ def neighbours(space: genotype_lib.Space, genotype: np.ndarray) -> list[Variant]
     Operations come first in a round, then aggregations, then inputs: a prefix of the list is a fair sample.
     """
     rows = genotype_lib.validate(space, genotype)
-    order = [(layer, field) for kind in FIRST for layer in range(len(rows)) for field in genotype_lib.FIELDS
+    order = [(layer, field) for kind in _REPLACED_FIRST for layer in range(len(rows)) for field in genotype_lib.FIELDS
              if field.startswith(kind)]  # fmt: skip
     rounds = itertools.zip_longest(*(list(_replacements(space, rows, *place)) for place in order))
     return [variant for row in rounds for variant in row if variant is not None]
@@ -42,9 +47,8 @@ def _replacements(space: genotype_lib.Space, rows: np.ndarray, layer: int, field
     kind = field.split("_")[0]
     nodes = [genotype_lib.node_name(space, node) for node in range(space.num_inputs + layer)]
     names = {"op": space.operations, "agg": space.aggregations, "in": nodes}[kind]
-    first = [name for name in FIRST[kind] if name in names]
     before = names[rows[layer, column]]
-    for name in [*first, *(name for name in names if name not in first)]:
+    for name in sorted(names, key=_REPLACED_FIRST[kind]):
         if name != before:
             tokens = rows.copy()
             tokens[layer, column] = names.index(name)

@@ -179,11 +179,13 @@ def _activated(init: Any, apply: Any, count: Any, label: str) -> Operation:
     )  # fmt: skip
 
 
-def _weightless(fn: Callable[[jax.Array], jax.Array], count: Any, label: str, **changes: bool) -> Operation:
+def _weightless(
+    fn: Callable[[jax.Array], jax.Array], count: Any, label: str, *, is_zero: bool = False, is_identity: bool = False
+) -> Operation:
     """An operation that learns nothing and makes zeros of zeros."""
     return Operation(
         apply=lambda params, x, scope: fn(x), cost=count, label=label,
-        is_weightless=True, ends_in_activation=False, of_zeros="zeros", **changes,
+        is_weightless=True, ends_in_activation=False, of_zeros="zeros", is_zero=is_zero, is_identity=is_identity,
     )  # fmt: skip
 
 
@@ -340,13 +342,13 @@ AGGREGATIONS: dict[str, Aggregation] = {
 
 def init_layer(rng: jax.Array, space: genotype_lib.Space, channels: int, scope: CellScope) -> types.Params:
     """Parameters of every operation (both slots) and aggregation of one layer."""
-    members = [OPERATIONS, OPERATIONS, AGGREGATIONS]
-    names = [space.operations, space.operations, space.aggregations]
+    chosen: dict[str, Member] = {name: OPERATIONS[name] for name in space.operations}
+    paired: dict[str, Member] = {name: AGGREGATIONS[name] for name in space.aggregations}
     params: Params = {}
-    for index, slot in enumerate(("a", "b", "agg")):
+    for index, (slot, members) in enumerate((("a", chosen), ("b", chosen), ("agg", paired))):
         slot_rng = jax.random.fold_in(rng, index)
         params[slot] = {
-            name: members[index][name].init(jax.random.fold_in(slot_rng, token), channels, scope)
-            for token, name in enumerate(names[index])
+            name: member.init(jax.random.fold_in(slot_rng, token), channels, scope)
+            for token, (name, member) in enumerate(members.items())
         }
     return params

@@ -125,7 +125,7 @@ def _weighted(weights: jax.Array, maps: jax.Array) -> jax.Array:
 
 
 def _mix(
-    table: Mapping[str, operations.Operation], names: Sequence[str], scope: operations.CellScope
+    table: Mapping[str, operations.Member], names: Sequence[str], scope: operations.CellScope
 ) -> Callable[..., jax.Array]:
     """`(parameters of a slot, weights [V], *maps) -> map`, the weighted sum of all members."""
 
