@@ -1,7 +1,9 @@
 """The canonical form: equal forms compute the same function, other forms another one."""
 
 import collections
+import dataclasses
 import functools
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +11,41 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.core import compilation, errors, types
-from dvsnas_jax.space import canonical, cell_frame
+from dvsnas_jax.space import canonical, cell_frame, operation_cost, operations
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 
-SPACE = genotype_lib.Space(
-    inputs=("prev_state", "decoder"),
-    num_layers=3,
-    operations=("none", "skip", "conv_1x1", "sep_conv_3x3", "max_pool_3x3", "global_average_pool"),
-)
+
+def toy(apply, **changes) -> operations.Operation:
+    """An operation without weights that takes negative values."""
+    return operations.Operation(
+        apply=lambda params, x, scope: apply(x), cost=operation_cost.nothing, label="toy",
+        is_weightless=True, ends_in_activation=False, **changes,
+    )  # fmt: skip
+
+
+TOYS = {"negate": toy(lambda x: -x, of_zeros="zeros"), "cosine": toy(jnp.cos)}
+DIFFERENCE = operations.Aggregation(
+    apply=lambda params, a, b, scope: a - b, cost=operation_cost.nothing, label="toy",
+    is_weightless=True, of_zeros="zeros",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_toys(monkeypatch)
+
+
+def add_toys(patch: pytest.MonkeyPatch) -> None:
+    """Newcomers beside the whole vocabulary."""
+    for name, record in TOYS.items():
+        patch.setitem(operations.OPERATIONS, name, record)
+    patch.setitem(operations.AGGREGATIONS, "difference", DIFFERENCE)
+
+
+with pytest.MonkeyPatch.context() as patch:
+    add_toys(patch)
+    SPACE = genotype_lib.Space(inputs=("prev_state", "decoder"), num_layers=3)
 SMALL = genotype_lib.Space(
     inputs=("prev_state", "decoder"),
     num_layers=2,
@@ -54,13 +82,13 @@ def draw(tree: dict, *key: object) -> dict:
     values = []
     for path, leaf in leaves:
         seed = [ord(letter) for letter in repr((key, jax.tree_util.keystr(path)))]
-        values.append(jnp.asarray(np.random.default_rng(seed).normal(0.3, 0.7, leaf.shape), jnp.float32))
+        values.append(np.random.default_rng(seed).normal(0.3, 0.7, leaf.shape).astype(np.float32))
     return jax.tree_util.tree_unflatten(structure, values)
 
 
-def swap_halves(kernel: jax.Array) -> jax.Array:
-    first, second = jnp.split(kernel, 2, axis=2)
-    return jnp.concatenate([second, first], axis=2)
+def swap_halves(kernel: np.ndarray) -> np.ndarray:
+    first, second = np.split(kernel, 2, axis=2)
+    return np.concatenate([second, first], axis=2)
 
 
 def swapped(aggregation: str, params: dict) -> dict:
@@ -77,7 +105,7 @@ def swapped(aggregation: str, params: dict) -> dict:
 
 def constant(params: dict, key: int) -> dict:
     """Weights with which any operation makes the same constant of zeros."""
-    bias = draw({"bias": jnp.zeros(SETTINGS.channels)}, key, "constant")["bias"]
+    bias = draw({"bias": np.zeros(SETTINGS.channels)}, key, "constant")["bias"]
     return {**params, "bias": bias} if "bias" in params else {**params, "norm": {**params["norm"], "bias": bias}}
 
 
@@ -111,16 +139,22 @@ def compute(genotype: np.ndarray) -> np.ndarray:
         if node.aggregation != canonical.PASS:
             weights = draw(layer["agg"][agg], index, "agg")
             layer["agg"][agg] = swapped(agg, weights) if place.is_swapped else weights
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), *layers)
     return np.asarray(run_fn({"ports": shared["ports"], "layers": stacked}, genotype))
 
 
-def groups(num: int) -> list[list[np.ndarray]]:
-    """Random genotypes by their form, only forms that several have."""
+def groups(genotypes: Iterable[np.ndarray]) -> list[list[np.ndarray]]:
+    """Genotypes by their form, only forms that several have."""
     found = collections.defaultdict(dict)
-    for genotype in genotype_lib.random(SPACE, np.random.default_rng(0), num):
+    for genotype in genotypes:
         found[canonical.of(SPACE, genotype)][genotype.tobytes()] = genotype
     return [list(group.values()) for group in found.values() if len(group) > 1]
+
+
+def assert_same(first: np.ndarray, *others: np.ndarray) -> None:
+    expected = compute(first)
+    for other in others:
+        np.testing.assert_allclose(compute(other), expected, rtol=1e-5, atol=1e-4, err_msg=f"{first} {other}")
 
 
 def skips(aggregation: str, source: str) -> tuple[str, str, str, str, str]:
@@ -163,7 +197,7 @@ EQUAL = {
 def test_known_equals(name):
     first, second = (rows(*layers) for layers in EQUAL[name])
     assert canonical.of(SPACE, first) == canonical.of(SPACE, second)
-    np.testing.assert_allclose(compute(first), compute(second), rtol=1e-5, atol=1e-4)
+    assert_same(first, second)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +219,47 @@ def test_known_differences(change):
 
 def test_equal_forms_compute_the_same():
     rng = np.random.default_rng(1)
-    chosen = [[group[index] for index in rng.permutation(len(group))[:2]] for group in groups(6000)][:32]
+    often = np.isin(SPACE.operations, ("none", "skip", "max_pool_3x3", "conv_1x1", "negate", "cosine"))
+    drawn = genotype_lib.random(SPACE, np.random.default_rng(0), 9000, op_mask=often)
+    chosen = [[group[index] for index in rng.permutation(len(group))[:2]] for group in groups(drawn)][:32]
     assert len(chosen) == 32
     for first, second in chosen:
-        np.testing.assert_allclose(compute(first), compute(second), rtol=1e-5, atol=1e-4, err_msg=f"{first} {second}")
+        assert_same(first, second)
+
+
+def patterns(aggregation: str, operation: str) -> Iterator[np.ndarray]:
+    """An operation in an aggregation: beside another map, beside zeros, of zeros, and twice."""
+    one, skip, none = (operation, "prev_state"), ("skip", "decoder"), ("none", "decoder")
+    of_zeros = (operation, "layer0")
+    for first, second in ((one, skip), (one, none), (one, one), (of_zeros, skip), (of_zeros, of_zeros)):
+        for a, b in ((first, second), (second, first)):
+            yield rows(("sum", *none, *none), (aggregation, *a, *b), skips("max", "layer1"))
+    yield rows(("sum", *none, *none), ("warp", *none, *one), skips("max", "layer1"))
+
+
+@pytest.mark.parametrize("aggregation", SPACE.aggregations)
+def test_every_operation_in_every_aggregation(aggregation):
+    """All that the form says is equal is equal, over the whole vocabulary at once."""
+    every = [genotype for operation in SPACE.operations for genotype in patterns(aggregation, operation)]
+    for group in groups(every):
+        assert_same(*group)
+
+
+def test_a_false_claim_would_merge_different_cells(monkeypatch):
+    """`max` of zeros and a newcomer is the newcomer only if it is nowhere negative: its record has to say so."""
+    none = ("none", "decoder")
+    first = rows(("max", *none, "negate", "decoder"), skips("max", "layer0"), skips("max", "layer1"))
+    second = rows(("warp", *none, "negate", "decoder"), skips("max", "layer0"), skips("max", "layer1"))
+    assert canonical.of(SPACE, first) != canonical.of(SPACE, second)
+    false = dataclasses.replace(TOYS["negate"], ends_in_activation=True)
+    monkeypatch.setitem(operations.OPERATIONS, "negate", false)
+    assert canonical.of(SPACE, first) == canonical.of(SPACE, second)
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_same(first, second)
+    for claims in ({"ends_in_activation": True}, {"is_weightless": False}):
+        fields = {"apply": TOYS["negate"].apply, "cost": operation_cost.nothing, "label": "toy", **claims}
+        with pytest.raises(TypeError, match="missing 1 required"):
+            operations.Operation(**fields)
 
 
 def test_other_forms_compute_another_function():

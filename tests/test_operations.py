@@ -64,9 +64,35 @@ def value_and_grads(name: str, params: types.Params, maps: list[jax.Array]) -> t
     return jax.jit(both)(params, *maps)
 
 
-def test_the_tables_are_the_vocabulary() -> None:
-    assert tuple(operations.OPERATIONS) == genotype_lib.OPERATIONS
-    assert tuple(operations.AGGREGATIONS) == genotype_lib.AGGREGATIONS
+def test_the_tables_keep_the_order_of_the_first_vocabulary() -> None:
+    assert tuple(operations.OPERATIONS)[: len(genotype_lib.FIRST_OPERATIONS)] == genotype_lib.FIRST_OPERATIONS
+    assert tuple(operations.AGGREGATIONS)[: len(genotype_lib.FIRST_AGGREGATIONS)] == genotype_lib.FIRST_AGGREGATIONS
+
+
+@EVERY
+def test_a_record_says_what_is_true(name: str) -> None:
+    """What the canonical form relies on, with any weights; and nothing that would be true is left out."""
+    member, params, (x, *_) = MEMBERS[name], make_params(name), make_maps(name)
+    zeros, positive = 0 * x, jnp.abs(x)
+
+    def is_map(expected: jax.Array, *maps: jax.Array) -> bool:
+        return bool(jnp.allclose(member.apply(params, *maps, SCOPE), expected, atol=1e-5))
+
+    assert member.is_weightless == (not jax.tree.leaves(params))
+    bias = params.get("bias", params.get("norm", {}).get("bias"))
+    is_pair = isinstance(member, operations.Aggregation)
+    of_zeros = [zeros, zeros] if is_pair else [zeros]
+    is_constant = (
+        bias is not None and bias.shape == (8,) and is_map(zeros + jax.nn.relu(bias)[None, None, None], *of_zeros)
+    )
+    assert member.of_zeros == ("zeros" if is_map(zeros, *of_zeros) else "constant" if is_constant else "other")
+    if is_pair:
+        assert member.is_idempotent == is_map(x, x, x)
+        assert member.passes_second == is_map(x, zeros, x)
+        assert member.passes_positive == (is_map(positive, zeros, positive) and is_map(positive, positive, zeros))
+    else:
+        assert member.is_zero == is_map(zeros, x) and member.is_identity == is_map(x, x)
+        assert member.is_zero or member.ends_in_activation == bool((member.apply(params, x, SCOPE) >= 0).all())
 
 
 @EVERY

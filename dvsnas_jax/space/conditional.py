@@ -17,21 +17,13 @@ Branch = Callable[..., Any]
 
 def pullback(branch: Branch) -> Branch:
     """`(*operands, gradient of the output) -> (gradient of each operand)`."""
-
-    def pull(*args: Any) -> tuple[Any, ...]:
-        *operands, grad = args
-        return jax.vjp(branch, *operands)[1](grad)
-
-    return pull
+    return lambda *args: jax.vjp(branch, *args[:-1])[1](args[-1])
 
 
 def when(is_needed: jax.Array, fn: Branch, operands: Sequence[Any]) -> Any:
-    """`fn(*operands)` where it is needed, else zeros of its shape, in no time.
+    """`fn(*operands)` where it is needed (bool []), else zeros of its shape, in no time.
 
-    Args:
-      is_needed: bool [].
-      fn: of arrays.
-      operands: of floating point; the gradient is with respect to them.
+    The gradient is with respect to the operands, of floating point.
     """
 
     def choose(is_needed: jax.Array, branch: Branch, *args: Any) -> Any:

@@ -27,12 +27,7 @@ MAX_KNOWN = 20_000
 
 
 class Encoded(NamedTuple):
-    """Some genotypes.
-
-    Attributes:
-      forms: their canonical forms.
-      counts: f32 [N, F] of each group; whole numbers, columns in the order in which they were met.
-    """
+    """Canonical forms of N genotypes, and f32 [N, F] of each group: whole numbers, columns in order of discovery."""
 
     forms: tuple[canonical.Form, ...]
     counts: tuple[np.ndarray, ...]
@@ -43,11 +38,7 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """Counts of the genotypes of a space.
-
-    Args:
-      space: of the genotypes.
-    """
+    """Counts of the genotypes of a space."""
 
     def __init__(self, space: genotype_lib.Space) -> None:
         self.space = space

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import operations
 
-FIRST: dict[str, tuple[str, ...]] = {"op": ("none", "skip"), "agg": ("sum",), "in": ()}
-"""What a token of each kind is replaced by before all else."""
+_REPLACED_FIRST: dict[str, Callable[[str], Any]] = {
+    "op": lambda name: (not operations.OPERATIONS[name].is_zero, not operations.OPERATIONS[name].is_identity),
+    "agg": lambda name: name != "sum",
+    "in": lambda name: 0,
+}
+"""What a token of each kind is replaced by before all else: nothing, the map as it is; the plain sum."""
 
 
 class Variant(NamedTuple):
-    """A genotype with one token replaced.
-
-    Attributes:
-      genotype: i32 [L, 5].
-      layer: of the token.
-      field: of the token, one of `genotype.FIELDS`.
-      before: name of what was there.
-      after: name of what is there now.
-    """
+    """A genotype i32 [L, 5] in which the token of a layer and field (of `genotype.FIELDS`) has another name."""
 
     genotype: np.ndarray
     layer: int
@@ -38,7 +35,7 @@ def neighbours(space: genotype_lib.Space, genotype: np.ndarray) -> list[Variant]
     Operations come first in a round, then aggregations, then inputs: a prefix of the list is a fair sample.
     """
     rows = genotype_lib.validate(space, genotype)
-    order = [(layer, field) for kind in FIRST for layer in range(len(rows)) for field in genotype_lib.FIELDS
+    order = [(layer, field) for kind in _REPLACED_FIRST for layer in range(len(rows)) for field in genotype_lib.FIELDS
              if field.startswith(kind)]  # fmt: skip
     rounds = itertools.zip_longest(*(list(_replacements(space, rows, *place)) for place in order))
     return [variant for row in rounds for variant in row if variant is not None]
@@ -50,9 +47,8 @@ def _replacements(space: genotype_lib.Space, rows: np.ndarray, layer: int, field
     kind = field.split("_")[0]
     nodes = [genotype_lib.node_name(space, node) for node in range(space.num_inputs + layer)]
     names = {"op": space.operations, "agg": space.aggregations, "in": nodes}[kind]
-    first = [name for name in FIRST[kind] if name in names]
     before = names[rows[layer, column]]
-    for name in [*first, *(name for name in names if name not in first)]:
+    for name in sorted(names, key=_REPLACED_FIRST[kind]):
         if name != before:
             tokens = rows.copy()
             tokens[layer, column] = names.index(name)

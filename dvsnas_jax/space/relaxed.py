@@ -45,7 +45,7 @@ def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Relaxe
       UserError: the mode does not provide an input of the space.
     """
     settings.check(space.inputs)
-    settings = dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, kind="fixed"))
+    settings = dataclasses.replace(settings, schedule=settings.schedule.without_head())
     scope = settings.scope()
 
     def step(
@@ -125,7 +125,7 @@ def _weighted(weights: jax.Array, maps: jax.Array) -> jax.Array:
 
 
 def _mix(
-    table: Mapping[str, operations.Operation], names: Sequence[str], scope: operations.CellScope
+    table: Mapping[str, operations.Member], names: Sequence[str], scope: operations.CellScope
 ) -> Callable[..., jax.Array]:
     """`(parameters of a slot, weights [V], *maps) -> map`, the weighted sum of all members."""
 

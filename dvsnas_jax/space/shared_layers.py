@@ -7,7 +7,7 @@ loops copies maps into the residuals of every conditional, and whole buffers for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -118,7 +118,7 @@ def put(maps: jax.Array, x: jax.Array, row: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(maps, x, row, axis=0) if len(maps) else maps
 
 
-def _member(table: dict[str, operations.Operation], name: str, scope: operations.CellScope) -> conditional.Branch:
+def _member(table: Mapping[str, operations.Member], name: str, scope: operations.CellScope) -> conditional.Branch:
     """A member of a vocabulary that is told the parameters of all members of its slot."""
     return lambda params, *maps: table[name].apply(params[name], *maps, scope)
 

@@ -3,10 +3,6 @@
 They run on the same static network and the same code as a searched cell. None has an optical-flow network: where the
 original warps by flow, the member uses the aggregation `warp`, whose offsets are predicted from both of its inputs and
 which adds the second one. Every input passes a learned 1x1 projection first: `skip` of an input is a linear map of it.
-
-Example:
-  space, tokens = zoo.genotype(zoo.get("netwarp"))
-  space, tokens = zoo.genotype(zoo.get("netwarp"), features.space_of(config))  # the same function in a larger space
 """
 
 from __future__ import annotations
@@ -33,7 +29,7 @@ class Member:
 
     Attributes:
       name: after `zoo:`.
-      mode: "refine" or "propagate", as `config.space.mode`.
+      mode: as `config.space.mode`.
       schedule: as `config.schedule.kind`; of no use in refine, where every frame passes the static network.
       genotype: by name, as the JSON of a genotype.
       source: authors, year, title, where to find it.
@@ -58,11 +54,7 @@ class Member:
 
 
 def get(name: str) -> Member:
-    """The member of a name, with or without `zoo:` before it.
-
-    Raises:
-      UserError: there is none; names the nearest.
-    """
+    """The member of a name, with or without `zoo:`; `UserError` that names the nearest where there is none."""
     short = name.removeprefix(PREFIX)
     if short not in TABLE:
         close = difflib.get_close_matches(short.lower(), TABLE, n=1, cutoff=0.4)
@@ -78,17 +70,10 @@ def suggestion(word: str) -> str:
 
 
 def read(word: str | os.PathLike[str], *, name: str) -> tuple[genotype_lib.Space, np.ndarray]:
-    """The genotype of a member of the zoo or of a file, in its own space.
-
-    Args:
-      word: `zoo:NAME`, or the path of a genotype's JSON.
-      name: what the user calls it, for example a flag.
-
-    Returns:
-      The space and the genotype, i32 [L, 5].
+    """The genotype i32 [L, 5] of `zoo:NAME` or of the path of a JSON, in its own space.
 
     Raises:
-      UserError: the zoo has no such member, or there is no such file, or no genotype in it.
+      UserError: the zoo has no such member, or there is no such file, or no genotype in it; begins with `name`.
     """
     text = os.fspath(word)
     if text.startswith(PREFIX):
@@ -105,17 +90,9 @@ def of_mode(mode: str) -> tuple[Member, ...]:
 
 
 def genotype(member: Member, space: genotype_lib.Space | None = None) -> tuple[genotype_lib.Space, np.ndarray]:
-    """The genotype of a member.
+    """The genotype i32 [L, 5] of a member, and its space.
 
-    Args:
-      member: of the zoo.
-      space: to express it in, see `embed`; None: just the member's own inputs and layers, full vocabulary.
-
-    Returns:
-      The space and the genotype, i32 [L, 5].
-
-    Raises:
-      UserError: the given space lacks something that the member needs.
+    That is the given one (see `embed`), or that of just the member's own inputs and layers with the full vocabulary.
     """
     if space is None:
         return genotype_lib.from_dict(member.genotype, where=member.title)
@@ -128,16 +105,8 @@ def embed(data: Mapping[str, Any], space: genotype_lib.Space, *, where: str = "g
     Missing layers are filled with `max` of the last layer with itself: max(x, x) = x without rounding, its gradient
     is that of x, and the last layer, always a loose end, is replaced by an equal one, so the mean stays as it is.
 
-    Args:
-      data: as the JSON of a genotype.
-      space: to express it in.
-      where: what to call the genotype in an error.
-
-    Returns:
-      i32 [L, 5].
-
     Raises:
-      UserError: the space has fewer layers, lacks a name, or lacks what the filling needs.
+      UserError: the space has fewer layers, lacks a name, or lacks what the filling needs; begins with `where`.
     """
     layers = list(data["layers"])
     num_missing = space.num_layers - len(layers)
@@ -158,16 +127,7 @@ def embed(data: Mapping[str, Any], space: genotype_lib.Space, *, where: str = "g
 
 
 def require(member: Member, *, mode: str, schedule: str) -> None:
-    """Checks that a configuration runs the member as it is meant.
-
-    Args:
-      member: of the zoo.
-      mode: `config.space.mode`.
-      schedule: `config.schedule.kind`.
-
-    Raises:
-      UserError: it does not; says which words to add.
-    """
+    """`UserError` with the words to add, unless a configuration runs the member as it is meant."""
     words = []
     if mode != member.mode:
         words.append(f"--config.space.mode={member.mode}")
@@ -181,14 +141,8 @@ def describe(member: Member) -> str:
     """Source, idea, mode, schedule and differences as lines of text."""
     interval = "the config's" if member.interval is None else str(member.interval)
     rule = f", key frames: {member.schedule}, interval: {interval}" if member.mode == PROPAGATE else ""
-    return "\n".join(
-        [
-            f"{member.title}: {member.source}",
-            f"idea: {member.idea}",
-            f"mode: {member.mode}{rule}",
-            f"differs: {member.differs}",
-        ]
-    )
+    lines = (f"{member.title}: {member.source}", f"idea: {member.idea}", f"mode: {member.mode}{rule}")
+    return "\n".join([*lines, f"differs: {member.differs}"])
 
 
 def listing() -> str:
