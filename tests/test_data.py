@@ -11,8 +11,8 @@ from PIL import Image
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
-from dvsnas_jax.data import preview
-from dvsnas_jax.data.datasets import classes, layouts
+from dvsnas_jax.data import datasets, preview
+from dvsnas_jax.data.datasets import camvid, labels
 from dvsnas_jax.data.loading import folders, pipeline
 from dvsnas_jax.data.prepared import builders
 from dvsnas_jax.data.street import synthetic
@@ -69,7 +69,7 @@ def _camvid(tree, **changes):
 def test_class_table_and_colours():
     table = pipeline.class_table(_tiny())
     assert table.num_classes == 11 and table.names[0] == "sky" and table.names[10] == "bicyclist"
-    painted = classes.colorize(np.array([[3, 255], [8, 11]], np.uint8))
+    painted = labels.colorize(np.array([[3, 255], [8, 11]], np.uint8), camvid.CLASSES)
     np.testing.assert_array_equal(painted, [[[128, 64, 128], [0, 0, 0]], [[64, 0, 128], [0, 0, 0]]])
 
 
@@ -100,7 +100,8 @@ def test_sequences_and_val_clips_of_synthetic():
 
 def test_synthetic_needs_no_tensorflow():
     code = (
-        "import sys; from dvsnas_jax.core import config; from dvsnas_jax.data import pipeline, preview, builders\n"
+        "import sys; from dvsnas_jax.core import config; from dvsnas_jax.data.loading import pipeline\n"
+        "from dvsnas_jax.data import preview; from dvsnas_jax.data.prepared import builders\n"
         "d = config.defaults().data; d.num_train_clips = 1; d.height = d.width = 24\n"
         "next(pipeline.train_batches(d, batch_size=1, num_frames=1, seed=0))\n"
         "assert not {m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'tensorflow_datasets')}"
@@ -194,7 +195,7 @@ def test_load_clips_of_stills_is_deterministic(tree):
 
 
 def test_clips_by_sequence_and_number(tree):
-    frames = layouts.find(_camvid(tree), "train").frames
+    frames = datasets.find(_camvid(tree), "train").frames
     names = [frame.image.stem for frame in frames]
     assert names == TRAIN_NAMES
     clips = [[names[i] for i in clip] for clip in folders.clips(frames, 3, 30, 0)]
@@ -225,7 +226,7 @@ def test_void_is_ignored_and_resizing_keeps_labels(tree):
 
 
 def _broken(tree, loader, **changes):
-    layouts.find_in.cache_clear()
+    datasets.find_in.cache_clear()
     data = _camvid(tree, loader=loader, **changes)
     with pytest.raises(errors.UserError) as caught:
         _take(data, 1)
@@ -290,8 +291,8 @@ def test_errors_of_the_configuration(tree):
 
 
 def test_tfds_builder_equals_the_generator(tmp_path):
-    builder = builders.synthetic_clips(
-        data_dir=tmp_path, seed=2, num_train=2, num_eval=1, num_frames=2, height=16, width=24
+    builder = builders.clips(
+        "synthetic", data_dir=tmp_path, seed=2, num_train_clips=2, num_val_clips=1, num_frames=2, height=16, width=24
     )
     builder.download_and_prepare()
     assert {name: info.num_examples for name, info in builder.info.splits.items()} == {"train": 2, "val": 1, "test": 1}
@@ -311,7 +312,7 @@ def test_preview_shows_frames_over_labels(tmp_path):
     sheet = preview.render(data, num_clips=2, num_frames=3)
     video = pipeline.sequences(data, "val")[0]
     np.testing.assert_array_equal(sheet[:24, 36:68], video.frames[1])
-    np.testing.assert_array_equal(sheet[28:52, 36:68], classes.colorize(video.labels[1]))
+    np.testing.assert_array_equal(sheet[28:52, 36:68], labels.colorize(video.labels[1], camvid.CLASSES))
     preview.save(data, tmp_path / "sheet.png", num_clips=2, num_frames=3)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sheet.png")), sheet)
     preview.save(data, tmp_path / "new" / "sheet.png", num_clips=2, num_frames=3)  # its folder is made
@@ -329,7 +330,7 @@ def test_real_camvid():
         pytest.skip("DVSNAS_CAMVID names no folder with the real CamVid")
     data = _plain(name="camvid", dir="", frame_gap=30, eval_gap=2)
     assert pipeline.num_clips(data, "train", 1) == 367
-    numbers = {frame: i for i, frame in enumerate((f.sequence, f.number) for f in layouts.find(data, "train").frames)}
+    numbers = {frame: i for i, frame in enumerate((f.sequence, f.number) for f in datasets.find(data, "train").frames)}
     expected = sum(all((sequence, number - 30 * back) in numbers for back in range(4)) for sequence, number in numbers)
     assert pipeline.num_clips(data, "train", 4) == expected > 300
     videos = pipeline.sequences(data, "val")

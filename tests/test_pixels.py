@@ -13,10 +13,10 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
-from dvsnas_jax.data import preview
-from dvsnas_jax.data.datasets import frames, layouts
+from dvsnas_jax.data import datasets, preview
+from dvsnas_jax.data.datasets import frames, labels
 from dvsnas_jax.data.loading import folders, pipeline, store
-from dvsnas_jax.data.prepared import encoded, prepare
+from dvsnas_jax.data.prepared import file_bytes, prepare
 from dvsnas_jax.evaluate import submission
 from dvsnas_jax.infer.video import video_in
 
@@ -25,7 +25,7 @@ FOLDER = {
     "masks": "masks/{split}/{sequence}/{number}.*",
     "classes": tuple("abcd"),
 }
-CODE = frames.id_code((i, i) for i in range(4))
+CODE = labels.code_of({i: i for i in range(4)})
 
 
 def turned(pixels, orientation):
@@ -195,7 +195,7 @@ def test_labels_that_lie_where_the_frame_is_turned_are_told_why(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encode(pixels, "JPEG", 6))
     trees.save(tmp_path / "a.png", np.zeros((16, 24), np.uint8))
     frame = frames.Frame("a", 0, tmp_path / "a.jpg", tmp_path / "a.png")
-    for read in (lambda: folders.load(frame, CODE, 24, 16), lambda: encoded.pair(frame)):
+    for read in (lambda: folders.load(frame, CODE, 24, 16), lambda: file_bytes.pair(frame)):
         with pytest.raises(errors.UserError, match=r"24x16 pixels, but its frame a\.jpg has 16x24; .*EXIF orientation"):
             read()
 
@@ -317,7 +317,7 @@ def test_an_animation_is_no_frame(kind, suffix, tmp_path, capsys):
         with pytest.raises(errors.UserError, match=said):
             by_both_loaders(make_data(tmp_path, 12, 16), (loader,))
     with pytest.raises(errors.UserError, match=said):
-        encoded.pair(layouts.find(make_data(tmp_path, 12, 16), "val").frames[0])
+        file_bytes.pair(datasets.find(make_data(tmp_path, 12, 16), "val").frames[0])
 
 
 def test_pixels_without_eight_bits_are_refused_by_name(tmp_path):

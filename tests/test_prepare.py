@@ -20,7 +20,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import locking
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.prepared import clip_builders, prepare, reading
+from dvsnas_jax.data.prepared import plans, prepare, reading
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECORDS = "camvid_clips/1.0.0"
@@ -107,7 +107,7 @@ def test_size_splits_and_stills(source, tmp_path):
     assert len(index.frames) == 5  # the labelled ones alone: stills need no history
     assert "has no split train, but val" in _message(reading.open_media, str(tmp_path / "out"), "train")
     assert "give both" in _message(prepare.run, _data(source), tmp_path / "out2", height=15)
-    assert "no 'synthetic' on disk" in _message(clip_builders.plan, config_lib.defaults().data)
+    assert "no 'synthetic' on disk" in _message(plans.make, config_lib.defaults().data)
     shutil.rmtree(source / "valannot")
     (source / "valannot").mkdir()
     assert "label image" in _message(prepare.run, _data(source, dir=str(source) + "/"), tmp_path / "out3")
@@ -136,8 +136,8 @@ def test_synthetic(tmp_path):
 @pytest.mark.parametrize("size", [None, (60, 80)])
 def test_estimate_is_near_and_not_below(source, tmp_path, size):
     options = {} if size is None else {"height": size[0], "width": size[1]}
-    planned = clip_builders.plan(_data(source), **options)
-    expected = prepare.estimate(planned)
+    planned = plans.make(_data(source), **options)
+    expected = plans.estimate(planned)
     assert expected["all"] == expected["train"] + expected["val"]
     written = prepare.run(_data(source), tmp_path / "out", **options).num_bytes
     assert written <= expected["all"] <= 1.25 * written + 2 * (1 << 18)
@@ -236,7 +236,7 @@ def test_stopped_half_way(source, tmp_path):
 
 def test_without_locks_the_slower_finds_the_faster(source, tmp_path):
     out = tmp_path / "out"
-    job = prepare._clips_job(clip_builders.plan(_data(source)), out, 1)
+    job = prepare._clips_job(plans.make(_data(source)), out, 1)
     faster = []
 
     def make(needed, count_fn):

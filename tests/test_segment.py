@@ -22,7 +22,8 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.data.datasets import camvid_table, folder_layout, written_ids
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.datasets import camvid, labels
 from dvsnas_jax.data.loading import folders
 from dvsnas_jax.data.street import synthetic
 from dvsnas_jax.deploy import segment, segment_outputs, segment_summary
@@ -249,32 +250,36 @@ IDS = {
 }
 
 
+def _code(data, layout):
+    return datasets.of(data).on_disk.code(layout, datasets.options(data))
+
+
 def _data(name):
     """The section data of a data set, and how its labels are read."""
     data = config_lib.defaults().data
     if IDS[name] is None:
         data.name = "camvid"
-        return data, camvid_table.segnet_code()
+        return data, _code(data, "camvid_segnet")
     data.update({"name": "folder", "dir": "d"})
     data.folder.update({"classes": NAMES, "masks": "m/{number}.png", "ids": IDS[name]})
-    return data, folder_layout.code(folder_layout.options(data.folder))
+    return data, _code(data, "folder")
 
 
 @pytest.mark.parametrize("name", IDS)
 def test_ids_that_are_written_are_labels_of_the_same_config(name, tmp_path):
     data, code = _data(name)
-    ids = written_ids.of(data)
+    ids = datasets.written_ids(data)
     assert ids.tolist() == ([int(each) for each in IDS[name]] if IDS[name] else list(range(11)))
-    labels = np.arange(11, dtype=np.uint8).reshape(1, 11)
-    video_out.write_mask(tmp_path, "m", labels, written_ids.table(ids))
-    np.testing.assert_array_equal(folders.read_label(tmp_path / "m.png", code), labels)
+    train = np.arange(11, dtype=np.uint8).reshape(1, 11)
+    video_out.write_mask(tmp_path, "m", train, labels.id_table(ids))
+    np.testing.assert_array_equal(folders.read_label(tmp_path / "m.png", code), train)
     assert np.asarray(Image.open(tmp_path / "m.png")).tolist() == [ids.tolist()]
 
 
 def test_cityscapes_gets_its_own_ids():
     data = config_lib.defaults().data
     data.name = "cityscapes"
-    assert written_ids.of(data).tolist()[:4] == [7, 8, 11, 12] and len(written_ids.of(data)) == 19
+    assert datasets.written_ids(data).tolist()[:4] == [7, 8, 11, 12] and len(datasets.written_ids(data)) == 19
 
 
 def test_masks_hold_the_ids_that_the_config_reads(runs, segmenters, takes, tmp_path):
@@ -293,16 +298,15 @@ def test_masks_in_colours_are_those_that_the_config_reads(runs, segmenters, take
     folder = {"classes": NAMES, "colors": colors, "labels": "colors", "masks": "m/{number}.png", "ignore": ()}
     run = _copied(runs["refine"], tmp_path / "run", name="folder", dir="d", folder=folder)
     _run(takes, f"--workdir={run}", f"--masks={tmp_path}/m", "--colors", "--max-frames=3")
-    section = workdir.Workdir(run).config().data.folder
-    code = folder_layout.code(folder_layout.options(section))
+    code = _code(workdir.Workdir(run).config().data, "folder")
     expected = _labels(segmenters["refine"], [_read(takes / f"{number}.png") for number in range(3)])
     for number in range(3):
         np.testing.assert_array_equal(folders.read_label(tmp_path / "m" / f"{number}.png", code), expected[number])
 
 
 def test_official_camvid_reads_the_colours_that_are_written():
-    pixels = camvid_table.TABLE.colors[None]
-    code = camvid_table.official_code()
+    pixels = camvid.CLASSES.colors[None]
+    code = _code(_data("camvid")[0], "camvid_official")
     assert code.decode(pixels, "x").tolist() == [list(range(11))]
 
 

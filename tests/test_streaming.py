@@ -11,7 +11,7 @@ from PIL import Image
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
-from dvsnas_jax.data.datasets import layouts
+from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import augment, encoded_frames, folders, pipeline, sharding, tf_loader
 from dvsnas_jax.data.prepared import prepare
 
@@ -164,7 +164,7 @@ def test_both_loaders_agree_with_augmentation(history, video):
 
 
 def test_frames_without_labels_are_ignored_and_only_labelled_ones_are_targets(video):
-    source = layouts.find(_plain(video), "train")
+    source = datasets.find(_plain(video), "train")
     for loader in ("numpy", "tf"):
         for batch in _take(_plain(video, loader=loader), 3):
             assert (batch.labels[:, 0] == 255).all() and (batch.labels[:, 1] != 255).any((1, 2)).all()
@@ -177,7 +177,7 @@ def test_frames_without_labels_are_ignored_and_only_labelled_ones_are_targets(vi
 
 def test_gaps_vary_among_the_frames_that_exist(video):
     data = _plain(video, frame_gap=2, gap_jitter=1)
-    source = layouts.find(data, "train")
+    source = datasets.find(data, "train")
     images = {image_files.read_image(frame.image).tobytes(): frame for frame in source.frames}
     found = set()
     for frames in itertools.chain.from_iterable(batch.frames for batch in _take(data, 12, num_frames=3)):
@@ -240,7 +240,7 @@ def _kinds(root):
 def test_every_kind_of_file_is_read_as_by_pillow(tmp_path):
     names = _kinds(tmp_path)
     data = _plain(tmp_path)
-    source = layouts.find(data, "train")
+    source = datasets.find(data, "train")
     for height, width in ((30, 40), (20, 28)):
         data.update({"height": height, "width": width})
         batches = pipeline.eval_batches(data, split="train", batch_size=1, num_frames=1)
@@ -293,7 +293,7 @@ def test_a_bad_file_is_named_when_its_batch_is_asked_for(tmp_path, kind, text):
     root = trees.folder(tmp_path, splits=("train",))
     image, mask = (root / kind_of / "train/train_b/0003.png" for kind_of in ("images", "masks"))
     data = _plain(root)
-    layouts.find(data, "train")  # known before the file breaks
+    datasets.find(data, "train")  # known before the file breaks
     bad = mask if kind in ("label", "id", "size") else image
     if kind == "missing":
         bad.unlink()

@@ -14,6 +14,7 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import workdir
+from dvsnas_jax.data import datasets
 from dvsnas_jax.data.datasets import frames
 from dvsnas_jax.data.loading import store
 from dvsnas_jax.data.prepared import prepare
@@ -79,7 +80,7 @@ def test_official_evaluator_agrees(tmp_path, is_video):
     ]
     with submission.ground_truth(data, "val") as labels:
         assert all(path.name.endswith("_gtFine_labelIds.png") for path in labels) and len(labels) == 3
-        scores = submission.official_scores(tmp_path / "results", labels)
+        scores = datasets.TABLE["cityscapes"].submission.score(tmp_path / "results", labels)
     assert scores["miou"] == pytest.approx(expected["miou"], abs=1e-12) and 0.3 < scores["miou"] < 0.8
     assert list(scores["iou"])[:2] == ["road", "sidewalk"] and len(scores["iou"]) == 19
     assert scores["iou"]["sidewalk"] == 0 and scores["iou"]["bicycle"] is None
@@ -119,7 +120,7 @@ def test_prepared_dataset_is_scored_alike(cityscapes, tmp_path):
         data.prepared = folder
         paths = submission.write(repeat, data, "val", tmp_path / "results")
         with submission.ground_truth(data, "val") as labels:
-            scores = submission.official_scores(tmp_path / "results", labels)
+            scores = datasets.TABLE["cityscapes"].submission.score(tmp_path / "results", labels)
         found.append([scores, {path.name: path.read_bytes() for path in paths}])
     assert found[0] == found[1] and len(found[0][1]) == 3
 
@@ -191,14 +192,14 @@ def test_colours_of_cityscapes_have_the_official_name(cityscapes, tmp_path):
 
 
 def test_names():
-    def name(layout, sequence, image):
-        return submission.file_name(layout, frames.Frame(sequence, 1, pathlib.Path(image), None))
+    def name(dataset, sequence, image):
+        return submission.file_name(datasets.TABLE[dataset], frames.Frame(sequence, 1, pathlib.Path(image), None))
 
     assert name("cityscapes", "bonn_000001", "bonn_000001_000019_leftImg8bit.png") == (
         "bonn_000001_000019_pred_labelIds.png"
     )
-    assert name("camvid_segnet", "0006R0", "x/0006R0_f00930.png") == "0006R0_f00930.png"
-    assert name("camvid_official", "0006R0", "x/00931.png") == "0006R0_00931.png"
+    assert name("camvid", "0006R0", "x/0006R0_f00930.png") == "0006R0_f00930.png"
+    assert name("camvid", "0006R0", "x/00931.png") == "0006R0_00931.png"
     assert name("folder", "a/b", "x/0001.jpg") == "a_b_0001.png"
 
 
@@ -211,7 +212,7 @@ def test_what_is_wrong_is_told(cityscapes, tmp_path):
         trees.save(paths[0], np.asarray(Image.open(copy)))
         for wrong in ("Found multiple predictions", "Found no prediction", "widths"):
             with pytest.raises(errors.UserError, match=wrong) as caught:
-                submission.official_scores(tmp_path / "results", labels)
+                datasets.TABLE["cityscapes"].submission.score(tmp_path / "results", labels)
             assert "\n" not in str(caught.value)
             if wrong.startswith("Found multiple"):
                 copy.unlink()

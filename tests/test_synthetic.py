@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.core import errors
-from dvsnas_jax.data.datasets import classes
+from dvsnas_jax.data.datasets import camvid
 from dvsnas_jax.data.street import degradations, projection, props, scene, synthetic
 
 SIZE = {"height": 96, "width": 128}
@@ -54,7 +54,7 @@ def test_all_classes_are_common():
     labels = np.stack([_clip(index=i, split="train", num_frames=1, with_flow=False).labels for i in range(40)])
     share = np.bincount(labels.ravel(), minlength=11) / labels.size
     assert len(share) == 11
-    assert (share > 0.003).all(), dict(zip(classes.CAMVID.names, share.round(4), strict=True))
+    assert (share > 0.003).all(), dict(zip(camvid.CLASSES.names, share.round(4), strict=True))
     assert share.max() < 0.5
     present = np.array([[(frame == c).any() for c in range(11)] for frame in labels]).mean(0)
     assert (present > 0.5).all(), present

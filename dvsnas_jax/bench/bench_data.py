@@ -13,8 +13,8 @@ import ml_collections
 from PIL import Image
 
 from dvsnas_jax.core import errors
+from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import pipeline, store, tf_loader
-from dvsnas_jax.data.street import synthetic
 
 STANDARD = {
     "data.height": "360",
@@ -49,7 +49,7 @@ def run(
     """
     if data.loader == "numpy":
         raise errors.UserError("bench data: measures data.loader 'tf', got 'numpy'; set data.loader to 'auto'")
-    if data.name != "synthetic":
+    if not datasets.of(data).is_computed:
         return _measure(data, repeats, seconds, batch_size)
     with tempfile.TemporaryDirectory() as folder:
         return _measure(_written(data, pathlib.Path(folder)), repeats, seconds, batch_size)
@@ -57,7 +57,7 @@ def run(
 
 def _written(data: ml_collections.ConfigDict, folder: pathlib.Path) -> ml_collections.ConfigDict:
     """The same settings for PNG files of a synthetic video, in CamVid's SegNet layout."""
-    video = synthetic.clip(
+    video = datasets.of(data).rendered(
         seed=int(data.seed), split="train", index=0, num_frames=_NUM_FRAMES, height=int(data.height),
         width=int(data.width), degrade=float(data.degrade), with_flow=False,
     )  # fmt: skip

@@ -68,10 +68,9 @@ def _check(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
     if arguments.workers < 0:
         raise errors.UserError(f"--workers: must be at least 0, got {arguments.workers}")
-    from dvsnas_jax.data import check
-    from dvsnas_jax.data.datasets import layouts
+    from dvsnas_jax.data import check, datasets
 
-    report = check.run(arguments.dir, arguments.layout, layouts.options(config.data), workers=arguments.workers)
+    report = check.run(arguments.dir, arguments.layout, datasets.options(config.data), workers=arguments.workers)
     for problem in report.problems:
         print(problem)
     if report.problems:
@@ -79,7 +78,7 @@ def _check(arguments: argparse.Namespace) -> None:
             f"{arguments.dir}: {len(report.problems)} problems (listed above); correct them and check again"
         )
     print(check.text(report))
-    if arguments.config and config.data.name == report.layout.split("_")[0]:
+    if arguments.config and config.data.name == report.folder.dataset.name:
         from dvsnas_jax.train import require_labels
 
         config.data.dir = arguments.dir

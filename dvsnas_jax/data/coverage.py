@@ -17,7 +17,7 @@ import numpy as np
 
 from dvsnas_jax.core import types
 from dvsnas_jax.core.files import image_files
-from dvsnas_jax.data.datasets import folder_layout, frames
+from dvsnas_jax.data.datasets import frames, labels, record
 from dvsnas_jax.data.loading import folders, store
 from dvsnas_jax.data.prepared import reading
 
@@ -26,8 +26,6 @@ LIMIT = 256
 FEWEST = 32
 """That are read even where the first show every class: others may hold values that no class has."""
 _SHOWN = 12
-_WITHHELD = "test"
-"""The split whose labels are often kept by the owners of the data."""
 
 
 @dataclasses.dataclass
@@ -47,7 +45,7 @@ class Split:
 
     name: str
     table: types.ClassTable
-    code: frames.LabelCode
+    code: labels.LabelCode
     num_masks: int
     num_read: int = 0
     counts: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
@@ -108,7 +106,7 @@ def read(data: ml_collections.ConfigDict, split: str, *, limit: int | None = Non
     found = Split(split, source.table, source.code, len(places))
     order = np.random.default_rng(0).permutation(places).tolist()
     for path, pixels in _labels(data, split, source, order):
-        found.add(path, frames.count_values(source.code.pack(pixels)))
+        found.add(path, labels.count_values(source.code.pack(pixels)))
         is_enough = found.num_read >= FEWEST and not found.missing
         if limit is not None and (is_enough or found.num_read >= limit):
             break
@@ -153,17 +151,18 @@ def _labels(data: ml_collections.ConfigDict, split: str, source: frames.Source, 
             yield from pool.map(load, places[start : start + size])
 
 
-def judge(splits: Sequence[Split], *, is_own: bool, absent: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+def judge(splits: Sequence[Split], dataset: record.Dataset, options: record.Options) -> tuple[list[str], list[str]]:
     """What is wrong with the labels of a data set, and what is worth a line.
 
     Args:
       splits: those with label images.
-      is_own: a folder of the user's own: its ids and classes may be wrong, not its files alone.
-      absent: classes that may have no pixel, or all.
+      dataset: of the user's own files the ids and classes may be wrong, not the files alone.
+      options: which classes may have no pixel.
 
     Returns:
       Problems, with which no training makes sense, and notes.
     """
+    is_own = dataset.is_own
     problems, notes = _unknown(splits), list[str]()
     known = [split for split in splits if split.num_masks]
     for split in known:
@@ -172,12 +171,12 @@ def judge(splits: Sequence[Split], *, is_own: bool, absent: Sequence[str] = ()) 
                 f"split {split.name}: no labelled pixel in its {split.num_read} masks, they hold {shares([split])}; "
                 f"{_advice(is_own)}"
             )
-            (notes if split.name == _WITHHELD else problems).append(line)
+            (notes if split.name == frames.WITHHELD else problems).append(line)
     known = [split for split in known if split.is_labelled]
     if not known or problems:
         return problems, notes
     nowhere = [name for name in known[0].table.names if all(name in split.missing for split in known)]
-    unexpected = [name for name in nowhere if name not in absent and folder_layout.ALL_ABSENT not in absent]
+    unexpected = [name for name in nowhere if not options.may_be_absent(name)]
     trap = _trap(known, unexpected, is_own)
     if trap:
         return [trap], notes

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import json_files, output_files
-from dvsnas_jax.data.datasets import classes
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.datasets import labels as labels_lib
 from dvsnas_jax.data.loading import pipeline, store
 
 _GAP = 4
@@ -86,7 +87,7 @@ def render(
         shown = [(video.frames, video.labels) for video in (_head(videos, number, num_frames) for number in chosen)]
     rows = []
     for frames, labels in shown:
-        rows += [_row(np.asarray(frames)), _row(classes.colorize(np.asarray(labels), table))]
+        rows += [_row(np.asarray(frames)), _row(labels_lib.colorize(np.asarray(labels), table))]
     width = max(row.shape[1] for row in rows)
     rows.append(_legend(table, width))
     return np.concatenate(
@@ -143,7 +144,7 @@ def animate(
     if number is not None and not 0 <= number < len(lengths):
         raise errors.UserError(f"--video: must be from 0 to {len(lengths) - 1}, the videos of {split}, got {number}")
     video = _head(videos, int(np.argmax(lengths)) if number is None else number, num_frames)
-    rate = store.source(data, split).frame_rate / int(data.eval_gap) if data.name != "synthetic" else 10.0
+    rate = store.source(data, split).frame_rate / int(data.eval_gap) if not datasets.of(data).is_computed else 10.0
     frames, labels = np.asarray(video.frames), np.asarray(video.labels)
     enlarge = -(-_PANEL // frames.shape[2])
     overlay = overlaid(frames, labels, table)
@@ -154,7 +155,7 @@ def animate(
 
 def overlaid(frames: np.ndarray, labels: np.ndarray, table: types.ClassTable) -> np.ndarray:
     """Frames u8 [..., H, W, 3] under the colours of their labels u8 [..., H, W]; ignored pixels stay as they are."""
-    painted = classes.colorize(labels, table).astype(np.uint16)
+    painted = labels_lib.colorize(labels, table).astype(np.uint16)
     mixed = ((frames.astype(np.uint16) * (100 - _OPACITY) + painted * _OPACITY + 50) // 100).astype(np.uint8)
     return np.where((labels < table.num_classes)[..., None], mixed, frames)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import json_text, output_files
-from dvsnas_jax.data.datasets import written_ids
+from dvsnas_jax.data.datasets import labels
 from dvsnas_jax.deploy import load
 from dvsnas_jax.infer.video import legend, video_in, video_out
 
@@ -145,7 +145,7 @@ class Outputs:
         self._source, self._options = source, options
         self._palette = video_out.Palette(segmenter.colors, options.alpha)
         is_color = options.mask_format == "colors"
-        self._table = self._palette.table if is_color else written_ids.table(segmenter.ids)
+        self._table = self._palette.table if is_color else labels.id_table(segmenter.ids)
         self._legend = legend.Legend(segmenter.classes, segmenter.colors) if options.has_legend else None
         self._writer: video_out.VideoWriter | None = None
 

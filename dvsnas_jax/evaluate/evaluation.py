@@ -14,6 +14,7 @@ import numpy as np
 from dvsnas_jax.core import errors, progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
+from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import pipeline, store, tf_videos
 from dvsnas_jax.deploy import opened
 from dvsnas_jax.evaluate import metrics
@@ -161,7 +162,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: there are none, or their files are not as they should be.
     """
-    if config.data.name != "synthetic":
+    if not datasets.of(config.data).is_computed:
         sequences_of(config)
 
 
@@ -274,7 +275,7 @@ def _mean_share(rows: Sequence[dict[str, Any]]) -> float:
 
 def commonest_class(config: ml_collections.ConfigDict, table: types.ClassTable) -> int:
     """The class with most pixels in the train split: on disk, in at most `COUNTED_FRAMES` frames spread over it."""
-    if config.data.name == "synthetic":
+    if datasets.of(config.data).is_computed:
         clips = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames)
         images = [np.asarray(clips.labels)[:, -1]]
     else:

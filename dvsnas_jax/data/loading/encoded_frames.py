@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.data.datasets import frames, layouts
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.datasets import frames
 from dvsnas_jax.data.loading import folders
 from dvsnas_jax.data.prepared import reading
 
@@ -51,10 +52,10 @@ def open_media(data: ml_collections.ConfigDict, split: str) -> Media:
     """The prepared dataset where data.prepared names one, else the folder.
 
     Raises:
-      UserError: see `layouts.find` and `prepared.of`.
+      UserError: see `datasets.find` and `prepared.of`.
     """
     found = reading.of(data, split)
-    return FolderMedia(layouts.find(data, split)) if found is None else found
+    return FolderMedia(datasets.find(data, split)) if found is None else found
 
 
 def explain(media: Any, places: Sequence[int] | np.ndarray, size: tuple[int, int]) -> None:

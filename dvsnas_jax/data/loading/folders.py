@@ -13,6 +13,7 @@ from PIL import Image
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import frames as frames_lib
+from dvsnas_jax.data.datasets import labels as labels_lib
 
 _ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _COLOR_MODES = ("RGB", "RGBA", "P")
@@ -115,7 +116,7 @@ def runs(frames: Sequence[frames_lib.Frame], gap: int, *, is_still: bool = False
     return found
 
 
-def read_label(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | None = None) -> np.ndarray:
+def read_label(path: pathlib.Path, code: labels_lib.LabelCode, content: bytes | None = None) -> np.ndarray:
     """A label image, upright, as train ids u8 [H, W], 255 = ignore.
 
     Args:
@@ -129,7 +130,7 @@ def read_label(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | 
     return code.decode(read_pixels(path, code, content), str(path))
 
 
-def read_pixels(path: pathlib.Path, code: frames_lib.LabelCode, content: bytes | None = None) -> np.ndarray:
+def read_pixels(path: pathlib.Path, code: labels_lib.LabelCode, content: bytes | None = None) -> np.ndarray:
     """A label image as it is stored: ids [H, W], or colours u8 [H, W, 3].
 
     Args:
@@ -171,7 +172,7 @@ def size_problem(frame: frames_lib.Frame, size: tuple[int, ...], label_size: tup
 
 def load(
     frame: frames_lib.Frame,
-    code: frames_lib.LabelCode,
+    code: labels_lib.LabelCode,
     height: int,
     width: int,
     *,

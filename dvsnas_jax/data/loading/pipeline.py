@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.data.datasets import layouts
+from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import augment, sharding, store, warp
 from dvsnas_jax.data.loading import encoded_frames as media_lib
 
@@ -27,7 +27,7 @@ def class_table(data: ml_collections.ConfigDict) -> types.ClassTable:
     store.check(data, "train")
     if data.prepared:
         return store.source(data, "train").table
-    return layouts.class_table(data)
+    return datasets.class_table(data)
 
 
 def num_clips(data: ml_collections.ConfigDict, split: str, num_frames: int) -> int:
@@ -119,14 +119,14 @@ def _plain_rules(data: ml_collections.ConfigDict) -> augment.Rules:
 def _uses_tf(data: ml_collections.ConfigDict) -> bool:
     if data.loader not in LOADERS:
         raise errors.UserError(f"data.loader: unknown loader '{data.loader}'; use one of {', '.join(LOADERS)}")
-    return bool(data.loader == "tf" or (data.loader == "auto" and data.name != "synthetic"))
+    return bool(data.loader == "tf" or (data.loader == "auto" and not datasets.of(data).is_computed))
 
 
 def _history(data: ml_collections.ConfigDict, split: str, num_frames: int) -> sharding.History | None:
     """Where the distances of frames vary from example to example, None where they do not."""
     if not data.gap_jitter or num_frames == 1 or store.is_still(data):
         return None
-    if data.name == "synthetic":
+    if datasets.of(data).is_computed:
         length = int(data.num_frames if split == "train" else data.val_frames)
         clips = int(data.num_train_clips if split == "train" else data.num_val_clips)
         places = np.arange(clips * length, dtype=np.int32)
@@ -174,7 +174,7 @@ def _batches(
 
     tf, size = tf_loader.tensorflow(), (rules.height, rules.width)
     explain: Callable[[SequenceType[sharding.Example]], None] = lambda batch: None  # noqa: E731
-    if data.name == "synthetic":
+    if datasets.of(data).is_computed:
         decoder = tf_loader.memory_decoder(tf, store.load(data, split))
     else:
         media = media_lib.open_media(data, split)

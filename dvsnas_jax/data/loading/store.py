@@ -13,12 +13,11 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.data.datasets import folder_layout, frames, layouts
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.datasets import frames, record
 from dvsnas_jax.data.loading import folders
 from dvsnas_jax.data.prepared import reading
-from dvsnas_jax.data.street import synthetic
 
-NAMES = ("synthetic", *layouts.NAMES)
 HISTORIES = ("frames", "stills")
 
 
@@ -50,12 +49,11 @@ class ClipIndex:
 
 def check(data: ml_collections.ConfigDict, split: str) -> None:
     """Raises UserError where the data section or the split makes no sense."""
-    if data.name not in NAMES:
-        raise errors.UserError(f"data.name: unknown dataset '{data.name}'; use one of {', '.join(NAMES)}")
+    datasets.of(data)
     if data.history not in HISTORIES:
         raise errors.UserError(f"data.history: unknown value '{data.history}'; use one of {', '.join(HISTORIES)}")
-    if split not in synthetic.SPLITS:
-        raise errors.UserError(f"data split: unknown name '{split}'; use one of {', '.join(synthetic.SPLITS)}")
+    if split not in frames.SPLITS:
+        raise errors.UserError(f"data split: unknown name '{split}'; use one of {', '.join(frames.SPLITS)}")
 
 
 def is_still(data: ml_collections.ConfigDict) -> bool:
@@ -83,16 +81,16 @@ def index(data: ml_collections.ConfigDict, split: str, num_frames: int) -> ClipI
     if num_frames < 1:
         raise errors.UserError(f"num_frames: {num_frames} frames make no clip; use at least 1")
     wanted = 1 if is_still(data) else num_frames
-    if data.name != "synthetic":
+    if not datasets.of(data).is_computed:
         found = source(data, split).frames
         return ClipIndex(folders.clips(found, wanted, int(data.frame_gap), int(data.frame_gap_tolerance)))
     num_clips, length = _counts(data, split)
     if wanted > length:
         key = "data.num_frames" if split == "train" else "data.val_frames"
-        raise errors.UserError(f"synthetic {split}: clips have {length} frames, {wanted} are asked for; raise {key}")
+        raise errors.UserError(f"{data.name} {split}: clips have {length} frames, {wanted} are asked for; raise {key}")
     if num_clips < 1:
         raise errors.UserError(
-            f"synthetic {split}: no clips; raise data.num_{'train' if split == 'train' else 'val'}_clips"
+            f"{data.name} {split}: no clips; raise data.num_{'train' if split == 'train' else 'val'}_clips"
         )
     if split == "train":
         starts = np.arange(num_clips)[:, None] * length + (length - wanted)
@@ -103,12 +101,14 @@ def index(data: ml_collections.ConfigDict, split: str, num_frames: int) -> ClipI
 
 
 @functools.lru_cache(maxsize=6)
-def _synthetic(seed: int, split: str, counts: tuple[int, int], size: tuple[int, int], degrade: float) -> Store:
+def _computed(
+    name: str, split: str, seed: int, counts: tuple[int, int], size: tuple[int, int], degrade: float
+) -> Store:
     num_clips, length = counts
     frames = np.empty((num_clips, length, *size, 3), np.uint8)
     labels = np.empty((num_clips, length, *size), np.uint8)
     for i in range(num_clips):
-        video = synthetic.clip(
+        video = datasets.TABLE[name].rendered(
             seed=seed,
             split=split,
             index=i,
@@ -160,10 +160,10 @@ def source(data: ml_collections.ConfigDict, split: str) -> frames.Source:
     """The frames of a split on disk: of data.prepared where that is set, else of the dataset folder.
 
     Raises:
-      UserError: see `layouts.find` and `prepared.of`.
+      UserError: see `datasets.find` and `prepared.of`.
     """
     media = reading.of(data, split)
-    return layouts.find(data, split) if media is None else media.source
+    return datasets.find(data, split) if media is None else media.source
 
 
 def read(
@@ -207,11 +207,9 @@ def read(
 
 
 @functools.lru_cache(maxsize=6)
-def _disk(
-    root: str, split: str, name: str, options: folder_layout.Options, size: tuple[int, int], folder: str
-) -> Store:
+def _disk(root: str, split: str, name: str, options: record.Options, size: tuple[int, int], folder: str) -> Store:
     media = reading.open_media(folder, split, options.also_ignored) if folder else None
-    found = layouts.find_in(root, split, name, options) if media is None else media.source
+    found = datasets.find_in(root, split, name, options) if media is None else media.source
     return read(found, range(len(found.frames)), size, what=f"{folder or root}, {split}", media=media)
 
 
@@ -223,12 +221,12 @@ def load(data: ml_collections.ConfigDict, split: str) -> Store:
     """
     check(data, split)
     size = (int(data.height), int(data.width))
-    if data.name != "synthetic":
+    if not datasets.of(data).is_computed:
         reading.of(data, split)  # says so where it is of another dataset
-        return _disk(layouts.root(data), split, data.name, layouts.options(data), size, str(data.prepared))
+        return _disk(datasets.root(data), split, data.name, datasets.options(data), size, str(data.prepared))
     counts = _counts(data, split)
-    require_memory(counts[0] * counts[1], size, f"synthetic {split}")
-    return _synthetic(int(data.seed), split, counts, size, float(data.degrade))
+    require_memory(counts[0] * counts[1], size, f"{data.name} {split}")
+    return _computed(data.name, split, int(data.seed), counts, size, float(data.degrade))
 
 
 def select(data: ml_collections.ConfigDict, split: str, places: np.ndarray) -> tuple[Store, np.ndarray]:
@@ -245,7 +243,7 @@ def select(data: ml_collections.ConfigDict, split: str, places: np.ndarray) -> t
     Raises:
       UserError: as in `load`.
     """
-    if data.name == "synthetic":
+    if datasets.of(data).is_computed:
         return load(data, split), places
     check(data, split)
     chosen, own = np.unique(places, return_inverse=True)
@@ -255,11 +253,11 @@ def select(data: ml_collections.ConfigDict, split: str, places: np.ndarray) -> t
 
 
 @functools.lru_cache(maxsize=4)
-def _synthetic_sequences(
-    seed: int, split: str, counts: tuple[int, int], size: tuple[int, int], degrade: float
+def _computed_sequences(
+    name: str, split: str, seed: int, counts: tuple[int, int], size: tuple[int, int], degrade: float
 ) -> tuple[types.Sequence, ...]:
     return tuple(
-        synthetic.clip(
+        datasets.TABLE[name].rendered(
             seed=seed, split=split, index=i, num_frames=counts[1], height=size[0], width=size[1], degrade=degrade
         )
         for i in range(counts[0])
@@ -314,11 +312,11 @@ def videos(
     if is_split_up is None:
         is_split_up = is_still(data) and split == "train"
     size = (int(data.height), int(data.width))
-    if data.name == "synthetic":
-        return _synthetic_sequences(int(data.seed), split, _counts(data, split), size, float(data.degrade))
+    if datasets.of(data).is_computed:
+        return _computed_sequences(data.name, split, int(data.seed), _counts(data, split), size, float(data.degrade))
     found = source(data, split)
     if is_split_up:
         runs = [[i] for i, frame in enumerate(found.frames) if frame.label]
     else:
-        runs = folders.runs(found.frames, int(data.eval_gap), is_still=found.layout == "cityscapes_stills")
+        runs = folders.runs(found.frames, int(data.eval_gap), is_still=found.layout.endswith("_stills"))
     return Videos(found, runs, size, reading.of(data, split))

@@ -9,7 +9,7 @@ import numpy as np
 
 from dvsnas_jax.core import types
 from dvsnas_jax.core.files import image_files
-from dvsnas_jax.data.datasets import frames
+from dvsnas_jax.data.datasets import labels as labels_lib
 from dvsnas_jax.data.loading import encoded_frames, folders
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -52,7 +52,7 @@ def reader(tf: Any, source: encoded_frames.Media) -> Any:
     return read_files
 
 
-def clip(tf: Any, images: list[Any], labels: list[Any], code: frames.LabelCode, size: tuple[int, int]) -> list[Any]:
+def clip(tf: Any, images: list[Any], labels: list[Any], code: labels_lib.LabelCode, size: tuple[int, int]) -> list[Any]:
     """Decodes the frames of a clip.
 
     Args:
@@ -97,7 +97,7 @@ def _is_common(tf: Any, contents: list[Any]) -> Any:
     return tf.ensure_shape(is_common, ())
 
 
-def _kinds(code: frames.LabelCode) -> tuple[bytes, ...]:
+def _kinds(code: labels_lib.LabelCode) -> tuple[bytes, ...]:
     """Kinds of label files that TensorFlow decodes to what is in them."""
     return _COLORS if code.is_color else _IDS if code.raw.max() <= 255 else ()
 
@@ -140,7 +140,7 @@ def image(tf: Any, content: Any, size: tuple[int, int]) -> tuple[Any, Any]:
     return tf.ensure_shape(pixels, (*size, 3)), stored
 
 
-def label(tf: Any, content: Any, code: frames.LabelCode, stored: Any, size: tuple[int, int]) -> Any:
+def label(tf: Any, content: Any, code: labels_lib.LabelCode, stored: Any, size: tuple[int, int]) -> Any:
     """One encoded label image as the values in it, resized; `train_ids` takes them.
 
     Args:
@@ -187,7 +187,7 @@ def _slow_image(content: bytes) -> np.ndarray:
     return image_files.read_image(pathlib.Path("image"), content)
 
 
-def _slow(content: bytes, code: frames.LabelCode) -> np.ndarray:
+def _slow(content: bytes, code: labels_lib.LabelCode) -> np.ndarray:
     """Palettes, other depths and turned labels, by way of the train ids: values that `train_ids` understands."""
     train = folders.read_label(pathlib.Path("label"), code, content)
     table = np.zeros(256, np.uint32 if code.is_color else np.uint8)
@@ -196,7 +196,7 @@ def _slow(content: bytes, code: frames.LabelCode) -> np.ndarray:
     return table[train]
 
 
-def _values(code: frames.LabelCode) -> dict[int, int]:
+def _values(code: labels_lib.LabelCode) -> dict[int, int]:
     """Values that come out of `label`, with their train ids."""
     pairs = {int(raw): int(train) for raw, train in zip(code.raw, code.train, strict=True)}
     if code.is_color:
@@ -206,12 +206,12 @@ def _values(code: frames.LabelCode) -> dict[int, int]:
     return {raw: train for raw, train in pairs.items() if raw >= 0}
 
 
-def comes_late(code: frames.LabelCode) -> bool:
+def comes_late(code: labels_lib.LabelCode) -> bool:
     """Ids in the files may be moved as they are, 255 beside the frame, and become train ids in the end."""
     return not code.is_color and _values(code).get(types.IGNORE, types.IGNORE) == types.IGNORE
 
 
-def train_ids(tf: Any, values: Any, code: frames.LabelCode) -> Any:
+def train_ids(tf: Any, values: Any, code: labels_lib.LabelCode) -> Any:
     """Train ids of label values, `UNKNOWN` for a value that the code does not know.
 
     Args:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dvsnas_jax.core import cores, errors, types
-from dvsnas_jax.data.datasets import frames
+from dvsnas_jax.data.datasets import labels as labels_lib
 from dvsnas_jax.data.loading import augment, sharding, store, tf_decode, warp
 from dvsnas_jax.data.loading import encoded_frames as media_lib
 
@@ -36,7 +36,7 @@ class Decoder:
     """
 
     read: Callable[[Any], Sequence[Any]]
-    code: frames.LabelCode | None = None
+    code: labels_lib.LabelCode | None = None
 
 
 @functools.cache
@@ -87,7 +87,7 @@ def memory_decoder(tf: Any, stored: store.Store) -> Decoder:
 class _Programs:
     """The XLA programs that make a clip, one after the other; each knows nothing but shapes, rules and label code."""
 
-    def __init__(self, rules: augment.Rules, code: frames.LabelCode | None) -> None:
+    def __init__(self, rules: augment.Rules, code: labels_lib.LabelCode | None) -> None:
         tf = self._tf = tensorflow()
         self._is_packed = code is None
         self._early = self._late = lambda labels: labels
@@ -125,7 +125,7 @@ def _programs(rules: augment.Rules, code: tuple[bytes, bytes, bool] | None) -> _
     if code is None:
         return _Programs(rules, None)
     raw, train, is_color = code
-    label_code = frames.LabelCode(np.frombuffer(raw, np.int64), np.frombuffer(train, np.uint8), is_color)
+    label_code = labels_lib.LabelCode(np.frombuffer(raw, np.int64), np.frombuffer(train, np.uint8), is_color)
     return _Programs(rules, label_code)
 
 

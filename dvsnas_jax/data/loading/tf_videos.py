@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import types
+from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import augment, encoded_frames, sharding, store, tf_loader
 
 
@@ -60,7 +61,7 @@ class Videos(collections.abc.Sequence[types.Sequence]):
         """Clips of one frame each."""
         tf, size = tf_loader.tensorflow(), (int(self._data.height), int(self._data.width))
         explain: Any = lambda batch: None  # noqa: E731
-        if self._data.name == "synthetic":
+        if datasets.of(self._data).is_computed:
             decoder = tf_loader.memory_decoder(tf, store.load(self._data, self._split))
         else:
             opened = encoded_frames.open_media(self._data, self._split)

@@ -20,13 +20,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from dvsnas_jax.core import errors, progress
 from dvsnas_jax.core.files import locking
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.datasets import frames
-from dvsnas_jax.data.prepared import builders, clip_builders, encoded, reading
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.prepared import builders, plans, reading
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -34,10 +33,6 @@ _FULL = {
     errno.EFBIG: "files may not become so large (ulimit -f)",
 }
 """What the system says of a disk that takes no more, in words."""
-_NUM_SAMPLES = 6
-"""Frames that are resized to estimate the bytes of all."""
-_EXAMPLE_BYTES, _FRAME_BYTES, _SPLIT_BYTES = 256, 160, 1 << 18
-"""About what an example, each frame in it, and a split take beside the images."""
 _DIGEST = "digest"
 
 
@@ -75,7 +70,7 @@ def run(
       data: section of the configuration.
       output: folder; the records come into `<dataset>_clips/<version>` in it.
       splits: which; () = all that have labels.
-      height: of the frames, pixels; 0 = the bytes of the files, unchanged. (Synthetic: data.height and data.width.)
+      height: of the frames, pixels; 0 = the bytes of the files, unchanged. (Computed: data.height and data.width.)
       width: likewise.
       num_workers: threads; 0 = one a core, 16 at most.
 
@@ -84,11 +79,14 @@ def run(
       Stopped: SIGTERM or SIGINT came; nothing is left behind.
     """
     root = pathlib.Path(os.path.abspath(os.path.expanduser(os.fspath(output))))
-    if data.name == "synthetic":
-        job = _synthetic_job(data, root, splits, (height, width))
+    if not datasets.of(data).is_computed:
+        job = _clips_job(plans.make(data, splits, height=height, width=width), root, num_workers)
+    elif splits or height or width:
+        raise errors.UserError(
+            f"--splits, --height, --width: not for {data.name} clips; set data.height and data.width"
+        )
     else:
-        planned = clip_builders.plan(data, splits, height=height, width=width)
-        job = _clips_job(planned, root, num_workers)
+        job = _computed_job(data, root)
     with signals.stop_on_signal() as stop, locking.exclusive(root, stop) as is_locked:
         if job.path.exists():
             return _finished(job, is_new=False)
@@ -119,74 +117,38 @@ class _Job:
     left_out: tuple[str, ...] = ()
 
 
-def _clips_job(planned: clip_builders.Plan, root: pathlib.Path, num_workers: int) -> _Job:
+def _clips_job(plan: plans.Plan, root: pathlib.Path, num_workers: int) -> _Job:
     """The job of a dataset on disk."""
 
     def make(needed: dict[str, int], count_fn: Callable[[], None]) -> Any:
-        builder = clip_builders.make(planned, root)
+        builder = builders.of_plan(plan, root)
         builder.num_workers = num_workers or builder.num_workers
         builder.on_example = count_fn
-        builder.shard_counts = {
-            split: clip_builders.num_shards(needed[split], len(clips)) for split, clips in planned.clips.items()
-        }
+        builder.shard_counts = {split: plans.num_shards(needed[split], len(each)) for split, each in plan.clips.items()}
         return builder
 
     return _Job(
-        path=root / clip_builders.NAMES[planned.dataset] / reading.VERSION,
-        options={**planned.options, _DIGEST: clip_builders.digest(planned)},
-        counts={split: len(clips) for split, clips in planned.clips.items()},
-        estimate_fn=functools.partial(estimate, planned),
+        path=root / builders.folder_name(plan.dataset) / plans.VERSION,
+        options={**plan.options, _DIGEST: plans.digest(plan)},
+        counts={split: len(clips) for split, clips in plan.clips.items()},
+        estimate_fn=functools.partial(plans.estimate, plan),
         make_fn=make,
-        left_out=planned.left_out,
+        left_out=plan.left_out,
     )
 
 
-def _synthetic_job(
-    data: ml_collections.ConfigDict, root: pathlib.Path, splits: tuple[str, ...], size: tuple[int, int]
-) -> _Job:
-    """The job of the procedural video: frames as arrays, not as files."""
-    if splits or any(size):
-        raise errors.UserError("--splits, --height, --width: not for synthetic clips; set data.height and data.width")
-    options = {"num_frames": data.num_frames, "seed": data.seed, "height": data.height, "width": data.width}
-    counts = {"num_train": int(data.num_train_clips), "num_eval": int(data.num_val_clips)}
-
-    def make(needed: dict[str, int], count_fn: Callable[[], None]) -> Any:
-        del needed
-        return builders.synthetic_clips(
-            data_dir=root, degrade=float(data.degrade), on_example=count_fn, **options, **counts
-        )
-
-    by_split = {"train": counts["num_train"], "val": counts["num_eval"], "test": counts["num_eval"]}
-    frame_bytes = 4 * int(data.num_frames) * int(data.height) * int(data.width)
-    needed = {split: frame_bytes * count for split, count in by_split.items()}
+def _computed_job(data: ml_collections.ConfigDict, root: pathlib.Path) -> _Job:
+    """The job of clips that are computed: frames as arrays, not as files."""
+    options, counts = builders.computed_options(data), builders.computed_counts(data)
+    clip_bytes = 4 * options["num_frames"] * options["height"] * options["width"]
+    needed = {split: clip_bytes * count for split, count in counts.items()}
     return _Job(
-        path=root / "synthetic_clips" / "1.0.0",
-        options={**options, "degrade": float(data.degrade)},
-        counts=by_split,
+        path=root / builders.folder_name(data.name) / plans.VERSION,
+        options=options,
+        counts=counts,
         estimate_fn=lambda: {**needed, "all": sum(needed.values())},
-        make_fn=make,
+        make_fn=lambda needed, count_fn: builders.of_computed(data, root, count_fn),
     )
-
-
-def estimate(planned: clip_builders.Plan) -> dict[str, int]:
-    """Bytes that each split will take, and `all`: sums of file sizes, scaled by some resized frames where asked for."""
-    total = {}
-    for split, source in planned.sources.items():
-        clips = planned.clips[split]
-        sizes = np.array([_bytes_of(frame) for frame in source.frames], np.float64)
-        if planned.size is not None:
-            chosen = np.unique(np.linspace(0, len(sizes) - 1, min(_NUM_SAMPLES, len(sizes))).astype(int))
-            made = [sum(map(len, encoded.pair(source.frames[i], planned.size))) for i in chosen]
-            sizes *= 1.1 * sum(made) / max(sizes[chosen].sum(), 1)
-        sums = np.concatenate([[0.0], np.cumsum(sizes)])
-        content = float((sums[clips[:, 1] + 1] - sums[clips[:, 0]]).sum())
-        num_frames = int((clips[:, 1] + 1 - clips[:, 0]).sum())
-        total[split] = int(content * 1.005) + _EXAMPLE_BYTES * len(clips) + _FRAME_BYTES * num_frames + _SPLIT_BYTES
-    return {**total, "all": sum(total.values())}
-
-
-def _bytes_of(frame: frames.Frame) -> int:
-    return encoded.size_of(frame.image) + (encoded.size_of(frame.label) if frame.label else 0)
 
 
 def _write(job: _Job, root: pathlib.Path, stop: signals.StopFlag) -> None:

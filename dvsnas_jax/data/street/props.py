@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dvsnas_jax.data.datasets import classes
+from dvsnas_jax.data.datasets import camvid
 from dvsnas_jax.data.street import sprites
 
 SKY, ROAD, PAVEMENT, BUILDING, FAR_TREES = range(5)
 """Palette entries of the surfaces that are no objects; objects come after."""
 NUM_SURFACES = 5
 
-_ID = {name: number for number, name in enumerate(classes.CAMVID.names)}
+_ID = {name: number for number, name in enumerate(camvid.CLASSES.names)}
 _FENCES = ("fence_planks", "fence_bars", "fence_panel")
 _SIGNS = ("sign_disc", "sign_triangle", "sign_board", "traffic_light")
 

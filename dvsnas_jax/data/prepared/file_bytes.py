@@ -1,9 +1,8 @@
-"""Image and label files as bytes: as they are, or made smaller without loss of a label."""
+"""A frame and its label as the bytes of two files: as they lie there, or made smaller without loss of a label."""
 
 from __future__ import annotations
 
 import io
-import os
 import pathlib
 
 import numpy as np
@@ -13,18 +12,6 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import frames
 from dvsnas_jax.data.loading import folders
-
-
-def size_of(path: pathlib.Path) -> int:
-    """Bytes of a file.
-
-    Raises:
-      UserError: it is not there or cannot be read.
-    """
-    try:
-        return os.stat(path).st_size
-    except OSError as error:
-        raise errors.UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
 
 
 def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[bytes, bytes]:

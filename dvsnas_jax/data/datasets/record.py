@@ -1,0 +1,162 @@
+"""What the program knows of a data set: one `Dataset` record each, in a file of its own in this room.
+
+The modules of the room that state a `RECORD` are its members; everything else asks the record, never which one it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dvsnas_jax.core import types
+from dvsnas_jax.data.datasets import frames, labels
+
+ALL_ABSENT = "all"
+"""In data.folder.absent: any class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the configuration says of files (hashable): the section data.folder, key by key, see `core.defaults`.
+
+    Every data set gets it, and may go by it; `also_ignored`, which is data.ignore, holds for all.
+    """
+
+    frames: str
+    masks: str
+    splits: tuple[str, ...]
+    split_by: str
+    labels: str
+    classes: tuple[str, ...]
+    colors: tuple[str, ...]
+    ids: tuple[str, ...]
+    ignore: tuple[str, ...]
+    absent: tuple[str, ...]
+    frame_rate: float
+    also_ignored: tuple[str, ...] = ()
+
+    @property
+    def is_unnamed(self) -> bool:
+        """There are masks, and no names of their classes."""
+        return bool(self.masks and not self.classes)
+
+    def may_be_absent(self, name: str) -> bool:
+        """A class that may have no pixel in any mask."""
+        return name in self.absent or ALL_ABSENT in self.absent
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """How a data set lies on disk.
+
+    Attributes:
+      layouts: the forms that it comes in; the first where a folder does not show which.
+      expected: what a folder should hold, for messages.
+      recognise: folder -> its layout, "" where it does not look like this data set.
+      present: folder, layout, options -> the splits that are there.
+      scan: folder, split, layout, options -> its frames and all that is wrong with them.
+      code: layout, options -> what the pixels of label files mean.
+      frame_rate: Hz, of consecutive frame numbers; None: as data.folder says.
+      variable: environment variable that holds the folder where data.dir is empty.
+      listed: layouts whose splits are lists of names, so that one may turn out to have no frame.
+    """
+
+    layouts: tuple[str, ...]
+    expected: str
+    recognise: Callable[[pathlib.Path], str]
+    present: Callable[[pathlib.Path, str, Options], list[str]]
+    scan: Callable[[pathlib.Path, str, str, Options], frames.Scan]
+    code: Callable[[str, Options], labels.LabelCode]
+    frame_rate: float | None = None
+    variable: str = ""
+    listed: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """How the owners of a data set want predictions, and how they score them.
+
+    Attributes:
+      file_name: frame, whether it holds colours -> name of the file of its prediction.
+      score: folder of predictions, label files -> {"miou": share, "iou": class -> share or None}.
+    """
+
+    file_name: Callable[[frames.Frame, bool], str]
+    score: Callable[[str | os.PathLike[str], Sequence[pathlib.Path]], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set; either it lies in files, or its clips are computed.
+
+    Attributes:
+      name: value of data.name.
+      title: for descriptions.
+      classes: options -> names and colours of the train ids; the disk is not looked at.
+      order: of the table; the first that recognises a folder has it.
+      files: on disk.
+      render: computed: `data.street.synthetic.clip`, or what takes the same arguments.
+      ids: options -> the id of each class in label files, the first of several; () = 0, 1, 2, ...
+      submission: None: nobody scores it.
+      is_own: the user's own files: classes and ids are those of data.folder, and may be wrong.
+      num_classes: where their names need a package that may be missing.
+    """
+
+    name: str
+    title: str
+    classes: Callable[[Options], types.ClassTable]
+    order: int = 0
+    files: Files | None = None
+    render: Callable[..., types.Sequence] | None = None
+    ids: Callable[[Options], tuple[int, ...]] = lambda options: ()
+    submission: Submission | None = None
+    is_own: bool = False
+    num_classes: int | None = None
+
+    @property
+    def is_computed(self) -> bool:
+        """It lies in no files."""
+        return self.files is None
+
+    def rendered(self, **options: Any) -> types.Sequence:
+        """A clip of a data set that is computed."""
+        assert self.render is not None, f"{self.name} lies in files"
+        return self.render(**options)
+
+    @property
+    def on_disk(self) -> Files:
+        """`files`, of a data set that has some."""
+        assert self.files is not None, f"{self.name} is computed"
+        return self.files
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A folder of a data set, recognised: its layout and the options that it is read with."""
+
+    path: pathlib.Path
+    dataset: Dataset
+    layout: str
+    options: Options
+
+    def present(self) -> list[str]:
+        """The splits that it has, by looking for their folders or lists."""
+        return self.dataset.on_disk.present(self.path, self.layout, self.options)
+
+    def scan(self, split: str) -> frames.Scan:
+        """Looks at one split, whatever is wrong with it."""
+        return self.dataset.on_disk.scan(self.path, split, self.layout, self.options)
+
+    def source(self, scan: frames.Scan) -> frames.Source:
+        """What `scan` found, with the classes, their code and the rate; UserError where options make no sense."""
+        rate = self.dataset.on_disk.frame_rate
+        return frames.Source(
+            layout=scan.layout or self.layout,
+            frames=scan.ordered,
+            table=self.dataset.classes(self.options),
+            code=labels.with_ignored(self.dataset.on_disk.code(self.layout, self.options), self.options.also_ignored),
+            frame_rate=self.options.frame_rate if rate is None else rate,
+        )
