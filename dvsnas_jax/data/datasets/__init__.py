@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -34,7 +35,7 @@ def on_disk() -> dict[str, record.Dataset]:
 
 def options(data: ml_collections.ConfigDict) -> record.Options:
     """What the data section says of files: data.folder, and data.ignore."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.folder.items()}
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.folder.items()}
     return record.Options(**values, also_ignored=tuple(data.ignore))
 
 
