@@ -64,14 +64,8 @@ def unpack(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stages(rules: Any) -> list[Stage]:
-    """What `augment.Rules` ask for, to be done one after the other.
-
-    Args:
-      rules: of augmentation.
-
-    Returns:
-      Stages from words T x [H, W] ([1, H, W] for stills) to words [T, crop_height, crop_width].
-    """
+    """What `augment.Rules` ask for, one after the other, from words T x [H, W] ([1, H, W] for stills) to words
+    [T, crop_height, crop_width]."""
     colors: list[Stage] = [functools.partial(_colors, rules)] if rules.jitter else []
     if rules.is_still:
         return [functools.partial(_perspective, rules), *colors]

@@ -113,7 +113,7 @@ def _hide(image: np.ndarray, rng: np.random.Generator, age: int, strength: float
     image += alpha * (cover - image)
 
 
-def apply(clean: np.ndarray, *, key: tuple[int, ...], frame: int, is_rainy: bool, strength: float) -> np.ndarray:
+def apply(clean: np.ndarray, key: tuple[int, ...], frame: int, *, is_rainy: bool, strength: float) -> np.ndarray:
     """Degrades one frame.
 
     Args:

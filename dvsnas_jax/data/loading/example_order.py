@@ -8,7 +8,7 @@ content of every example, is the same for any number of hosts and workers, and a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -20,12 +20,7 @@ _STREAM_ORDER, _STREAM_AUGMENT, _STREAM_STILL = 101, 102, 103
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The share of one host.
-
-    Attributes:
-      host: its number.
-      num_hosts: of all.
-    """
+    """The share of one host among all."""
 
     host: int = 0
     num_hosts: int = 1
@@ -86,9 +81,7 @@ class History:
     def draw(self, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A clip with the target of another: each earlier frame is any that exists `gap` +- `jitter` before the next.
 
-        Args:
-          places: i32 [T], a clip with the exact gaps; it is kept where the drawn frames lead nowhere.
-          rng: decides.
+        `places` i32 [T], a clip with the exact gaps, is kept where the drawn frames lead nowhere.
         """
         drawn, parts = [int(places[-1])], rng.random(len(places) - 1)
         for part in parts:
@@ -124,24 +117,23 @@ class Stream:
     seed: int
     history: History | None = None
 
-    def examples(self, first: int, step: int = 1) -> Iterator[Example]:
-        """Every `step`-th example from the number `first` on."""
-        num = len(self.places)
-        known, order = -1, np.empty(0, np.int64)
-        counter = first
-        while True:
-            epoch, at = divmod(counter, num)
-            if epoch != known:
-                known, order = epoch, np.random.default_rng((self.seed, _STREAM_ORDER, epoch)).permutation(num)
-            yield self._example(int(order[at]), counter)
-            counter += step
-
     def batches(self, batch_size: int, shard: Shard = WHOLE, start_step: int = 0) -> Iterator[list[Example]]:
         """This host's share of every global batch of B examples, from batch `start_step` on."""
         local = shard.local(batch_size)
-        examples = self.examples(start_step * batch_size + shard.host, shard.num_hosts)
+        examples = self._examples(start_step * batch_size + shard.host, shard.num_hosts)
         while True:
             yield [next(examples) for _ in range(local)]
+
+    def _examples(self, counter: int, step: int) -> Iterator[Example]:
+        """Every `step`-th example from the number `counter` on."""
+        known, order = -1, np.empty(0, np.int64)
+        while True:
+            epoch, at = divmod(counter, len(self.places))
+            if epoch != known:
+                rng = np.random.default_rng((self.seed, _STREAM_ORDER, epoch))
+                known, order = epoch, rng.permutation(len(self.places))
+            yield self._example(int(order[at]), counter)
+            counter += step
 
     def _example(self, clip: int, counter: int) -> Example:
         rng = np.random.default_rng((self.seed, _STREAM_AUGMENT, counter))
@@ -154,29 +146,8 @@ class Stream:
         return Example(clip, places.astype(np.int32), uniforms, key)
 
 
-def evaluation(places: np.ndarray, num_frames: int, seed: int, clips: Iterator[int] | range) -> Iterator[Example]:
-    """Examples of some clips, not augmented; the random numbers are those of a history made from stills.
-
-    Args:
-      places: i32 [N, T].
-      num_frames: T.
-      seed: of the dataset.
-      clips: numbers of clips; numbers from N on give clip N - 1.
-    """
+def unaugmented(places: np.ndarray, num_frames: int, seed: int, clips: Iterable[int]) -> Iterator[Example]:
+    """Examples of some clips of places i32 [N, T]; the random numbers are those of a history made from stills."""
     for clip in clips:
-        clip = min(clip, len(places) - 1)
         uniforms, key = augment.draw(np.random.default_rng((seed, _STREAM_STILL, clip)), num_frames)
         yield Example(clip, places[clip].astype(np.int32), augment.neutral(uniforms), key)
-
-
-def padded(num: int, batch_size: int, shard: Shard = WHOLE) -> Iterator[range]:
-    """This host's clip numbers of every global batch of one epoch; numbers from `num` on only fill the last batch.
-
-    Args:
-      num: clips of the split.
-      batch_size: B, over all hosts.
-      shard: this host.
-    """
-    shard.local(batch_size)
-    for start in range(0, num, batch_size):
-        yield range(start + shard.host, start + batch_size, shard.num_hosts)
