@@ -13,7 +13,7 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data import preview
 from dvsnas_jax.data.datasets import classes, layouts
-from dvsnas_jax.data.loading import clip_index, pipeline, whole_videos
+from dvsnas_jax.data.loading import clip_index, example_order, pipeline, whole_videos
 from dvsnas_jax.data.prepared import builders
 from dvsnas_jax.data.street import synthetic
 
@@ -126,7 +126,7 @@ def _assert_same(a, b):
 def test_batch_is_a_function_of_seed_and_step(loader, history):
     data = _tiny(loader=loader, history=history)
     whole = _take(data, 5)
-    for got, want in zip(_take(data, 2, start_step=3), whole[3:], strict=True):
+    for got, want in zip(_take(data, 2, part=example_order.Part(3)), whole[3:], strict=True):
         _assert_same(got, want)
     assert (whole[0].frames != whole[1].frames).any()
     assert (whole[0].frames != _take(data, 1, seed=8)[0].frames).any()

@@ -66,7 +66,7 @@ def _stream(num, num_frames=1):
 @pytest.mark.parametrize("num_hosts", HOSTS)
 def test_the_union_over_hosts_is_every_example_once_an_epoch(num_hosts):
     stream, batch_size, num = _stream(37), 24, 37
-    hosts = [stream.batches(batch_size, example_order.Shard(host, num_hosts)) for host in range(num_hosts)]
+    hosts = [stream.batches(batch_size, example_order.Part(0, host, num_hosts)) for host in range(num_hosts)]
     seen = []
     for _ in range(5):
         parts = [next(host) for host in hosts]
@@ -82,27 +82,27 @@ def test_the_union_over_hosts_is_every_example_once_an_epoch(num_hosts):
 def test_a_restart_costs_nothing_and_changes_nothing():
     stream = _stream(1000)
     started = time.perf_counter()
-    later = next(stream.batches(8, start_step=10**9))
+    later = next(stream.batches(8, example_order.Part(10**9)))
     assert time.perf_counter() - started < 0.5
-    ahead = next(itertools.islice(stream.batches(8, start_step=10**9 - 300), 300, None))
+    ahead = next(itertools.islice(stream.batches(8, example_order.Part(10**9 - 300)), 300, None))
     assert [(e.clip, e.key) for e in later] == [(e.clip, e.key) for e in ahead]
 
 
 def test_batches_that_do_not_divide():
-    for shard, batch_size, text in (
-        (example_order.Shard(0, 3), 4, "4 clips do not divide among 3 hosts"),
-        (example_order.Shard(3, 3), 3, "host 3 of 3 does not exist"),
+    for part, batch_size, text in (
+        (example_order.Part(0, 0, 3), 4, "4 clips do not divide among 3 hosts"),
+        (example_order.Part(0, 3, 3), 3, "host 3 of 3 does not exist"),
     ):
         with pytest.raises(errors.UserError, match=text):
-            next(pipeline.train_batches(_data(), batch_size=batch_size, num_frames=2, seed=0, shard=shard))
+            next(pipeline.train_batches(_data(), batch_size=batch_size, num_frames=2, seed=0, part=part))
 
 
 @pytest.mark.parametrize("loader", ["numpy", "tf"])
 def test_hosts_share_a_batch(loader, video):
     data = _data(video, loader=loader)
-    (whole,) = _take(data, 1, start_step=2)
+    (whole,) = _take(data, 1, part=example_order.Part(2))
     for host in range(2):
-        (part,) = _take(data, 1, start_step=2, shard=example_order.Shard(host, 2))
+        (part,) = _take(data, 1, part=example_order.Part(2, host, 2))
         np.testing.assert_array_equal(part.frames, whole.frames[host::2])
         np.testing.assert_array_equal(part.labels, whole.labels[host::2])
 
@@ -115,7 +115,7 @@ def test_batches_do_not_depend_on_workers_and_go_on_after_a_restart(history, vid
     changes = {"history": history, "crop_max_ratio": 0.75, "jitter_per_frame": True}
     one = _take(_data(video, workers=1, **changes), 6)
     _assert_same(_take(_data(video, workers=2, **changes), 6), one)
-    _assert_same(_take(_data(video, workers=2, **changes), 2, start_step=4), one[4:])
+    _assert_same(_take(_data(video, workers=2, **changes), 2, part=example_order.Part(4)), one[4:])
     assert one[0].frames.shape == (4, 2, 24, 32, 3) and (one[0].frames != one[1].frames).any()
 
 
@@ -157,7 +157,7 @@ def test_gaps_vary_among_the_frames_that_exist(video):
         assert all(1 <= step <= 3 for step in steps)
         found.add(steps)
     assert len(found) >= 4
-    _assert_same(_take(data, 2, num_frames=3, start_step=1), _take(data, 3, num_frames=3)[1:])
+    _assert_same(_take(data, 2, num_frames=3, part=example_order.Part(1)), _take(data, 3, num_frames=3)[1:])
 
 
 def test_a_history_that_leads_nowhere_keeps_the_exact_gaps():

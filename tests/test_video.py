@@ -11,7 +11,7 @@ from av.stream import Disposition
 from PIL import Image
 
 from dvsnas_jax.core import errors
-from dvsnas_jax.core.files import image_files
+from dvsnas_jax.core.files import image_files, output_files
 from dvsnas_jax.data.street import synthetic
 from dvsnas_jax.infer.video import cuts, decoding, hdr, sources, writing
 
@@ -507,13 +507,13 @@ def test_what_is_written_reads_back(tmp_path):
 
 def test_outputs_that_cannot_be(tmp_path):
     with pytest.raises(errors.UserError, match=r"o\.avi must end in \.mp4 or \.mov or \.mkv"):
-        writing.check_output(str(tmp_path / "o.avi"))
+        output_files.check_file(tmp_path / "o.avi", suffixes=writing.SUFFIXES)
     (tmp_path / "file").write_text("x")
     with pytest.raises(errors.UserError, match=r"--output: cannot write .*file/o\.mp4: .*file is no folder"):
-        writing.check_output(str(tmp_path / "file" / "o.mp4"))
+        output_files.check_file(tmp_path / "file" / "o.mp4", suffixes=writing.SUFFIXES)
     (tmp_path / "o.mp4").mkdir()
     with pytest.raises(errors.UserError, match=r"o\.mp4 is a folder"):
-        writing.check_output(str(tmp_path / "o.mp4"))
+        output_files.check_file(tmp_path / "o.mp4", suffixes=writing.SUFFIXES)
     with pytest.raises(errors.UserError, match=r"--output: cannot write .*o\.mp4"):
         writing.VideoWriter(tmp_path / "o.mp4", (8, 8), rate=RATE, time_base=1 / RATE).write(scene(0, 8, 8), 0)
 

@@ -19,31 +19,18 @@ from dvsnas_jax.infer.video import legend, sources, writing
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is written and how.
+    """What is written and how."""
 
-    Attributes:
-      output: video file to write; None: none.
-      masks: folder for masks as PNG; None: none.
-      mask_format: "ids" or "colors".
-      is_side_by_side: left the static network alone, right the cell.
-      resize: height and width that frames are brought to as they are read, and the outputs have; None: their own.
-      alpha: weight of the labels' colours over the frame.
-      do_reset: the state is reset where a cut is found.
-      summary: JSON file to write; None: none.
-      do_rate: measure the rate of steps alone afterwards.
-      has_legend: the video names the classes beside their colours.
-    """
-
-    output: str | None = None
-    masks: str | None = None
-    mask_format: str = "ids"
-    is_side_by_side: bool = False
-    resize: tuple[int, int] | None = None
-    alpha: float = 0.5
-    do_reset: bool = False
-    summary: str | None = None
-    do_rate: bool = False
-    has_legend: bool = False
+    output: str | None = None  # video file
+    masks: str | None = None  # folder for masks as PNG
+    mask_format: str = "ids"  # or "colors"
+    is_side_by_side: bool = False  # left the static network alone, right the cell
+    resize: tuple[int, int] | None = None  # height and width that frames are read at and outputs have; None: their own
+    alpha: float = 0.5  # weight of the labels' colours over the frame
+    do_reset: bool = False  # the state is reset where a cut is found
+    summary: str | None = None  # JSON file
+    do_rate: bool = False  # measure the rate of steps alone afterwards
+    has_legend: bool = False  # the video names the classes beside their colours
 
     def check(self) -> None:
         """Raises UserError where a value is out of range, or nothing would be written; nothing is made."""
@@ -58,7 +45,7 @@ class Options:
         if self.has_legend and not self.output:
             raise errors.UserError("--legend: is drawn into the video, give --output as well")
         if self.output:
-            writing.check_output(self.output)
+            output_files.check_file(self.output, suffixes=writing.SUFFIXES)
         if self.masks:
             output_files.check_folder(self.masks, flag="--masks")
         if self.summary:
@@ -99,32 +86,24 @@ class Prepared(NamedTuple):
 class Found(NamedTuple):
     """A segmented frame.
 
-    Attributes:
-      prepared: the frame.
-      labels: u8 [h, w].
-      static: u8 [h, w], of the static network alone; None where that is not asked for.
-      is_cut: a new take begins with it.
-      key_share: share of it that the static network computed.
-      seconds: of its step, from its start, or from the end of the step before where that is later, to its labels on the
-        host. In it: the frame's way to the device, the choice of key frames, the network and the cell, and the static
-        network alone where that is asked for; not in it: reading, resizing, drawing and writing. Those run at the same
-        time and slow it down where they share its processor.
+    `seconds` are those of its step, from its start, or from the end of the step before where that is later, to its
+    labels on the host. In it: the frame's way to the device, the choice of key frames, the network and the cell, and
+    the static network alone where that is asked for; not in it: reading, resizing, drawing and writing. Those run at
+    the same time and slow it down where they share its processor.
     """
 
     prepared: Prepared
-    labels: np.ndarray
-    static: np.ndarray | None
-    is_cut: bool
-    key_share: float
+    labels: np.ndarray  # u8 [h, w]
+    static: np.ndarray | None  # u8 [h, w], of the static network alone; None where that is not asked for
+    is_cut: bool  # a new take begins with it
+    key_share: float  # share of it that the static network computed
     seconds: float
 
 
 class Outputs:
-    """The files that are written.
+    """The files that are written; `notes` is what the user should know of them.
 
-    Attributes:
-      size: height and width of the video's frames, of the masks where there is none; None before the first frame.
-      notes: what the user should know.
+    `size` is height and width of the video's frames, of the masks where there is none; None before the first frame.
     """
 
     def __init__(self, source: sources.Source, segmenter: load.Segmenter, options: Options) -> None:

@@ -122,11 +122,7 @@ def text(summary: dict[str, Any]) -> str:
 
 
 def write(path: str, summary: dict[str, Any]) -> None:
-    """Writes the summary as JSON.
-
-    Raises:
-      UserError: it cannot be written.
-    """
+    """Writes the summary as JSON; raises UserError where it cannot be written."""
     try:
         pathlib.Path(path).write_text(json_text.dumps(summary, indent=1) + "\n")
     except OSError as error:

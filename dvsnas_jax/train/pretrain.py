@@ -172,8 +172,8 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
 def _on_devices(batches: Callable[..., Iterator[types.Clip]], batch_size: int, start: int) -> Iterator[types.Clip]:
     """The batches from a step on, each process loads its share, ahead of the steps on the devices."""
     if jax.device_count() == 1:
-        return prefetch.to_device(batches(start_step=start))
-    own = batches(start_step=start, shard=example_order.Shard(*mesh_lib.host_shard(batch_size)))
+        return prefetch.to_device(batches(part=example_order.Part(start)))
+    own = batches(part=example_order.Part(start, *mesh_lib.host_shard(batch_size)))
     return prefetch.on_host(mesh_lib.put_batch(clip, batch_size) for clip in own)
 
 

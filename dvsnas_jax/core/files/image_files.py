@@ -1,9 +1,8 @@
 """What an image file says about the reading of its pixels: which way is up, one picture or several, bit depth, alpha.
 
-Every reader of frames and labels goes by this file, so that a photo lies the same way in both loaders, in checks, in
-prepared datasets and in what `segment` and `evaluate` write. Turned: EXIF orientation of JPEG, PNG, TIFF and WebP (and
-what XMP says where EXIF is silent). Dropped: alpha, without laying the picture over a colour. Left alone, as decoders
-of datasets do: gamma and colour profiles.
+Every reader of frames and labels goes by this file. Turned: EXIF orientation of JPEG, PNG, TIFF and WebP (and what XMP
+says where EXIF is silent). Dropped: alpha, without laying the picture over a colour. Left alone, as decoders of
+datasets do: gamma and colour profiles.
 """
 
 from __future__ import annotations
@@ -75,8 +74,7 @@ def upright(image: Image.Image) -> Image.Image:
 def rgb(path: pathlib.Path, image: Image.Image) -> np.ndarray:
     """The pixels of an upright picture, u8 [H, W, 3]. Grey becomes RGB, 16 bits lose the lower 8, alpha is dropped.
 
-    Raises:
-      UserError: its pixels have no such form: floats, or more than 16 bits.
+    Raises UserError: floats, or more than 16 bits.
     """
     if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it
         values = np.asarray(image)
@@ -91,17 +89,12 @@ def rgb(path: pathlib.Path, image: Image.Image) -> np.ndarray:
 
 
 def size(content: bytes) -> tuple[int, int]:
-    """Width and height of an encoded picture, upright.
-
-    Raises:
-      Exception: of Pillow's, where it is no picture.
-    """
+    """Width and height of an encoded picture, upright; raises an exception of Pillow's where it is none."""
     is_plain = is_common(content)
     with Image.open(io.BytesIO(content)) as image:
         width, height = image.size  # of a TIFF already upright
-        if is_plain or image.format == "TIFF" or orientation(image) not in _LYING:
-            return width, height
-    return height, width
+        is_lying = not is_plain and image.format != "TIFF" and orientation(image) in _LYING
+    return (height, width) if is_lying else (width, height)
 
 
 def is_common(content: bytes) -> bool:
@@ -191,8 +184,7 @@ def unreadable(path: pathlib.Path, error: Exception) -> errors.UserError:
 def opened(path: pathlib.Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """A file that holds one picture; where its `content` comes from elsewhere, the path is a name for errors.
 
-    Raises:
-      UserError: unreadable (also where that shows within the block), or not one picture.
+    Raises UserError: unreadable (also where that shows within the block), or not one picture.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:

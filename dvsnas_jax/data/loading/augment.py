@@ -33,29 +33,19 @@ _GRID = 24
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What to do at random: stored frames of height x width pixels become crops of crop_height x crop_width.
-
-    Attributes:
-      scale: smallest and largest.
-      jitter: largest relative change of brightness, contrast, saturation.
-      flip: mirror every second clip.
-      is_still: make the history by camera motions of the last frame.
-      jitter_per_frame: colours change from frame to frame.
-      max_ratio: a crop whose commonest class has this share or more of the labelled pixels is drawn again; 1 = never.
-      tries: how often a crop is drawn at most.
-    """
+    """What to do at random: stored frames of height x width pixels become crops of crop_height x crop_width."""
 
     height: int
     width: int
     crop_height: int
     crop_width: int
-    scale: tuple[float, float] = (1.0, 1.0)
-    jitter: float = 0.0
-    flip: bool = False
-    is_still: bool = False
-    jitter_per_frame: bool = False
-    max_ratio: float = 1.0
-    tries: int = 1
+    scale: tuple[float, float] = (1.0, 1.0)  # smallest and largest
+    jitter: float = 0.0  # largest relative change of brightness, contrast, saturation
+    flip: bool = False  # mirror every second clip
+    is_still: bool = False  # make the history by camera motions of the last frame
+    jitter_per_frame: bool = False  # colours change from frame to frame
+    max_ratio: float = 1.0  # a crop whose commonest class has this share or more of the labelled pixels is drawn again
+    tries: int = 1  # how often a crop is drawn at most
 
     @property
     def noise(self) -> float:

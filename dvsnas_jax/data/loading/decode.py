@@ -17,8 +17,7 @@ _COLOR_MODES = ("RGB", "RGBA", "P")
 def read_label(path: pathlib.Path, code: frames.LabelCode, content: bytes | None = None) -> np.ndarray:
     """A label image, upright, as train ids u8 [H, W], 255 = ignore; `content` as in `image_files.opened`.
 
-    Raises:
-      UserError: unreadable, not of the kind that the code needs, or an unknown id or colour.
+    Raises UserError: unreadable, not of the kind that the code needs, or an unknown id or colour.
     """
     return code.decode(read_pixels(path, code, content), str(path))
 
@@ -26,8 +25,7 @@ def read_label(path: pathlib.Path, code: frames.LabelCode, content: bytes | None
 def read_pixels(path: pathlib.Path, code: frames.LabelCode, content: bytes | None = None) -> np.ndarray:
     """A label image as it is stored: ids [H, W], or colours u8 [H, W, 3].
 
-    Raises:
-      UserError: unreadable, or not of the kind that the code needs.
+    Raises UserError: unreadable, or not of the kind that the code needs.
     """
     with image_files.opened(path, content) as image:
         mode, kind = image.mode, image.format

@@ -42,15 +42,12 @@ class FolderMedia:
 def open_media(data: ml_collections.ConfigDict, split: str) -> Media:
     """The prepared dataset where data.prepared names one, else the folder.
 
-    Raises:
-      UserError: see `layouts.find` and `reading.of`.
+    Raises UserError: see `layouts.find` and `reading.of`.
     """
     return reading.of(data, split) or FolderMedia(layouts.find(data, split))
 
 
-def load(
-    media: Media, place: int, size: tuple[int, int], *, as_bytes: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def load(media: Media, place: int, size: tuple[int, int], *, as_bytes: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """A frame and its labels, see `decode.load`; files are read by their path, but `as_bytes` as a loader does it."""
     content = None
     if as_bytes or not isinstance(media, FolderMedia):

@@ -19,18 +19,15 @@ _STREAM_ORDER, _STREAM_AUGMENT, _STREAM_STILL = 101, 102, 103
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-    """The share of one host among all."""
+class Part:
+    """What one host gets of an endless stream: from batch `start` on, every n-th example of each batch."""
 
+    start: int = 0
     host: int = 0
     num_hosts: int = 1
 
-    def local(self, batch_size: int) -> int:
-        """Examples of a global batch that are this host's.
-
-        Raises:
-          UserError: the batch does not divide.
-        """
+    def size(self, batch_size: int) -> int:
+        """Examples of a global batch that are this host's; raises UserError where the batch does not divide."""
         if not 0 <= self.host < self.num_hosts:
             raise errors.UserError(f"shard: host {self.host} of {self.num_hosts} does not exist; use 0 or more, below")
         if batch_size < 1 or batch_size % self.num_hosts:
@@ -41,42 +38,28 @@ class Shard:
         return batch_size // self.num_hosts
 
 
-WHOLE = Shard()
+WHOLE = Part()
 """Everything, on every host."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """All that chance decides about one example.
+    """All that chance decides about one example."""
 
-    Attributes:
-      clip: its number in the order of `pipeline.load_clips`; the place among the chosen clips where some are chosen.
-      places: i32 [T] of its frames, oldest first; [1] for stills.
-      uniforms: f32 [augment.num_uniforms], in 0..1.
-      key: u32, of the noise.
-    """
-
-    clip: int
-    places: np.ndarray
-    uniforms: np.ndarray
-    key: np.uint32
+    clip: int  # its number in the order of `pipeline.load_clips`; among the chosen clips where some are chosen
+    places: np.ndarray  # i32 [T] of its frames, oldest first; [1] for stills
+    uniforms: np.ndarray  # f32 [augment.num_uniforms], in 0..1
+    key: np.uint32  # of the noise
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """Where the frames before a target may be: drawn anew for every example.
+    """Where the frames before a target may be: drawn anew for every example."""
 
-    Attributes:
-      sequences: i32 [M], number of the sequence of each frame.
-      numbers: i32 [M], of the frames, rising within a sequence.
-      gap: wanted distance of two frames of a clip.
-      jitter: how far a distance may be off.
-    """
-
-    sequences: np.ndarray
-    numbers: np.ndarray
-    gap: int
-    jitter: int
+    sequences: np.ndarray  # i32 [M], number of the sequence of each frame
+    numbers: np.ndarray  # i32 [M], of the frames, rising within a sequence
+    gap: int  # wanted distance of two frames of a clip
+    jitter: int  # how far a distance may be off
 
     def draw(self, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A clip with the target of another: each earlier frame is any that exists `gap` +- `jitter` before the next.
@@ -99,30 +82,21 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """The endless examples of training.
+    """The endless examples of training."""
 
-    Attributes:
-      places: i32 [N, T] of the clips.
-      spare: a clip may start up to so many frames earlier.
-      rules: of the augmentation.
-      num_frames: T.
-      seed: of everything.
-      history: where the gap varies.
-    """
-
-    places: np.ndarray
-    spare: int
+    places: np.ndarray  # i32 [N, T] of the clips
+    spare: int  # a clip may start up to so many frames earlier
     rules: augment.Rules
-    num_frames: int
+    num_frames: int  # T
     seed: int
-    history: History | None = None
+    history: History | None = None  # where the gap varies
 
-    def batches(self, batch_size: int, shard: Shard = WHOLE, start_step: int = 0) -> Iterator[list[Example]]:
-        """This host's share of every global batch of B examples, from batch `start_step` on."""
-        local = shard.local(batch_size)
-        examples = self._examples(start_step * batch_size + shard.host, shard.num_hosts)
+    def batches(self, batch_size: int, part: Part = WHOLE) -> Iterator[list[Example]]:
+        """A part of the global batches of B examples."""
+        size = part.size(batch_size)
+        examples = self._examples(part.start * batch_size + part.host, part.num_hosts)
         while True:
-            yield [next(examples) for _ in range(local)]
+            yield [next(examples) for _ in range(size)]
 
     def _examples(self, counter: int, step: int) -> Iterator[Example]:
         """Every `step`-th example from the number `counter` on."""

@@ -130,22 +130,20 @@ def train_batches(
     batch_size: int,
     num_frames: int,
     seed: int,
-    start_step: int = 0,
     indices: Sequence[int] | np.ndarray | None = None,
-    shard: example_order.Shard = example_order.WHOLE,
+    part: example_order.Part = example_order.WHOLE,
 ) -> Iterator[types.Clip]:
     """Endless batches of augmented clips, shuffled in every epoch.
 
-    Batch i is a function of (seed, i) alone: an iterator made with start_step=i begins with it.
+    Batch i is a function of (seed, i) alone: an iterator of a `part` that starts there begins with it.
 
     Args:
       data: section of the configuration.
       batch_size: B, over all hosts.
       num_frames: T. Where synthetic training clips are longer, any T consecutive frames of them.
       seed: of order and augmentation.
-      start_step: number of the first batch.
       indices: numbers of the clips to draw from, in the order of `load_clips`; all where None.
-      shard: this host among all: it gets every n-th clip of each batch.
+      part: number of the first batch, and this host among all.
 
     Returns:
       An iterator of clips u8 [B / hosts, T, crop_height, crop_width, ...]. Files are read as it goes on: one that is
@@ -165,10 +163,10 @@ def train_batches(
                 f"train_batches: clip numbers must be in 0..{len(places) - 1} and at least one; got {len(chosen)}"
             )
         places = places[chosen]
-    shard.local(batch_size)
+    part.size(batch_size)
     history = _history(data, "train", num_frames)
     stream = example_order.Stream(places, index.spare, rules, num_frames, _seed(seed), history)
-    examples = stream.batches(batch_size, shard, start_step)
+    examples = stream.batches(batch_size, part)
     if uses_tf:
         decoder = tf_loader.decoder(data, "train")
         return tf_loader.batches(decoder, rules, num_frames, examples, workers=int(data.workers))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 
 class Ahead(Iterator[Any]):
@@ -52,31 +51,9 @@ class Ahead(Iterator[Any]):
         self.close()
 
 
-def to_device(
-    iterator: Iterator[Any], sharding: jax.sharding.Sharding | None = None, *, depth: int = 2
-) -> Ahead:
-    """Puts batches onto the devices in a background thread, in order.
-
-    Args:
-      iterator: of trees of host arrays; with several processes, each yields its share of every global batch.
-      sharding: of every leaf, for example `NamedSharding(mesh, PartitionSpec("data"))`; None: the default device.
-      depth: batches that wait on the devices.
-
-    Returns:
-      An iterator of trees of `jax.Array`, global ones where the sharding spans several processes.
-
-    Raises:
-      ValueError: no room for a batch.
-    """
-    if depth < 1:
-        raise ValueError(f"prefetch: depth must be at least 1, got {depth}")
-
-    def put(batch: Any) -> Any:
-        if sharding is None or sharding.is_fully_addressable:
-            return jax.device_put(batch, sharding)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
-
-    return Ahead(iterator, put, depth)
+def to_device(iterator: Iterator[Any]) -> Ahead:
+    """Puts trees of host arrays onto the default device in a background thread, in order; two wait there."""
+    return Ahead(iterator, jax.device_put, 2)
 
 
 def on_host(iterator: Iterator[Any], *, depth: int = 2) -> Ahead:

@@ -31,15 +31,10 @@ class Store:
 
 @dataclasses.dataclass(frozen=True)
 class ClipIndex:
-    """Which frames make which clip.
+    """Which frames make which clip."""
 
-    Attributes:
-      places: i32 [N, T], places in the store, oldest first; with stills [N, 1].
-      spare: a training clip may start up to so many frames earlier (the same for all clips).
-    """
-
-    places: np.ndarray
-    spare: int = 0
+    places: np.ndarray  # i32 [N, T], places in the store, oldest first; with stills [N, 1]
+    spare: int = 0  # a training clip may start up to so many frames earlier (the same for all clips)
 
 
 def check(data: ml_collections.ConfigDict, split: str) -> None:
@@ -77,8 +72,7 @@ def source(data: ml_collections.ConfigDict, split: str) -> frames.Source:
 def index(data: ml_collections.ConfigDict, split: str, num_frames: int) -> ClipIndex:
     """The clips of a split, in a fixed order.
 
-    Synthetic training clips are the last `num_frames` of each clip; evaluation clips are cut one
-    after the other from the sequences.
+    Synthetic training clips are the last `num_frames` of each clip, others are cut one after the other.
 
     Raises:
       UserError: not one clip of that many frames.
@@ -115,8 +109,7 @@ def free_memory() -> int:
 def _blank(num: int, size: tuple[int, int], what: str) -> Store:
     """Room for frames and labels of the split `what`.
 
-    Raises:
-      UserError: there is none in the memory that is free now; with the arithmetic.
+    Raises UserError: there is none in the memory that is free now; with the arithmetic.
     """
     need, free = num * size[0] * size[1] * 4, free_memory()
     if need > free:
@@ -130,8 +123,7 @@ def _blank(num: int, size: tuple[int, int], what: str) -> Store:
 def read(media: encoded_frames.Media, places: Sequence[int], size: tuple[int, int], *, what: str) -> Store:
     """Reads some frames of the split `what`, resized to (height, width), in parallel.
 
-    Raises:
-      UserError: too large for the memory, or a file is not as it should be.
+    Raises UserError: too large for the memory, or a file is not as it should be.
     """
     stored = _blank(len(places), size, what)
 
@@ -174,8 +166,7 @@ def _synthetic(seed: int, split: str, counts: tuple[int, int], size: tuple[int, 
 def load(data: ml_collections.ConfigDict, split: str) -> Store:
     """All frames of a split, resized; kept for the life of the process.
 
-    Raises:
-      UserError: the files are not as they should be (see `decode`), or the memory is too small for them.
+    Raises UserError: the files are not as they should be (see `decode`), or the memory is too small for them.
     """
     check(data, split)
     if data.name != "synthetic":

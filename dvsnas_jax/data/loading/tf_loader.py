@@ -32,25 +32,19 @@ Batch = Sequence[example_order.Example]
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """How the frames of a clip are read.
-
-    Attributes:
-      read: places i32 [T] -> tensors: words u32 [T, H, W] where `code` is None, else images, labels and has_label.
-      code: of the labels.
-      explain: raises a UserError that names the file of a batch that cannot be made.
-    """
+    """How the frames of a clip are read."""
 
     read: Callable[[Any], Sequence[Any]]
-    code: frames.LabelCode | None = None
-    explain: Callable[[Batch], None] = lambda batch: None
+    """Places i32 [T] -> tensors: words u32 [T, H, W] where `code` is None, else images, labels and has_label."""
+    code: frames.LabelCode | None = None  # of the labels
+    explain: Callable[[Batch], None] = lambda batch: None  # names the file of a batch that cannot be made, by an error
 
 
 @functools.cache
 def tensorflow() -> pytypes.ModuleType:
     """TensorFlow, kept off the accelerators, with one thread an operation: the clips are what is done in parallel.
 
-    Raises:
-      UserError: it is not installed.
+    Raises UserError: it is not installed.
     """
     try:
         import tensorflow as tf
@@ -134,9 +128,8 @@ def _programs(rules: augment.Rules, code: tuple[bytes, bytes, bool] | None) -> _
     """Made once for streams that differ in order alone: XLA takes its time."""
     if code is None:
         return _Programs(rules, None)
-    raw, train, is_color = code
-    label_code = frames.LabelCode(np.frombuffer(raw, np.int64), np.frombuffer(train, np.uint8), is_color)
-    return _Programs(rules, label_code)
+    raw, train = np.frombuffer(code[0], np.int64), np.frombuffer(code[1], np.uint8)
+    return _Programs(rules, frames.LabelCode(raw, train, code[2]))
 
 
 def _clip_maker(tf: Any, source: Decoder, rules: augment.Rules) -> Callable[..., tuple[Any, Any]]:

@@ -50,9 +50,7 @@ def _synthetic(street: synthetic.Street, num_clips: int, num_frames: int) -> tup
     return tuple(street.clip(index, num_frames) for index in range(num_clips))
 
 
-def find(
-    data: ml_collections.ConfigDict, split: str, *, is_split_up: bool | None = None
-) -> Sequence[types.Sequence]:
+def find(data: ml_collections.ConfigDict, split: str, *, is_split_up: bool | None = None) -> Sequence[types.Sequence]:
     """The videos of a split: `Videos` of those on disk, else synthetic ones with true flow and clean frames.
 
     On disk: maximal runs of frames `eval_gap` apart, or, `is_split_up`, every labelled frame by itself (None: the
@@ -78,8 +76,7 @@ def find(
 class Streamed(collections.abc.Sequence[types.Sequence]):
     """The videos of `find` decoded by tf.data: in order, they come from one stream, which decodes ahead.
 
-    Raises:
-      UserError: TensorFlow is not installed, or the data is not as it should be.
+    Raises UserError: TensorFlow is not installed, or the data is not as it should be.
     """
 
     def __init__(self, data: ml_collections.ConfigDict, split: str) -> None:

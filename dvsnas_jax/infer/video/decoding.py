@@ -37,11 +37,7 @@ _UNREADABLE = {8: "YCgCo", 10: "BT.2020 of constant luminance", 14: "ICtCp (Dolb
 
 
 def open_file(path: pathlib.Path) -> Any:
-    """A video file.
-
-    Raises:
-      UserError: it is none that can be read.
-    """
+    """A video file; raises UserError where it is none that can be read."""
     if not path.stat().st_size:
         raise errors.UserError(f"{path}: the file is empty; give another input")
     try:
@@ -56,8 +52,7 @@ def open_file(path: pathlib.Path) -> Any:
 def open_camera(name: str, number: str) -> Any:
     """A camera of this machine, by its number; `name` is what the user called it.
 
-    Raises:
-      UserError: there is none, or it cannot be opened.
+    Raises UserError: there is none, or it cannot be opened.
     """
     if not number.isdecimal():
         raise errors.UserError(f"{name}: a camera needs a number, for example camera:0")
@@ -197,8 +192,7 @@ def _rgb_converter(label: str, warnings: list[str]) -> Any:
         if transfer not in hdr.NAMES:
             return image
         line = (
-            f"{label}: HDR ({hdr.NAMES[transfer]}) is brought to the range of ordinary video, "
-            "highlights are compressed"
+            f"{label}: HDR ({hdr.NAMES[transfer]}) is brought to the range of ordinary video, highlights are compressed"
         )
         if line not in warnings:
             warnings.append(line)

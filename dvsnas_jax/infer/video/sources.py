@@ -30,46 +30,27 @@ _TEXT = decimal.Decimal(-1)
 
 
 class Frame(NamedTuple):
-    """One frame.
+    """One frame."""
 
-    Attributes:
-      image: u8 [H, W, 3], RGB, upright.
-      pts: its time after the first frame, in units of `Source.time_base`; grows from frame to frame.
-      name: number of the frame, or the name of its file without the suffix.
-      is_lying: it was turned by a quarter: width and height, also of its pixels, were exchanged.
-    """
-
-    image: np.ndarray
-    pts: int
-    name: str
-    is_lying: bool = False
+    image: np.ndarray  # u8 [H, W, 3], RGB, upright
+    pts: int  # its time after the first frame, in units of `Source.time_base`; grows from frame to frame
+    name: str  # number of the frame, or the name of its file without the suffix
+    is_lying: bool = False  # it was turned by a quarter: width and height, also of its pixels, were exchanged
 
 
 @dataclasses.dataclass
 class Source:
-    """A video that is open for reading, once, from its first frame on, which is read at once.
+    """A video that is open for reading, once, from its first frame on, which is read at once."""
 
-    Attributes:
-      label: what the user called it.
-      frames: in order.
-      time_base: seconds of one unit of the time stamps.
-      rate: frames per second, on average.
-      aspect: width of a pixel by its height: given as stored, then upright.
-      num_frames: how many there are, None where only reading tells.
-      paths: of the files that are read.
-      warnings: one line each, complete after the last frame.
-      size: height and width, upright.
-    """
-
-    label: str
+    label: str  # what the user called it
     frames: Iterator[Frame]
-    time_base: fractions.Fraction
-    rate: fractions.Fraction
-    aspect: fractions.Fraction = fractions.Fraction(1)
-    num_frames: int | None = None
-    paths: Sequence[pathlib.Path] = ()
-    warnings: list[str] = dataclasses.field(default_factory=list)
-    size: tuple[int, int] = dataclasses.field(init=False)
+    time_base: fractions.Fraction  # seconds of one unit of the time stamps
+    rate: fractions.Fraction  # frames per second, on average
+    aspect: fractions.Fraction = fractions.Fraction(1)  # width of a pixel by its height: given as stored, then upright
+    num_frames: int | None = None  # None where only reading tells
+    paths: Sequence[pathlib.Path] = ()  # of the files that are read
+    warnings: list[str] = dataclasses.field(default_factory=list)  # one line each, complete after the last frame
+    size: tuple[int, int] = dataclasses.field(init=False)  # height and width, upright
 
     def __post_init__(self) -> None:
         first = next(self.frames, None)
@@ -86,12 +67,8 @@ class Source:
                 yield self._waiting.pop()
             yield from self.frames
         finally:
-            self.close()
-
-    def close(self) -> None:
-        """Closes the file."""
-        if hasattr(self.frames, "close"):
-            self.frames.close()
+            if hasattr(self.frames, "close"):  # of the file
+                self.frames.close()
 
 
 def open_source(name: str, *, max_frames: int | None = None, rate: float | None = None) -> Source:
@@ -132,8 +109,7 @@ def open_source(name: str, *, max_frames: int | None = None, rate: float | None 
 def _is_there(name: str) -> bool:
     """Whether there is a file or folder of a name.
 
-    Raises:
-      UserError: nobody can say, for example of a name that is too long.
+    Raises UserError: nobody can say, for example of a name that is too long.
     """
     try:
         os.stat(name)
@@ -147,8 +123,7 @@ def _is_there(name: str) -> bool:
 def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
     """The images of a folder. A GIF beside other images is a picture of them, no frame.
 
-    Raises:
-      UserError: there is none, or the folder cannot be listed.
+    Raises UserError: there is none, or the folder cannot be listed.
     """
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and not entry.is_dir())
@@ -163,11 +138,7 @@ def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _matches(pattern: str) -> list[pathlib.Path]:
-    """The files that match a pattern, whose folder may have brackets in its name.
-
-    Raises:
-      UserError: there is none.
-    """
+    """The files that match a pattern, whose folder may have brackets in its name; UserError where there is none."""
     found = glob.glob(pattern, recursive=True)
     if not found:
         folder, name = os.path.split(pattern)
@@ -214,11 +185,7 @@ def _of_images(label: str, paths: list[pathlib.Path], max_frames: int | None, ra
 
 
 def _rate(rate: float | None) -> fractions.Fraction:
-    """Frames per second of images.
-
-    Raises:
-      UserError: out of range.
-    """
+    """Frames per second of images; raises UserError where they are out of range."""
     if rate is not None and not 1 / MAX_RATE <= rate <= MAX_RATE:
         raise errors.UserError(f"--fps: must be from {1 / MAX_RATE:g} to {MAX_RATE}, got {rate:g}")
     return decoding.DEFAULT_RATE if rate is None else fractions.Fraction(rate).limit_denominator(1001)

@@ -37,15 +37,6 @@ class Palette:
         return np.asarray(Image.blend(Image.fromarray(image), colored.convert("RGB"), self._alpha))
 
 
-def check_output(path: str) -> pathlib.Path:
-    """A path that a video can be written to, once its folder is made.
-
-    Raises:
-      UserError: another file type, or a place that cannot be written.
-    """
-    return output_files.check_file(path, suffixes=SUFFIXES)
-
-
 class VideoWriter:
     """Writes frames as H.264, yuv420p. `close` makes the file playable, whatever was written before.
 
@@ -64,8 +55,7 @@ class VideoWriter:
     ) -> None:
         """For frames u8 [*size, 3]; an odd size is padded by its last row or column.
 
-        Raises:
-          UserError: the file cannot be written.
+        Raises UserError: the file cannot be written.
         """
         self._path, self._time_base = path, time_base
         self.size = (size[0] + size[0] % 2, size[1] + size[1] % 2)
@@ -123,8 +113,7 @@ class VideoWriter:
 def write_mask(folder: pathlib.Path, name: str, labels: np.ndarray, table: np.ndarray) -> None:
     """Writes labels u8 [H, W] as `name`.png, each as the table has it: ids u8 or u16 [256], or colours u8 [256, 3].
 
-    Raises:
-      UserError: it cannot be written.
+    Raises UserError: it cannot be written.
     """
     path = folder / f"{name}.png"
     try:
