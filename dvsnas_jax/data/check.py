@@ -16,7 +16,7 @@ from dvsnas_jax.core import errors, progress, types
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data import coverage, datasets
 from dvsnas_jax.data.datasets import frames, labels, record
-from dvsnas_jax.data.loading import folders
+from dvsnas_jax.data.loading import clip_index, decode
 
 _SHOWN_SEQUENCES = 12
 _SHOWN_IGNORED = 8
@@ -173,10 +173,10 @@ def _inspect(frame: frames.Frame, code: labels.LabelCode) -> _File:
         problems.append(str(error))
     if frame.label is not None:
         try:
-            values = code.pack(folders.read_pixels(frame.label, code))
+            values = code.pack(decode.read_pixels(frame.label, code))
             counts = labels.count_values(values)
             if size is not None and size != values.shape[::-1]:
-                problems.append(folders.size_problem(frame, size, values.shape[::-1]))
+                problems.append(decode.size_problem(frame, size, values.shape[::-1]))
         except errors.UserError as error:
             problems.append(str(error))
     return _File(size, digest, counts, tuple(problems))
@@ -224,7 +224,7 @@ def text(report: Report) -> str:
         found = each.source.frames
         sizes = ", ".join(f"{w}x{h} ({count})" for (w, h), count in each.sizes.most_common(3))
         counts = f"{len(found):>8}{each.source.num_labelled:>10}{len({frame.sequence for frame in found}):>11}"
-        lines.append(f"{each.split:<8}{counts}  {sizes}; {folders.gaps_text(found)}")
+        lines.append(f"{each.split:<8}{counts}  {sizes}; {clip_index.gaps_text(found)}")
     lines += ["", *_sequence_lines(report), "", *_class_lines(report)]
     lines += [f"note: {note}" for note in report.notes]
     return "\n".join(lines)
@@ -237,7 +237,7 @@ def _sequence_lines(report: Report) -> list[str]:
         for name, frames_ in itertools.groupby(each.source.frames, lambda frame: frame.sequence):
             group = list(frames_)
             labelled = sum(frame.label is not None for frame in group)
-            numbers = f"{group[0].number}..{group[-1].number}, gaps {folders.gaps_text(group)}"
+            numbers = f"{group[0].number}..{group[-1].number}, gaps {clip_index.gaps_text(group)}"
             rows.append(f"{name:<24}{each.split:<8}{len(group):>8}{labelled:>10}  {numbers}")
     lines += rows[:_SHOWN_SEQUENCES]
     if len(rows) > _SHOWN_SEQUENCES:

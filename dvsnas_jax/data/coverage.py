@@ -18,7 +18,7 @@ import numpy as np
 from dvsnas_jax.core import types
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import frames, labels, record
-from dvsnas_jax.data.loading import folders, store
+from dvsnas_jax.data.loading import decode, store
 from dvsnas_jax.data.prepared import reading
 
 LIMIT = 256
@@ -143,7 +143,7 @@ def _labels(data: ml_collections.ConfigDict, split: str, source: frames.Source, 
         path = source.frames[place].label
         assert path is not None
         content = None if media is None else media.read(np.array([place], np.int32))[1][0]
-        return path, folders.read_pixels(path, source.code, content)
+        return path, decode.read_pixels(path, source.code, content)
 
     size = 2 * (os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(size // 2) as pool:

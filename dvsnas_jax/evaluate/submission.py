@@ -22,7 +22,7 @@ from dvsnas_jax.core import errors, progress
 from dvsnas_jax.core.files import image_files, output_files, workdir
 from dvsnas_jax.data import datasets
 from dvsnas_jax.data.datasets import frames, labels, record
-from dvsnas_jax.data.loading import store
+from dvsnas_jax.data.loading import whole_videos
 from dvsnas_jax.data.prepared import reading
 from dvsnas_jax.evaluate import evaluation
 
@@ -82,7 +82,7 @@ class Writer:
     """Writes the predictions of a split: of its labelled frames, or of all where none is labelled.
 
     Attributes:
-      videos: of the split, in the order of `pipeline.sequences`.
+      videos: of the split, in the order of `whole_videos.find`.
       paths: files written.
 
     Args:
@@ -98,7 +98,7 @@ class Writer:
     def __init__(
         self, data: ml_collections.ConfigDict, split: str, directory: str | os.PathLike[str], *, is_color: bool = False
     ):
-        self.videos, self.paths = store.videos(data, split), list[pathlib.Path]()
+        self.videos, self.paths = whole_videos.find(data, split), list[pathlib.Path]()
         self._media, self._split, self._directory = reading.of(data, split), split, pathlib.Path(directory)
         self._dataset, self._is_color, self._known = datasets.of(data), is_color, set[str]()
         if is_color:
@@ -126,7 +126,7 @@ class Writer:
 
     def _files(self, number: int, predictions: np.ndarray) -> Iterator[tuple[str, np.ndarray, tuple[int, int]]]:
         """Names, train ids u8 [h, w] and (width, height) of the files of one video."""
-        if not isinstance(self.videos, store.Videos):
+        if not isinstance(self.videos, whole_videos.Videos):
             for time, found in enumerate(predictions):
                 yield f"{self.videos[number].name}_{time:06d}.png", found, (found.shape[1], found.shape[0])
             return
@@ -158,8 +158,8 @@ def enlarge(found: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 @contextlib.contextmanager
 def ground_truth(data: ml_collections.ConfigDict, split: str) -> Iterator[list[pathlib.Path]]:
     """The label files of the frames that are scored; those of a prepared dataset are written out for the while."""
-    videos = store.videos(data, split)
-    if not isinstance(videos, store.Videos):
+    videos = whole_videos.find(data, split)
+    if not isinstance(videos, whole_videos.Videos):
         raise errors.UserError("data.name: the official evaluator scores Cityscapes; set data.name to 'cityscapes'")
     media = reading.of(data, split)
     places = [place for run in videos.runs for place in run]

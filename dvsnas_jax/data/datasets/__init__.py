@@ -50,6 +50,13 @@ def title(data: ml_collections.ConfigDict) -> str:
     return f"{data.name} {pathlib.PurePath(data.dir).name}" if of(data).is_own and data.dir else str(data.name)
 
 
+def world(data: ml_collections.ConfigDict, split: str) -> record.World:
+    """Where the clips of a data set that is computed come from."""
+    make = of(data).world
+    assert make is not None, f"{data.name} lies in files"
+    return make(int(data.seed), split, int(data.height), int(data.width), float(data.degrade))
+
+
 def class_table(data: ml_collections.ConfigDict) -> types.ClassTable:
     """Names and colours of a dataset's train ids; the disk is not looked at.
 

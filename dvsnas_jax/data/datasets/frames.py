@@ -119,6 +119,11 @@ class Source:
     frame_rate: float
 
     @property
+    def is_still(self) -> bool:
+        """Of single frames, not of videos."""
+        return self.layout.endswith("_stills")
+
+    @property
     def num_labelled(self) -> int:
         """Frames that have labels."""
         return sum(frame.label is not None for frame in self.frames)

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from dvsnas_jax.core import types
 from dvsnas_jax.data.datasets import frames, labels
@@ -88,6 +88,18 @@ class Submission:
     score: Callable[[str | os.PathLike[str], Sequence[pathlib.Path]], dict[str, Any]]
 
 
+class World(Protocol):
+    """One split of a data set that is computed; hashable. `height`, `width`: of its frames, pixels."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+
+    def clip(self, index: int, num_frames: int, *, with_flow: bool = True) -> types.Sequence:
+        """The first frames of the clip number `index`; the same frames whatever their number."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A data set; either it lies in files, or its clips are computed.
@@ -98,7 +110,7 @@ class Dataset:
       classes: options -> names and colours of the train ids; the disk is not looked at.
       order: of the table; the first that recognises a folder has it.
       files: on disk.
-      render: computed: `data.street.synthetic.clip`, or what takes the same arguments.
+      world: computed: seed, split, height, width, degrade -> where its clips come from.
       ids: options -> the id of each class in label files, the first of several; () = 0, 1, 2, ...
       submission: None: nobody scores it.
       is_own: the user's own files: classes and ids are those of data.folder, and may be wrong.
@@ -110,7 +122,7 @@ class Dataset:
     classes: Callable[[Options], types.ClassTable]
     order: int = 0
     files: Files | None = None
-    render: Callable[..., types.Sequence] | None = None
+    world: Callable[[int, str, int, int, float], World] | None = None
     ids: Callable[[Options], tuple[int, ...]] = lambda options: ()
     submission: Submission | None = None
     is_own: bool = False
@@ -120,11 +132,6 @@ class Dataset:
     def is_computed(self) -> bool:
         """It lies in no files."""
         return self.files is None
-
-    def rendered(self, **options: Any) -> types.Sequence:
-        """A clip of a data set that is computed."""
-        assert self.render is not None, f"{self.name} lies in files"
-        return self.render(**options)
 
     @property
     def on_disk(self) -> Files:

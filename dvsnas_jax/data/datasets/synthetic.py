@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from dvsnas_jax.core import types
 from dvsnas_jax.data.datasets import camvid, record
 
 
-def _render(**options: Any) -> types.Sequence:
+def _world(seed: int, split: str, height: int, width: int, degrade: float) -> record.World:
     from dvsnas_jax.data.street import synthetic  # the street knows the classes of this room
 
-    return synthetic.clip(**options)
+    return synthetic.Street(seed, split, height, width, degrade)
 
 
 RECORD = record.Dataset(
@@ -19,5 +16,5 @@ RECORD = record.Dataset(
     order=0,
     title="Procedural street video with the 11 classes of CamVid",
     classes=lambda options: camvid.CLASSES,
-    render=_render,
+    world=_world,
 )

@@ -66,9 +66,8 @@ class _Computed:
     info: Any
 
     def __init__(self, *, data: ml_collections.ConfigDict, on_example: Callable[[], None], **kwargs: Any):
-        self._dataset, self._on_example = datasets.of(data), on_example
+        self._data, self._on_example = data, on_example
         self._options, self._sizes = computed_options(data), computed_counts(data)
-        self._table = datasets.class_table(data)
         super().__init__(**kwargs)
 
     def _info(self) -> Any:
@@ -76,7 +75,7 @@ class _Computed:
         shape = (self._options["num_frames"], self._options["height"], self._options["width"])
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{self._dataset.title}.",
+            description=f"{datasets.of(self._data).title}.",
             features=tfds.features.FeaturesDict(
                 {
                     "name": tfds.features.Text(),
@@ -84,7 +83,7 @@ class _Computed:
                     "labels": tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="zlib"),
                 }
             ),
-            metadata=tfds.core.MetadataDict({"classes": list(self._table.names), **self._options}),
+            metadata=tfds.core.MetadataDict({"classes": list(datasets.class_table(self._data).names), **self._options}),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -92,8 +91,9 @@ class _Computed:
         return {split: self._generate_examples(split) for split in self._sizes}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        world = datasets.world(self._data, split)
         for index in range(self._sizes[split]):
-            video = self._dataset.rendered(split=split, index=index, with_flow=False, **self._options)
+            video = world.clip(index, self._options["num_frames"], with_flow=False)
             yield index, {"name": video.name, "frames": video.frames, "labels": video.labels}
             self._on_example()
 

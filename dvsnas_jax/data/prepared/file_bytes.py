@@ -11,7 +11,7 @@ from PIL import Image
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import frames
-from dvsnas_jax.data.loading import folders
+from dvsnas_jax.data.loading import decode
 
 
 def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[bytes, bytes]:
@@ -33,7 +33,7 @@ def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[byte
     if frame.label is not None:
         label, label_size = _checked(frame.label)
         if label_size != image_size:
-            raise errors.UserError(folders.size_problem(frame, image_size, label_size))
+            raise errors.UserError(decode.size_problem(frame, image_size, label_size))
     if size is None or size == image_size[::-1]:
         return image, label
     small = Image.fromarray(image_files.read_image(frame.image, image)).resize(size[::-1], Image.Resampling.LANCZOS)
