@@ -112,7 +112,7 @@ def test_folder_clips(tmp_path):
     data = config_lib.defaults().data
     data.update({"name": "folder", "dir": str(root), "num_frames": 2})
     data.folder.update({key: tuple(map(str, v)) if isinstance(v, tuple) else v for key, v in options.items()})
-    builder = builders.of_plan(plans.make(data), tmp_path / "out")
+    builder = builders.of(plans.make(data), tmp_path / "out")
     builder.download_and_prepare()
     media = reading.open_media(str(tmp_path / "out"), "val")
     assert [frame.number for frame in media.source.frames] == [0, 1, 2, 3, 4, 5] * 2

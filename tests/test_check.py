@@ -33,21 +33,21 @@ def _options(**changes):
 def test_report_of_a_good_tree(tmp_path):
     report = check.run(str(trees.camvid_segnet(tmp_path)), "auto", _options(), workers=2)
     assert report.problems == report.notes == () and report.folder.layout == "camvid_segnet"
-    assert [(each.split, len(each.source.frames), each.source.num_labelled) for each in report.splits] == [
+    assert [(each.name, len(each.source.frames), each.source.num_labelled) for each in report.splits] == [
         ("train", 7, 7),
         ("val", 5, 5),
         ("test", 5, 5),
     ]
     for each in report.splits:
         expected = np.zeros(256, np.int64)
-        for name in trees.SEGNET[each.split]:
+        for name in trees.SEGNET[each.name]:
             ids = trees.blocks(name, range(12)).ravel()
             expected += np.bincount(np.where(ids == 11, 255, ids), minlength=256)
-        np.testing.assert_array_equal(each.labels.histogram, expected)
-        assert dict(each.sizes) == {trees.SIZE: len(each.source.frames)}
+        np.testing.assert_array_equal(each.histogram, expected)
+    assert [dict(sizes) for sizes in report.sizes] == [{trees.SIZE: len(each.source.frames)} for each in report.splits]
     lines = check.text(report).splitlines()
     assert "40x30 (5); 2 (3 times), 4 (1 times)" in next(line for line in lines if line.startswith("val"))
-    val = report.splits[1].labels.histogram
+    val = report.splits[1].histogram
     shown = next(line for line in lines if line.startswith("building")).split()
     assert shown[2] == f"{100 * val[1] / val[:11].sum():.2f}%"
 

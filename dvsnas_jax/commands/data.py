@@ -26,8 +26,8 @@ def register(add: common.Add) -> None:
     check = add("check", _check, "read every file of a dataset and list what is wrong", "/data/camvid")
     check.add_argument("dir", metavar="DIR", help="dataset folder")
     check.add_argument(
-        "--layout", choices=("auto", "camvid", "cityscapes", "folder"), default="auto",
-        help="what the folder should be; default: whatever it looks like",
+        "--layout", metavar="NAME", default="auto",
+        help="the data set that the folder should be, as camvid or folder; default: whatever it looks like",
     )  # fmt: skip
     check.add_argument(
         "--workers", type=int, default=0, metavar="N", help="files read at once; default: as many as cores"
@@ -70,6 +70,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise errors.UserError(f"--workers: must be at least 0, got {arguments.workers}")
     from dvsnas_jax.data import check, datasets
 
+    if arguments.layout not in (known := ["auto", *datasets.on_disk()]):
+        raise errors.UserError(f"--layout: must be one of {', '.join(known)}, got {arguments.layout!r}")
     report = check.run(arguments.dir, arguments.layout, datasets.options(config.data), workers=arguments.workers)
     for problem in report.problems:
         print(problem)

@@ -24,28 +24,12 @@ _ASPECT_TOLERANCE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitReport:
-    """What one split holds.
-
-    Attributes:
-      split: its name.
-      source: its frames.
-      sizes: (width, height) -> number of frames.
-      labels: what its label images hold.
-    """
-
-    split: str
-    source: frames.Source
-    sizes: collections.Counter[tuple[int, int]]
-    labels: coverage.Split
-
-
-@dataclasses.dataclass(frozen=True)
 class Report:
     """What a dataset holds: the splits that are there, problems and harmless notes, a line each."""
 
     folder: record.Folder
-    splits: tuple[SplitReport, ...]
+    splits: tuple[coverage.Split, ...]
+    sizes: tuple[collections.Counter[tuple[int, int]], ...]  # of the frames of each split: (width, height) -> number
     problems: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -75,27 +59,27 @@ def run(folder: str, name: str, options: record.Options, *, workers: int = 0) ->
     opened = datasets.recognise(folder, name, options)
     problems: dict[str, None] = {}  # in order, each once: splits of one folder meet the same
     notes: dict[str, None] = {}
-    found = []
+    found = {}
     for split in opened.present():
         scan = opened.scan(split)
-        problems.update((str(problem), None) for problem in scan.problems)
-        notes.update((note, None) for note in scan.notes)
-        found.append((split, _source(opened, scan)))
+        problems.update(dict.fromkeys(map(str, scan.problems)))
+        notes.update(dict.fromkeys(scan.notes))
+        found[split] = _source(opened, scan)
     if not found:
         problems[f"{folder}: no split and no frames are here; {opened.dataset.on_disk.expected}"] = None
-    reports, seen = [], []
-    with progress.bar(sum(len(source.frames) for _, source in found), "check") as bar:
-        for split, source in found:
+    splits, sizes, seen = [], [], []
+    with progress.bar(sum(len(source.frames) for source in found.values()), "check") as bar:
+        for split, source in found.items():
             files = _inspect_all(source, workers or os.cpu_count() or 1, bar)
-            problems.update((problem, None) for file in files for problem in file.problems)
-            problems.update((problem, None) for problem in _odd_shapes(source, files))
-            sizes = collections.Counter(file.size for file in files if file.size is not None)
-            reports.append(SplitReport(split, source, sizes, _labels(split, source, files)))
+            problems.update(dict.fromkeys(problem for file in files for problem in file.problems))
+            problems.update(dict.fromkeys(_odd_shapes(source, files)))
+            splits.append(_labels(split, source, files))
+            sizes.append(collections.Counter(file.size for file in files if file.size is not None))
             seen += list(zip(source.frames, files, strict=True))
-    for wrong, harmless in (_duplicates(seen), _coverage([each.labels for each in reports], opened)):
-        problems.update((problem, None) for problem in wrong)
-        notes.update((note, None) for note in harmless)
-    return Report(opened, tuple(reports), tuple(problems), tuple(notes))
+    for wrong, harmless in (_duplicates(seen), _coverage(splits, opened)):
+        problems.update(dict.fromkeys(wrong))
+        notes.update(dict.fromkeys(harmless))
+    return Report(opened, tuple(splits), tuple(sizes), tuple(problems), tuple(notes))
 
 
 def _is_unnamed(opened: record.Folder) -> bool:
@@ -113,7 +97,7 @@ def _source(opened: record.Folder, scan: frames.Scan) -> frames.Source:
 
 def _labels(split: str, source: frames.Source, files: list[_File]) -> coverage.Split:
     """Counts the label images that could be read."""
-    found = coverage.Split(split, source.table, source.code, sum(file.counts is not None for file in files))
+    found = coverage.Split(split, source, sum(file.counts is not None for file in files))
     for frame, file in zip(source.frames, files, strict=True):
         if file.counts is not None and frame.label is not None:
             found.add(frame.label, file.counts)
@@ -131,7 +115,7 @@ def _coverage(splits: list[coverage.Split], opened: record.Folder) -> tuple[list
     what, key = ("colours", "colors") if opened.options.labels == "colors" else ("ids", "ids")
     return [
         f"data.folder.classes: the masks hold the {what} {coverage.shares(splits)}; name a class for each of them, "
-        f"in the order of data.folder.{key} ({','.join(map(splits[0].code.text, values[:12]))}), and in "
+        f"in the order of data.folder.{key} ({','.join(map(splits[0].source.code.text, values[:12]))}), and in "
         "data.folder.ignore those that are none"
     ], []
 
@@ -143,8 +127,8 @@ def _ignored_notes(splits: list[coverage.Split]) -> list[str]:
         counts.update(split.values(types.IGNORE))
     total = sum(sum(split.counts.values()) for split in splits)
     return [
-        f"{splits[0].code.text(value)} is ignored: {count:,} pixels, {100 * count / total:.1f} % of the masks; "
-        f"data.folder.{'colors' if splits[0].code.is_color else 'ids'} makes a class of it"
+        f"{splits[0].source.code.text(value)} is ignored: {count:,} pixels, {100 * count / total:.1f} % of the masks; "
+        f"data.folder.{'colors' if splits[0].source.code.is_color else 'ids'} makes a class of it"
         for value, count in counts.most_common(_SHOWN_IGNORED)
     ]
 
@@ -184,20 +168,17 @@ def _inspect(frame: frames.Frame, code: labels.LabelCode) -> _File:
 
 def _odd_shapes(source: frames.Source, files: list[_File]) -> list[str]:
     """Frames whose shape is not that of most frames of their sequence: they would be distorted."""
-    by_sequence: dict[str, collections.Counter[tuple[int, int]]] = {}
-    for frame, file in zip(source.frames, files, strict=True):
-        if file.size is not None:
-            by_sequence.setdefault(frame.sequence, collections.Counter())[file.size] += 1
+    sizes = [(frame, file.size) for frame, file in zip(source.frames, files, strict=True) if file.size is not None]
     problems = []
-    for frame, file in zip(source.frames, files, strict=True):
-        if file.size is None:
-            continue
-        width, height = by_sequence[frame.sequence].most_common(1)[0][0]
-        if abs(file.size[0] * height / (file.size[1] * width) - 1) > _ASPECT_TOLERANCE:
-            problems.append(
-                f"{frame.image}: {file.size[0]}x{file.size[1]} pixels, but most frames of sequence {frame.sequence} "
-                f"have {width}x{height}; crop or replace it"
-            )
+    for sequence, found in itertools.groupby(sizes, lambda pair: pair[0].sequence):
+        group = list(found)
+        width, height = collections.Counter(size for _, size in group).most_common(1)[0][0]
+        problems += [
+            f"{frame.image}: {w}x{h} pixels, but most frames of sequence {sequence} have {width}x{height}; crop or "
+            "replace it"
+            for frame, (w, h) in group
+            if abs(w * height / (h * width) - 1) > _ASPECT_TOLERANCE
+        ]
     return problems
 
 
@@ -220,11 +201,11 @@ def text(report: Report) -> str:
     """The report as tables for people."""
     lines = [f"{report.folder.path}: {report.folder.layout}"]
     lines.append(f"{'split':<8}{'frames':>8}{'labelled':>10}{'sequences':>11}  sizes; gaps between frames")
-    for each in report.splits:
-        found = each.source.frames
-        sizes = ", ".join(f"{w}x{h} ({count})" for (w, h), count in each.sizes.most_common(3))
-        counts = f"{len(found):>8}{each.source.num_labelled:>10}{len({frame.sequence for frame in found}):>11}"
-        lines.append(f"{each.split:<8}{counts}  {sizes}; {clip_index.gaps_text(found)}")
+    for split, counter in zip(report.splits, report.sizes, strict=True):
+        found = split.source.frames
+        sizes = ", ".join(f"{w}x{h} ({count})" for (w, h), count in counter.most_common(3))
+        counts = f"{len(found):>8}{split.source.num_labelled:>10}{len({frame.sequence for frame in found}):>11}"
+        lines.append(f"{split.name:<8}{counts}  {sizes}; {clip_index.gaps_text(found)}")
     lines += ["", *_sequence_lines(report), "", *_class_lines(report)]
     lines += [f"note: {note}" for note in report.notes]
     return "\n".join(lines)
@@ -233,12 +214,12 @@ def text(report: Report) -> str:
 def _sequence_lines(report: Report) -> list[str]:
     lines = [f"{'sequence':<24}{'split':<8}{'frames':>8}{'labelled':>10}  numbers"]
     rows = []
-    for each in report.splits:
-        for name, frames_ in itertools.groupby(each.source.frames, lambda frame: frame.sequence):
-            group = list(frames_)
+    for split in report.splits:
+        for name, found in itertools.groupby(split.source.frames, lambda frame: frame.sequence):
+            group = list(found)
             labelled = sum(frame.label is not None for frame in group)
             numbers = f"{group[0].number}..{group[-1].number}, gaps {clip_index.gaps_text(group)}"
-            rows.append(f"{name:<24}{each.split:<8}{len(group):>8}{labelled:>10}  {numbers}")
+            rows.append(f"{name:<24}{split.name:<8}{len(group):>8}{labelled:>10}  {numbers}")
     lines += rows[:_SHOWN_SEQUENCES]
     if len(rows) > _SHOWN_SEQUENCES:
         lines.append(f"... and {len(rows) - _SHOWN_SEQUENCES} more sequences")
@@ -247,10 +228,10 @@ def _sequence_lines(report: Report) -> list[str]:
 
 def _class_lines(report: Report) -> list[str]:
     """Share of the labelled pixels that each class has; of all pixels, for the ignored."""
-    splits = [each.labels for each in report.splits]
+    splits = report.splits
     totals = [split.histogram.sum() for split in splits]
     lines = [f"{'class':<24}" + "".join(f"{split.name:>9}" for split in splits)]
-    for i, name in enumerate(splits[0].table.names):
+    for i, name in enumerate(splits[0].source.table.names):
         counts = [(split.histogram[i], split.histogram[: types.IGNORE].sum()) for split in splits]
         lines.append(f"{name:<24}" + "".join(_share(*pair) for pair in counts))
     counts = [(split.histogram[types.IGNORE], total) for split, total in zip(splits, totals, strict=True)]
@@ -259,7 +240,7 @@ def _class_lines(report: Report) -> list[str]:
     values = sorted({value for counts in ignored for value in counts})
     for value in values[:_SHOWN_IGNORED]:
         shares = (_share(counts.get(value, 0), total) for counts, total in zip(ignored, totals, strict=True))
-        lines.append(f"{f'  {splits[0].code.text(value)} (ignored)':<24}{''.join(shares)}")
+        lines.append(f"{f'  {splits[0].source.code.text(value)} (ignored)':<24}{''.join(shares)}")
     if len(values) > _SHOWN_IGNORED:
         lines.append(f"  ... and {len(values) - _SHOWN_IGNORED} more that are ignored")
     return lines

@@ -13,9 +13,8 @@ from PIL import Image, ImageDraw
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import json_files, output_files
-from dvsnas_jax.data import datasets
 from dvsnas_jax.data.datasets import labels as labels_lib
-from dvsnas_jax.data.loading import pipeline, store, whole_videos
+from dvsnas_jax.data.loading import pipeline, whole_videos
 
 _GAP = 4
 _LINE = 18
@@ -28,7 +27,7 @@ _OPACITY = 55
 
 def _legend(table: types.ClassTable, width: int, *, is_overlay: bool = False) -> np.ndarray:
     """Names beside their colours, u8 [height, width, 3]; over a frame, ignored pixels have no colour."""
-    entries = [(name, tuple(int(c) for c in color)) for name, color in zip(table.names, table.colors, strict=True)]
+    entries = list(zip(table.names, map(tuple, table.colors.tolist()), strict=True))
     if not is_overlay:
         entries.append(("ignored", (0, 0, 0)))
     lines: list[list[tuple[int, str, tuple[int, ...]]]] = [[]]
@@ -58,13 +57,8 @@ def _row(tiles: np.ndarray) -> np.ndarray:
 def render(
     data: ml_collections.ConfigDict, *, split: str = "val", num_clips: int = 3, num_frames: int = 5
 ) -> np.ndarray:
-    """Draws the first frames of some videos and their true labels; of train, augmented clips as a network gets them.
-
-    Args:
-      data: section of the configuration.
-      split: train, val or test.
-      num_clips: rows at most; the videos are spread over the split.
-      num_frames: columns at most.
+    """Draws the first frames of some videos, a row each, and their labels; of train, augmented clips as a network gets
+    them. At most `num_clips` videos, spread over the split, of `num_frames` each.
 
     Returns:
       u8 [height, width, 3], RGB.
@@ -103,20 +97,9 @@ def _head(videos: Sequence[types.Sequence], number: int, num_frames: int) -> typ
     return types.Sequence(name=video.name, frames=video.frames[:num_frames], labels=video.labels[:num_frames])
 
 
-def save(
-    data: ml_collections.ConfigDict,
-    path: str | os.PathLike[str],
-    *,
-    split: str = "val",
-    num_clips: int = 3,
-    num_frames: int = 5,
-) -> None:
-    """Writes `render(...)` as a picture; the ending of `path` names the format.
-
-    Raises:
-      UserError: the picture cannot be written.
-    """
-    _write(Image.fromarray(render(data, split=split, num_clips=num_clips, num_frames=num_frames)), path)
+def save(data: ml_collections.ConfigDict, path: str | os.PathLike[str], **options: Any) -> None:
+    """Writes `render(data, **options)`; the ending of `path` names the format; UserError where it cannot be written."""
+    _write(Image.fromarray(render(data, **options)), path)
 
 
 def animate(
@@ -124,11 +107,7 @@ def animate(
 ) -> tuple[np.ndarray, float]:
     """A video beside itself under its labels, frame by frame, above the legend of the classes.
 
-    Args:
-      data: section of the configuration.
-      split: train, val or test.
-      number: of the video in `whole_videos.find`; None: the longest.
-      num_frames: at most.
+    The video is that of the number in `whole_videos.find`, None: the longest; at most `num_frames` of it.
 
     Returns:
       u8 [T, height, width, 3], and frames per second (10 for synthetic streets, which have no rate of their own).
@@ -138,14 +117,15 @@ def animate(
     """
     table = pipeline.class_table(data)
     videos = whole_videos.find(data, split, is_split_up=False)
-    is_on_disk = isinstance(videos, whole_videos.Videos)
-    lengths = list(map(len, videos.runs)) if is_on_disk else [len(video.frames) for video in videos]
+    if isinstance(videos, whole_videos.Videos):
+        lengths, rate = list(map(len, videos.runs)), videos.source.frame_rate / int(data.eval_gap)
+    else:
+        lengths, rate = [len(video.frames) for video in videos], 10.0
     if num_frames < 1:
         raise errors.UserError(f"--frames: must be at least 1, got {num_frames}")
     if number is not None and not 0 <= number < len(lengths):
         raise errors.UserError(f"--video: must be from 0 to {len(lengths) - 1}, the videos of {split}, got {number}")
     video = _head(videos, int(np.argmax(lengths)) if number is None else number, num_frames)
-    rate = store.source(data, split).frame_rate / int(data.eval_gap) if not datasets.of(data).is_computed else 10.0
     frames, labels = np.asarray(video.frames), np.asarray(video.labels)
     enlarge = -(-_PANEL // frames.shape[2])
     overlay = overlaid(frames, labels, table)
@@ -169,20 +149,13 @@ def _foot(name: str, t: int, labels: np.ndarray, table: types.ClassTable, width:
     return np.concatenate([np.asarray(image), _legend(table, width, is_overlay=True)])
 
 
-def save_animation(
-    data: ml_collections.ConfigDict,
-    path: str | os.PathLike[str],
-    *,
-    split: str = "val",
-    number: int | None = None,
-    num_frames: int = 60,
-) -> None:
-    """Writes `animate(...)`: .gif, .webp, or .png and .apng (animated PNG), by the ending of `path`.
+def save_animation(data: ml_collections.ConfigDict, path: str | os.PathLike[str], **options: Any) -> None:
+    """Writes `animate(data, **options)`: .gif, .webp, or .png and .apng (animated PNG), by the ending of `path`.
 
     Raises:
       UserError: the picture cannot be written.
     """
-    pictures, rate = animate(data, split=split, number=number, num_frames=num_frames)
+    pictures, rate = animate(data, **options)
     images = [Image.fromarray(picture) for picture in pictures]
     if os.fspath(path).lower().endswith(".gif"):  # one palette for all, or the colours flicker
         palette = Image.fromarray(pictures[:: max(len(pictures) // 8, 1)].reshape(-1, *pictures.shape[2:]))

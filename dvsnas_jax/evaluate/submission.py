@@ -38,15 +38,9 @@ def run(
     *,
     is_color: bool = False,
 ) -> tuple[dict[str, Any], str]:
-    """The command `evaluate --predictions`: scores the run and writes the cell's predictions on its way.
+    """The command `evaluate --predictions`: scores the run and writes the predictions of the cell into `directory`.
 
-    Where the owners of the data give an evaluator and the labels, the files are scored with it too.
-
-    Args:
-      config: of the run.
-      folder: the run folder, with a trained network and cell.
-      directory: for the files, made if need be.
-      is_color: colours of the classes in place of ids; nothing scores them.
+    Where the owners of the data give an evaluator and the labels, it scores the files too (but no colours).
 
     Returns:
       What `evaluate.run` returns, and what was written, for people.
@@ -81,15 +75,11 @@ def write(
 class Writer:
     """Writes the predictions of a split: of its labelled frames, or of all where none is labelled.
 
+    The folder is made if need be, files of the same names are replaced; `is_color`: colours in place of ids.
+
     Attributes:
       videos: of the split, in the order of `whole_videos.find`.
       paths: files written.
-
-    Args:
-      data: section of the configuration.
-      split: train, val or test.
-      directory: for the files, made if need be; files of the same names are replaced.
-      is_color: colours in place of ids.
 
     Raises:
       UserError: bad data, or the folder cannot be made.

@@ -103,12 +103,7 @@ def find_in(folder: str, split: str, name: str, options: record.Options) -> fram
 
 
 def recognise(folder: str, name: str, options: record.Options) -> record.Folder:
-    """Opens a folder.
-
-    Args:
-      folder: of the dataset.
-      name: what data.name says it is; auto: the first data set of the table that it looks like.
-      options: for its reading.
+    """Opens a folder of the data set `name`; auto: of the first of the table that it looks like.
 
     Raises:
       UserError: no such folder.

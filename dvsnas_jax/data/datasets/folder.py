@@ -110,10 +110,6 @@ def _ids(options: record.Options) -> tuple[int, ...]:
     return tuple(int(text.split("+")[0]) for text in options.ids) if options.labels == "ids" else ()
 
 
-def _present(root: pathlib.Path, layout: str, options: record.Options) -> list[str]:
-    return [split for split in frames.SPLITS if _scan(root, split, layout, options).frames] or ["train"]
-
-
 def _scan(root: pathlib.Path, split: str, layout: str, options: record.Options) -> frames.Scan:
     """Looks at one split.
 
@@ -202,7 +198,6 @@ RECORD = record.Dataset(
         layouts=("folder",),
         expected="expected frames as data.folder.frames says",
         recognise=lambda root: "folder",
-        present=_present,
         scan=_scan,
         code=_code,
     ),

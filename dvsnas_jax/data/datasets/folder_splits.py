@@ -29,14 +29,7 @@ def owners(
     options: record.Options,
     found: frames.Scan,
 ) -> dict[Key, str]:
-    """The split of every frame; frames in none are left out.
-
-    Args:
-      root: of the dataset.
-      images: all frames of the folder.
-      labelled: those with a mask.
-      options: how they are split.
-      found: gets problems and notes.
+    """The split of every frame, of which some are labelled; frames in none are left out.
 
     Raises:
       UserError: the keys make no sense, or there are too few videos.

@@ -47,14 +47,11 @@ def num_bytes(path: pathlib.Path) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something wrong with a file or folder: what, and what to do.
-
-    `is_fatal`: the split cannot be used; else it can, without that file.
-    """
+    """Something wrong with a file or folder."""
 
     path: pathlib.Path
-    text: str
-    is_fatal: bool = True
+    text: str  # what, and what to do
+    is_fatal: bool = True  # the split cannot be used; else it can, without that file
 
     def __str__(self) -> str:
         return f"{self.path}: {self.text}"
@@ -62,19 +59,12 @@ class Problem:
 
 @dataclasses.dataclass
 class Scan:
-    """What is in one split.
+    """What is in one split."""
 
-    Attributes:
-      frames: by (sequence, number).
-      problems: in the order in which they were met.
-      notes: harmless, worth a line in a report.
-      layout: of this split, where it is not that of the whole folder.
-    """
-
-    frames: dict[tuple[str, int], Frame] = dataclasses.field(default_factory=dict)
+    frames: dict[tuple[str, int], Frame] = dataclasses.field(default_factory=dict)  # by (sequence, number)
     problems: list[Problem] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    layout: str = ""
+    notes: list[str] = dataclasses.field(default_factory=list)  # harmless, worth a line in a report
+    layout: str = ""  # of this split, where it is not that of the whole folder
 
     @property
     def fatal(self) -> list[Problem]:
@@ -102,21 +92,13 @@ class Scan:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One split of a data set on disk.
+    """One split of a data set on disk."""
 
-    Attributes:
-      layout: camvid_segnet, cityscapes_stills, ...; of single frames where it ends in `_stills`.
-      frames: ordered by (sequence, number).
-      table: names and colours of the train ids.
-      code: of the label files.
-      frame_rate: frames per second where frame numbers are consecutive.
-    """
-
-    layout: str
-    frames: tuple[Frame, ...]
+    layout: str  # camvid_segnet, cityscapes_stills, ...
+    frames: tuple[Frame, ...]  # ordered by (sequence, number)
     table: types.ClassTable
     code: labels.LabelCode
-    frame_rate: float
+    frame_rate: float  # Hz, where frame numbers are consecutive
 
     @property
     def is_still(self) -> bool:

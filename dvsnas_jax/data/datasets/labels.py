@@ -18,21 +18,13 @@ _PLACES = np.array([65536, 256, 1], np.int32)
 
 @dataclasses.dataclass(frozen=True)
 class LabelCode:
-    """How the pixels of a label file become train ids.
+    """How the pixels of a label file become train ids."""
 
-    Attributes:
-      raw: i32 [n], sorted: what a pixel may hold: an id or palette index, or 65536 r + 256 g + b.
-      train: u8 [n], its train id; 255 = ignore.
-      is_color: label files are RGB colours.
-      ignore_key: config key that names more values to ignore.
-      ignore: what that key holds now.
-    """
-
-    raw: np.ndarray
-    train: np.ndarray
-    is_color: bool
-    ignore_key: str = "data.ignore"
-    ignore: tuple[str, ...] = ()
+    raw: np.ndarray  # i32 [n], sorted: what a pixel may hold: an id or palette index, or 65536 r + 256 g + b
+    train: np.ndarray  # u8 [n], its train id; 255 = ignore
+    is_color: bool  # label files are RGB colours
+    ignore_key: str = "data.ignore"  # config key that names more values to ignore
+    ignore: tuple[str, ...] = ()  # what that key holds now
 
     def pack(self, pixels: np.ndarray) -> np.ndarray:
         """What the pixels [H, W] or u8 [H, W, 3] of a label image hold, as `raw` writes it: integers [H, W]."""
@@ -61,12 +53,10 @@ class LabelCode:
         return f"#{value:06x}" if self.is_color else str(value)
 
     def unknown(self, counts: Mapping[int, int], *, num_masks: int = 0, together: Sequence[int] = ()) -> str:
-        """Says that values are not known, and what to do.
+        """Says that values (-> their pixels) are not known, and what to do; the commonest are named.
 
-        Args:
-          counts: value -> its pixels; the commonest are named.
-          num_masks: files that hold them; 0: one, which is named elsewhere.
-          together: values that the setting leaves out; none: those that are named.
+        `num_masks` files hold them (0: one, which is named elsewhere); the advised setting leaves out those that are
+        named, or all that are unknown `together`.
         """
         known = sorted(counts, key=lambda value: (-counts[value], value))
         shown, rest = sorted(known[:_SHOWN_VALUES]), known[_SHOWN_VALUES:]

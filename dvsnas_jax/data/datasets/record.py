@@ -50,41 +50,26 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """How a data set lies on disk.
+    """How a data set lies on disk."""
 
-    Attributes:
-      layouts: the forms that it comes in; the first where a folder does not show which.
-      expected: what a folder should hold, for messages.
-      recognise: folder -> its layout, "" where it does not look like this data set.
-      present: folder, layout, options -> the splits that are there.
-      scan: folder, split, layout, options -> its frames and all that is wrong with them.
-      code: layout, options -> what the pixels of label files mean.
-      frame_rate: Hz, of consecutive frame numbers; None: as data.folder says.
-      variable: environment variable that holds the folder where data.dir is empty.
-      listed: layouts whose splits are lists of names, so that one may turn out to have no frame.
-    """
-
-    layouts: tuple[str, ...]
-    expected: str
-    recognise: Callable[[pathlib.Path], str]
-    present: Callable[[pathlib.Path, str, Options], list[str]]
-    scan: Callable[[pathlib.Path, str, str, Options], frames.Scan]
-    code: Callable[[str, Options], labels.LabelCode]
-    frame_rate: float | None = None
-    variable: str = ""
-    listed: tuple[str, ...] = ()
+    expected: str  # what a folder should hold, for messages
+    layouts: tuple[str, ...]  # the forms that it comes in; the first where a folder does not show which
+    recognise: Callable[[pathlib.Path], str]  # folder -> its layout, "" where it does not look like this data set
+    scan: Callable[[pathlib.Path, str, str, Options], frames.Scan]  # folder, split, layout, options -> what is there
+    code: Callable[[str, Options], labels.LabelCode]  # layout, options -> what the pixels of label files mean
+    # folder, layout, options -> the splits that are there; None: those with frames, or else train
+    present: Callable[[pathlib.Path, str, Options], list[str]] | None = None
+    listed: tuple[str, ...] = ()  # layouts whose splits are lists of names, so that one may turn out to have no frame
+    frame_rate: float | None = None  # Hz, of consecutive frame numbers; None: as data.folder says
+    variable: str = ""  # environment variable that holds the folder where data.dir is empty
 
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """How the owners of a data set want predictions, and how they score them.
+    """How the owners of a data set want predictions, and how they score them."""
 
-    Attributes:
-      file_name: frame, whether it holds colours -> name of the file of its prediction.
-      score: folder of predictions, label files -> {"miou": share, "iou": class -> share or None}.
-    """
-
-    file_name: Callable[[frames.Frame, bool], str]
+    file_name: Callable[[frames.Frame, bool], str]  # frame, whether it holds colours -> name of its prediction
+    # folder of predictions, label files -> {"miou": share, "iou": class -> share, None where it is absent}
     score: Callable[[str | os.PathLike[str], Sequence[pathlib.Path]], dict[str, Any]]
 
 
@@ -102,31 +87,18 @@ class World(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set; either it lies in files, or its clips are computed.
+    """A data set; either it lies in files, or its clips are computed."""
 
-    Attributes:
-      name: value of data.name.
-      title: for descriptions.
-      classes: options -> names and colours of the train ids; the disk is not looked at.
-      order: of the table; the first that recognises a folder has it.
-      files: on disk.
-      world: computed: seed, split, height, width, degrade -> where its clips come from.
-      ids: options -> the id of each class in label files, the first of several; () = 0, 1, 2, ...
-      submission: None: nobody scores it.
-      is_own: the user's own files: classes and ids are those of data.folder, and may be wrong.
-      num_classes: where their names need a package that may be missing.
-    """
-
-    name: str
-    title: str
-    classes: Callable[[Options], types.ClassTable]
-    order: int = 0
-    files: Files | None = None
-    world: Callable[[int, str, int, int, float], World] | None = None
-    ids: Callable[[Options], tuple[int, ...]] = lambda options: ()
-    submission: Submission | None = None
-    is_own: bool = False
-    num_classes: int | None = None
+    name: str  # value of data.name
+    title: str  # for descriptions
+    classes: Callable[[Options], types.ClassTable]  # names and colours of the train ids; the disk is not looked at
+    order: int = 0  # of the table; the first that recognises a folder has it
+    files: Files | None = None  # on disk
+    world: Callable[[int, str, int, int, float], World] | None = None  # computed: seed, split, height, width, degrade
+    ids: Callable[[Options], tuple[int, ...]] = lambda options: ()  # of each class in label files; () = 0, 1, 2, ...
+    submission: Submission | None = None  # None: nobody scores it
+    is_own: bool = False  # the user's own files: classes and ids are those of data.folder, and may be wrong
+    num_classes: int | None = None  # where their names need a package that may be missing
 
     @property
     def is_computed(self) -> bool:
@@ -151,7 +123,10 @@ class Folder:
 
     def present(self) -> list[str]:
         """The splits that it has, by looking for their folders or lists."""
-        return self.dataset.on_disk.present(self.path, self.layout, self.options)
+        present_fn = self.dataset.on_disk.present
+        if present_fn is not None:
+            return present_fn(self.path, self.layout, self.options)
+        return [split for split in frames.SPLITS if self.scan(split).frames] or ["train"]
 
     def scan(self, split: str) -> frames.Scan:
         """Looks at one split, whatever is wrong with it."""

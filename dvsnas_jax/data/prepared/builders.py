@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import defaults, errors
@@ -48,34 +47,22 @@ def folder_name(name: str) -> str:
     return f"{name}_clips"
 
 
-def computed_options(data: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What a computed clip depends on, beside its split and number."""
-    sizes = {key: int(data[key]) for key in ("seed", "num_frames", "height", "width")}
-    return {**sizes, "degrade": float(data.degrade)}
-
-
-def computed_counts(data: ml_collections.ConfigDict) -> dict[str, int]:
-    """Clips of each split of a computed data set."""
-    num_eval = int(data.num_val_clips)
-    return {"train": int(data.num_train_clips), "val": num_eval, "test": num_eval}
-
-
 class _Computed:
     """Clips that are computed, as arrays; `_class` joins it to the class of TFDS."""
 
     info: Any
 
-    def __init__(self, *, data: ml_collections.ConfigDict, on_example: Callable[[], None], **kwargs: Any):
-        self._data, self._on_example = data, on_example
-        self._options, self._sizes = computed_options(data), computed_counts(data)
+    def __init__(self, *, plan: plans.Computed, on_example: Callable[[], None], **kwargs: Any):
+        self._plan, self._on_example = plan, on_example
         super().__init__(**kwargs)
 
     def _info(self) -> Any:
         tfds = tensorflow_datasets()
-        shape = (self._options["num_frames"], self._options["height"], self._options["width"])
+        options = self._plan.identity
+        shape = (options["num_frames"], options["height"], options["width"])
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{datasets.of(self._data).title}.",
+            description=f"{datasets.TABLE[self._plan.dataset].title}.",
             features=tfds.features.FeaturesDict(
                 {
                     "name": tfds.features.Text(),
@@ -83,17 +70,17 @@ class _Computed:
                     "labels": tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="zlib"),
                 }
             ),
-            metadata=tfds.core.MetadataDict({"classes": list(datasets.class_table(self._data).names), **self._options}),
+            metadata=tfds.core.MetadataDict({"classes": list(datasets.class_table(self._plan.data).names), **options}),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split) for split in self._sizes}
+        return {split: self._generate_examples(split) for split in self._plan.counts}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        world = datasets.world(self._data, split)
-        for index in range(self._sizes[split]):
-            video = world.clip(index, self._options["num_frames"], with_flow=False)
+        world = datasets.world(self._plan.data, split)
+        for index in range(self._plan.counts[split]):
+            video = world.clip(index, int(self._plan.data.num_frames), with_flow=False)
             yield index, {"name": video.name, "frames": video.frames, "labels": video.labels}
             self._on_example()
 
@@ -105,11 +92,20 @@ class _Recorded:
     data_dir: Any
     _get_filename_template: Any
 
-    def __init__(self, *, plan: plans.Plan, **kwargs: Any):
-        self._plan = plan
-        self.num_workers = min(os.cpu_count() or 1, 16)
-        self.shard_counts = dict.fromkeys(plan.sources, 1)
-        self.on_example: Callable[[], None] = lambda: None
+    def __init__(
+        self,
+        *,
+        plan: plans.Plan,
+        on_example: Callable[[], None],
+        num_bytes: dict[str, int],
+        num_workers: int,
+        **kwargs: Any,
+    ):
+        self._plan, self._on_example = plan, on_example
+        self._num_workers = num_workers or min(os.cpu_count() or 1, 16)
+        self.shard_counts = {
+            split: plans.num_shards(num_bytes.get(split, 0), count) for split, count in plan.counts.items()
+        }
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> Any:
@@ -165,7 +161,7 @@ class _Recorded:
     def _write_all(self, jobs: list[tuple[str, int, Iterator[dict[str, Any]]]]) -> dict[tuple[str, int], Any]:
         """Writes the shards; (split, number) -> numbers of examples and bytes. After an error no thread is left."""
         stop = threading.Event()
-        with futures.ThreadPoolExecutor(self.num_workers) as pool:
+        with futures.ThreadPoolExecutor(self._num_workers) as pool:
             running = {pool.submit(self._write_shard, *job, stop): job[:2] for job in jobs}
             try:
                 return {running[each]: each.result() for each in futures.as_completed(running)}
@@ -188,7 +184,7 @@ class _Recorded:
                 if stop.is_set():
                     break
                 writer.write(self.info.features.serialize_example(example))
-                self.on_example()
+                self._on_example()
                 count += 1
         finally:
             writer.close()
@@ -232,50 +228,47 @@ def _class(name: str) -> Any:
     return type(title, (_Computed if is_computed else _Recorded, base), members)
 
 
-def of_plan(plan: plans.Plan, data_dir: str | os.PathLike[str]) -> Any:
+def of(
+    plan: plans.Plan | plans.Computed,
+    data_dir: str | os.PathLike[str],
+    *,
+    on_example: Callable[[], None] = lambda: None,
+    num_bytes: dict[str, int] | None = None,
+    num_workers: int = 0,
+) -> Any:
     """The builder that writes a plan; `prepare.run` calls it with lock, progress and checks around.
 
+    Args:
+      plan: from `plans.make`.
+      data_dir: folder of the prepared dataset, for this plan alone.
+      on_example: called after every example that was written.
+      num_bytes: of each split, about; decides how many files it is divided into.
+      num_workers: threads; 0 = one a core, 16 at most. (Computed: one.)
+
     Returns:
-      A `tfds.core.ShardBasedBuilder` with the splits of the plan; `data_dir` is for this plan alone.
+      A `tfds.core.DatasetBuilder` with the splits of the plan. Computed examples have `name`, `frames` u8 [T, H, W, 3]
+      and `labels` u8 [T, H, W].
 
     Raises:
       UserError: TFDS is not installed.
     """
-    return _class(plan.dataset)(plan=plan, data_dir=os.path.abspath(os.fspath(data_dir)))
+    more = {} if isinstance(plan, plans.Computed) else {"num_bytes": num_bytes or {}, "num_workers": num_workers}
+    folder = os.path.abspath(os.fspath(data_dir))
+    return _class(plan.dataset)(plan=plan, data_dir=folder, on_example=on_example, **more)
 
 
-def of_computed(
-    data: ml_collections.ConfigDict,
-    data_dir: str | os.PathLike[str],
-    on_example: Callable[[], None] = lambda: None,
-) -> Any:
-    """The builder of a data set that is computed; `on_example` is called after every example that was written.
-
-    Returns:
-      A `tfds.core.GeneratorBasedBuilder` with the splits train, val and test; examples have `name`,
-      `frames` u8 [T, H, W, 3] and `labels` u8 [T, H, W], equal to what the data set renders.
-
-    Raises:
-      UserError: TFDS is not installed.
-    """
-    return _class(data.name)(data=data, data_dir=os.fspath(data_dir), on_example=on_example)
-
-
-def clips(name: str, *, data_dir: str | os.PathLike[str], **options: Any) -> Any:
-    """A TFDS builder of a data set; `.download_and_prepare()` writes it.
+def clips(name: str, *, data_dir: str | os.PathLike[str], splits: tuple[str, ...] = (), **options: Any) -> Any:
+    """A TFDS builder of a data set, as synthetic, or camvid; `.download_and_prepare()` writes it.
 
     Args:
-      name: of the data set, as synthetic, or camvid.
+      name: of the data set.
       data_dir: folder of the prepared dataset, for these options alone.
-      **options: keys of the section `data`, as `dir`, where the data set lies (nothing is downloaded), or
-        `num_frames`; of one on disk `height`, `width` and `splits` are those of `plans.make`.
+      splits: as in `plans.make`.
+      **options: keys of the section `data`, as `dir`, where the data set lies (nothing is downloaded), or `num_frames`.
 
     Raises:
       UserError: the folder is not as it should be, or TFDS is not installed.
     """
     data = defaults.make().data
-    data.name = name
-    is_computed = datasets.of(data).is_computed
-    sizes = {} if is_computed else {key: options.pop(key) for key in ("splits", "height", "width") if key in options}
-    data.update(options)
-    return of_computed(data, data_dir) if is_computed else of_plan(plans.make(data, **sizes), data_dir)
+    data.update({"name": name, **options})
+    return of(plans.make(data, splits), data_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ VERSION = "1.0.0"
 """Of the form of the examples: another first number cannot be read by this program."""
 INDEX = "clips.json"
 """Beside the records: which frames each example holds."""
+DIGEST = "digest"
 _SHARD_BYTES = (1 << 24, 1 << 28)
 """Smallest and largest shard wanted; between them a split has 16."""
 _NUM_SAMPLES = 6
@@ -29,22 +31,58 @@ _EXAMPLE_BYTES, _FRAME_BYTES, _SPLIT_BYTES = 256, 160, 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is to be prepared, the bytes aside.
-
-    Attributes:
-      dataset: name of the data set.
-      sources: by split; their order is that of the splits.
-      clips: by split: i32 [N, 2], first and last place of each example in the source's frames; the last is labelled.
-      options: JSON values that decide what is written.
-      left_out: splits of the folder that have no labels.
-    """
+class Computed:
+    """What is to be prepared of a data set that is computed: clips of arrays."""
 
     dataset: str
-    sources: Mapping[str, frames.Source]
-    clips: Mapping[str, np.ndarray]
-    options: Mapping[str, Any]
-    left_out: tuple[str, ...] = ()
+    data: ml_collections.ConfigDict  # section of the configuration
+    left_out = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples by split."""
+        num_eval = int(self.data.num_val_clips)
+        return {"train": int(self.data.num_train_clips), "val": num_eval, "test": num_eval}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a folder that is there already."""
+        sizes = {key: int(self.data[key]) for key in ("seed", "num_frames", "height", "width")}
+        return {**sizes, "degrade": float(self.data.degrade)}
+
+    def estimate(self) -> dict[str, int]:
+        """Bytes that each split will take."""
+        return {
+            split: 4 * int(self.data.num_frames) * int(self.data.height) * int(self.data.width) * count
+            for split, count in self.counts.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be prepared of a data set on disk, the bytes aside."""
+
+    dataset: str
+    sources: Mapping[str, frames.Source]  # by split, in the order of the splits
+    clips: Mapping[str, np.ndarray]  # by split: i32 [N, 2], first and last place of each example; the last is labelled
+    options: Mapping[str, Any]  # JSON values that decide what is written
+    left_out: tuple[str, ...] = ()  # splits of the folder that have no labels
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples by split."""
+        return {split: len(clips) for split, clips in self.clips.items()}
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a folder that is there already: the options, and names and sizes of all files."""
+        found = hashlib.sha256()
+        for split in sorted(self.sources):
+            for frame in self.sources[split].frames:
+                label = (frame.label.name, frames.num_bytes(frame.label)) if frame.label else ()
+                row = (split, frame.sequence, frame.number, frame.image.name, frames.num_bytes(frame.image), *label)
+                found.update(repr(row).encode())
+        return {**self.options, DIGEST: found.hexdigest()}
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -52,23 +90,46 @@ class Plan:
         height, width = self.options["height"], self.options["width"]
         return (height, width) if height else None
 
+    def estimate(self) -> dict[str, int]:
+        """Bytes that each split will take: sums of file sizes, scaled by some resized frames where asked for."""
+        total = {}
+        for split, source in self.sources.items():
+            first, last = self.clips[split].T
+            paths = ([path for path in (frame.image, frame.label) if path] for frame in source.frames)
+            sizes = np.array([sum(map(frames.num_bytes, each)) for each in paths], np.float64)
+            if self.size is not None:
+                chosen = np.unique(np.linspace(0, len(sizes) - 1, min(_NUM_SAMPLES, len(sizes))).astype(int))
+                made = [sum(map(len, file_bytes.pair(source.frames[i], self.size))) for i in chosen]
+                sizes *= 1.1 * sum(made) / max(sizes[chosen].sum(), 1)
+            sums = np.concatenate([[0.0], np.cumsum(sizes)])
+            content = int(float((sums[last + 1] - sums[first]).sum()) * 1.005)
+            num_frames = int((last + 1 - first).sum())
+            total[split] = content + _EXAMPLE_BYTES * len(first) + _FRAME_BYTES * num_frames + _SPLIT_BYTES
+        return total
 
-def make(data: ml_collections.ConfigDict, splits: tuple[str, ...] = (), *, height: int = 0, width: int = 0) -> Plan:
-    """Looks at the dataset's folder and decides what is to be prepared.
+
+def make(
+    data: ml_collections.ConfigDict, splits: tuple[str, ...] = (), *, height: int = 0, width: int = 0
+) -> Plan | Computed:
+    """Looks at the dataset and decides what is to be prepared.
 
     Args:
       data: section of the configuration: the dataset, its folder, and how long a history is kept.
       splits: which; () = all that the folder has.
-      height: of the prepared frames, pixels; 0 = unchanged.
+      height: of the prepared frames, pixels; 0 = unchanged (computed: that of `data`).
       width: likewise.
 
     Raises:
       UserError: the folder is not as it should be, or only one of height and width is given.
     """
+    if datasets.of(data).is_computed:
+        if splits or height or width:
+            raise errors.UserError(
+                f"--splits, --height, --width: not for {data.name} clips; set data.height and data.width"
+            )
+        return Computed(data.name, data)
     if (height > 0) != (width > 0) or min(height, width) < 0:
         raise errors.UserError(f"--height {height} --width {width}: give both, above 0, or neither")
-    if data.name not in (known := datasets.on_disk()):
-        raise errors.UserError(f"data.name: there is no '{data.name}' on disk; use one of {', '.join(known)}")
     is_still = data.history == "stills"
     num_frames = 1 if is_still else int(data.num_frames)
     gap, tolerance = (0, 0) if is_still else (int(data.frame_gap), int(data.frame_gap_tolerance))
@@ -118,24 +179,13 @@ def windows(found: tuple[frames.Frame, ...], span: int) -> np.ndarray:
     return np.array(clips, np.int32).reshape(-1, 2)
 
 
-def digest(plan: Plan) -> str:
-    """A hash over names, numbers and file sizes of all frames: another one means another dataset."""
-    found = hashlib.sha256()
-    for split in sorted(plan.sources):
-        for frame in plan.sources[split].frames:
-            label = (frame.label.name, frames.num_bytes(frame.label)) if frame.label else ()
-            row = (split, frame.sequence, frame.number, frame.image.name, frames.num_bytes(frame.image), *label)
-            found.update(repr(row).encode())
-    return found.hexdigest()
-
-
 def metadata(plan: Plan) -> dict[str, Any]:
     """What makes a prepared folder independent of the dataset's own, as JSON values: classes, label code, layout."""
     source = next(iter(plan.sources.values()))
     return {
         "dataset": plan.dataset,
         "options": dict(plan.options),
-        "digest": digest(plan),
+        DIGEST: plan.identity[DIGEST],
         "layouts": {split: each.layout for split, each in plan.sources.items()},
         "frame_rate": source.frame_rate,
         "class_names": list(source.table.names),
@@ -164,24 +214,6 @@ def index_text(plan: Plan) -> str:
             "clips": place[clips].tolist(),
         }
     return json.dumps(content, separators=(",", ":"))
-
-
-def estimate(plan: Plan) -> dict[str, int]:
-    """Bytes that each split will take, and `all`: sums of file sizes, scaled by some resized frames where asked for."""
-    total = {}
-    for split, source in plan.sources.items():
-        first, last = plan.clips[split].T
-        paths = ([path for path in (frame.image, frame.label) if path] for frame in source.frames)
-        sizes = np.array([sum(map(frames.num_bytes, each)) for each in paths], np.float64)
-        if plan.size is not None:
-            chosen = np.unique(np.linspace(0, len(sizes) - 1, min(_NUM_SAMPLES, len(sizes))).astype(int))
-            made = [sum(map(len, file_bytes.pair(source.frames[i], plan.size))) for i in chosen]
-            sizes *= 1.1 * sum(made) / max(sizes[chosen].sum(), 1)
-        sums = np.concatenate([[0.0], np.cumsum(sizes)])
-        content = float((sums[last + 1] - sums[first]).sum())
-        num_frames = int((last + 1 - first).sum())
-        total[split] = int(content * 1.005) + _EXAMPLE_BYTES * len(first) + _FRAME_BYTES * num_frames + _SPLIT_BYTES
-    return {**total, "all": sum(total.values())}
 
 
 def num_shards(num_bytes: int, num_examples: int) -> int:
