@@ -27,7 +27,7 @@ import psutil
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.data import datasets
-from dvsnas_jax.data.datasets import camvid
+from dvsnas_jax.data.datasets import camvid, frames
 from dvsnas_jax.data.loading import tf_loader
 from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
@@ -210,7 +210,7 @@ def dataset(name: str) -> Check:
     except errors.UserError as error:
         return Check(name, BROKEN, str(error), f"set {variable} to the folder, or unset it")
     counts = {
-        split: {"frames": len(scan.frames), "labelled": sum(frame.label is not None for frame in scan.frames.values())}
+        split: {"frames": len(scan.frames), "labelled": frames.num_labelled(scan.frames.values())}
         for split, scan in splits.items()
     }
     values = {"folder": folder, "layout": opened.layout, "splits": counts}

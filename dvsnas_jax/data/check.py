@@ -204,7 +204,7 @@ def text(report: Report) -> str:
     for split, counter in zip(report.splits, report.sizes, strict=True):
         found = split.source.frames
         sizes = ", ".join(f"{w}x{h} ({count})" for (w, h), count in counter.most_common(3))
-        counts = f"{len(found):>8}{split.source.num_labelled:>10}{len({frame.sequence for frame in found}):>11}"
+        counts = f"{len(found):>8}{frames.num_labelled(found):>10}{len({frame.sequence for frame in found}):>11}"
         lines.append(f"{split.name:<8}{counts}  {sizes}; {clip_index.gaps_text(found)}")
     lines += ["", *_sequence_lines(report), "", *_class_lines(report)]
     lines += [f"note: {note}" for note in report.notes]
@@ -217,9 +217,8 @@ def _sequence_lines(report: Report) -> list[str]:
     for split in report.splits:
         for name, found in itertools.groupby(split.source.frames, lambda frame: frame.sequence):
             group = list(found)
-            labelled = sum(frame.label is not None for frame in group)
             numbers = f"{group[0].number}..{group[-1].number}, gaps {clip_index.gaps_text(group)}"
-            rows.append(f"{name:<24}{split.name:<8}{len(group):>8}{labelled:>10}  {numbers}")
+            rows.append(f"{name:<24}{split.name:<8}{len(group):>8}{frames.num_labelled(group):>10}  {numbers}")
     lines += rows[:_SHOWN_SEQUENCES]
     if len(rows) > _SHOWN_SEQUENCES:
         lines.append(f"... and {len(rows) - _SHOWN_SEQUENCES} more sequences")

@@ -121,7 +121,7 @@ class Writer:
                 yield f"{self.videos[number].name}_{time:06d}.png", found, (found.shape[1], found.shape[0])
             return
         source, media = self.videos.source, self._media
-        is_labelled = source.num_labelled > 0
+        is_labelled = frames.num_labelled(source.frames) > 0
         for place, found in zip(self.videos.runs[number], predictions, strict=True):
             frame = source.frames[place]
             if frame.label is None and is_labelled:

@@ -192,8 +192,7 @@ def describe(data: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
 
 def _sizes(frame: frames.Frame) -> list[int]:
     """Bytes of the image and of the mask; 0 where it is no file of its own."""
-    paths = [path for path in (frame.image, frame.label) if path is not None]
-    return [path.stat().st_size if path.is_file() else 0 for path in paths]
+    return [path.stat().st_size if path.is_file() else 0 for path in frame.paths]
 
 
 def _root(data: ml_collections.ConfigDict) -> str | None:

@@ -131,7 +131,7 @@ def _files(data: ml_collections.ConfigDict) -> str:
         paths = sorted(path for path in pathlib.Path(data.prepared).rglob("*") if path.is_file())
     else:
         found = clips_store.source(data, "train").frames
-        paths = [path for frame in found for path in (frame.image, frame.label) if path is not None]
+        paths = [path for frame in found for path in frame.paths]
     # Named from the folder on: however its path is spelled, and wherever it was moved, it is the same data.
     stats = [(os.path.relpath(path, root), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return json.dumps(stats)

@@ -16,7 +16,6 @@ after the last label are unused.
 
 from __future__ import annotations
 
-import bisect
 import pathlib
 import re
 from collections.abc import Callable, Iterable
@@ -229,26 +228,19 @@ def _owners(root: pathlib.Path, paths: list[pathlib.Path], scan: frames.Scan) ->
 
 def _add_video(scan: frames.Scan, root: pathlib.Path, split: str, owned: Iterable[tuple[pathlib.Path, str]]) -> None:
     """Adds the unlabelled frames of the videos; `owned` are the labelled ones of all splits, each with its split."""
-    marks: dict[str, list[tuple[int, str]]] = {}
-    for path, owner in owned:
-        if (key := _key(path)) is not None:
-            marks.setdefault(key[0], []).append((key[1], owner))
+    owner = {key: its for path, its in owned if (key := _key(path)) is not None}
+    owner_fn, sequences = frames.history_owner(owner), {sequence for sequence, _ in owner}
     for folder in listing.folders(root / _VIDEO, scan):
         sequence = folder.name
-        if sequence not in marks:
+        if sequence not in sequences:
             scan.notes.append(f"{folder}: no labelled frame is of this sequence, its frames are unused")
             continue
-        known = sorted(marks[sequence])
-        labelled = {number for number, _ in known}
         for path in listing.images(folder, scan):
             match = _NUMBER.match(path.stem)
             if match is None:
                 scan.fail(path, f"the name is not <frame number>{path.suffix}; rename the file")
-                continue
-            number = int(match[1])
-            after = bisect.bisect_left(known, (number, ""))
-            if number not in labelled and after < len(known) and known[after][1] == split:
-                scan.add(sequence, number, path, None)
+            elif (key := (sequence, int(match[1]))) not in owner and owner_fn(*key) == split:
+                scan.add(*key, path, None)
 
 
 RECORD = record.Dataset(

@@ -6,8 +6,8 @@ frames of one video are nearly equal, and a score on them would be one on the tr
 
 from __future__ import annotations
 
-import bisect
 import fnmatch
+import itertools
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 
@@ -113,11 +113,9 @@ def _shared(images: Mapping[Key, pathlib.Path], labelled: Collection[Key], share
 
 def _blocks(images: Mapping[Key, pathlib.Path], shares: Sequence[float]) -> dict[Key, str]:
     """Contiguous pieces of every video, train first."""
-    videos: dict[str, list[Key]] = {}
-    for key in sorted(images):
-        videos.setdefault(key[0], []).append(key)
     found: dict[Key, str] = {}
-    for keys in videos.values():
+    for _, group in itertools.groupby(sorted(images), lambda key: key[0]):
+        keys = list(group)
         ends = np.rint(np.cumsum(shares) * len(keys)).astype(int)
         places = np.searchsorted(ends, np.arange(len(keys)), side="right")
         found.update((key, frames.SPLITS[place]) for key, place in zip(keys, places, strict=True))
@@ -176,7 +174,9 @@ def _listed(
                     found.fail(path, f"lists {line}, which {other} lists too; keep it in one of them")
                     break
     if has_frames:
-        _give_history(images, labelled, owner)
+        owner_fn = frames.history_owner(owner)
+        missing = [key for key in images if key not in owner and key not in labelled]
+        owner.update((key, split) for key in missing if (split := owner_fn(*key)))
     rest = sorted(set(images) - set(owner))
     if rest:
         shown = ", ".join(path.name for path in lists.values())
@@ -193,15 +193,3 @@ def _lookup(names: Mapping[str, list[Key]], line: str) -> list[Key] | None:
             if keys is not None:
                 return keys
     return None
-
-
-def _give_history(images: Mapping[Key, pathlib.Path], labelled: Collection[Key], owner: dict[Key, str]) -> None:
-    """Frames without a mask between listed ones belong to the next listed frame, whose history they are."""
-    listed: dict[str, list[int]] = {}
-    for sequence, number in sorted(owner):
-        listed.setdefault(sequence, []).append(number)
-    for key in sorted(set(images) - set(owner) - set(labelled)):
-        numbers = listed.get(key[0], [])
-        after = bisect.bisect(numbers, key[1])
-        if after < len(numbers):
-            owner[key] = owner[key[0], numbers[after]]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.data.datasets import labels
@@ -23,6 +24,16 @@ class Frame:
     number: int
     image: pathlib.Path
     label: pathlib.Path | None
+
+    @property
+    def paths(self) -> list[pathlib.Path]:
+        """Of the image, and of the label where there is one."""
+        return [path for path in (self.image, self.label) if path is not None]
+
+
+def num_labelled(found: Iterable[Frame]) -> int:
+    """How many have a label."""
+    return sum(frame.label is not None for frame in found)
 
 
 @contextlib.contextmanager
@@ -90,6 +101,23 @@ class Scan:
             self.frames[key] = Frame(sequence, number, image, label)
 
 
+def history_owner(owner: Mapping[tuple[str, int], str]) -> Callable[[str, int], str]:
+    """Which split a frame belongs to that is not among those that are owned, (sequence, number) -> split.
+
+    That of the next one of its sequence, whose history it is; "" = after the last.
+    """
+    marks: dict[str, list[tuple[int, str]]] = {}
+    for (sequence, number), split in sorted(owner.items()):
+        marks.setdefault(sequence, []).append((number, split))
+
+    def owner_fn(sequence: str, number: int) -> str:
+        known = marks.get(sequence, [])
+        after = bisect.bisect(known, (number, ""))
+        return known[after][1] if after < len(known) else ""
+
+    return owner_fn
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """One split of a data set on disk."""
@@ -104,8 +132,3 @@ class Source:
     def is_still(self) -> bool:
         """Of single frames, not of videos."""
         return self.layout.endswith("_stills")
-
-    @property
-    def num_labelled(self) -> int:
-        """Frames that have labels."""
-        return sum(frame.label is not None for frame in self.frames)

@@ -9,12 +9,13 @@ import numpy as np
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import frames
+from dvsnas_jax.data.datasets import labels as labels_lib
 
 _ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _COLOR_MODES = ("RGB", "RGBA", "P")
 
 
-def read_label(path: pathlib.Path, code: frames.LabelCode, content: bytes | None = None) -> np.ndarray:
+def read_label(path: pathlib.Path, code: labels_lib.LabelCode, content: bytes | None = None) -> np.ndarray:
     """A label image, upright, as train ids u8 [H, W], 255 = ignore; `content` as in `image_files.opened`.
 
     Raises UserError: unreadable, not of the kind that the code needs, or an unknown id or colour.
@@ -22,7 +23,7 @@ def read_label(path: pathlib.Path, code: frames.LabelCode, content: bytes | None
     return code.decode(read_pixels(path, code, content), str(path))
 
 
-def read_pixels(path: pathlib.Path, code: frames.LabelCode, content: bytes | None = None) -> np.ndarray:
+def read_pixels(path: pathlib.Path, code: labels_lib.LabelCode, content: bytes | None = None) -> np.ndarray:
     """A label image as it is stored: ids [H, W], or colours u8 [H, W, 3].
 
     Raises UserError: unreadable, or not of the kind that the code needs.
@@ -51,7 +52,7 @@ def size_problem(frame: frames.Frame, size: tuple[int, ...], label_size: tuple[i
 
 
 def load(
-    frame: frames.Frame, code: frames.LabelCode, size: tuple[int, int], content: tuple[bytes, bytes] | None = None
+    frame: frames.Frame, code: labels_lib.LabelCode, size: tuple[int, int], content: tuple[bytes, bytes] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads a frame and its labels, resized to (height, width); 255 where there are no labels.
 

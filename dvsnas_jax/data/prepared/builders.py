@@ -236,11 +236,11 @@ def of(
     num_bytes: dict[str, int] | None = None,
     num_workers: int = 0,
 ) -> Any:
-    """The builder that writes a plan; `prepare.run` calls it with lock, progress and checks around.
+    """The builder that writes a plan into a folder of its own; `prepare.run` puts lock, progress and checks around.
 
     Args:
       plan: from `plans.make`.
-      data_dir: folder of the prepared dataset, for this plan alone.
+      data_dir: the folder.
       on_example: called after every example that was written.
       num_bytes: of each split, about; decides how many files it is divided into.
       num_workers: threads; 0 = one a core, 16 at most. (Computed: one.)
@@ -258,13 +258,9 @@ def of(
 
 
 def clips(name: str, *, data_dir: str | os.PathLike[str], splits: tuple[str, ...] = (), **options: Any) -> Any:
-    """A TFDS builder of a data set, as synthetic, or camvid; `.download_and_prepare()` writes it.
+    """A TFDS builder of a data set, as synthetic, or camvid; `.download_and_prepare()` writes it into `data_dir`.
 
-    Args:
-      name: of the data set.
-      data_dir: folder of the prepared dataset, for these options alone.
-      splits: as in `plans.make`.
-      **options: keys of the section `data`, as `dir`, where the data set lies (nothing is downloaded), or `num_frames`.
+    `options` are keys of the section `data`, as `num_frames`, or `dir`, where the data set lies: nothing is downloaded.
 
     Raises:
       UserError: the folder is not as it should be, or TFDS is not installed.

@@ -15,15 +15,10 @@ from dvsnas_jax.data.loading import decode
 
 
 def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[bytes, bytes]:
-    """The image and the label of a frame.
+    """The encoded image of a frame, and its encoded label, b"" where it has none.
 
-    Args:
-      frame: where it lies.
-      size: height and width to resize to (image: Lanczos, label: nearest, both as PNG); None: the bytes of the files.
-
-    Returns:
-      Encoded image, and encoded label or b"" where the frame has none. Resized ones are upright; the bytes of files
-      keep what they say of their orientation, for who reads them.
+    Resized to height and width (image: Lanczos, label: nearest, both as PNG) they are upright; None: the bytes of the
+    files, which keep what they say of their orientation, for who reads them.
 
     Raises:
       UserError: a file cannot be read or is no image, or the two have other sizes.

@@ -79,9 +79,8 @@ class Plan:
         found = hashlib.sha256()
         for split in sorted(self.sources):
             for frame in self.sources[split].frames:
-                label = (frame.label.name, frames.num_bytes(frame.label)) if frame.label else ()
-                row = (split, frame.sequence, frame.number, frame.image.name, frames.num_bytes(frame.image), *label)
-                found.update(repr(row).encode())
+                files = [part for path in frame.paths for part in (path.name, frames.num_bytes(path))]
+                found.update(repr((split, frame.sequence, frame.number, *files)).encode())
         return {**self.options, DIGEST: found.hexdigest()}
 
     @property
@@ -95,8 +94,7 @@ class Plan:
         total = {}
         for split, source in self.sources.items():
             first, last = self.clips[split].T
-            paths = ([path for path in (frame.image, frame.label) if path] for frame in source.frames)
-            sizes = np.array([sum(map(frames.num_bytes, each)) for each in paths], np.float64)
+            sizes = np.array([sum(map(frames.num_bytes, frame.paths)) for frame in source.frames], np.float64)
             if self.size is not None:
                 chosen = np.unique(np.linspace(0, len(sizes) - 1, min(_NUM_SAMPLES, len(sizes))).astype(int))
                 made = [sum(map(len, file_bytes.pair(source.frames[i], self.size))) for i in chosen]

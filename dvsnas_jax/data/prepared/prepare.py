@@ -51,15 +51,9 @@ def run(
     width: int = 0,
     num_workers: int = 0,
 ) -> Result:
-    """The command `data prepare`: writes the clips of a dataset as TFDS records.
+    """The command `data prepare`: writes the clips of a dataset as TFDS records, into `<dataset>_clips/<version>`.
 
-    Args:
-      data: section of the configuration.
-      output: folder; the records come into `<dataset>_clips/<version>` in it.
-      splits: which; () = all that have labels.
-      height: of the frames, pixels; 0 = the bytes of the files, unchanged. (Computed: data.height and data.width.)
-      width: likewise.
-      num_workers: threads; 0 = one a core, 16 at most.
+    `splits`, `height` and `width` are those of `plans.make`; `num_workers` threads, 0 = one a core, 16 at most.
 
     Raises:
       UserError: the dataset is not as it should be, other options are prepared there, or the disk is too small.

@@ -23,17 +23,14 @@ _AGAIN = "delete it and run `dvsnas data prepare` again"
 
 
 class PreparedMedia:
-    """The frames of one split, as encoded bytes.
+    """The frames of one split, as encoded bytes; the paths of `source` name the files they were, nothing lies there.
 
-    Attributes:
-      source: index of the frames. Their paths end in the names of the files they were; nothing lies there.
+    `clips` i32 [N, 2] are the first and last place of each example.
     """
 
     def __init__(self, path: pathlib.Path, split: str, source: frames.Source, clips: np.ndarray, records: Any) -> None:
-        """See `open_media`; `clips` i32 [N, 2] are the first and last place of each example."""
         self.source = source
-        self._path, self._split = path, split
-        self._clips, self._records = clips, records
+        self._path, self._split, self._clips, self._records = path, split, clips, records
         home = np.full(len(source.frames), -1, np.int32)
         for number, (first, last) in enumerate(clips):
             held = home[first:last]
@@ -51,11 +48,10 @@ class PreparedMedia:
         first, last = self._clips[target]
         wanted = [int(target if first <= place <= last else self._home[place]) for place in places]
         held = {number: self._example(number) for number in set(wanted)}
-        pairs = [
-            (held[number]["images"][slot], held[number]["labels"][slot])
-            for number, slot in zip(wanted, places - self._clips[wanted, 0], strict=True)
+        slots = [(held[number], place - self._clips[number, 0]) for number, place in zip(wanted, places, strict=True)]
+        return [example["images"][slot] for example, slot in slots], [
+            example["labels"][slot] for example, slot in slots
         ]
-        return [image for image, _ in pairs], [label for _, label in pairs]
 
     def _example(self, number: int) -> dict[str, Any]:
         first, last = self._clips[number]
@@ -133,10 +129,8 @@ def of(data: ml_collections.ConfigDict, split: str) -> PreparedMedia | None:
 def open_media(folder: str, split: str, also_ignored: tuple[str, ...] = ()) -> PreparedMedia:
     """Opens one split of a prepared dataset; kept for the life of the process.
 
-    Args:
-      folder: what `dvsnas data prepare` was given as --output, or the folder of the records in it.
-      split: train, val or test.
-      also_ignored: the key data.ignore.
+    The folder is what `dvsnas data prepare` was given as --output, or that of the records in it; `also_ignored` is the
+    key data.ignore.
 
     Raises:
       UserError: nothing is prepared there, the split is not in it, or a file is missing or damaged.
@@ -158,24 +152,18 @@ def open_media(folder: str, split: str, also_ignored: tuple[str, ...] = ()) -> P
     clips = np.array(index[split]["clips"], np.int32).reshape(-1, 2)
     if sizes != builder.info.splits[split].num_bytes or len(records) != len(clips):
         raise errors.UserError(f"{path}: files of {split} are cut short or changed; {_AGAIN}")
+    train = dict(zip(about["label_raw"], about["label_train"], strict=True))
+    code = labels.code_of(train, is_color=about["label_is_color"])
     source = frames.Source(
         layout=about["layouts"][split],
-        frames=tuple(_frame(path / split, *row) for row in index[split]["frames"]),
+        frames=tuple(
+            frames.Frame(sequence, number, path / split / image, path / split / label if label else None)
+            for sequence, number, image, label in index[split]["frames"]
+        ),
         table=types.ClassTable(
             names=tuple(about["class_names"]), colors=np.array(about["class_colors"], np.uint8).reshape(-1, 3)
         ),
-        code=labels.with_ignored(
-            labels.LabelCode(
-                raw=np.array(about["label_raw"], np.int32),
-                train=np.array(about["label_train"], np.uint8),
-                is_color=about["label_is_color"],
-            ),
-            also_ignored,
-        ),
+        code=labels.with_ignored(code, also_ignored),
         frame_rate=float(about["frame_rate"]),
     )
     return PreparedMedia(path, split, source, clips, records)
-
-
-def _frame(folder: pathlib.Path, sequence: str, number: int, image: str, label: str) -> frames.Frame:
-    return frames.Frame(sequence, number, folder / image, folder / label if label else None)
