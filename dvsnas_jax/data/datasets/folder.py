@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import decimal
+import itertools
 import pathlib
 
 import numpy as np
@@ -111,11 +112,7 @@ def _ids(options: record.Options) -> tuple[int, ...]:
 
 
 def _scan(root: pathlib.Path, split: str, layout: str, options: record.Options) -> frames.Scan:
-    """Looks at one split.
-
-    Raises:
-      UserError: a pattern that makes no sense.
-    """
+    """Looks at one split; UserError where a pattern makes no sense."""
     found = frames.Scan()
     pattern = options.frames or folder_patterns.guess(root)
     if not pattern:
@@ -129,10 +126,8 @@ def _scan(root: pathlib.Path, split: str, layout: str, options: record.Options) 
         masks = folder_patterns.matches(root, options.masks, split, found, key="masks", beside=pattern)
     if not stamps:
         if not found.fatal:
-            there = folder_patterns.example(root)
-            there = f" (there is: {there})" if there else ""
-            place = root / pattern.replace("{split}", split)
-            found.fail(place, f"no frames match this pattern{there}; correct data.folder.frames or data.dir")
+            text = f"no frames match this pattern{folder_patterns.example(root)}"
+            found.fail(root / pattern.replace("{split}", split), f"{text}; correct data.folder.frames or data.dir")
         return found
     if not options.frames:
         folder_patterns.refuse_guess(pattern, list(stamps.values()), found)
@@ -177,14 +172,11 @@ def _check_fields(pattern: str, masks: str) -> None:
 
 def _numbers(stamps: dict[folder_patterns.Stamp, pathlib.Path]) -> dict[folder_patterns.Stamp, folder_splits.Key]:
     """Sequence and frame number of what was found: times are numbered in their order, video by video."""
-    found: dict[folder_patterns.Stamp, folder_splits.Key] = {}
-    counts: dict[str, int] = {}
-    for stamp in sorted(stamps):
-        sequence, value = stamp
-        rank = counts.get(sequence, 0)
-        counts[sequence] = rank + 1
-        found[stamp] = (sequence, rank if isinstance(value, decimal.Decimal) else int(value))
-    return found
+    return {
+        stamp: (sequence, rank if isinstance(stamp[1], decimal.Decimal) else stamp[1])
+        for sequence, group in itertools.groupby(sorted(stamps), lambda stamp: stamp[0])
+        for rank, stamp in enumerate(group)
+    }
 
 
 RECORD = record.Dataset(

@@ -192,7 +192,7 @@ def _pattern_of(a: pathlib.Path, b: pathlib.Path) -> str:
 
 
 def example(root: pathlib.Path) -> str:
-    """The path of an image below a folder, or else the types of the files that are there; "" where there are none."""
+    """Says what is there: the path of an image below a folder, or else the types of the files; "" where none are."""
     types: dict[str, int] = {}
     for place, (path, folders, files) in enumerate(os.walk(root)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -201,18 +201,15 @@ def example(root: pathlib.Path) -> str:
         for name in sorted(name for name in files if not name.startswith(".")):
             suffix = os.path.splitext(name)[1].lower()
             if suffix in image_files.SUFFIXES:
-                return (pathlib.Path(path) / name).relative_to(root).as_posix()
+                return f" (there is: {(pathlib.Path(path) / name).relative_to(root).as_posix()})"
             types[suffix or name] = types.get(suffix or name, 0) + 1
     if not types:
         return ""
     shown = ", ".join(sorted(types, key=lambda suffix: -types[suffix])[:4])
-    return f"files of the type {shown}; images that can be read: {', '.join(image_files.SUFFIXES)}"
+    return f" (there is: files of the type {shown}; images that can be read: {', '.join(image_files.SUFFIXES)})"
 
 
 def hint(root: pathlib.Path) -> str:
     """Patterns that may fit, and what is there."""
-    there = example(root)
-    return (
-        "images/{split}/{sequence}/{number}.png, or {sequence}/{number}.png and data.folder.splits"
-        f"{f' (there is: {there})' if there else ''}"
-    )
+    patterns = "images/{split}/{sequence}/{number}.png, or {sequence}/{number}.png and data.folder.splits"
+    return f"{patterns}{example(root)}"
