@@ -31,7 +31,7 @@ import dvsnas_jax
 from dvsnas_jax.core import compilation, errors, progress
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import json_text, output_files, workdir
-from dvsnas_jax.data.datasets import layouts, written_ids
+from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import pipeline
 from dvsnas_jax.deploy import onnx_files, savedmodel
 from dvsnas_jax.infer import artifact, programs
@@ -110,8 +110,8 @@ def _about(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What the manifest says of the run."""
     return {
         "net": config_lib.to_json_dict(config.net),
-        "ids": written_ids.of(config.data).tolist(),
-        "trained_on": layouts.title(config.data),
+        "ids": datasets.written_ids(config.data).tolist(),
+        "trained_on": datasets.title(config.data),
     }
 
 

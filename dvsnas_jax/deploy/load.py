@@ -161,7 +161,7 @@ def _load_artifact(path: pathlib.Path, key_interval: int | None) -> Segmenter:
 def _load_run(path: pathlib.Path, key_interval: int | None) -> Segmenter:
     """Opens a run folder; nothing is written to it."""
     from dvsnas_jax.core.files import workdir
-    from dvsnas_jax.data.datasets import layouts, written_ids
+    from dvsnas_jax.data import datasets
     from dvsnas_jax.data.loading import pipeline
     from dvsnas_jax.deploy import opened
     from dvsnas_jax.train import cell_training, claims
@@ -184,8 +184,8 @@ def _load_run(path: pathlib.Path, key_interval: int | None) -> Segmenter:
         classes=table.names,
         colors=table.colors,
         mode=mode,
-        ids=written_ids.of(config.data),
-        trained_on=layouts.title(config.data),
+        ids=datasets.written_ids(config.data),
+        trained_on=datasets.title(config.data),
         has_cell=cell_training.has_cell(folder),
     )
 

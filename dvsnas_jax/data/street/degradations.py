@@ -1,8 +1,7 @@
 """Faults of a camera behind a wet windscreen, frame by frame: what history can repair.
 
-Exposure flicker, sensor noise, motion blur, rain streaks, and patches (glare, mud, drops, spray)
-that hide a region for one to three frames and are gone. Every value follows from the key of the
-clip and the frame number.
+Exposure flicker, sensor noise, motion blur, rain streaks, and patches (glare, mud, drops, spray) that hide a region
+for one to three frames and are gone. Every value follows from the key of the clip and the frame number.
 """
 
 from __future__ import annotations
@@ -51,11 +50,8 @@ def _patches(key: tuple[int, ...], frame: int) -> list[tuple[np.random.Generator
     found = []
     for block in range(max(frame // _BLOCK - 1, 0), frame // _BLOCK + 1):
         rng = np.random.default_rng((*key, _STREAM_PATCH, block))
-        chance, start, length = (
-            rng.random(_PATCHES_PER_BLOCK),
-            rng.integers(_BLOCK, size=_PATCHES_PER_BLOCK),
-            rng.integers(1, 4, _PATCHES_PER_BLOCK),
-        )
+        chance, start = rng.random(_PATCHES_PER_BLOCK), rng.integers(_BLOCK, size=_PATCHES_PER_BLOCK)
+        length = rng.integers(1, 4, _PATCHES_PER_BLOCK)
         for number in range(_PATCHES_PER_BLOCK):
             age = frame - block * _BLOCK - int(start[number])
             if chance[number] < _PATCH_CHANCE and 0 <= age < length[number]:
@@ -113,18 +109,10 @@ def _hide(image: np.ndarray, rng: np.random.Generator, age: int, strength: float
     image += alpha * (cover - image)
 
 
-def apply(clean: np.ndarray, *, key: tuple[int, ...], frame: int, is_rainy: bool, strength: float) -> np.ndarray:
-    """Degrades one frame.
+def apply(clean: np.ndarray, key: tuple[int, ...], frame: int, *, is_rainy: bool, strength: float) -> np.ndarray:
+    """Degrades the frame u8 [H, W, 3] number `frame` of a clip, which non-negative integers name.
 
-    Args:
-      clean: u8 [H, W, 3].
-      key: non-negative integers that name the clip.
-      frame: its number.
-      is_rainy: the clip has rain streaks.
-      strength: 0 = none (the frame comes back as it is), 1 = as designed.
-
-    Returns:
-      u8 [H, W, 3].
+    `strength` 0 = none, 1 = as designed; `is_rainy` adds rain streaks.
     """
     if strength <= 0:
         return clean.copy()

@@ -23,13 +23,9 @@ _CONTRAST_FLOOR = 4.0
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """What two frames are compared by: a small picture without its brightness and contrast.
+    """What two frames u8 [H, W, 3] are compared by: small pictures without their brightness and contrast.
 
-    Args:
-      image: u8 [H, W, 3].
-
-    Returns:
-      f32 [16, 24, 3], each channel of mean 0 and deviation 1 (less where the picture is nearly of one colour).
+    f32 [16, 24, 3], each channel of mean 0 and deviation 1 (less where the picture is nearly of one colour).
     """
     height, width = THUMBNAIL
     rows = image[:: max(len(image) // (4 * height), 1)]  # four to a pixel are enough
@@ -50,17 +46,10 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mark(frames: Iterable[Item], image_fn: Callable[[Item], np.ndarray]) -> Iterator[tuple[Item, bool]]:
-    """Says of each frame whether a new take begins with it.
+    """The frames of a video, and of each whether a new take begins with it; `image_fn` gives the image u8 [H, W, 3].
 
     A single spoilt frame is no cut: a frame that differs from the two before it waits for the next one, which has to
     differ from those as well. Where frames differ much all the time (noise, shaking), a cut has to stand out of that.
-
-    Args:
-      frames: of a video.
-      image_fn: gives the image u8 [H, W, 3] of one.
-
-    Yields:
-      The frames, in order; False for the first.
     """
     known: list[np.ndarray] = []  # of the last two frames of this take
     usual: collections.deque[float] = collections.deque(maxlen=MEMORY)
