@@ -15,8 +15,8 @@ from advice_own import FOLDERS, OWN_DATA, RUNS, SEGMENTS
 from advice_parts import DATA, STRATEGIES, WEIGHTS
 from advice_words import CONFIGS, GENOTYPES, WORDS
 
-from dvsnas_jax.bench import bandit, bench_search
-from dvsnas_jax.bench import bench_data as data_bench
+from dvsnas_jax.bench import bandit, search_speed
+from dvsnas_jax.bench import data_speed as data_bench
 from dvsnas_jax.core import errors
 from dvsnas_jax.data.loading import tf_loader
 from dvsnas_jax.deploy import load as load_lib
@@ -33,7 +33,7 @@ def _no_work(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(bandit, "benchmark", lambda: {"figure": 1.0})
     for module, name in (
-        (bench_search, "run"),
+        (search_speed, "run"),
         (table_maker, "_Trainings"),
         (data_bench, "_measure"),
         (tf_loader, "tensorflow"),
@@ -84,7 +84,7 @@ VARIABLES = {
 _OTHERS_FLAGS = {
     "dvsnas_jax/core/files/workdir.py": {"--porcelain", "--untracked-files"},  # of git
 }
-_NO_TEXT_OF_OURS = "dvsnas_jax/report/report_html.py"  # a style sheet: its variables begin with two dashes
+_NO_TEXT_OF_OURS = "dvsnas_jax/report/markup.py"  # a style sheet: its variables begin with two dashes
 
 
 def _exists(message: messages.Message) -> list[str]:

@@ -16,7 +16,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.studies import evidence, evidence_runs, evidence_searches, replay, table
+from dvsnas_jax.studies import evidence, strategies_search, evidence_searches, replay, table
 from dvsnas_jax.studies import final_choice as choices_lib
 
 SPACE = genotype_lib.Space(
@@ -257,12 +257,12 @@ def test_summary_of_searches(tmp_path):
 
 
 def test_probes_are_distinct_cells():
-    probes = evidence_runs.draw_probes(SPACE, 30, 0, np.array([False, True, True]))
+    probes = strategies_search.draw_probes(SPACE, 30, 0, np.array([False, True, True]))
     assert probes.shape == (30, 1, 5) and probes[:, :, 2:4].min() == 1
     assert len({canonical.of(SPACE, probe) for probe in probes}) == 30
     num_cells = len(canonical.enumerate_cells(SPACE)[0])
-    assert len(evidence_runs.draw_probes(SPACE, 100, 0, np.ones(3, bool))) == num_cells
-    assert evidence_runs.draw_probes(SPACE, 0, 0, np.ones(3, bool)).shape == (0, 1, 5)
+    assert len(strategies_search.draw_probes(SPACE, 100, 0, np.ones(3, bool))) == num_cells
+    assert strategies_search.draw_probes(SPACE, 0, 0, np.ones(3, bool)).shape == (0, 1, 5)
 
 
 @pytest.mark.slow
@@ -273,18 +273,18 @@ def test_real_searches_go_on_where_they_stopped(tmp_path):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "strategies.json").read_text())
-    written = map(json.loads, (tmp_path / evidence_runs.LOG).read_text().splitlines())
+    written = map(json.loads, (tmp_path / strategies_search.LOG).read_text().splitlines())
     retrained = [line for line in written if line["what"] == "retrain"]
     for name in ("ppo", "random"):
         result = content["results"][name]
         assert len(result["curves"][0]) == 4 and len(result["probes"][0]) == 3 and result["retrained"]["count"] == 1
         (line,) = [line for line in retrained if line["strategy"] == name]
-        cell = (tmp_path / evidence_runs.FOLDER / f"{name}_0" / "derived_0.json").read_text()
+        cell = (tmp_path / strategies_search.FOLDER / f"{name}_0" / "derived_0.json").read_text()
         space, genotype = genotype_lib.from_json(cell)
         assert genotype_lib.digest(space, genotype) == line["hash"] and line["rank"] == 0
-    log = (tmp_path / evidence_runs.LOG).read_text().splitlines(keepends=True)
+    log = (tmp_path / strategies_search.LOG).read_text().splitlines(keepends=True)
     assert len(log) == 7
-    (tmp_path / evidence_runs.LOG).write_text("".join(log[:3]) + log[3][:9])
+    (tmp_path / strategies_search.LOG).write_text("".join(log[:3]) + log[3][:9])
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "strategies.json").read_text())

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.bench import bench_search
+from dvsnas_jax.bench import search_speed
 from dvsnas_jax.controller import gumbel, strategies
 from dvsnas_jax.core import compilation, errors, mesh, types
 from dvsnas_jax.core import config as config_lib
@@ -344,7 +344,7 @@ def test_a_table_has_no_gradients() -> None:
 
 def test_the_benchmark_of_ordinary_steps_refuses_it() -> None:
     with pytest.raises(errors.UserError, match="does not measure relaxed steps"):
-        bench_search.count(CONFIG)
+        search_speed.count(CONFIG)
 
 
 MESH_CODE = """

@@ -118,18 +118,18 @@ def _bench_controller(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bench_cell(arguments: argparse.Namespace) -> dict[str, Any]:
-    from dvsnas_jax.bench import bench_cell
+    from dvsnas_jax.bench import cell_speed
 
     del arguments
-    return bench_cell.cell()
+    return cell_speed.cell()
 
 
 def _bench_data(arguments: argparse.Namespace) -> dict[str, Any]:
-    from dvsnas_jax.bench import bench_data
+    from dvsnas_jax.bench import data_speed
 
     if arguments.config is None:
-        arguments.overrides = {**bench_data.STANDARD, **arguments.overrides}
-    return bench_data.run(common.load_config(arguments).data)
+        arguments.overrides = {**data_speed.STANDARD, **arguments.overrides}
+    return data_speed.run(common.load_config(arguments).data)
 
 
 def _bench_search(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _bench_search(arguments: argparse.Namespace) -> dict[str, Any]:
     config = common.load_config(arguments)
     import jax
 
-    from dvsnas_jax.bench import bench_search, compile_sizes
+    from dvsnas_jax.bench import search_speed, compile_sizes
     from dvsnas_jax.search import estimate, search_cost
 
     number: dict[str, Any] = {}
@@ -154,29 +154,29 @@ def _bench_search(arguments: argparse.Namespace) -> dict[str, Any]:
     device = search_cost.Device(
         number["tflops"] * 1e12, number["tflops-share"], number["bandwidth"] * 1e12, number["bandwidth-share"]
     )
-    crops = bench_search.PAPER_CROPS if arguments.paper_size else ()
+    crops = search_speed.PAPER_CROPS if arguments.paper_size else ()
     configs = [compile_sizes.paper_size(config, crop) for crop in crops] or [config]
     results = []
     for changed in configs:
         if crops and jax.default_backend() == "cpu":
-            found = bench_search.count(changed, links=links, num_candidates=number["candidates"], device=device)
+            found = search_speed.count(changed, links=links, num_candidates=number["candidates"], device=device)
         else:
-            effort = bench_search.Effort(profile=arguments.profile or "")
-            found = bench_search.run(changed, links=links, num_candidates=number["candidates"], effort=effort)
+            effort = search_speed.Effort(profile=arguments.profile or "")
+            found = search_speed.run(changed, links=links, num_candidates=number["candidates"], effort=effort)
         results.append(found)
-        print(bench_search.table(found, device, number["candidates"]), end="\n\n")
+        print(search_speed.table(found, device, number["candidates"]), end="\n\n")
     return {"searches": results}
 
 
 def _bench_nets(arguments: argparse.Namespace) -> dict[str, Any]:
     """The standard networks, or the one of a config at the size of its frames."""
-    from dvsnas_jax.bench import bench_nets
+    from dvsnas_jax.bench import nets_speed
 
     if arguments.config or arguments.overrides:
         config = common.load_config(arguments)
         frames, crops = (config.data.height, config.data.width), (config.data.crop_height, config.data.crop_width)
-        result = bench_nets.run({"config.net": config.net}, size=frames, train_size=crops)
+        result = nets_speed.run({"config.net": config.net}, size=frames, train_size=crops)
     else:
-        result = bench_nets.run()
-    print(bench_nets.table(result))
+        result = nets_speed.run()
+    print(nets_speed.table(result))
     return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import math
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ _VARIABLES = {
     "fill-none": ("#f6f7f8",),
 }
 _COLORS = {color.lower(): f"var(--{name})" for name, colors in _VARIABLES.items() for color in colors}
+_STYLE = pathlib.Path(__file__).with_name("style.css")
 
 
 def escape(value: Any) -> str:
@@ -50,6 +52,11 @@ def number(value: float | None, decimals: int, *, is_signed: bool = False) -> st
     if float(text) == 0:
         return text.lstrip("-")
     return ("+" if is_signed and value > 0 else "") + text.replace("-", "−")
+
+
+def percent(share: float | None, decimals: int, *, is_signed: bool = False) -> str:
+    """A share in percent, a reward in hundredths; a dash where there is none."""
+    return number(None if share is None else 100 * share, decimals, is_signed=is_signed)
 
 
 def section(level: int, title: str, body: str, anchor: str) -> str:
@@ -181,67 +188,6 @@ def legend(entries: Mapping[str, Sequence[int]]) -> str:
     return f'<ul class=legend aria-label="colours of the classes">{"".join(chips)}</ul>'
 
 
-_STYLE = """
-:root{color-scheme:light dark;--font:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
---ink:#20242b;--soft:#5a616b;--line:#dde1e7;--paper:#f6f7f9;--card:#ffffff;--tint:#eceff3;--good:#00704f;--bad:#b34700;
---axis:#9aa1ab;--grid:#e6e8ec;--blue:#0072b2;--orange:#d08f00;--green:#00875f;--sky:#3d9fd8;--red:#d55e00;--grey:#8a919b;
---pink:#b8578f;--full:72%;--layer:#3b4252;--fill-history:#fcebc8;--fill-current:#d3e8f6;--fill-layer:#eceef2;--fill-none:#f6f7f8}
-@media(prefers-color-scheme:dark){:root{--ink:#e8eaee;--soft:#a9b0bb;--line:#363c46;--paper:#13161a;--card:#1b1f25;
---tint:#262c34;--good:#3ccf9f;--bad:#ff9a52;--axis:#6d7580;--grid:#2c323a;--blue:#5fb4ea;--orange:#f0b429;--green:#35c796;
---sky:#8fd0f5;--red:#ff8a3d;--grey:#98a0ab;--pink:#e48ec0;--full:50%;--layer:#a9b8d0;--fill-history:#4a3a12;--fill-current:#15374f;
---fill-layer:#2a303a;--fill-none:#20252c}}
-*{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
-body{margin:0 auto;max-width:74rem;padding:1.2rem 1rem 4rem;background:var(--paper);color:var(--ink);
-font:1rem/1.55 var(--font);overflow-wrap:break-word}
-h1{font-size:1.6rem;line-height:1.2;margin:.4rem 0 .3rem}h2{font-size:1.3rem;margin:2.6rem 0 .7rem}
-h3{font-size:1.08rem;margin:1.8rem 0 .6rem}h4{font-size:1rem;margin:1.4rem 0 .5rem}
-p{max-width:52rem}a{color:var(--blue)}
-.lead{font-size:1.15rem}.note,.missing{color:var(--soft);font-size:.88rem}.missing{padding-left:1.1rem}
-nav{display:flex;flex-wrap:wrap;gap:.3rem 1rem;font-size:.92rem;margin:.8rem 0}
-.run{border-top:3px solid var(--line);margin-top:3rem}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.6rem,1fr));gap:.6rem;margin:1rem 0;padding:0}
-.facts div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.55rem .8rem}
-.facts dt{color:var(--soft);font-size:.8rem}.facts dd{margin:0;font-size:1.25rem;font-weight:650;line-height:1.3}
-.facts dd small{display:block;font-size:.8rem;font-weight:400;color:var(--soft)}
-.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:.6rem;margin:.6rem 0}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
-caption{text-align:left;font-weight:600;padding:.5rem .7rem;font-size:.92rem}
-th,td{padding:.4rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-tr:last-child>*{border-bottom:0}
-th:first-child{text-align:left}thead th{color:var(--soft);font-weight:600;white-space:normal;vertical-align:bottom;
-font-size:.86rem}
-tbody th{font-weight:500}.good{color:var(--good);font-weight:700}.bad{color:var(--bad);font-weight:700}
-.keys th,.keys td{text-align:left;white-space:normal;overflow-wrap:anywhere;font-size:.85rem;padding:.22rem .7rem}
-.keys th{width:40%;overflow-wrap:break-word}.keys td{min-width:9rem}
-.heat th,.heat td{font-size:.76rem;padding:.24rem .2rem;border:0}.heat thead th{font-size:.68rem;text-align:center}
-.heat tbody th{padding-left:.7rem;white-space:nowrap}.heat td{text-align:center;min-width:1.5rem;
-background:color-mix(in srgb,var(--blue) calc(var(--s,0)*var(--full)),transparent)}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr));gap:.2rem 1rem;align-items:start}
-.grid>div{min-width:0}.panels .grid{grid-template-columns:repeat(auto-fill,minmax(min(100%,15rem),1fr))}
-.figure{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.6rem;overflow-x:auto;
-margin:.6rem 0}
-.figure svg{display:block;width:100%;height:auto;max-width:36rem;margin:0 auto}
-.wide svg{min-width:34rem;max-width:46rem}
-.figure svg *{stroke-linejoin:round;stroke-linecap:butt}
-.strip{min-width:40rem}.strip p{margin:.35rem 0 .15rem;font-size:.86rem;position:sticky;left:0;width:max-content;
-max-width:min(100%,calc(100vw - 4rem))}
-.pixels{display:block;width:100%;height:auto;image-rendering:pixelated}
-.clip{display:block;width:100%;max-width:40rem;height:auto;margin:0 auto;image-rendering:pixelated}
-.legend{display:flex;flex-wrap:wrap;gap:.2rem 1rem;padding:0;margin:.6rem 0;list-style:none;font-size:.86rem}
-.legend span{display:inline-block;width:.9rem;height:.9rem;border:1px solid var(--axis);border-radius:.2rem;
-margin-right:.4rem;vertical-align:-.1rem}
-pre{background:var(--tint);border-radius:.6rem;padding:.8rem 1rem;overflow-x:auto;font-size:.82rem}
-code{background:var(--tint);border-radius:.3rem;padding:.08rem .3rem;font-size:.9em;overflow-wrap:anywhere}
-summary{cursor:pointer;color:var(--soft)}
-@media(max-width:40rem){th,td{padding:.35rem .3rem;font-size:.86rem}th:first-child{padding-left:.7rem}
-thead th{font-size:.8rem}tbody th{white-space:normal;min-width:5.4rem}h2{margin-top:2.2rem}
-.heat th,.heat td{padding:.24rem .08rem;font-size:.7rem}.heat thead th{font-size:.62rem}.heat td{min-width:1.35rem}
-.heat tbody th{min-width:0;padding:.24rem .2rem .24rem .5rem}
-.facts{grid-template-columns:1fr 1fr}.facts dd{font-size:1.12rem}}
-@media print{body{max-width:none}section{break-inside:avoid}}
-"""
-
-
 def page(title: str, parts: Sequence[str], links: Sequence[tuple[str, str]]) -> str:
     """The whole page.
 
@@ -251,11 +197,12 @@ def page(title: str, parts: Sequence[str], links: Sequence[tuple[str, str]]) -> 
       links: anchor and name of what the page holds.
     """
     entries = "".join(f'<a href="#{escape(anchor)}">{escape(name)}</a>' for anchor, name in links)
+    style = _STYLE.read_text(encoding="utf-8")
     nav = f'<nav aria-label="parts of the page">{entries}</nav>' if len(links) > 1 else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<title>{escape(title)}</title><style>\n{style}</style></head>\n"
         f"<body><header><h1>{escape(title)}</h1>{nav}</header>\n<main>"
         + "\n".join(parts)
         + "\n</main></body></html>\n"

@@ -8,7 +8,7 @@ import pathlib
 import shlex
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import json_files
 from dvsnas_jax.evaluate import figures
+from dvsnas_jax.report import markup
 from dvsnas_jax.space import genotype as genotypes
 from dvsnas_jax.studies import compare_rows
 
@@ -81,6 +82,14 @@ class Run:
         if self._scratch is None:
             self.written.append(str(path))
         return path
+
+    def chart(
+        self, name: str, words: str, draw_fn: Callable[[pathlib.Path], None], anchor: str = "", *, is_wide: bool = False
+    ) -> str:
+        """A figure of matplotlib, drawn into `<name>.svg`, as a piece of the page; `words` say what it shows."""
+        path = self.figure(f"{name}.svg")
+        draw_fn(path)
+        return markup.svg(path.read_text(), words, f"{self.prefix}f-{anchor or name}", is_wide=is_wide)
 
     def _compare(self) -> dict[str, Any]:
         """The comparison of all finished jobs, whatever command wrote `compare.json` last; {} where there are none."""

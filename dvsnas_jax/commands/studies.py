@@ -164,9 +164,9 @@ def _make_table(arguments: argparse.Namespace) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> Any:
-    from dvsnas_jax.studies import evidence_runs
+    from dvsnas_jax.studies import strategies_search
 
-    return evidence_runs.run(
+    return strategies_search.run(
         common.load_config(arguments),
         common.open_workdir(arguments.workdir),
         _names(arguments),
