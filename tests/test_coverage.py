@@ -194,7 +194,7 @@ def test_a_missing_evaluation_split_is_said_before_the_training(tmp_path):
         lambda config, folder: compare.run(config, folder, ["zoo:static"], num_seeds=1),
         lambda config, folder: table_maker.run(config, folder, num_seeds=1, command=""),
         lambda config, folder: strategies_search.run(
-            config, folder, names=["random"], num_seeds=1, num_top=0, num_correlated=0
+            config, folder, ["random"], strategies_search.Budget(num_seeds=1, num_top=0, num_correlated=0)
         ),
     ],
     ids=["search", "train", "compare", "table", "compare-strategies"],

@@ -17,8 +17,8 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.evaluate import figures, score_tables, timing
+from dvsnas_jax.report import frame_pictures, markup, run_files
 from dvsnas_jax.report import page as report
-from dvsnas_jax.report import run_files, markup, frame_pictures
 from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
 
