@@ -4,6 +4,7 @@ import collections
 import contextlib
 import doctest
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +201,6 @@ def features_of_batch(monkeypatch, world):
 
     monkeypatch.setattr(ablate_variants, "static_network", lambda config, folder: None)
     monkeypatch.setattr(ablate_variants, "validation_features", drawn)
-    monkeypatch.setattr(ablate, "_places", lambda config, num: np.arange(num or config.search.batch_size))
 
 
 def contents(path):
@@ -369,14 +369,14 @@ def test_replace_scores_every_neighbour_on_one_program(folder, parts):
     assert len(folder.read(ablate_variants.LOG)) == len(lines), "nothing is done twice"
 
 
-def test_masked_operations_replace_nothing_and_are_named(folder, parts, monkeypatch):
+def test_masked_operations_replace_nothing_and_are_named(folder):
     config = make_config()
     config.controller.masked_operations = ("skip", "conv_1x1")
-    folder = workdir.Workdir(folder.path / "masked")
-    folder.claim(config)
-    folder.write_json(cell_training.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
-    first = parts.steps.init(jax.random.key(0)).params
-    monkeypatch.setattr(ablate_variants, "trained_weights", lambda parts, folder: first)
+    masked = workdir.Workdir(folder.path / "masked")
+    masked.claim(config)
+    masked.write_json(cell_training.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
+    (masked.path / "checkpoints").symlink_to(folder.path / "checkpoints")
+    folder = masked
     report = ablate.run(config, folder, what="replace", limit=12)
     after = [line["after"] for line in folder.read(ablate_variants.LOG)]
     # skip has no weights, those of conv_1x1 were never trained.
@@ -402,37 +402,47 @@ def test_a_search_that_counts_the_cost_pays_a_cell_above_its_target_less(parts):
     assert paid["miou"] == free["miou"]
 
 
-def test_a_stopped_replace_goes_on(folder, monkeypatch):
-    stop, scored = signals.StopFlag(), []
-    real_score = pipeline.score
+class StopWhen:
+    """A signal that arrives as soon as something is the case."""
 
-    def score(parts, params, genotypes, num_clips):
-        scored.append(len(genotypes))
-        stop.requested = len(scored) == 2
-        return real_score(parts, params, genotypes, num_clips)
+    name = "SIGTERM"
 
-    monkeypatch.setattr(pipeline, "score", score)
+    def __init__(self, is_so_fn: Callable[[], bool]) -> None:
+        self._is_so_fn = is_so_fn
+
+    @property
+    def requested(self) -> bool:
+        return self._is_so_fn()
+
+    def is_due(self, step: int, *, every: int = 1) -> bool:
+        return self.requested
+
+
+def test_a_stopped_replace_goes_on(folder):
     chosen = variants.neighbours(SPACE, GENOTYPE)[:6]
+    stop = StopWhen(lambda: len(folder.read(ablate_variants.LOG)) >= 4)
     with pytest.raises(errors.Stopped, match="4 of 7 were finished"):
         ablate_variants.replace(CONFIG, folder, stop, GENOTYPE, chosen)
+    before = folder.read(ablate_variants.LOG)
     with (folder.path / ablate_variants.LOG).open("a") as log:
         log.write('{"what": "repl')  # a torn line, as a killed run leaves it
     again = workdir.Workdir(folder.path)
     records = ablate_variants.replace(CONFIG, again, signals.StopFlag(), GENOTYPE, chosen)
-    assert scored == [2, 2, 2, 1]
     assert [record["after"] for record in records] == ["", *(variant.after for variant in chosen)]
-    assert len(again.read(ablate_variants.LOG)) == 7
+    lines = again.read(ablate_variants.LOG)
+    assert len(before) == 4 and lines[:4] == before and len(lines) == 7, "nothing is done twice"
 
 
-def test_leave_one_out_is_one_compilation_for_all_searches(folder):
+def test_leave_one_out_is_one_compilation_for_all_searches(folder, monkeypatch):
     fresh = make_parts()
+    monkeypatch.setattr(ablate_variants, "assemble", lambda *_, is_training: fresh)
     with count_compilations() as counts:
-        records = ablate_variants.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4, parts=fresh)
+        ablate_variants.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4, limit=0)
+    assert counts.total() > 0
+    with count_compilations() as counts:  # the searches that are masked run what the whole one compiled
+        records = ablate_variants.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4)
+    assert not counts, counts
     assert [record["without"] for record in records] == [None, *OPERATIONS]
-    assert fresh.steps.train_shared._cache_size() == fresh.steps.evaluate_shared._cache_size() == 1
-    once = dict.fromkeys(("initial", "init", "train_shared", "evaluate_shared", "learn"), 1)
-    # Genotypes to score and genotypes to train on are drawn in two numbers.
-    assert {name[4:-1]: count for name, count in counts.items()} == {**once, "sample": 2}
     place = folder.path / ablate_variants.FOLDER / "search_4_steps_2_warmup"
     for record in records:
         name = record["without"]
@@ -446,32 +456,27 @@ def test_leave_one_out_is_one_compilation_for_all_searches(folder):
         assert record["mean_last_quarter"] == pytest.approx(np.mean(rewards[6:]))
 
 
-def test_the_search_with_all_operations_is_the_plain_search(folder, parts, searched):
-    (record,) = ablate_variants.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4, limit=0, parts=parts)
+def test_the_search_with_all_operations_is_the_plain_search(folder, searched):
+    (record,) = ablate_variants.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4, limit=0)
     assert record["best"] == max(line["reward"] for line in searched.read(loop.LOG))
 
 
-def test_a_stopped_leave_one_out_ends_in_the_same_searches(folder, parts, monkeypatch, tmp_path_factory):
+def test_a_stopped_leave_one_out_ends_in_the_same_searches(folder, tmp_path_factory):
     whole = workdir.Workdir(tmp_path_factory.mktemp("whole"))
-    options = {"num_steps": 4, "limit": 2, "parts": parts}
+    options = {"num_steps": 4, "limit": 2}
     expected = ablate_variants.leave_one_out(CONFIG, whole, signals.StopFlag(), **options)
-    stop, calls = signals.StopFlag(), []
-    real_score = pipeline.score
-
-    def score(*args, **kwargs):
-        calls.append(1)
-        stop.requested = len(calls) == 6  # the second step of the second search
-        return real_score(*args, **kwargs)
-
-    monkeypatch.setattr(pipeline, "score", score)
+    second = workdir.Workdir(
+        folder.path / ablate_variants.FOLDER / "search_4_steps_2_warmup" / f"without_{OPERATIONS[0]}"
+    )
+    stop = StopWhen(lambda: len(second.read(loop.LOG)) >= 4)  # two steps of two candidates
     with pytest.raises(errors.Stopped, match="after step 2 of 4"):
         ablate_variants.leave_one_out(CONFIG, folder, stop, **options)
+    assert len(folder.read(ablate_variants.LOG)) == 1
     found = ablate_variants.leave_one_out(CONFIG, workdir.Workdir(folder.path), signals.StopFlag(), **options)
-    assert found == expected
-    assert len(calls) == 12
+    assert found == expected and len(folder.read(ablate_variants.LOG)) == 3
 
 
-def test_retrain_trains_the_genotype_and_the_first_variants(folder, parts, monkeypatch):
+def test_retrain_trains_the_genotype_and_the_first_variants(folder):
     report = ablate.run(CONFIG, folder, what="retrain", num_steps=2, limit=1)
     lines = folder.read(ablate_variants.LOG)
     assert [line["after"] for line in lines] == ["", "none"]
@@ -480,8 +485,9 @@ def test_retrain_trains_the_genotype_and_the_first_variants(folder, parts, monke
     assert sorted(path.name for path in cells.iterdir()) == sorted(f"cell_{line['hash']}" for line in lines)
     row = report.content["tokens"][0]
     assert row["none"] == pytest.approx(lines[1]["reward"] - lines[0]["reward"])
-    monkeypatch.setattr(cell_training, "train_cell", None)  # a second time nothing is trained
+    before = contents(folder.path / ablate_variants.FOLDER)
     assert ablate.run(CONFIG, workdir.Workdir(folder.path), what="retrain", num_steps=2, limit=1).text == report.text
+    assert contents(folder.path / ablate_variants.FOLDER) == before, "a second time nothing is trained"
 
 
 def test_the_rows_of_the_table_are_differences_to_the_genotype():
@@ -554,7 +560,7 @@ def test_a_folder_without_a_search_and_a_mask_that_leaves_nothing_are_told(parts
     config = make_config()
     config.controller.masked_operations = ("none", "skip", "conv_1x1")
     with pytest.raises(errors.UserError, match="leaves one operation"):
-        ablate_variants.leave_one_out(config, started, signals.StopFlag(), num_steps=1, parts=parts)
+        ablate_variants.leave_one_out(config, started, signals.StopFlag(), num_steps=1)
 
 
 def test_the_command_gives_exit_codes(monkeypatch, tmp_path, capsys):

@@ -23,16 +23,10 @@ SPACE = genotype.Space(inputs=genotype.REFINE_INPUTS[:8], num_layers=7)
 def run(
     *, num_repeats: int = 9, minibatches: tuple[int, ...] = (1, 10, 100), num_rollouts: int = 100
 ) -> dict[str, dict[str, float]]:
-    """Times the controller at the published sizes (LSTM 2 x 100, 100 rollouts) on `SPACE`.
+    """Times the controller at the published sizes (LSTM 2 x 100, a buffer of 100 rollouts) on `SPACE`.
 
-    Args:
-      num_repeats: runs behind one time.
-      minibatches: sizes at which an update on a full buffer is timed.
-      num_rollouts: rows of the buffer, and genotypes of one draw.
-
-    Returns:
-      `sample` and `update_minibatch_<size>`, each with `median_ms`, `best_ms` and `compile_s` (apart; it includes the
-      first run).
+    `sample` and `update_minibatch_<size>` -> `median_ms` and `best_ms` of several runs, and `compile_s` (apart; it
+    includes the first run).
     """
     config = config_lib.defaults().controller
     config.buffer = num_rollouts

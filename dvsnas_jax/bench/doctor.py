@@ -1,9 +1,4 @@
-"""The command `doctor`: whether this machine can run the program, and what to do where it cannot.
-
-Example:
-  checks = doctor.run()
-  print(doctor.table(checks))
-"""
+"""The command `doctor`: whether this machine can run the program, and what to do where it cannot."""
 
 from __future__ import annotations
 
@@ -44,14 +39,9 @@ _INSTALL = "install the package again: pip install -e . -c constraints.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One thing that was looked at: what was found, in words and in numbers, and what to do ("": nothing).
 
-    Attributes:
-      name: of it.
-      status: `OK`; `NOTE`, worth knowing; `BROKEN`, something needed does not work.
-      found: in words.
-      advice: what to do; "" where there is nothing to do.
-      values: the same in numbers.
+    `status` is `OK`; `NOTE`, worth knowing; `BROKEN`, something needed does not work.
     """
 
     name: str
@@ -62,11 +52,7 @@ class Check:
 
 
 def run(config: ml_collections.ConfigDict | None = None) -> list[Check]:
-    """Looks at everything, in the order of the table.
-
-    Args:
-      config: of a run that is planned; what it needs is checked, too.
-    """
+    """Looks at everything, and at what the config of a run that is planned needs, in the order of the table."""
     checks = [python(), versions()]
     devices_check = devices()
     checks += [devices_check, memory(), tensorflow(is_needed=config is not None and _reads_by_tensorflow(config))]
@@ -193,11 +179,7 @@ def _setting(name: str) -> Any:
 
 
 def dataset(name: str) -> Check:
-    """The folder of a dataset that its environment variable names: layout and counts, no pixel is read.
-
-    Args:
-      name: camvid or cityscapes.
-    """
+    """The folder that the environment variable of camvid or cityscapes names: layout and counts, no pixel is read."""
     variable = layouts.VARIABLES[name]
     folder = os.environ.get(variable, "")
     if not folder:

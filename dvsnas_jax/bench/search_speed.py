@@ -43,26 +43,15 @@ class Effort(NamedTuple):
 
 
 def run(
-    config: ml_collections.ConfigDict,
-    *,
-    links: estimate.Links | None = None,
-    num_candidates: int = 1000,
-    effort: Effort | None = None,
-) -> dict[str, Any]:
+    config: ml_collections.ConfigDict, *,
+    links: estimate.Links | None = None, num_candidates: int = 1000, effort: Effort | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measures the phases of a search on all devices, and estimates one of `num_candidates` from them.
 
-    Args:
-      config: of the search; its data set is not read.
-      links: assumed between devices.
-      num_candidates: of the search that is estimated.
-      effort: of the measurement.
-
-    Returns:
-      Device, sizes, the compiled programs (seconds, bytes of memory and of collectives), seconds of each phase, shares
-      of the peak of matrix products, candidates per hour, and the estimate with all that it assumes.
-
-    Raises:
-      UserError: the candidates of the search do not share weights.
+    The config's data set is not read; `links` between devices are assumed. Found are device, sizes, the compiled
+    programs (seconds, bytes of memory and of collectives), seconds of each phase, shares of the peak of matrix
+    products, candidates per hour, and the estimate with all that it assumes. A UserError where the candidates do not
+    share weights.
     """
     config, links, effort = _prepared(config), links or estimate.Links(), effort or Effort()
     section, mesh = config.search, compile_sizes.make_mesh(config.search)
@@ -94,12 +83,9 @@ def run(
 
 
 def count(
-    config: ml_collections.ConfigDict,
-    *,
-    links: estimate.Links | None = None,
-    num_candidates: int = 1000,
-    device: search_cost.Device | None = None,
-) -> dict[str, Any]:
+    config: ml_collections.ConfigDict, *,
+    links: estimate.Links | None = None, num_candidates: int = 1000, device: search_cost.Device | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Sizes and counted work of a search, and what it would take on assumed devices, without compiling or running."""
     config, links, device = _prepared(config), links or estimate.Links(), device or search_cost.Device()
     programs = compile_sizes.make(config, compile_sizes.make_mesh(config.search), train_clips=1, val_clips=1)
@@ -204,20 +190,12 @@ def _measured(
 
 
 class _Timed:
-    """The parts of a search on random features, and the seconds that each takes.
-
-    Attributes:
-      macs: multiply-adds behind all timed values of `train` and of `evaluate`.
-    """
+    """The parts of a search on random features and the seconds that each takes; `macs`: multiply-adds behind them."""
 
     def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        programs: compile_sizes.Programs,
-        compiled: Mapping[str, Any],
-        mesh: jax.sharding.Mesh,
-        effort: Effort,
-    ) -> None:
+        self, config: ml_collections.ConfigDict, programs: compile_sizes.Programs, compiled: Mapping[str, Any],
+        mesh: jax.sharding.Mesh, effort: Effort,
+    ) -> None:  # fmt: skip
         self._config, self._section, self._effort, self._compiled = config, config.search, effort, compiled
         self._mesh, self._space = mesh, programs.space
         self._strategy = strategies.make(config.search.strategy, programs.space, config.controller)

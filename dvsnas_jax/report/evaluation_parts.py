@@ -104,7 +104,8 @@ def result(run: run_files.Run) -> str:
     if not rows:
         return "" if run.compare else run.lacks("Scores", missing_parts.scores(run))
     is_compared = {"static", "cell"} <= set(scores)
-    head, body = [""], [(row.label, list[str]()) for row in rows]
+    head = [""]
+    body: list[tuple[str, list[str]]] = [(row.label, []) for row in rows]
     for name in scores:
         has_change = name == "cell" and is_compared
         head += [run_files.NETWORKS[name], *(["change"] if has_change else [])]
@@ -187,17 +188,13 @@ def _strip(run: run_files.Run, arrays: frame_pictures.Arrays) -> str:
         shown = f"<b>{titles[name]}</b>" + (f": {text}" if text else "")
         words = f"{name} of {len(arrays['frames'])} consecutive frames"
         rows.append(f"<p>{shown}</p>{markup.image(picture, words, kind='pixels')}")
-    frame_pictures.strip(arrays, run.class_names(), run.figure("strip.png"), notes=_notes(run))
+    scores = {name: score.get("miou") for name, score in run.scores().items()}
+    notes = {name: f"mIoU {100 * value:.1f} %" for name, value in scores.items() if figures.is_number(value)}
+    frame_pictures.strip(arrays, run.class_names(), run.figure("strip.png"), notes)
     words = "Consecutive frames of the evaluation split, their labels, and what the networks make of them"
     box = f'<div class=figure role=region tabindex=0 aria-label="{words}">'
     note = "A stretch chosen for a frame that is hard for the static network: an example, not an average."
     return f"{box}<div class=strip>{''.join(rows)}</div></div>{markup.note(note)}"
-
-
-def _notes(run: run_files.Run) -> dict[str, str]:
-    """Row of the strip -> mIoU."""
-    scores: dict[str, Any] = {name: score.get("miou") for name, score in run.scores().items()}
-    return {name: f"mIoU {100 * value:.1f} %" for name, value in scores.items() if figures.is_number(value)}
 
 
 def _colors(run: run_files.Run, arrays: frame_pictures.Arrays) -> str:

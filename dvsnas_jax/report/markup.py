@@ -74,14 +74,9 @@ def note(text: str) -> str:
 def table(
     head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], words: str, *, kind: str = "", title: str = ""
 ) -> str:
-    """A table that scrolls sideways by itself where the screen is narrow.
+    """A table that scrolls sideways where the screen is narrow; `words` tell those who hear the page what it shows.
 
-    Args:
-      head: HTML of the headings, the first above the row names.
-      rows: HTML of the name and of the cells; a cell that starts with "<td" is taken as it is.
-      words: what the table shows, for those who hear the page.
-      kind: CSS class.
-      title: shown above the table.
+    `head` and `rows` (the name, the cells) are HTML; a cell that starts with "<td" is taken as it is.
     """
     heads = "".join(f"<th scope=col>{text}</th>" if text else "<td></td>" for text in head)
     body = []
@@ -95,24 +90,10 @@ def table(
 
 
 def heat(
-    rows: Sequence[tuple[str, Sequence[float | None]]],
-    columns: Sequence[str],
-    words: str,
-    *,
-    title: str = "",
-    corner: str = "",
-    top: float = 1.0,
-) -> str:
-    """A table of shares in percent, the larger the darker.
-
-    Args:
-      rows: name and shares in 0..1, None where there is nothing to divide.
-      columns: their headings.
-      words: as in `table`.
-      title: as in `table`.
-      corner: heading of the row names.
-      top: the share that has the full colour.
-    """
+    rows: Sequence[tuple[str, Sequence[float | None]]], columns: Sequence[str], words: str, *,
+    title: str, corner: str, top: float = 1.0,
+) -> str:  # fmt: skip
+    """A table of shares in 0..1 (None: nothing to divide) in percent, the larger the darker up to `top`."""
 
     def cell(share: float | None) -> str:
         if share is None:
@@ -122,7 +103,7 @@ def heat(
         return f'<td style="--s:{strength:.2f}">{shown}</td>'
 
     body = [(escape(name), [cell(share) for share in shares]) for name, shares in rows]
-    return table([escape(corner) or "&nbsp;", *map(escape, columns)], body, words, kind="heat", title=title)
+    return table([escape(corner), *map(escape, columns)], body, words, kind="heat", title=title)
 
 
 def listing(pairs: Sequence[tuple[str, str]], words: str) -> str:
@@ -131,32 +112,25 @@ def listing(pairs: Sequence[tuple[str, str]], words: str) -> str:
     return table((), rows, words, kind="keys")
 
 
-def image(data: bytes, words: str, *, kind: str = "", mime: str = "image/webp", still: bytes | None = None) -> str:
-    """A picture inside the page.
+def image(data: bytes, words: str, *, kind: str, still: bytes | None = None) -> str:
+    """A picture inside the page, and the words that say what it shows.
 
-    Args:
-      data: of the file.
-      words: what it shows.
-      kind: CSS class.
-      mime: its type.
-      still: shown in place of a moving picture to those who asked their system for less motion.
+    `still` is shown in place of a moving picture to those who asked their system for less motion.
     """
-    source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
-    tag = f'<img class="{kind}" alt="{escape(words)}" src="{source}">'
+    tag = f'<img class="{kind}" alt="{escape(words)}" src="{_webp(data)}">'
     if still is None:
         return tag
-    calm = f"data:{mime};base64,{base64.b64encode(still).decode()}"
-    return f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{calm}">{tag}</picture>'
+    return f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{_webp(still)}">{tag}</picture>'
+
+
+def _webp(data: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
 
 
 def svg(text: str, words: str, anchor: str, *, is_wide: bool = False) -> str:
-    """A figure of matplotlib inside the page: its colours become the page's variables, its names unique.
+    """A figure of matplotlib inside the page: its colours become the page's variables, its names unique by the anchor.
 
-    Args:
-      text: the SVG file.
-      words: what it shows.
-      anchor: that no other figure of the page has.
-      is_wide: it keeps its size on a narrow screen and scrolls.
+    Where it is wide, it keeps its size on a narrow screen and scrolls.
     """
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
@@ -189,13 +163,7 @@ def legend(entries: Mapping[str, Sequence[int]]) -> str:
 
 
 def page(title: str, parts: Sequence[str], links: Sequence[tuple[str, str]]) -> str:
-    """The whole page.
-
-    Args:
-      title: of the page.
-      parts: HTML, in order.
-      links: anchor and name of what the page holds.
-    """
+    """The whole page: its parts as HTML, and anchor and name of what it holds."""
     entries = "".join(f'<a href="#{escape(anchor)}">{escape(name)}</a>' for anchor, name in links)
     style = _STYLE.read_text(encoding="utf-8")
     nav = f'<nav aria-label="parts of the page">{entries}</nav>' if len(links) > 1 else ""

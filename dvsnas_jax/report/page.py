@@ -49,8 +49,7 @@ def write(*workdirs: str | pathlib.Path, output: str | pathlib.Path | None = Non
       The paths written, the page last.
 
     Raises:
-      UserError: no folder, one that holds no run, one of its files that cannot be read, or a page that cannot be
-        written.
+      UserError: no folder or no run in it, a file of it that cannot be read, or a page that cannot be written.
     """
     folders = [pathlib.Path(workdir) for workdir in workdirs]
     if not folders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -37,17 +38,9 @@ _ARRAYS = ("frames", "labels", "static", "colors")
 
 
 class Run:
-    """What a run folder holds, and where its figures go.
+    """What a run folder holds, what the page calls it, where its figures go; `level` and `prefix` are of its headings.
 
-    Args:
-      path: the run folder.
-      name: what the page calls it.
-      figures_dir: where the figures go.
-      level: of the headings of its parts.
-      prefix: of the anchors of its parts.
-
-    Raises:
-      UserError: it is no run folder, or one of its files cannot be read.
+    A UserError where it is no run folder, or one of its files cannot be read.
     """
 
     def __init__(
@@ -101,9 +94,8 @@ class Run:
         return compare_rows.collect(config, jobs, read_lines(self.path / compare_rows.LOG)) if config else {}
 
     def lacks(self, part: str, command: str, reason: str = "") -> str:
-        """Notes that a part is left out and which command makes its data; gives the empty text of that part.
-
-        Without a command the `reason` is told, if none is given that there is no config.
+        """Notes that a part is left out, and the command that makes its data, or why none does; gives the part's text,
+        "".
         """
         self.missing.append((part, command, reason))
         return ""
@@ -123,11 +115,7 @@ class Run:
         return tuple(self.config.get("controller", {}).get("masked_operations") or ())
 
     def arrays(self, file: str) -> dict[str, np.ndarray] | None:
-        """Frames, labels and predictions of a stretch of video, None where there is no such file.
-
-        Returns:
-          `frames` u8 [n, H, W, 3]; `labels`, `static` and, where there is one, `cell` u8 [n, H, W]; `colors` u8 [K, 3].
-        """
+        """A stretch of video, see `frame_pictures.Arrays`; None where there is no such file."""
         path = self.path / file
         if not path.is_file() or not self._is_of_winner(read_json(self.path / "evaluation.json")):
             return None
@@ -161,12 +149,9 @@ class Run:
         section = self.config.get("space")
         if not isinstance(section, dict) or not {"inputs", "num_layers"} <= set(section):
             return None
-        return genotypes.Space(
-            inputs=tuple(section["inputs"]),
-            num_layers=int(section["num_layers"]),
-            operations=tuple(section.get("operations") or genotypes.FIRST_OPERATIONS),
-            aggregations=tuple(section.get("aggregations") or genotypes.FIRST_AGGREGATIONS),
-        )
+        kinds = {"operations": genotypes.FIRST_OPERATIONS, "aggregations": genotypes.FIRST_AGGREGATIONS}
+        named = {kind: tuple(section.get(kind) or first) for kind, first in kinds.items()}
+        return genotypes.Space(inputs=tuple(section["inputs"]), num_layers=int(section["num_layers"]), **named)
 
 
 def _is_writable(folder: pathlib.Path) -> bool:
@@ -177,11 +162,7 @@ def _is_writable(folder: pathlib.Path) -> bool:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no file.
-
-    Raises:
-      UserError: the file holds something else.
-    """
+    """A JSON object, {} where there is no file; a UserError where it holds something else."""
     if not path.is_file():
         return {}
     value = json_files.read(path, advice="delete the file to have a report without it")
@@ -196,13 +177,9 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
         return []
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -217,10 +194,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Dotted keys whose values are not the same in all configs, each with its value in every config ("–": no such key).
-
-    A key whose section another config lacks altogether counts, too.
-    """
+    """Dotted keys whose values are not the same in all configs, each with its value in every one ("–": no such key)."""
     tables = [dict(flat(config)) for config in configs]
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = [(key, [table.get(key, "–") for table in tables]) for key in keys]

@@ -166,16 +166,11 @@ def leave_one_out(
     num_steps: int,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """A search with every operation, then one without each (`limit`: at most so many): same seeds and functions, other
-    masks.
+    """A search with every operation, then one without each, at most `limit`: same seeds and functions, other masks.
 
-    Each search has a folder of its own in `ablation/` of the run folder.
-
-    Returns:
-      A record for each search: `without` (None: with all), `best`, `mean_last_quarter`, `num_scored`, `num_diverged`.
-
-    Raises:
-      UserError: the mask of the config leaves one operation, so that none can be left out.
+    Each search has a folder of its own in `ablation/` of the run folder. Its record has `without` (None: with all),
+    `best`, `mean_last_quarter`, `num_scored`, `num_diverged`. A UserError where the mask of the config leaves one
+    operation.
     """
     space = features.space_of(config)
     full = strategies.operation_mask(space, tuple(config.controller.masked_operations))

@@ -23,17 +23,11 @@ MAX_DRAWS_PER_EVALUATION = 50
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Of a replay.
+    """Of a replay: `num_runs`, each of `budget` evaluations, `per_step` genotypes between two updates of the strategy.
 
-    Attributes:
-      budget: evaluations of a run.
-      num_runs: runs, each with its own random numbers.
-      per_step: genotypes between two updates of the strategy.
-      training_seeds: of the table's trainings, those that rewards and qualities come from; at least one that every cell
-        was trained with.
-      is_cached: a cell that was evaluated before is answered from the log of the run, with the reward it had, and
-        costs nothing; otherwise it costs an evaluation like any other.
-      seed: of all runs.
+    `training_seeds` of the table are those that rewards and qualities come from; at least one that every cell was
+    trained with. `is_cached`: a cell that was evaluated before is answered from the log of the run, with the reward it
+    had, and costs nothing; otherwise it costs an evaluation like any other.
     """
 
     budget: int

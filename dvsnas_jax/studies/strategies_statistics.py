@@ -26,7 +26,7 @@ WHATS = ("search", "retrain", "alone")
 def interval(
     values: np.ndarray | Sequence[float], statistic_fn: Callable[..., Any] = np.mean, *, seed: int = 0
 ) -> dict[str, float]:
-    """A statistic `(values, axis)` of independent runs f64 [R] with its bootstrapped 95 % interval (Efron 1979,
+    """A statistic `(values, axis)` of independent runs f64 [R] with its 95 % interval (bootstrap, Efron 1979,
     percentiles).
     """
     data = np.asarray(values, np.float64)
@@ -79,11 +79,10 @@ def _curve(values: np.ndarray) -> dict[str, list[float]]:
 def ends(
     table: table_lib.Table, runs: strategies_replay.Runs, settings: strategies_replay.Settings
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The cells that runs end with: how it is chosen (see `final_choice.CHOICES`) -> chosen rows and all evaluated
-    ones.
+    """The cells that runs end with, and all that they evaluated, for each of `final_choice.CHOICES`.
 
-    Chosen: i32 [R], -1 where nothing was seen; evaluated: i32 [R, E]. Repeats take the place of the last evaluations:
-    the budget is the same.
+    Chosen rows: i32 [R], -1 where nothing was seen; evaluated ones: i32 [R, E]. Repeats take the place of the last
+    evaluations: the budget is the same.
     """
     encoder = encoding.Encoder(table.space)
     # A log that answers repeats tells nothing new.
@@ -122,14 +121,13 @@ def top_rows(quality: np.ndarray, share: float = TOP_SHARE) -> np.ndarray:
 def summarize_table(
     table: table_lib.Table, runs: strategies_replay.Runs, settings: strategies_replay.Settings
 ) -> dict[str, Any]:
-    """What many runs of one strategy on a table amount to, in mean rewards; each `{value, low, high}`, an interval over
-    runs.
+    """What many runs of one strategy on a table amount to, each `{value, low, high}` an interval over runs.
 
-    `choices`: how it is chosen (see `final_choice.CHOICES`) -> `regret_median`, `regret_mean` (the best cell of the
-    table less the chosen one), `chosen_top` (share of runs whose choice is a top cell), `seen_top` (share of runs that
-    evaluated one). Of the strategy alone: `seen_top`, `last_quarter` (mean quality of the last quarter of the
-    evaluations), `distinct` (share of the evaluations that were of a new cell), the `curve` of the regret after every
-    evaluation, by reward, `seconds_per_run`, `drawn_per_run`.
+    `choices`: how it is chosen (see `final_choice.CHOICES`) -> `regret_median`, `regret_mean` (mean reward of the best
+    cell of the table less that of the chosen one), `chosen_top` (share of runs whose choice is a top cell), `seen_top`
+    (share of runs that evaluated one). Of the strategy alone: `seen_top`, `last_quarter` (mean quality of the last
+    quarter of the evaluations), `distinct` (share of the evaluations that were of a new cell), the `curve` of the
+    regret after every evaluation, by reward, `seconds_per_run`, `drawn_per_run`.
     """
     quality = table.quality(settings.training_seeds)
     known = np.append(quality, -np.inf)  # the row of a run that ended early
