@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -53,15 +54,10 @@ class Check:
 
 def run(config: ml_collections.ConfigDict | None = None) -> list[Check]:
     """Looks at everything, and at what the config of a run that is planned needs, in the order of the table."""
-    checks = [python(), versions()]
-    devices_check = devices()
-    checks += [devices_check, memory(), tensorflow(is_needed=config is not None and _reads_by_tensorflow(config))]
-    checks += [compile_cache(), *(dataset(name) for name in layouts.VARIABLES)]
-    if config is not None:
-        checks += list(needs(config))
-    if devices_check.status != BROKEN:
-        checks.append(self_test())
-    return checks
+    found = devices()
+    checks = [python(), versions(), found, memory(), tensorflow(is_needed=config is not None and _reads_by_tf(config))]
+    checks += [compile_cache(), *map(dataset, layouts.VARIABLES), *(needs(config) if config is not None else [])]
+    return checks if found.status == BROKEN else [*checks, self_test()]
 
 
 def table(checks: Sequence[Check]) -> str:
@@ -96,10 +92,8 @@ def versions() -> Check:
 
 def _version(name: str) -> str | None:
     for alias in _ALIASES.get(name, (name,)):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(alias)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return None
 
 
@@ -158,8 +152,9 @@ def tensorflow(*, is_needed: bool) -> Check:
 
 def compile_cache() -> Check:
     """Where compiled programs are kept between runs."""
-    folder = str(_setting("jax_compilation_cache_dir") or "")
-    if not folder or not _setting("jax_enable_compilation_cache"):
+    settings = jax.config.values
+    folder = str(settings["jax_compilation_cache_dir"] or "")
+    if not folder or not settings["jax_enable_compilation_cache"]:
         return Check("compile cache", NOTE, "off: every run compiles anew", "", {"path": folder})
     path = pathlib.Path(folder)
     try:
@@ -172,10 +167,6 @@ def compile_cache() -> Check:
     sizes = [entry.stat().st_size for entry in os.scandir(path) if entry.is_file()]
     values = {"path": folder, "files": len(sizes), "bytes": sum(sizes)}
     return Check("compile cache", OK, f"{path}: {len(sizes)} files, {_size(sum(sizes))}, writable", values=values)
-
-
-def _setting(name: str) -> Any:
-    return getattr(jax.config, name)
 
 
 def dataset(name: str) -> Check:
@@ -231,7 +222,7 @@ def _folder(key: str, path: str, advice: str) -> Check:
     return Check(f"config: {key}", BROKEN, f"{path} is no folder", advice)
 
 
-def _reads_by_tensorflow(config: ml_collections.ConfigDict) -> bool:
+def _reads_by_tf(config: ml_collections.ConfigDict) -> bool:
     """Whether the clips of a config come from tf.data."""
     return config.data.loader == "tf" or (config.data.loader == "auto" and config.data.name != "synthetic")
 
@@ -247,8 +238,10 @@ def self_test() -> Check:
     supernet = supernet_lib.make(space, settings)
     rng = np.random.default_rng(0)
     shape = (1, 2, 8, 8)  # B, T, h, w
-    maps = {name: jnp.asarray(rng.normal(size=(*shape, count)), jnp.float32)
-            for name, count in settings.feature_channels.items()}  # fmt: skip
+    maps = {
+        name: jnp.asarray(rng.normal(size=(*shape, count)), jnp.float32)
+        for name, count in settings.feature_channels.items()
+    }
     batch = types.Features(logits=maps.pop("logits"), maps=maps)
     labels = rng.integers(0, num_classes, (2, 1, 8, 8), np.uint8)
 

@@ -94,9 +94,7 @@ class Run:
         return compare_rows.collect(config, jobs, read_lines(self.path / compare_rows.LOG)) if config else {}
 
     def lacks(self, part: str, command: str, reason: str = "") -> str:
-        """Notes that a part is left out, and the command that makes its data, or why none does; gives the part's text,
-        "".
-        """
+        """Notes that a part is left out, and the command that makes its data, or why none does; gives "", the part."""
         self.missing.append((part, command, reason))
         return ""
 

@@ -162,14 +162,9 @@ def _miou(counts: jax.Array) -> jax.Array:
 
 
 def run(
-    config: ml_collections.ConfigDict,
-    folder: workdir.Workdir,
-    *,
-    what: str = ablate_variants.REPLACE,
-    genotype: str | None = None,
-    num_steps: int | None = None,
-    limit: int | None = None,
-) -> study_report.Report:
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, *, what: str = ablate_variants.REPLACE,
+    genotype: str | None = None, num_steps: int | None = None, limit: int | None = None,
+) -> study_report.Report:  # fmt: skip
     """The command `ablate`. What is finished is in `ablation.jsonl` of the run folder and is not done again.
 
     Args:

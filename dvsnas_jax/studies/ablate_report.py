@@ -75,20 +75,11 @@ def tokens(records: Records) -> list[dict[str, Any]]:
         changes = {record["after"]: record["reward"] - base for record in scored}
         others = [change for name, change in changes.items() if name not in ("none", "skip")]
         best = max(changes, key=lambda name: changes[name], default=None)
-        rows.append(
-            {
-                "layer": layer,
-                "field": field,
-                "now": group[0]["before"],
-                "none": changes.get("none"),
-                "skip": changes.get("skip"),
-                "others": float(np.mean(others)) if others else None,
-                "best": None if best is None else changes[best],
-                "best_name": best,
-                "count": len(group),
-                "diverged": sum(record["reward"] is None for record in group),
-            }
-        )
+        row = {"layer": layer, "field": field, "now": group[0]["before"]}
+        row |= {name: changes.get(name) for name in ("none", "skip")}
+        row |= {"others": float(np.mean(others)) if others else None}
+        row |= {"best": None if best is None else changes[best], "best_name": best}
+        rows.append(row | {"count": len(group), "diverged": sum(record["reward"] is None for record in group)})
     return rows
 
 
@@ -130,36 +121,32 @@ def _points(value: float | None, *, is_signed: bool = True) -> str:
 
 
 def _draw_tokens(rows: Records, title: str, path: pathlib.Path) -> None:
-    """Three bars for each token: by none, by skip, by another."""
     labels = [f"layer {row['layer']}, {SLOTS[row['field']]}: {draw.readable(row['now'])}" for row in rows]
-    series = {
-        "by none": ([row["none"] for row in rows], figures.BLUE),
-        "by skip": ([row["skip"] for row in rows], figures.ORANGE),
-        "by another, mean": ([row["others"] for row in rows], figures.GREY),
-    }
-    _bars(labels, series, f"One token replaced, {title}", path)
+    bars = [("by none", "none", figures.BLUE), ("by skip", "skip", figures.ORANGE)]
+    bars.append(("by another, mean", "others", figures.GREY))
+    _bars(rows, labels, bars, f"One token replaced, {title}", path)
 
 
 def _draw_searches(rows: Records, path: pathlib.Path) -> None:
-    """Two bars for each operation: best candidate, mean of the last quarter."""
     labels = [f"without {draw.readable(row['without'])}" for row in rows]
-    series = {
-        "best candidate": ([row["best_change"] for row in rows], figures.BLUE),
-        "mean of the last quarter": ([row["mean_last_quarter_change"] for row in rows], figures.GREY),
-    }
-    _bars(labels, series, "Searches without one operation", path)
+    bars = [("best candidate", "best_change", figures.BLUE)]
+    bars.append(("mean of the last quarter", "mean_last_quarter_change", figures.GREY))
+    _bars(rows, labels, bars, "Searches without one operation", path)
 
 
 def _bars(
-    labels: Sequence[str], series: Mapping[str, tuple[Sequence[float | None], str]], title: str, path: pathlib.Path
+    rows: Records, labels: Sequence[str], bars: Sequence[tuple[str, str, str]], title: str, path: pathlib.Path
 ) -> None:
-    """Horizontal bars around zero, changes of the reward in hundredths; a missing value has no bar."""
+    """Horizontal bars around zero, changes of the reward in hundredths; a missing value has no bar.
+
+    For each row, by their name, key of the row and colour.
+    """
     with figures.canvas(path, 9, 1.6 + 0.5 * max(len(labels), 1)) as figure:
         axes = figure.add_subplot()
-        height = 0.8 / len(series)
-        for index, (name, (values, color)) in enumerate(series.items()):
-            place = np.arange(len(labels)) + (index - (len(series) - 1) / 2) * height
-            widths = [100 * (value or 0.0) for value in values]
+        height = 0.8 / len(bars)
+        for index, (name, key, color) in enumerate(bars):
+            place = np.arange(len(labels)) + (index - (len(bars) - 1) / 2) * height
+            widths = [100 * (row[key] or 0.0) for row in rows]
             axes.barh(place, widths, height * 0.92, color=color, label=name)
         axes.axvline(0, color=figures.INK, lw=1.0)
         axes.set_yticks(range(len(labels)), labels)
@@ -167,4 +154,4 @@ def _bars(
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_title(title, pad=26)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(series), borderpad=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(bars), borderpad=0)

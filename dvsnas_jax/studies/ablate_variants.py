@@ -73,12 +73,16 @@ def validation_features(
 
 def shared_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> types.Params | None:
     """The shared weights of a finished search; None where they are not there, or were never trained (mode scratch)."""
-    done = folder.checkpointer(loop.STAGE).latest_step() or 0
-    if config.search.mode == "scratch" or done < config.search.steps:
+    if config.search.mode == "scratch" or _num_done(folder) < config.search.steps:
         return None
     with compilation.effort(config.compile_effort):
         _, mesh, strategy, made = _steps(config)
     return _restore(folder, strategy, made, mesh)
+
+
+def _num_done(folder: workdir.Workdir) -> int:
+    """Steps of the search in a folder."""
+    return folder.checkpointer(loop.STAGE).latest_step() or 0
 
 
 def untrained(config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -90,7 +94,7 @@ def untrained(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 def trained_weights(parts: pipeline.Parts, folder: workdir.Workdir) -> types.Params:
     """The shared weights at the end of a search; a UserError where the folder holds no finished one."""
-    done, num_steps = folder.checkpointer(loop.STAGE).latest_step() or 0, parts.config.search.steps
+    done, num_steps = _num_done(folder), parts.config.search.steps
     if done < num_steps:
         raise errors.UserError(
             f"{folder.path}: holds no finished search ({done} of {num_steps} steps); run `dvsnas search` there first"
@@ -107,12 +111,9 @@ def _restore(
 
 
 def replace(
-    config: ml_collections.ConfigDict,
-    folder: workdir.Workdir,
-    stop: signals.StopFlag,
-    rows: np.ndarray,
-    chosen: Sequence[variants_lib.Variant],
-) -> list[dict[str, Any]]:
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag,
+    rows: np.ndarray, chosen: Sequence[variants_lib.Variant],
+) -> list[dict[str, Any]]:  # fmt: skip
     """Rewards as in the search, of the genotype first; all of them run the same compiled program."""
     log = _Variants(config, folder, {"what": REPLACE}, rows, chosen)
     if log.pending:
@@ -132,14 +133,9 @@ def replace(
 
 
 def retrain(
-    config: ml_collections.ConfigDict,
-    folder: workdir.Workdir,
-    stop: signals.StopFlag,
-    rows: np.ndarray,
-    chosen: Sequence[variants_lib.Variant],
-    *,
-    num_steps: int,
-) -> list[dict[str, Any]]:
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag,
+    rows: np.ndarray, chosen: Sequence[variants_lib.Variant], *, num_steps: int,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Rewards of static graphs that are trained from scratch, each `num_steps` steps, the genotype's first."""
     log = _Variants(config, folder, {"what": RETRAIN, "steps": num_steps}, rows, chosen)
     if log.pending:
@@ -159,13 +155,9 @@ def retrain(
 
 
 def leave_one_out(
-    config: ml_collections.ConfigDict,
-    folder: workdir.Workdir,
-    stop: signals.StopFlag,
-    *,
-    num_steps: int,
-    limit: int | None = None,
-) -> list[dict[str, Any]]:
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag, *,
+    num_steps: int, limit: int | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """A search with every operation, then one without each, at most `limit`: same seeds and functions, other masks.
 
     Each search has a folder of its own in `ablation/` of the run folder. Its record has `without` (None: with all),

@@ -119,7 +119,7 @@ def run(
       make_score: of a job.
 
     Returns:
-      The comparison of all finished jobs in the folder, see `compare_rows.collect`, written there.
+      The comparison of all finished jobs in the folder (see `compare_rows.collect`), as it is written there.
 
     Raises:
       UserError: no, unknown or repeated names, a genotype that the mode cannot run, or an unusable run folder.

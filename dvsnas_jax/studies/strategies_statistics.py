@@ -26,9 +26,7 @@ WHATS = ("search", "retrain", "alone")
 def interval(
     values: np.ndarray | Sequence[float], statistic_fn: Callable[..., Any] = np.mean, *, seed: int = 0
 ) -> dict[str, float]:
-    """A statistic `(values, axis)` of independent runs f64 [R] with its 95 % interval (bootstrap, Efron 1979,
-    percentiles).
-    """
+    """A statistic of independent runs f64 [R] with its bootstrapped 95 % interval (Efron 1979, percentiles)."""
     data = np.asarray(values, np.float64)
     if not data.size:
         return {"value": math.nan, "low": math.nan, "high": math.nan}
