@@ -635,7 +635,7 @@ def test_a_step_logged_twice_counts_as_logged_last():
 def test_strip_shows_the_colours_of_the_labels(tmp_path):
     """The share of a class colour in the picture grows with the share of the class in the maps."""
     scene = _scene(np.random.default_rng(0), num=2)
-    frame_pictures.strip(scene, CLASSES, tmp_path / "s.png")
+    frame_pictures.strip(scene, CLASSES, tmp_path / "s.png", {})
     image = (matplotlib.image.imread(tmp_path / "s.png")[..., :3] * 255).round().astype(int)
     areas = [(image == COLORS[index]).all(-1).mean() for index in range(7)]
     shares = [np.mean([scene[key] == index for key in ("labels", "static", "cell")]) for index in range(7)]

@@ -17,7 +17,7 @@ import numpy as np
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import json_files
-from dvsnas_jax.evaluate import figures
+from dvsnas_jax.evaluate import figures, score_tables
 from dvsnas_jax.report import markup
 from dvsnas_jax.space import genotype as genotypes
 from dvsnas_jax.studies import compare_rows
@@ -28,12 +28,8 @@ ABLATIONS = ("replace", "leave_one_out", "retrain")
 LINE_FILES = ("genotypes.jsonl", "metrics.jsonl")
 STRIP, CLIP = f"{FIGURES}/strip.npz", f"{FIGURES}/clip.npz"
 KNOWN = (*JSON_FILES, *(f"ablation_{what}.json" for what in ABLATIONS), *LINE_FILES, STRIP, CLIP)
-NETWORKS = {
-    "static": "static network",
-    "cell": "dynamic cell",
-    "static_clean": "static, undegraded frames",
-    "commonest_class": "always the commonest class",
-}
+NETWORKS = {**score_tables.ROWS, "cell": "dynamic cell"}
+"""What was evaluated, and what the page calls it."""
 _ARRAYS = ("frames", "labels", "static", "colors")
 
 
