@@ -266,9 +266,7 @@ def sequences(run: run_files.Run) -> str:
 def times(run: run_files.Run) -> str:
     """Times of single frames: a histogram, and its numbers."""
     found = {
-        (name, kind): row
-        for name, score in run.scores().items()
-        for kind, row in (score.get("latency") or {}).items()
+        (name, kind): row for name, score in run.scores().items() for kind, row in (score.get("latency") or {}).items()
     }
     command = missing_parts.evaluate(run, is_timed=True)
     if not found:

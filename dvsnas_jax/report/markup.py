@@ -171,7 +171,5 @@ def page(title: str, parts: Sequence[str], links: Sequence[tuple[str, str]]) -> 
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>\n{style}</style></head>\n"
-        f"<body><header><h1>{escape(title)}</h1>{nav}</header>\n<main>"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
+        f"<body><header><h1>{escape(title)}</h1>{nav}</header>\n<main>" + "\n".join(parts) + "\n</main></body></html>\n"
     )
