@@ -83,6 +83,7 @@ VARIABLES = {
 }  # fmt: skip
 _OTHERS_FLAGS = {
     "dvsnas_jax/core/files/workdir.py": {"--porcelain", "--untracked-files"},  # of git
+    "dvsnas_jax/report/markup.py": {"--font"},  # a variable of the style sheet
 }
 
 

@@ -181,10 +181,15 @@ def _measured(
         devices=jax.device_count(),
         train=tuple(phases["train"]),
         evaluate=tuple(phases["evaluate"]),
-        **{name: statistics.mean(phases[name]) for name in ("sample", "update", "input")},
+        sample=statistics.mean(phases["sample"]),
+        update=statistics.mean(phases["update"]),
+        input=statistics.mean(phases["input"]),
         candidates=section.genotypes_per_step,
-        **{name: section[name] for name in ("shared_steps", "warmup_steps", "num_random")},
-        **{f"{name}_bytes": described[name]["collective_bytes"] for name in ("train", "evaluate")},
+        shared_steps=section.shared_steps,
+        warmup_steps=section.warmup_steps,
+        num_random=section.num_random,
+        train_bytes=described["train"]["collective_bytes"],
+        evaluate_bytes=described["evaluate"]["collective_bytes"],
         compile=sum(part["lower_s"] + part["compile_s"] for part in described.values()),
     )
 

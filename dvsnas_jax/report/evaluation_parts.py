@@ -188,7 +188,7 @@ def _strip(run: run_files.Run, arrays: frame_pictures.Arrays) -> str:
         shown = f"<b>{titles[name]}</b>" + (f": {text}" if text else "")
         words = f"{name} of {len(arrays['frames'])} consecutive frames"
         rows.append(f"<p>{shown}</p>{markup.image(picture, words, kind='pixels')}")
-    scores = {name: score.get("miou") for name, score in run.scores().items()}
+    scores: dict[str, Any] = {name: score.get("miou") for name, score in run.scores().items()}
     notes = {name: f"mIoU {100 * value:.1f} %" for name, value in scores.items() if figures.is_number(value)}
     frame_pictures.strip(arrays, run.class_names(), run.figure("strip.png"), notes)
     words = "Consecutive frames of the evaluation split, their labels, and what the networks make of them"

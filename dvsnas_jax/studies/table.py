@@ -142,9 +142,8 @@ def load(path: pathlib.Path = PACKAGED) -> Table:
         raise errors.UserError(f"--table: {path} is no table of version {VERSION}; {advice}")
     if content.pop("checksum", None) != _checksum(content):
         raise errors.UserError(f"--table: {path} is damaged, its checksum is another; make it again with --make-table")
-    space = genotype_lib.Space(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in content["space"].items()}
-    )
+    names: dict[str, Any] = content["space"]
+    space = genotype_lib.Space(**{name: tuple(value) if name != "num_layers" else value for name, value in names.items()})
     rows, columns = content["rows"], content["columns"]
     cells = np.asarray([row[0] for row in rows], np.int32).reshape(-1, space.num_layers, len(genotype_lib.FIELDS))
     expected, index = canonical.enumerate_cells(space)
