@@ -142,8 +142,9 @@ def load(path: pathlib.Path = PACKAGED) -> Table:
         raise errors.UserError(f"--table: {path} is no table of version {VERSION}; {advice}")
     if content.pop("checksum", None) != _checksum(content):
         raise errors.UserError(f"--table: {path} is damaged, its checksum is another; make it again with --make-table")
-    names: dict[str, Any] = content["space"]
-    space = genotype_lib.Space(**{name: tuple(value) if name != "num_layers" else value for name, value in names.items()})
+    names = content["space"]
+    inputs, operations, aggregations = (tuple(names[kind]) for kind in ("inputs", "operations", "aggregations"))
+    space = genotype_lib.Space(inputs, names["num_layers"], operations, aggregations)
     rows, columns = content["rows"], content["columns"]
     cells = np.asarray([row[0] for row in rows], np.int32).reshape(-1, space.num_layers, len(genotype_lib.FIELDS))
     expected, index = canonical.enumerate_cells(space)
