@@ -111,7 +111,7 @@ def test_who_goes_first_pays_no_more_than_the_other(monkeypatch):
         segment=lambda frames: None,
         static_step=lambda frame: step("static"),
         cell_step=lambda state, frame: (state, step("cell")),
-        initial_state=lambda: types.SimpleNamespace(age=None),
+        initial_state=lambda: types.SimpleNamespace(is_propagating=False),
     )
     monkeypatch.setattr(stream.time, "perf_counter", lambda: clock[0])
     times = stream.latency(segmenter, FRAMES, 30)
