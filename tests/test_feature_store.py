@@ -205,19 +205,16 @@ def test_features_on_disk_are_those_in_memory(tmp_path: pathlib.Path, monkeypatc
         yield types.Features(maps={"decoder": frames[:, ::4, ::4], "image": frames[:, 1::4, ::4]}, logits=frames)
 
     monkeypatch.setattr(features, "make_forward", lambda config: forward)
-    clips = np.array([2, 0, 1])
+    wanted = features.Wanted(np.array([2, 0, 1]), NAMES, int(cache_clips))
     found = [
-        features.placed(
-            config, {"w": np.ones(2, np.float32)}, clips, NAMES, placement=placement(kind, 1),
-            folder=workdir.Workdir(tmp_path), is_training=True,
-        )
+        features.placed(config, {"w": np.ones(2, np.float32)}, wanted, placement(kind, 1), workdir.Workdir(tmp_path))
         for kind in ("device", "host", "disk")
-    ]  # fmt: skip
-    wanted = np.arange(found[0].num_clips)
-    assert len(wanted) == (int(cache_clips) or 3)
-    first, *others = [feature_store.anywhere(store, wanted)[0] for store in found]
+    ]
+    rows = np.arange(found[0].num_clips)
+    assert len(rows) == (int(cache_clips) or 3)
+    first, *others = [feature_store.anywhere(store, rows)[0] for store in found]
     assert first.features.logits.dtype == jnp.bfloat16
     for other in others:
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    assert len(list((tmp_path / "features").glob("*/*.features"))) == -(-len(wanted) // 2)
+    assert len(list((tmp_path / "features").glob("*/*.features"))) == -(-len(rows) // 2)

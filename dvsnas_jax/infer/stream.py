@@ -130,8 +130,8 @@ def _make_follow(
             state, logits = cell.step(params, state, frame)
             return state, (logits, key_share(state))
 
-        batch = jax.tree.map(lambda x: x[None], found)  # one clip, its frames along T
-        state, (logits, shares) = cell_frame.unroll(step, state, batch)
+        frames = jax.tree.map(lambda x: x[:, None], found)  # of one clip, T first
+        state, (logits, shares) = jax.lax.scan(step, state, frames)
         return state, (static_net.predict(found.logits, size), static_net.predict(logits[:, 0], size), shares)
 
     follow_fn = compilation.jit(follow_part)

@@ -10,7 +10,7 @@ would never hear that such cells are poor. One that diverges has no reward, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -22,31 +22,41 @@ from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_training, feature_store
+from dvsnas_jax.train import cell_training, feature_store, optim
 
 STOPPED = "stopped"
 Record = dict[str, Any]
 _NAMES = ("step", "index", "source", "genotype", "hash")
 
 
-def score(
-    genotypes: np.ndarray,
-    *,
-    start: Any,
-    train_fn: Callable[[Any, np.ndarray, int], Any],
-    evaluate_fn: Callable[[Any, np.ndarray], Record],
-    num_parts: int,
-    floors: Sequence[float | None] | None = None,
-    num_workers: int = 1,
-) -> list[Record]:
-    """Trains and scores candidates, each by itself: the records do not depend on `num_workers`.
+class Training(NamedTuple):
+    """How a candidate is trained and scored.
 
-    Args:
-      genotypes: i32 [N, L, 5].
+    Attributes:
       start: state before the first part, of every candidate.
       train_fn: `(state, genotype, part) -> state`.
       evaluate_fn: `(state, genotype) -> record` with reward and status.
-      num_parts: P, of a training.
+      num_parts: P.
+    """
+
+    start: Any
+    train_fn: Callable[[Any, np.ndarray, int], Any]
+    evaluate_fn: Callable[[Any, np.ndarray], Record]
+    num_parts: int
+
+
+def score(
+    genotypes: np.ndarray,
+    training: Training,
+    *,
+    floors: Sequence[float | None] | None = None,
+    num_workers: int = 1,
+) -> list[Record]:
+    """Trains and scores candidates [N, L, 5], each by itself: the records do not depend on `num_workers`.
+
+    Args:
+      genotypes: i32 [N, L, 5].
+      training: of each.
       floors: P - 1 rewards below which a candidate is stopped after a part, None: it is not; None: nothing is
         evaluated before the end.
       num_workers: candidates at the same time, each in a thread.
@@ -56,13 +66,13 @@ def score(
     """
 
     def score_one(genotype: np.ndarray) -> Record:
-        state, partial = start, []
-        for part in range(num_parts):
-            state = train_fn(state, genotype, part)
-            is_last = part == num_parts - 1
+        state, partial = training.start, []
+        for part in range(training.num_parts):
+            state = training.train_fn(state, genotype, part)
+            is_last = part == training.num_parts - 1
             if floors is None and not is_last:
                 continue
-            record = evaluate_fn(state, genotype)
+            record = training.evaluate_fn(state, genotype)
             if is_last or record["reward"] is None:
                 break
             partial.append(record["reward"])
@@ -88,13 +98,13 @@ def num_workers(section: ml_collections.ConfigDict) -> int:
 
 def make_train(
     config: ml_collections.ConfigDict, made: steps.Steps, store: feature_store.AnyStore
-) -> Callable[[steps.AloneState, np.ndarray, int], steps.AloneState]:
+) -> Callable[[optim.TrainState, np.ndarray, int], optim.TrainState]:
     """`(state, genotype, part) -> state`: a part of a training, on the same batches for every candidate."""
     section = config.search
     shape = (section.scratch_parts, section.scratch_steps // section.scratch_parts, section.batch_size)
     batches = cell_training.draw_clips((config.seed, 7), store.num_clips, shape)
 
-    def train_part(state: steps.AloneState, genotype: np.ndarray, part: int) -> steps.AloneState:
+    def train_part(state: optim.TrainState, genotype: np.ndarray, part: int) -> optim.TrainState:
         return made.train_alone(state, genotype, *feature_store.anywhere(store, batches[part]))
 
     return train_part

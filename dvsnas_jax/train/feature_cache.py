@@ -73,7 +73,7 @@ class Disk:
 
 
 def key(
-    config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...], *, num_drawn: int = 0
+    config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...], num_drawn: int = 0
 ) -> str:
     """The name of the folder of some features.
 
@@ -137,9 +137,7 @@ def _files(data: ml_collections.ConfigDict) -> str:
     return json.dumps(stats)
 
 
-def build(
-    folder: pathlib.Path, num_clips: int, make_fn: Callable[[int, int], types.FeatureStore]
-) -> Disk:
+def build(folder: pathlib.Path, num_clips: int, make_fn: Callable[[int, int], types.FeatureStore]) -> Disk:
     """Makes the files that are not there or not whole; all processes call it.
 
     Args:

@@ -13,6 +13,7 @@ import math
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import PartitionSpec
@@ -234,11 +235,27 @@ def anywhere(store: AnyStore, clips: np.ndarray) -> tuple[types.FeatureStore, np
     return found, np.where(clips < 0, -1, numbers).astype(np.int32)
 
 
+def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, jax.Array]:
+    """Features f32 [T, B, h, w, C] and labels u8 [T, B, H, W] of some rows, i32 [B]; for traced code."""
+
+    def frames_of(x: types.Array) -> jax.Array:
+        # Frame by frame, as a cell reads them: XLA has nothing to transpose.
+        num_frames = x.shape[1]
+        return jnp.asarray(x).reshape(-1, *x.shape[2:])[clips[None] * num_frames + jnp.arange(num_frames)[:, None]]
+
+    def as_f32(x: types.Array) -> jax.Array:
+        # As integers: XLA's CPU backend gathers no bfloat16, and would keep the whole store as float32 instead.
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+        return jax.lax.bitcast_convert_type(frames_of(bits), x.dtype).astype(jnp.float32)
+
+    return jax.tree.map(as_f32, store.features), frames_of(store.labels)
+
+
 def state_sharding(store: AnyStore) -> jax.sharding.Sharding:
     """Where the state of such a program belongs."""
     if isinstance(store, Store):
         return mesh_lib.replicated(store.placement.mesh)
-    return jax.numpy.asarray(store.labels).sharding
+    return jnp.asarray(store.labels).sharding
 
 
 def grid(store: AnyStore) -> tuple[int, int]:

@@ -87,9 +87,7 @@ def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
         pretrain_loss.class_weights(section.class_weights, num_classes, lambda: iter(()))
     batch_size, num_frames = _batch(config)
     clips, _ = split_clips(config, pipeline.num_clips(config.data, "train", config.data.num_frames))
-    pipeline.train_batches(
-        config.data, batch_size=batch_size, num_frames=num_frames, seed=config.seed, indices=clips
-    )
+    pipeline.train_batches(config.data, batch_size=batch_size, num_frames=num_frames, seed=config.seed, indices=clips)
 
 
 def _require_memory(net: static_net.StaticNet) -> None:
@@ -158,13 +156,9 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
 
     state = training_loop.fit(
         state,
-        stage=STAGE,
-        num_steps=section.steps,
+        training_loop.Stage.of(section, STAGE, folder, stop),
         step_fn=lambda state, clip: step_fn(state, clip, teacher.variables),
         batches_fn=lambda start: _on_devices(batches, batch_size, start),
-        folder=folder,
-        stop=stop,
-        checkpoint_every=section.checkpoint_every,
         after_fn=after,
     )
     return state.best
