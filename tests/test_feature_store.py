@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def placement(kind: str, parts: int) -> feature_store.Placement:
 @pytest.mark.parametrize("kind", ["device", "host"])
 def test_every_way_gives_the_clips_that_were_asked_for(kind: str, parts: int) -> None:
     store = feature_store.place(placement(kind, parts), feature_cache.Memory(host_store(11)), 11)
-    assert store.num_clips == 11 and feature_store.grid(store) == (3, 4)
+    assert store.num_clips == 11 and store.grid == (3, 4)
     assert isinstance(store, types.FeatureStore) == (kind == "device" and parts == 1)
     drawn = np.random.default_rng(0).integers(0, 11, (3, 8), np.int32)
     clips = feature_store.deal(drawn, 11, parts)
@@ -162,6 +163,22 @@ def test_the_key_changes_with_the_files(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "train" / "a" / "1.png"
     os.utime(path, ns=(1, 1))
     assert feature_cache.key(config, weights, np.arange(1), NAMES) != first
+
+
+@pytest.mark.parametrize("place", ["data/loading/store.py", "nets/kernels/layers.py", "train/features.py"])
+def test_the_key_changes_with_the_code_that_makes_features(place: str, tmp_path: pathlib.Path, monkeypatch) -> None:
+    """Also with that of a sub-package."""
+    package = tmp_path / "package"
+    for name in ("data", "nets", "train"):
+        shutil.copytree(feature_cache._PACKAGE / name, package / name)
+    weights = {"a": np.ones(1, np.float32)}
+    before = feature_cache.key(tiny_config(), weights, np.arange(1), NAMES)
+    monkeypatch.setattr(feature_cache, "_PACKAGE", package)
+    feature_cache._code.cache_clear()
+    assert feature_cache.key(tiny_config(), weights, np.arange(1), NAMES) == before
+    (package / place).write_text((package / place).read_text() + "\n")
+    feature_cache._code.cache_clear()
+    assert feature_cache.key(tiny_config(), weights, np.arange(1), NAMES) != before
 
 
 def test_files_are_made_once_and_torn_ones_again(tmp_path: pathlib.Path) -> None:

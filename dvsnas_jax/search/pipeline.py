@@ -252,12 +252,7 @@ def score(
             evaluate_fn=lambda state, genotype: score_shared(parts, state.average, genotype[None], clips)[0],
             num_parts=section.scratch_parts,
         )
-        return scratch.score(
-            genotypes,
-            training,
-            floors=floors,
-            num_workers=scratch.num_workers(section),
-        )
+        return scratch.score(genotypes, training, floors=floors, num_workers=scratch.num_workers(section))
     size, records = section.genotypes_per_step, []
     for start in range(0, len(genotypes), size):
         # Padded to one shape: one trace for the rewards, the random line and the re-scoring.
@@ -283,9 +278,8 @@ def _rewards(
 ) -> list[dict[str, Any]]:
     """Rewards of what is counted on groups of batches; without genotypes nothing has a price."""
     found = steps.add_scores([evaluate_fn(group) for group in clips])
-    macs = None
-    if genotypes is not None:
-        macs = reward.cell_macs(parts.config, parts.space, genotypes, feature_store.grid(parts.val_store))
+    grid = parts.val_store.grid
+    macs = None if genotypes is None else reward.cell_macs(parts.config, parts.space, genotypes, grid)
     return reward.compute(found.counts, found.flicker, found.is_finite, reward.rule(parts.config.search), macs)
 
 
@@ -340,7 +334,7 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
 
 def score_static(parts: Parts) -> dict[str, Any]:
     """Reward of the static network alone on the whole meta-validation split."""
-    return _score_alone(parts, lambda params, frames: frames.logits, {}, None)
+    return _score_alone(parts, lambda params, frames: jax.numpy.asarray(frames.logits), {}, None)
 
 
 def score_cell(parts: Parts, genotype: np.ndarray, params: types.Params) -> dict[str, Any]:

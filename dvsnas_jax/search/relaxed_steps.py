@@ -96,7 +96,7 @@ def make(
             return relaxed.unroll(params, weights, frames)
 
         gradient_fn = steps.make_gradient(steps.autodiff(unroll), section, mesh, train_rows)
-        rows = draws.noise.reshape(*draws.noise.shape[:2], -1)  # [G, L, 5 V], the rank of genotypes
+        rows = jnp.asarray(draws.noise).reshape(*draws.noise.shape[:2], -1)  # [G, L, 5 V], the rank of genotypes
         gradients, step_metrics = gradient_fn((shared.params, choices.params), rows, store, clips)
         shared = optim.descend(optimizer, shared, gradients[0])
         descended, metrics = relaxation.descend(choices, gradients[1], draws.op_mask)
@@ -128,12 +128,12 @@ def train(
     clips = feature_store.deal(drawn, store.num_clips, section.batch_parts)
     noise = np.random.default_rng((*key, 1)).gumbel(size=(*shape, *state.strategy.params.shape)).astype(np.float32)
     temperature = gumbel.temperature(config.controller, step / max(section.steps - 1, 1))
+    is_learning = np.asarray(step >= section.controller_warmup)
     # The choices are of one device, the step is of all.
-    is_learning = np.bool_(step >= section.controller_warmup)
     shared, choices = state.shared, mesh_lib.replicate(trainer.mesh, jax.device_get(state.strategy))
     logged = []
     for index in range(num_steps):
-        draws = Draws(noise[index], strategy.op_mask, np.float32(temperature), is_learning)
+        draws = Draws(noise[index], strategy.op_mask, np.asarray(temperature, np.float32), is_learning)
         found = feature_store.training(store, clips[index])
         shared, choices, metrics = trainer.step(shared, choices, draws, *found, relaxation=strategy.relaxation)
         logged.append(metrics)

@@ -54,15 +54,9 @@ def score(
 ) -> list[Record]:
     """Trains and scores candidates [N, L, 5], each by itself: the records do not depend on `num_workers`.
 
-    Args:
-      genotypes: i32 [N, L, 5].
-      training: of each.
-      floors: P - 1 rewards below which a candidate is stopped after a part, None: it is not; None: nothing is
-        evaluated before the end.
-      num_workers: candidates at the same time, each in a thread.
-
-    Returns:
-      N records; `partial` holds the rewards after all parts but the last.
+    `floors` are P - 1 rewards below which a candidate is stopped after a part, None: it is not; None instead of all:
+    nothing is evaluated before the end. `num_workers` candidates are trained at the same time, each in a thread.
+    `partial` of a record holds the rewards after all parts but the last.
     """
 
     def score_one(genotype: np.ndarray) -> Record:
@@ -122,15 +116,9 @@ def floors_of(records: Sequence[Record], num_parts: int) -> list[float | None]:
 class Answers:
     """What the log of a search knows: rewards of equal cells, and how far earlier candidates came.
 
-    Equal is what has the same canonical form: such cells differ in the names of their weights alone. The log is read
-    at the first call, when a resumed search has cut off what it will do again.
-
-    Args:
-      folder: of the search.
-      file: its log.
-      space: of the genotypes.
-      num_parts: of a training; 1 where nothing is stopped.
-      is_reusing: whether an equal cell is answered from the log.
+    Equal is what has the same canonical form: such cells differ in the names of their weights alone; it is answered
+    from the log where `is_reusing`. `num_parts` is that of a training, 1 where nothing is stopped. The log is read at
+    the first call, when a resumed search has cut off what it will do again.
     """
 
     def __init__(
@@ -191,10 +179,6 @@ def make_answers(
 ) -> Answers:
     """The answers of a search with this section `search`."""
     is_alone = section.mode == "scratch"
-    return Answers(
-        folder,
-        file,
-        space,
-        num_parts=section.scratch_parts if is_alone else 1,
-        is_reusing=section.reuse == "always" or (section.reuse == "auto" and is_alone),
-    )
+    is_reusing = section.reuse == "always" or (section.reuse == "auto" and is_alone)
+    num_parts = section.scratch_parts if is_alone else 1
+    return Answers(folder, file, space, num_parts=num_parts, is_reusing=is_reusing)

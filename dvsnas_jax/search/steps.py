@@ -42,12 +42,12 @@ TrainAloneFn = Callable[[optim.TrainState, jax.Array, types.FeatureStore, jax.Ar
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SharedScores:
-    """What `evaluate_shared` counts on the target frames.
+    """What is counted on the target frames of N candidates.
 
     Attributes:
       counts: i32 [N, K, K], rows = truth.
       flicker: i32 [N, 2], changed and all pixels whose truth did not change since the frame before.
-      is_finite: bool [N], all logits of the candidate were finite.
+      is_finite: bool [N], all logits were finite.
     """
 
     counts: types.Array
@@ -55,7 +55,7 @@ class SharedScores:
     is_finite: types.Array
 
 
-EvaluateFn = Callable[[types.Params, types.Array, types.FeatureStore, types.Array], SharedScores]
+ScoresFn = Callable[[types.Params, jax.Array, types.FeatureStore, jax.Array], SharedScores]
 
 
 class Steps(NamedTuple):
@@ -78,9 +78,9 @@ class Steps(NamedTuple):
     train_shared: Callable[
         [optim.TrainState, types.Array, types.FeatureStore, types.Array], tuple[optim.TrainState, Metrics]
     ]
-    evaluate_shared: EvaluateFn
+    evaluate_shared: Callable[[types.Params, types.Array, types.FeatureStore, types.Array], SharedScores]
     start_alone: Callable[[types.Params], optim.TrainState]
-    train_alone: TrainAloneFn
+    train_alone: Callable[[optim.TrainState, types.Array, types.FeatureStore, types.Array], optim.TrainState]
 
 
 def make(
@@ -91,14 +91,10 @@ def make(
     train_rows: PartitionSpec = mesh_lib.REPLICATED,
     val_rows: PartitionSpec = mesh_lib.REPLICATED,
 ) -> Steps:
-    """Builds the steps.
+    """Builds the steps from a section `search`.
 
-    Args:
-      supernet: the cell with a traced genotype.
-      config: the `search` section.
-      mesh: of `core.mesh`.
-      train_rows: how the rows of the store of `train_shared` lie on the mesh: a device has those of its own clips.
-      val_rows: likewise, of `evaluate_shared`.
+    `train_rows` says how the rows of the store of `train_shared` lie on the mesh (a device has those of its own clips),
+    `val_rows` likewise of `evaluate_shared`.
     """
     optimizer = optim.make(config, is_constant=True)
     gradient_fn = make_gradient(supernet.value_and_grad, config, mesh, train_rows, supernet.buffers)
@@ -152,27 +148,6 @@ def make_alone(
         return jax.lax.scan(step, (state, buffers), clips)[0][0]
 
     return train_alone
-
-
-def _make_evaluate(
-    supernet: supernet_lib.Supernet, num_parts: int, mesh: jax.sharding.Mesh, rows: PartitionSpec
-) -> EvaluateFn:
-    """`Steps.evaluate_shared`, not jitted."""
-    sharded_scores = mesh_lib.map_shards(
-        _make_scores(supernet, rows),
-        mesh,
-        in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, rows, mesh_lib.BATCHES_BY_DATA),
-        out_specs=mesh_lib.BY_ARCH,
-    )
-
-    def evaluate_shared(
-        params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
-    ) -> SharedScores:
-        batches = mesh_lib.split_batches(mesh, clips, num_parts)
-        scores = sharded_scores(params, mesh_lib.pad_genotypes(mesh, genotypes), store, batches)
-        return jax.tree.map(lambda x: mesh_lib.keep_whole(mesh, x)[: genotypes.shape[0]], scores)
-
-    return evaluate_shared
 
 
 def _make_loss(labels: jax.Array, label_stride: int) -> LossFn:
@@ -270,18 +245,13 @@ def _sum_batches(
 ) -> SharedScores:
     """Counts of one candidate over batches of clips, i32 [R, B]."""
     parts = jax.lax.map(lambda batch: _batch_scores(unroll_fn, store, batch), clips)
-    return SharedScores(
-        counts=parts.counts.sum(axis=0), flicker=parts.flicker.sum(axis=0), is_finite=parts.is_finite.all()
-    )
+    return SharedScores(parts.counts.sum(axis=0), parts.flicker.sum(axis=0), parts.is_finite.all())
 
 
 def add_scores(parts: Sequence[SharedScores]) -> SharedScores:
     """The counts of groups of clips added up, on the host."""
-    found = jax.device_get(list(parts))
-    stacked = jax.tree.map(lambda *xs: np.stack(xs), *found)
-    return SharedScores(
-        counts=stacked.counts.sum(axis=0), flicker=stacked.flicker.sum(axis=0), is_finite=stacked.is_finite.all(axis=0)
-    )
+    every = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(list(parts)))
+    return SharedScores(every.counts.sum(axis=0), every.flicker.sum(axis=0), every.is_finite.all(axis=0))
 
 
 def make_evaluate(
@@ -296,18 +266,35 @@ def make_evaluate(
     return compilation.jit(evaluate)
 
 
-def _make_scores(supernet: supernet_lib.Supernet, rows_spec: PartitionSpec) -> EvaluateFn:
-    """Counts of every genotype on every clip of every device."""
+def _make_evaluate(
+    supernet: supernet_lib.Supernet, num_parts: int, mesh: jax.sharding.Mesh, rows_spec: PartitionSpec
+) -> ScoresFn:
+    """`Steps.evaluate_shared`, not jitted."""
 
-    def scores(params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array) -> SharedScores:
+    def local(params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array) -> SharedScores:
+        """Counts of the genotypes on the clips of a device."""
         rows = mesh_lib.local_rows(clips, store.num_clips, rows_spec)
         batches = rows.reshape(-1, rows.shape[2])
 
         def one(genotype: jax.Array) -> SharedScores:
             return _sum_batches(lambda features: supernet.unroll(params, genotype, features), store, batches)
 
-        local = jax.lax.map(one, genotypes)
-        total = mesh_lib.sum_over_data((local.counts, local.flicker, (~local.is_finite).astype(jnp.int32)))
-        return SharedScores(counts=total[0], flicker=total[1], is_finite=total[2] == 0)
+        found = jax.lax.map(one, genotypes)
+        total = mesh_lib.sum_over_data((found.counts, found.flicker, (~found.is_finite).astype(jnp.int32)))
+        return SharedScores(total[0], total[1], total[2] == 0)
 
-    return scores
+    sharded = mesh_lib.map_shards(
+        local,
+        mesh,
+        in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, rows_spec, mesh_lib.BATCHES_BY_DATA),
+        out_specs=mesh_lib.BY_ARCH,
+    )
+
+    def evaluate_shared(
+        params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
+    ) -> SharedScores:
+        batches = mesh_lib.split_batches(mesh, clips, num_parts)
+        scores = sharded(params, mesh_lib.pad_genotypes(mesh, genotypes), store, batches)
+        return jax.tree.map(lambda x: mesh_lib.keep_whole(mesh, x)[: genotypes.shape[0]], scores)
+
+    return evaluate_shared

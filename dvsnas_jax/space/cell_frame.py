@@ -33,9 +33,7 @@ class CellSettings:
     Attributes:
       channels: C, of every map inside the cell.
       feature_channels: channels of `decoder`, `logits`, `stage1` .. `stage4`, `image`.
-      max_offset: largest displacement of `warp` and `deform_conv_3x3`, in grid cells.
-      attention_window: side of the window of `local_attention`, odd, 3 to 9 grid cells.
-      attention_heads: heads of `local_attention`, a divisor of C.
+      max_offset: as `attention_window` and `attention_heads`, of `operations.CellScope`.
       mode: one of `MODES`.
       cut: propagate: the deepest encoder stage that every frame passes.
       schedule: propagate: which frames are key frames.
@@ -63,12 +61,7 @@ class CellSettings:
 
     def scope(self, record: operations.Moments | None = None) -> operations.CellScope:
         """What the cell's members are told, at the root of its parameters; `record` receives the batch moments."""
-        return operations.CellScope(
-            record=record,
-            max_offset=self.max_offset,
-            attention_window=self.attention_window,
-            attention_heads=self.attention_heads,
-        )
+        return operations.CellScope((), record, self.max_offset, self.attention_window, self.attention_heads)
 
     @property
     def num_classes(self) -> int:
@@ -202,12 +195,14 @@ class Ports:
     ) -> tuple[types.CellState, jax.Array]:
         """Ends a step: in propagate mode, what is due is taken from the static network instead of the cell.
 
+        In training, key frames come at the interval, whatever errors are predicted: the cell has to learn the longest
+        stretch, and predictions that have yet to be learned must not decide.
+
         Args:
           before: the state before the frame.
           after: of `output`.
           features: of the frame, all of them.
-          is_training: key frames come at the interval, whatever errors are predicted: the cell has to learn the
-            longest stretch, and predictions that have yet to be learned must not decide.
+          is_training: see above.
           start: of `key_frame`.
 
         Returns:

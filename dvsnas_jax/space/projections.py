@@ -162,14 +162,10 @@ def pull_clip(
     rows: Mapping[str, int],
     more: Mapping[str, tuple[jax.Array, jax.Array]],
 ) -> dict[str, Params]:
-    """Gradients of the parameters of `project_clip`, by name.
+    """Gradients of the parameters of `project_clip`, by name, from those of maps, [.., B, h, w, C].
 
-    Args:
-      inputs: of `of_clip`.
-      reads: as there.
-      grads: [.., B, h, w, C], gradients of maps.
-      rows: the first of the T rows of each input; they are read only where the input is.
-      more: of inputs that are read outside the layers: those gradients, and whether the rows have any, bool [].
+    `rows` are the first of the T rows of each input, read only where the input is; `more`, of inputs that are read
+    outside the layers: those gradients, and whether the rows have any, bool [].
     """
 
     def find(name: str, item: ClipInput) -> Params:

@@ -24,10 +24,9 @@ Params = dict[str, Any]
 
 
 class Relaxed(NamedTuple):
-    """Pure functions of a relaxed cell; `params` are those of `supernet.make(...).init`.
+    """Pure functions of a relaxed cell; `params` are those of a supernet.
 
     Weights are f32 [L, 5, V]: of layer l and field f, the weight of each token, 0 for one that is not allowed there.
-    V is the largest number of tokens that a field has.
 
     Attributes:
       step: `(params, weights, state, features of one frame) -> (state, logits [B, h, w, K])`.

@@ -57,7 +57,6 @@ class Kept(NamedTuple):
       known: inputs that were projected for all frames, each [T, B, h, w, C].
       start: the state before the clip.
       states: before every frame, without what only whole clips are projected from.
-      memory: of the layers, T * L rows.
     """
 
     known: dict[str, jax.Array]
@@ -164,8 +163,8 @@ class Clip:
         grads: tuple[Carried, jax.Array],
         buffer: jax.Array,
     ) -> tuple[Params, Carried, jax.Array]:
-        """From gradients of the state after the clip and of the logits, those of the parameters and of what the state
-        before the clip carries, and the buffer that was written to."""
+        """From gradients of the state after the clip and of the logits, those of the parameters and of the state before
+        the clip, and the buffer that was written to."""
         (grad_carried, grad_logits), reads, memory = grads, self._reads(genotype), kept.memory
         num_frames, num_layers, num_names = len(grad_logits), self._space.num_layers, len(self._names)
         rows_of_layers = num_names * num_frames + jnp.arange(num_layers)

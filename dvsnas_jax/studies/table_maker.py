@@ -39,11 +39,11 @@ MAY_DIFFER = ("controller", "derive", "evaluate", "ablate", "report")
 
 
 class Trainer(NamedTuple):
-    """How the cells are trained.
+    """How the cells are trained, with S seeds.
 
     Attributes:
-      initial: weights of the supernet, a leading axis S for the seeds.
-      clips: i32 [S, steps, B], the batches of each seed.
+      initial: weights of the supernet, a leading axis S.
+      clips: i32 [S, steps, B].
       train: `(initial, genotype i32 [L, 5], store, clips i32 [steps, B]) -> averaged weights`, of one seed.
     """
 
@@ -103,10 +103,10 @@ def _train_all(
     config: ml_collections.ConfigDict, folder: workdir.Workdir, num_seeds: int, num_best_seeds: int
 ) -> list[dict[str, Any]]:
     """The lines of all trainings; those that the log does not hold are done."""
-    cells, _ = canonical.enumerate_cells(features.space_of(config))
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-        trainings = _Trainings(config, folder, stop, cells, num_best_seeds)
-        wanted = [(cell, seed) for cell in _shuffled(config, range(len(cells))) for seed in range(num_seeds)]
+        trainings = _Trainings(config, folder, stop, num_best_seeds)
+        cells = _shuffled(config, range(trainings.num_cells))
+        wanted = [(cell, seed) for cell in cells for seed in range(num_seeds)]
         trainings.do(wanted)
         if num_best_seeds > num_seeds:
             best = best_cells(folder.read(LOG), num_seeds)
@@ -180,16 +180,16 @@ class _Trainings:
     """Trains cells, of all i32 [M, L, 5], into the log of a run folder; what it holds already is not trained again."""
 
     def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        folder: workdir.Workdir,
-        stop: signals.StopFlag,
-        cells: np.ndarray,
-        num_seeds: int,
+        self, config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag, num_seeds: int
     ) -> None:
-        self._config, self._folder, self._stop = config, folder, stop
-        self._cells, self._num_seeds = cells, num_seeds
+        self._config, self._folder, self._stop, self._num_seeds = config, folder, stop, num_seeds
+        self._cells, _ = canonical.enumerate_cells(features.space_of(config))
         self._made: tuple[pipeline.Parts, Trainer] | None = None
+
+    @property
+    def num_cells(self) -> int:
+        """M."""
+        return len(self._cells)
 
     def do(self, wanted: Sequence[tuple[int, int]]) -> None:
         """Appends the lines of all trainings that are wanted, cells and seeds, in their order.

@@ -56,21 +56,14 @@ def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
 
 def settings_of(config: ml_collections.ConfigDict) -> cell_frame.CellSettings:
     """The sizes of the cell that a config describes."""
-    num_classes = pipeline.class_table(config.data).num_classes
+    num_classes, schedule = pipeline.class_table(config.data).num_classes, config.schedule
+    names = ("channels", "max_offset", "mode", "cut", "attention_window", "attention_heads")
     return cell_frame.CellSettings(
-        channels=config.space.channels,
         feature_channels=static_net.feature_channels(config.net, num_classes),
-        max_offset=config.space.max_offset,
-        mode=config.space.mode,
-        cut=config.space.cut,
         schedule=schedule_lib.Schedule(
-            kind=config.schedule.kind,
-            interval=config.schedule.interval,
-            threshold=config.schedule.threshold,
-            grid=tuple(config.schedule.grid),
+            kind=schedule.kind, interval=schedule.interval, threshold=schedule.threshold, grid=tuple(schedule.grid)
         ),
-        attention_window=config.space.attention_window,
-        attention_heads=config.space.attention_heads,
+        **{name: config.space[name] for name in names},
     )
 
 
@@ -86,12 +79,8 @@ def needed_maps(space: genotype_lib.Space, config: ml_collections.ConfigDict) ->
 def make_forward(config: ml_collections.ConfigDict) -> Callable[[Any, np.ndarray], Iterator[types.Features]]:
     """Builds the function that every use of the trained static network shares, so that it is compiled once.
 
-    Args:
-      config: of the run.
-
-    Returns:
-      `(variables, frames u8 [n, H, W, 3]) -> Features` of `BATCH_FRAMES` frames at a time (the last ones
-      repeated to fill the last batch), all maps at the grid, float32.
+    `(variables, frames u8 [n, H, W, 3]) -> Features` f32 of `BATCH_FRAMES` frames at a time (the last ones repeated to
+    fill the last batch), all maps at the grid.
     """
     forward = _forward(static_net.make(config.net, pipeline.class_table(config.data).num_classes))
 
@@ -112,17 +101,7 @@ def _forward(net: static_net.StaticNet) -> Callable[..., types.Features]:
 def build(
     config: ml_collections.ConfigDict, variables: Any, clip: types.Clip, names: tuple[str, ...]
 ) -> types.FeatureStore:
-    """Features of every frame of every clip.
-
-    Args:
-      config: of the run.
-      variables: of the static network.
-      clip: frames u8 [M, T, H, W, 3] and labels, host arrays.
-      names: the maps to keep.
-
-    Returns:
-      The store, bfloat16 maps on the default device.
-    """
+    """Features of every frame of M clips, host arrays, on the default device; `names` are the maps to keep."""
     return jax.device_put(compute(config, variables, clip, names))
 
 
@@ -178,13 +157,9 @@ def draw(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: in
     """Number `first` to before `last` of what is wanted: clips as they are, or augmented draws of them."""
     if not wanted.num_drawn:
         return select(config, wanted.clips[first:last])
+    data, seed = config.data, config.seed + 1
     batches = pipeline.train_batches(
-        config.data,
-        batch_size=1,
-        num_frames=config.data.num_frames,
-        seed=config.seed + 1,
-        start_step=first,
-        indices=wanted.clips,
+        data, batch_size=1, num_frames=data.num_frames, seed=seed, start_step=first, indices=wanted.clips
     )
     drawn = [next(batches) for _ in range(first, last)]
     return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
