@@ -1,5 +1,6 @@
 """The written-out gradients behind the supernet: those of autodiff, of what was read, without copies."""
 
+import dataclasses
 import re
 
 import jax
@@ -107,12 +108,12 @@ def test_the_gradient_reaches_the_state_before_a_frame():
     params = randomised(supernet.init(jax.random.key(0)), 1)
     cut = cell_lib.gather_params(SPACE, genotype, params)
     features = make_features(2)
-    frames = [jax.tree.map(lambda x, t=t: x[:, t], features) for t in range(2)]
+    frames = [jax.tree.map(lambda x, t=t: x[t], features) for t in range(2)]
     state, _ = cell.step(cut, cell.initial_state(frames[0]), frames[0])
 
     def slopes(step) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         def loss_fn(own: tuple[jax.Array, jax.Array]) -> jax.Array:
-            after, logits = step(state.replace(state=own[0], logits=own[1]))
+            after, logits = step(dataclasses.replace(state, state=own[0], logits=own[1]))
             return loss_and_logits(logits)[0] + loss_and_logits(after.state)[0]
 
         return jax.jit(jax.value_and_grad(loss_fn))((state.state, state.logits))
@@ -128,7 +129,8 @@ def test_what_is_not_read_is_not_computed():
     supernet = supernet_lib.make(SPACE, SETTINGS)
     params = randomised(supernet.init(jax.random.key(0)), 1)
     features = make_features(2)
-    broken = features.replace(maps={**features.maps, "stage1": jnp.full_like(features.maps["stage1"], jnp.nan)})
+    bad = jnp.full_like(features.maps["stage1"], jnp.nan)
+    broken = dataclasses.replace(features, maps={**features.maps, "stage1": bad})
     stage1 = INPUTS.index("stage1")
     run = jax.jit(
         jax.value_and_grad(
@@ -178,7 +180,7 @@ def test_buffers_are_written_in_place(is_handed_on):
     text = jax.jit(train if is_handed_on else grad_fn).lower(params, genotype, features).compile().as_text()
     loops, entry = text.split("\nENTRY")
     assert "while(" in loops and "while(" in entry
-    batch, num_frames, *size = features.logits.shape[:4]
+    num_frames, batch, *size = features.logits.shape[:4]
     for rows in (SPACE.num_inputs * num_frames + SPACE.num_layers, SPACE.num_layers * num_frames):
         shape = ",".join(map(str, (rows, batch, *size, SETTINGS.channels)))
         assert re.search(rf"f32\[{shape}\]\S* (?:fusion|dynamic-update-slice)\(", loops)

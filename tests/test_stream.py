@@ -43,7 +43,7 @@ def _segmenter(kind: str, threshold: float = 0.5) -> stream.Segmenter:
     variables = static_net.init(net, jax.random.key(0))
     cell = cell_lib.make(SPACE, GENOTYPE, settings)
     params = cell.init(jax.random.key(1))
-    shape = (1, 2, 9, 18)
+    shape = (2, 1, 9, 18)
     drawn = {
         name: np.random.default_rng(1).normal(size=(*shape, channels)).astype(np.float32)
         for name, channels in settings.feature_channels.items()
@@ -111,7 +111,7 @@ def test_who_goes_first_pays_no_more_than_the_other(monkeypatch):
         segment=lambda frames: None,
         static_step=lambda frame: step("static"),
         cell_step=lambda state, frame: (state, step("cell")),
-        initial_state=lambda: types.SimpleNamespace(age=None),
+        initial_state=lambda: types.SimpleNamespace(is_propagating=False),
     )
     monkeypatch.setattr(stream.time, "perf_counter", lambda: clock[0])
     times = stream.latency(segmenter, FRAMES, 30)

@@ -179,7 +179,7 @@ def _load_run(path: pathlib.Path, key_interval: int | None) -> Segmenter:
         init_fn=made.initial_state,
         step_fn=made.cell_step,
         static_fn=made.static_step,
-        share_fn=lambda state: 1.0 if state.age is None else (np.asarray(state.age) == 0).mean(),
+        share_fn=lambda state: (np.asarray(state.age) == 0).mean() if state.is_propagating else 1.0,
         size=(config.data.height, config.data.width),
         classes=table.names,
         colors=table.colors,

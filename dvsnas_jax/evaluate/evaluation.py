@@ -136,11 +136,11 @@ def segmenter_of(model: artifact.Model) -> stream.Segmenter:
     )
 
     def initial_state() -> types.CellState:
-        return types.CellState(**model.initial_state()) if has_cell else blank
+        return types.CellState.from_dict(model.initial_state()) if has_cell else blank
 
     def cell_step(state: types.CellState, frame: np.ndarray) -> tuple[types.CellState, jax.Array]:
         after, labels = model.step(programs.to_dict(state) if has_cell else {}, frame)
-        return types.CellState(**after) if has_cell else blank, labels
+        return types.CellState.from_dict(after) if has_cell else blank, labels
 
     def segment(frames: np.ndarray) -> stream.Labels:
         state, static, cell, shares = model.initial_state(), [], [], []

@@ -102,7 +102,7 @@ def initial_state(model: Model) -> State:
 
 def to_dict(state: types.CellState) -> State:
     """A state as a plain dictionary."""
-    return {name: value for name, value in vars(state).items() if value is not None}
+    return state.to_dict()
 
 
 def make(model: Model) -> dict[str, Program]:
@@ -187,7 +187,7 @@ def _cell(model: Model) -> cell_lib.Cell:
 
 
 def _state(values: State) -> types.CellState:
-    return types.CellState(**values)
+    return types.CellState.from_dict(values)
 
 
 def _labelled(model: Model, state: types.CellState) -> tuple[State, jax.Array]:

@@ -101,7 +101,7 @@ def make_segmenter(
 
 def key_share(state: types.CellState) -> jax.Array:
     """Share of the last frame that the static network computed, f32 []; refine: 1."""
-    return jnp.ones(()) if state.age is None else (state.age == 0).mean(dtype=jnp.float32)
+    return (jnp.asarray(state.age) == 0).mean(dtype=jnp.float32) if state.is_propagating else jnp.ones(())
 
 
 def depth(inputs: Iterable[str], settings: cell_frame.CellSettings) -> str:
@@ -130,8 +130,8 @@ def _make_follow(
             state, logits = cell.step(params, state, frame)
             return state, (logits, key_share(state))
 
-        batch = jax.tree.map(lambda x: x[None], found)  # one clip, its frames along T
-        state, (logits, shares) = cell_frame.unroll(step, state, batch)
+        frames = jax.tree.map(lambda x: x[:, None], found)  # of one clip, T first
+        state, (logits, shares) = jax.lax.scan(step, state, frames)
         return state, (static_net.predict(found.logits, size), static_net.predict(logits[:, 0], size), shares)
 
     follow_fn = compilation.jit(follow_part)
@@ -365,7 +365,7 @@ def latency(segmenter: Segmenter, frames: np.ndarray, num_frames: int) -> dict[s
 
 def _kind(state: types.CellState) -> str:
     """What kind of frame the last one was."""
-    if state.age is None:
+    if not state.is_propagating:
         return "all"
     share = float(key_share(state))
     return {1.0: "key", 0.0: "cell"}.get(share, "regions")

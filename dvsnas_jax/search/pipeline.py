@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from dvsnas_jax.train import (
     claims,
     feature_store,
     features,
+    optim,
     pretrain,
     require_labels,
     training_loop,
@@ -103,12 +104,14 @@ def assemble(
     """Computes the features; those that are kept on disk, or made by several processes, go to the run folder."""
     space, placement = strategy.space, compiled.placement
     names = features.needed_maps(space, config)
-    train_store, val_store = (
-        features.placed(config, variables, clips, names, placement=placement, folder=folder, is_training=is_training)
-        for clips, is_training in zip(pretrain.split_clips(config, num_clips), (True, False), strict=True)
-    )
+
+    def placed(clips: np.ndarray, num_drawn: int = 0) -> feature_store.AnyStore:
+        return features.placed(config, variables, features.Wanted(clips, names, num_drawn), placement, folder)
+
+    meta_train, meta_val = pretrain.split_clips(config, num_clips)
+    stores = placed(meta_train, config.search.cache_clips), placed(meta_val)
     relaxed = relaxed_steps.make(config, space, placement.mesh, placement.train_rows)
-    return Parts(config, space, placement.mesh, compiled.steps, strategy, train_store, val_store, relaxed)
+    return Parts(config, space, placement.mesh, compiled.steps, strategy, *stores, relaxed)
 
 
 def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) -> loop.LoopState:
@@ -160,12 +163,14 @@ Batch = tuple[np.ndarray, np.ndarray]
 """Genotypes i32 [G, L, 5] of an optimizer step on the shared weights, and its clips i32 [G, B]."""
 
 
-def _train_shared(parts: Parts, shared: steps.SharedState, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
+def _train_shared(parts: Parts, shared: optim.TrainState, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
     genotypes, clips = batch
     return parts.steps.train_shared(shared, genotypes, *feature_store.training(parts.train_store, clips))
 
 
-def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, stop: signals.StopFlag) -> Any:
+def warm_up(
+    parts: Parts, shared: optim.TrainState, folder: workdir.Workdir, stop: signals.StopFlag
+) -> optim.TrainState:
     """Trains the shared weights on uniformly drawn genotypes before any reward is taken."""
     config, section = parts.config, parts.config.search
 
@@ -175,15 +180,12 @@ def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, st
             genotypes = _uniform(parts, np.random.default_rng(key), section.shared_genotypes)
             yield genotypes, _draw(parts, (*key, 1), ahead.batch_shape(section))
 
+    num_steps = section.warmup_steps if section.mode == "share" else 0
     return training_loop.fit(
         shared,
-        stage="warmup",
-        num_steps=section.warmup_steps if section.mode == "share" else 0,
+        training_loop.Stage("warmup", folder, stop, num_steps, checkpoint_every=max(section.warmup_steps // 2, 1)),
         step_fn=functools.partial(_train_shared, parts),
         batches_fn=batches,
-        folder=folder,
-        stop=stop,
-        checkpoint_every=max(section.warmup_steps // 2, 1),
     )
 
 
@@ -226,7 +228,7 @@ def score(
         training = scratch.Training(
             start=parts.steps.start_alone(params),
             train_fn=scratch.make_train(parts.config, parts.steps, parts.train_store),
-            evaluate_fn=lambda state, genotype: _score_shared(parts, state.average, genotype[None], clips)[0],
+            evaluate_fn=lambda state, genotype: score_shared(parts, state.average, genotype[None], clips)[0],
             num_parts=section.scratch_parts,
         )
         return scratch.score(genotypes, training, floors=floors, num_workers=scratch.num_workers(section))
@@ -234,28 +236,30 @@ def score(
     for start in range(0, len(genotypes), size):
         # Padded to one shape: one trace for the rewards, the random line and the re-scoring.
         rows = np.minimum(np.arange(start, start + size), len(genotypes) - 1)
-        records += _score_shared(parts, params, genotypes[rows], clips)[: len(genotypes) - start]
+        records += score_shared(parts, params, genotypes[rows], clips)[: len(genotypes) - start]
     return records
 
 
-def _score_shared(parts: Parts, params: types.Params, genotypes: np.ndarray, clips: np.ndarray) -> list[dict[str, Any]]:
-    """Rewards of a group of genotypes with the same weights on groups of batches."""
+def score_shared(parts: Parts, params: types.Params, genotypes: np.ndarray, clips: np.ndarray) -> list[dict[str, Any]]:
+    """Rewards of genotypes [N, L, 5] with the same weights on groups of batches, i32 [groups, R, B]."""
 
-    def evaluate(group: np.ndarray) -> steps.SharedScores:
+    def evaluate_fn(group: np.ndarray) -> steps.SharedScores:
         return parts.steps.evaluate_shared(params, genotypes, *feature_store.evaluation(parts.val_store, group))
 
-    return _rewards(parts, map(evaluate, clips), genotypes)
+    return _rewards(parts, evaluate_fn, clips, genotypes)
 
 
 def _rewards(
-    parts: Parts, scores: Iterable[steps.SharedScores], genotypes: np.ndarray | None = None
+    parts: Parts,
+    evaluate_fn: Callable[[np.ndarray], steps.SharedScores],
+    clips: np.ndarray,
+    genotypes: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """Rewards from the counts of groups of clips; without genotypes: of the static network, which has no cost."""
-    found = steps.add_scores(list(scores))
-    factors: dict[str, Any] = {"stability": parts.config.search.stability}
-    if genotypes is not None:
-        factors = reward.factors(parts.config, parts.space, genotypes, feature_store.grid(parts.val_store))
-    return reward.compute(found.counts, found.flicker, found.is_finite, **factors)
+    """Rewards of what is counted on groups of batches; without genotypes nothing has a price."""
+    found = steps.add_scores([evaluate_fn(group) for group in clips])
+    grid = parts.val_store.grid
+    macs = None if genotypes is None else reward.cell_macs(parts.config, parts.space, genotypes, grid)
+    return reward.compute(found.counts, found.flicker, found.is_finite, reward.rule(parts.config.search), macs)
 
 
 def evaluation_batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
@@ -296,10 +300,9 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
     rescored = score(parts, state.shared.params, genotypes, parts.val_store.num_clips)
 
     def retrain(genotype: np.ndarray) -> tuple[Any, dict[str, Any]]:
-        stage = f"retrain_{genotype_lib.digest(parts.space, genotype)}"
-        params = cell_training.train_cell(
-            config, parts.space, genotype, parts.train_store, folder=folder, stop=stop, stage=stage
-        )
+        name = f"retrain_{genotype_lib.digest(parts.space, genotype)}"
+        stage = training_loop.Stage.of(config.train, name, folder, stop)
+        params = cell_training.train_cell(config, parts.space, genotype, parts.train_store, stage)
         return params, score_cell(parts, genotype, params)
 
     genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
@@ -310,15 +313,25 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
 
 def score_static(parts: Parts) -> dict[str, Any]:
     """Reward of the static network alone on the whole meta-validation split."""
-    evaluate_static, store = steps.make_evaluate_static(), parts.val_store
-    groups = evaluation_batches(store.num_clips, parts.config.search)
-    return _rewards(parts, [evaluate_static(*feature_store.anywhere(store, group)) for group in groups])[0]
+    return _score_alone(parts, lambda params, frames: jax.numpy.asarray(frames.logits), {}, None)
 
 
 def score_cell(parts: Parts, genotype: np.ndarray, params: types.Params) -> dict[str, Any]:
     """Reward of a retrained cell on the whole meta-validation split, with running statistics."""
     cell = cell_lib.make(parts.space, genotype, features.settings_of(parts.config))
-    evaluate_cell, store = steps.make_evaluate_cell(cell), parts.val_store
-    groups = evaluation_batches(store.num_clips, parts.config.search)
-    scores = [evaluate_cell(params, *feature_store.anywhere(store, group)) for group in groups]
-    return _rewards(parts, scores, genotype[None])[0]
+    return _score_alone(parts, cell.unroll, params, genotype[None])
+
+
+def _score_alone(
+    parts: Parts,
+    unroll_fn: Callable[[types.Params, types.Features], jax.Array],
+    params: types.Params,
+    genotypes: np.ndarray | None,
+) -> dict[str, Any]:
+    evaluate_fn = steps.make_evaluate(unroll_fn)
+    clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
+
+    def evaluate(group: np.ndarray) -> steps.SharedScores:
+        return evaluate_fn(params, *feature_store.anywhere(parts.val_store, group))
+
+    return _rewards(parts, evaluate, clips, genotypes)[0]

@@ -22,7 +22,7 @@ from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_training, feature_store
+from dvsnas_jax.train import cell_training, feature_store, optim
 
 MODES = ("share", "scratch")
 """Of a search: candidates share trained weights, or each is trained from the same start."""
@@ -44,14 +44,11 @@ class Training(NamedTuple):
 def score(
     genotypes: np.ndarray, training: Training, *, floors: Sequence[float | None] | None = None, num_workers: int = 1
 ) -> list[Record]:
-    """Trains and scores candidates i32 [N, L, 5], each by itself: the records do not depend on `num_workers`, how many
-    at the same time, each in a thread.
+    """Trains and scores candidates [N, L, 5], each by itself: the records do not depend on `num_workers`.
 
-    `floors`: P - 1 rewards below which a candidate is stopped after a part, None: it is not; None: nothing is evaluated
-    before the end.
-
-    Returns:
-      N records; `partial` holds the rewards after all parts but the last.
+    `floors` are P - 1 rewards below which a candidate is stopped after a part, None: it is not; None instead of all:
+    nothing is evaluated before the end. `num_workers` candidates are trained at the same time, each in a thread.
+    `partial` of a record holds the rewards after all parts but the last.
     """
 
     def score_one(genotype: np.ndarray) -> Record:
@@ -87,13 +84,13 @@ def num_workers(section: ml_collections.ConfigDict) -> int:
 
 def make_train(
     config: ml_collections.ConfigDict, made: steps.Steps, store: feature_store.AnyStore
-) -> Callable[[steps.AloneState, np.ndarray, int], steps.AloneState]:
+) -> Callable[[optim.TrainState, np.ndarray, int], optim.TrainState]:
     """`(state, genotype, part) -> state`: a part of a training, on the same batches for every candidate."""
     section = config.search
     shape = (section.scratch_parts, section.scratch_steps // section.scratch_parts, section.batch_size)
     batches = cell_training.draw_clips((config.seed, 7), store.num_clips, shape)
 
-    def train_part(state: steps.AloneState, genotype: np.ndarray, part: int) -> steps.AloneState:
+    def train_part(state: optim.TrainState, genotype: np.ndarray, part: int) -> optim.TrainState:
         return made.train_alone(state, genotype, *feature_store.anywhere(store, batches[part]))
 
     return train_part
@@ -111,9 +108,9 @@ def floors_of(records: Sequence[Record], num_parts: int) -> list[float | None]:
 class Answers:
     """What the log of a search knows: rewards of equal cells, and how far earlier candidates came.
 
-    Equal is what has the same canonical form: such cells differ in the names of their weights alone. The log is read
-    at the first call, when a resumed search has cut off what it will do again. `num_parts` is of a training, 1 where
-    nothing is stopped; `is_reusing`: an equal cell is answered from the log.
+    Equal is what has the same canonical form: such cells differ in the names of their weights alone; it is answered
+    from the log where `is_reusing`. `num_parts` is that of a training, 1 where nothing is stopped. The log is read at
+    the first call, when a resumed search has cut off what it will do again.
     """
 
     def __init__(
@@ -174,10 +171,6 @@ def make_answers(
 ) -> Answers:
     """The answers of a search with this section `search`."""
     is_alone = section.mode == "scratch"
-    return Answers(
-        folder,
-        file,
-        space,
-        num_parts=section.scratch_parts if is_alone else 1,
-        is_reusing=section.reuse == "always" or (section.reuse == "auto" and is_alone),
-    )
+    is_reusing = section.reuse == "always" or (section.reuse == "auto" and is_alone)
+    num_parts = section.scratch_parts if is_alone else 1
+    return Answers(folder, file, space, num_parts=num_parts, is_reusing=is_reusing)

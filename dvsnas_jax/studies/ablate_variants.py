@@ -22,7 +22,7 @@ from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import operations
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import study_report
-from dvsnas_jax.train import cell_training, claims, feature_store, features, pretrain
+from dvsnas_jax.train import cell_training, claims, feature_store, features, pretrain, training_loop
 
 REPLACE, LEAVE_ONE_OUT, RETRAIN = "replace", "leave-one-out", "retrain"
 LOG = "ablation.jsonl"
@@ -147,10 +147,9 @@ def retrain(
         claims.claim(changed, trained, ignore=MAY_DIFFER)
         for done, variant in enumerate(log.pending):
             _raise_if(stop, RETRAIN, done, len(log.pending))
-            stage = f"cell_{genotype_lib.digest(parts.space, variant.genotype)}"
-            params = cell_training.train_cell(
-                changed, parts.space, variant.genotype, parts.train_store, folder=trained, stop=stop, stage=stage
-            )
+            name = f"cell_{genotype_lib.digest(parts.space, variant.genotype)}"
+            stage = training_loop.Stage.of(changed.train, name, trained, stop)
+            params = cell_training.train_cell(changed, parts.space, variant.genotype, parts.train_store, stage)
             log.append(variant, pipeline.score_cell(parts, variant.genotype, params))
     return log.records()
 

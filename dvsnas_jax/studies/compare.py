@@ -28,7 +28,7 @@ from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.studies import compare_report, compare_rows, study_report
-from dvsnas_jax.train import cell_training, claims, pretrain, require_labels
+from dvsnas_jax.train import cell_training, claims, pretrain, require_labels, training_loop
 from dvsnas_jax.train import features as features_lib
 
 DIVERGED = "diverged"
@@ -75,9 +75,8 @@ def train_and_score(
     table = pipeline.class_table(config.data)
 
     def score(entry: Entry, own: ml_collections.ConfigDict) -> dict[str, Any]:
-        params = cell_training.train_cell(
-            own, entry.space, entry.genotype, store, folder=folder, stop=stop, stage=f"compare_{entry.job(own.seed)}"
-        )
+        stage = training_loop.Stage.of(own.train, f"compare_{entry.job(own.seed)}", folder, stop)
+        params = cell_training.train_cell(own, entry.space, entry.genotype, store, stage)
         cell = cell_lib.make(entry.space, entry.genotype, features_lib.settings_of(own))
         segmenter = stream.make_segmenter(own, variables, cell, params)
         found = evaluation.score(

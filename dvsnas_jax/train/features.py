@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,20 @@ BATCH_FRAMES = 16
 """Frames that pass the trained static network at a time."""
 
 
+class Wanted(NamedTuple):
+    """Features that are wanted.
+
+    Attributes:
+      clips: numbers of clips of the train split.
+      names: the maps to keep.
+      num_drawn: augmented draws of the clips; 0 = each as it is.
+    """
+
+    clips: np.ndarray
+    names: tuple[str, ...]
+    num_drawn: int = 0
+
+
 def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
     """The cell space that a config describes.
 
@@ -42,21 +56,14 @@ def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
 
 def settings_of(config: ml_collections.ConfigDict) -> cell_frame.CellSettings:
     """The sizes of the cell that a config describes."""
-    num_classes = pipeline.class_table(config.data).num_classes
+    num_classes, schedule = pipeline.class_table(config.data).num_classes, config.schedule
+    names = ("channels", "max_offset", "mode", "cut", "attention_window", "attention_heads")
     return cell_frame.CellSettings(
-        channels=config.space.channels,
         feature_channels=static_net.feature_channels(config.net, num_classes),
-        max_offset=config.space.max_offset,
-        mode=config.space.mode,
-        cut=config.space.cut,
         schedule=schedule_lib.Schedule(
-            kind=config.schedule.kind,
-            interval=config.schedule.interval,
-            threshold=config.schedule.threshold,
-            grid=tuple(config.schedule.grid),
+            kind=schedule.kind, interval=schedule.interval, threshold=schedule.threshold, grid=tuple(schedule.grid)
         ),
-        attention_window=config.space.attention_window,
-        attention_heads=config.space.attention_heads,
+        **{name: config.space[name] for name in names},
     )
 
 
@@ -72,12 +79,8 @@ def needed_maps(space: genotype_lib.Space, config: ml_collections.ConfigDict) ->
 def make_forward(config: ml_collections.ConfigDict) -> Callable[[Any, np.ndarray], Iterator[types.Features]]:
     """Builds the function that every use of the trained static network shares, so that it is compiled once.
 
-    Args:
-      config: of the run.
-
-    Returns:
-      `(variables, frames u8 [n, H, W, 3]) -> Features` of `BATCH_FRAMES` frames at a time (the last ones
-      repeated to fill the last batch), all maps at the grid, float32.
+    `(variables, frames u8 [n, H, W, 3]) -> Features` f32 of `BATCH_FRAMES` frames at a time (the last ones repeated to
+    fill the last batch), all maps at the grid.
     """
     forward = _forward(static_net.make(config.net, pipeline.class_table(config.data).num_classes))
 
@@ -98,17 +101,7 @@ def _forward(net: static_net.StaticNet) -> Callable[..., types.Features]:
 def build(
     config: ml_collections.ConfigDict, variables: Any, clip: types.Clip, names: tuple[str, ...]
 ) -> types.FeatureStore:
-    """Features of every frame of every clip.
-
-    Args:
-      config: of the run.
-      variables: of the static network.
-      clip: frames u8 [M, T, H, W, 3] and labels, host arrays.
-      names: the maps to keep.
-
-    Returns:
-      The store, bfloat16 maps on the default device.
-    """
+    """Features of every frame of M clips, host arrays, on the default device; `names` are the maps to keep."""
     return jax.device_put(compute(config, variables, clip, names))
 
 
@@ -144,7 +137,7 @@ def shapes(
     net = static_net.make(config.net, pipeline.class_table(data).num_classes)
     found = static_net.frame_shapes(net, size)
 
-    def stored(x: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    def stored(x: Any, dtype: Any) -> Any:
         return jax.ShapeDtypeStruct((num_clips, data.num_frames, *x.shape[1:]), dtype, sharding=sharding)
 
     kept = types.Features(maps={name: found.maps[name] for name in names}, logits=found.logits)
@@ -156,20 +149,22 @@ def train_store(
     config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...]
 ) -> types.FeatureStore:
     """The store of the meta-training clips: each as it is, or `cache_clips` augmented draws of them."""
-    return build(config, variables, draw(config, clips, 0, config.search.cache_clips or len(clips)), names)
+    wanted = Wanted(clips, names, config.search.cache_clips)
+    return build(config, variables, draw(config, wanted, 0, wanted.num_drawn or len(clips)), names)
 
 
-def draw(config: ml_collections.ConfigDict, clips: np.ndarray, first: int, last: int) -> types.Clip:
-    """Number `first` to before `last` of what `train_store` keeps: clips as they are, or augmented draws of them."""
-    if not config.search.cache_clips:
-        return select(config, clips[first:last])
+def draw(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: int) -> types.Clip:
+    """Number `first` to before `last` of what is wanted: clips as they are, or augmented draws of them."""
+    if not wanted.num_drawn:
+        return select(config, wanted.clips[first:last])
+    data, seed = config.data, config.seed + 1
     batches = pipeline.train_batches(
-        config.data,
+        data,
         batch_size=1,
-        num_frames=config.data.num_frames,
-        seed=config.seed + 1,
+        num_frames=data.num_frames,
+        seed=seed,
         part=example_order.Part(first),
-        indices=clips,
+        indices=wanted.clips,
     )
     drawn = [next(batches) for _ in range(first, last)]
     return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
@@ -178,37 +173,24 @@ def draw(config: ml_collections.ConfigDict, clips: np.ndarray, first: int, last:
 def placed(
     config: ml_collections.ConfigDict,
     variables: Any,
-    clips: np.ndarray,
-    names: tuple[str, ...],
-    *,
+    wanted: Wanted,
     placement: feature_store.Placement,
     folder: workdir.Workdir | None,
-    is_training: bool,
 ) -> feature_store.AnyStore:
-    """The features of the meta-training or meta-validation clips, where `placement` wants them.
+    """Features of clips of the train split, where `placement` wants them.
 
-    Several processes share the work by way of the cache on disk, below `features/` of the run folder.
-
-    Args:
-      config: of the run.
-      variables: of the static network.
-      clips: numbers of the clips of the train split.
-      names: the maps to keep.
-      placement: from `feature_store.plan`.
-      folder: the run folder; only several processes, and the disk, need one.
-      is_training: augmented draws of the clips, if `search.cache_clips` asks for them.
+    Several processes share the work by way of the cache on disk, below `features/` of the run folder; only they, and
+    the disk, need one.
     """
-    num_drawn = config.search.cache_clips if is_training else 0
-    num_clips, variables = num_drawn or len(clips), jax.device_get(variables)
+    num_clips, variables = wanted.num_drawn or len(wanted.clips), jax.device_get(variables)
 
     def make(first: int, last: int) -> types.FeatureStore:
-        clip = draw(config, clips, first, last) if is_training else select(config, clips[first:last])
-        return compute(config, variables, clip, names)
+        return compute(config, variables, draw(config, wanted, first, last), wanted.names)
 
     source: feature_store.Source
     if placement.kind == feature_store.DISK or distributed.num_processes() > 1:
         assert folder is not None, "no folder for the cache on disk"
-        key = feature_cache.key(config, variables, clips, names, num_drawn=num_drawn)
+        key = feature_cache.key(config, variables, *wanted)
         source = feature_cache.build(folder.path / "features" / key, num_clips, make)
         if placement.kind == feature_store.HOST:
             source = feature_cache.Memory(source.take(np.arange(num_clips)))
