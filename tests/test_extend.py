@@ -5,15 +5,17 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from dvsnas_jax.controller import strategies
-from dvsnas_jax.core import compilation, mesh, types
+from dvsnas_jax.controller import strategies, strategy
+from dvsnas_jax.core import compilation, errors, mesh, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
 from dvsnas_jax.search import loop, pipeline, steps
 from dvsnas_jax.space import canonical, cell_frame, cost, draw, operation_cost, operations, schedule
 from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.train import features
 
@@ -122,3 +124,49 @@ def test_a_schedule(monkeypatch):
     for kind, expected in (("worst", True), ("adaptive", False)):
         rule = dataclasses.replace(settings.schedule, kind=kind, interval=100)
         assert schedule.due(rule, jnp.ones((1, 1, 1), jnp.int32), log_odds).tolist() == [[[expected]]]
+
+
+# --- strategies ---------------------------------------------------------------------------------------------------
+
+
+def climb(space: genotype_lib.Space, controller_config) -> strategy.Functions:
+    """Hill climbing: the best genotype so far, with a fifth of its tokens drawn anew."""
+
+    def init(rng):
+        return {"genotype": np.zeros((space.num_layers, len(genotype_lib.FIELDS)), np.int32), "reward": np.float32(-1)}
+
+    def sample(state, rng, op_mask, num):
+        generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)))
+        drawn = genotype_lib.random(space, generator, num, op_mask=op_mask)
+        is_drawn = (generator.random(drawn.shape) < 0.2) | (state["reward"] < 0)
+        unknown = np.full(num, np.nan, np.float32)
+        genotypes = np.where(is_drawn, drawn, state["genotype"])
+        return types.Samples(genotypes=genotypes, log_prob=unknown, entropy=unknown)
+
+    def update(state, samples, rewards, valid, rng, op_mask):
+        best = int(np.argmax(np.where(valid, rewards, -1)))
+        if rewards[best] > state["reward"]:
+            state = {"genotype": np.asarray(samples.genotypes[best], np.int32), "reward": rewards[best]}
+        return state, {"num_updates": 1.0}
+
+    return strategy.Functions(init, sample, update)
+
+
+def test_a_strategy(monkeypatch, tmp_path):
+    """The config knows it, a search asks it, saves its state, and takes from it what it believes in."""
+    monkeypatch.setitem(strategies.TABLE, "climb", strategy.Record("climb", climb))
+    operations_of = {"space.operations": "skip,none", "space.aggregations": "sum", "search.num_random": "0"}
+    config = config_lib.load(None, {**TINY, **operations_of, "search.strategy": "climb"})
+    lines = search(config, workdir.Workdir(tmp_path))
+    assert [line["source"] for line in lines] == ["climb"] * 4 and (tmp_path / "checkpoints" / "search").is_dir()
+    made = strategies.make("climb", features.space_of(config), config.controller)
+    state = made.init(jax.random.key(0))
+    samples = made.sample(state, jax.random.key(1), 3)
+    state, metrics = made.update(state, samples, [0.1, 0.5, np.nan], [True, True, False], jax.random.key(2))
+    assert metrics == {"num_updates": 1.0} and state["reward"] == np.float32(0.5)
+    believed = made.probable(state, jax.random.key(3), 3)
+    assert len({row.tobytes() for row in believed}) == 3
+    masked = made.with_mask(np.array([True, False]))
+    assert not masked.probable(masked.init(jax.random.key(0)), jax.random.key(3), 3)[..., 2:4].any()
+    with pytest.raises(errors.UserError, match="unknown name 'clim', did you mean 'climb'"):
+        strategies.check_names(["clim"])

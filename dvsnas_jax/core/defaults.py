@@ -36,7 +36,7 @@ _FOLDER = {
 }
 
 _DATA = {
-    "name": OneOf("synthetic", ("synthetic", "camvid", "cityscapes", "folder")),
+    "name": OneOf("synthetic", "dvsnas_jax.data.datasets:TABLE"),
     "dir": "",  # dataset folder; empty = environment variable DVSNAS_CAMVID or DVSNAS_CITYSCAPES
     "prepared": "",  # folder of `dvsnas data prepare`, used instead of data.dir; empty = none
     "ignore": (),  # ids, or colours #rrggbb, in label images that are ignored beside those of the data set
@@ -69,25 +69,25 @@ _DATA = {
 }
 
 _NET = {
-    "encoder": OneOf("mobilenet_v2", "dvsnas_jax.nets.static_net:ENCODERS"),
+    "encoder": OneOf("mobilenet_v2", "dvsnas_jax.nets.encoders:TABLE"),
     "width": 0.5,  # multiplier of the encoder's channels
     "expand_first": True,  # MobileNetV2: 1x1 expansion in the first block (torchvision: False)
     "stride_in_1x1": False,  # ResNet bottlenecks: stride in the first 1x1 (2015) instead of the 3x3 (v1.5)
     "output_stride": OneOf(32, (16, 32)),  # of the deepest map; 16: dilated (DeepLabv3+ as published)
     "freeze_norm": False,  # training keeps the encoder's running statistics and normalises by them
-    "decoder": OneOf("refinenet", "dvsnas_jax.nets.static_net:DECODERS"),
+    "decoder": OneOf("refinenet", "dvsnas_jax.nets.decoders:TABLE"),
     "decoder_channels": 64,  # 256 as published, for both
     "dropout": 0.0,  # light-weight RefineNet on ResNet: of the two deepest maps; 0.5 as published
     "auxiliary": False,  # a second classifier on stage3 for the training loss
     "weights": "",  # folder of `dvsnas weights import` to start from; empty = random
-    "dtype": OneOf("float32", "dvsnas_jax.nets.static_net:_DTYPES"),  # compute
+    "dtype": OneOf("float32", "dvsnas_jax.nets.static_net:DTYPES"),  # compute
 }
 
 _PRETRAIN = {
     "steps": 600,
     "batch_size": 12,
     "learning_rate": 3e-3,
-    "schedule": OneOf("cosine", ("cosine", "polynomial")),  # of the rate; polynomial: power 0.9
+    "schedule": OneOf("cosine", "dvsnas_jax.train.optim:DECAYS"),  # of the rate; polynomial: power 0.9
     "warmup_steps": 30,
     "weight_decay": 1e-4,
     "clip_norm": 3.0,
@@ -129,7 +129,7 @@ _SPACE = {
 }
 
 _SCHEDULE = {
-    "kind": OneOf("fixed", "dvsnas_jax.space.schedule:KINDS"),  # of key frames, mode propagate
+    "kind": OneOf("fixed", "dvsnas_jax.space.schedule:TABLE"),  # of key frames, mode propagate
     "interval": 5,  # fixed: every so many frames; else the longest distance of two key frames
     "threshold": 0.1,  # adaptive, regions: predicted share of labels that differ from the static network's
     "grid": (2, 2),  # regions: rows and columns that are decided by themselves
@@ -192,7 +192,7 @@ _SEARCH = {
     "warmup_steps": 100,  # optimizer steps on uniformly drawn genotypes before the first iteration
     "batch_size": 8,
     "batch_parts": 1,  # parts of a batch, each normalised by itself: as many devices can share one genotype
-    "store": OneOf("auto", ("auto", "device", "host", "disk")),  # where features are kept
+    "store": OneOf("auto", "dvsnas_jax.train.feature_store:KINDS"),  # where features are kept
     "learning_rate": 3e-3,
     "weight_decay": 1e-5,
     "clip_norm": 3.0,
@@ -220,7 +220,7 @@ _TRAIN = {
     "steps": 600,
     "batch_size": 8,
     "learning_rate": 3e-3,
-    "schedule": OneOf("cosine", ("cosine", "polynomial")),
+    "schedule": OneOf("cosine", "dvsnas_jax.train.optim:DECAYS"),
     "warmup_steps": 20,
     "weight_decay": 1e-4,
     "clip_norm": 3.0,
@@ -244,7 +244,7 @@ _ALL = {
     "derive": _DERIVE,
     "train": _TRAIN,
     "evaluate": {
-        "split": OneOf("val", "dvsnas_jax.data.datasets.layouts:SPLITS"),
+        "split": OneOf("val", "dvsnas_jax.data.datasets.frames:SPLITS"),
         "vc_frames": (8, 16),
         "latency_frames": 30,
     },

@@ -22,7 +22,7 @@ STAGES = ("stage1", "stage2", "stage3", "stage4")
 """The encoder's maps that other packages see, at strides 4, 8, 16 and 32 (or 16)."""
 GRID_STRIDE = 4
 """Pixels of a cell of the grid, per axis: of the decoder, the logits and `stage1`."""
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class StaticNet(nn.Module):
@@ -108,7 +108,7 @@ def make(config: ml_collections.ConfigDict, num_classes: int) -> StaticNet:
         num_classes, encoder=config.encoder, width=float(config.width), expand_first=config.expand_first,
         stride_in_1x1=config.stride_in_1x1, output_stride=config.output_stride, is_norm_frozen=config.freeze_norm,
         decoder=config.decoder, decoder_channels=config.decoder_channels, dropout=float(config.dropout),
-        has_auxiliary=config.auxiliary, dtype=_DTYPES[config.dtype],
+        has_auxiliary=config.auxiliary, dtype=DTYPES[config.dtype],
     )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     if not 0 <= config.dropout < 1:
         raise errors.UserError(f"net.dropout: must be at least 0 and below 1, got {config.dropout}")
     encoder = encoders.TABLE.get(config.encoder)
-    allowed: dict[str, Collection[Any]] = {"encoder": encoders.TABLE, "decoder": decoders.TABLE, "dtype": _DTYPES}
+    allowed: dict[str, Collection[Any]] = {"encoder": encoders.TABLE, "decoder": decoders.TABLE, "dtype": DTYPES}
     allowed["output_stride"] = encoder.output_strides if encoder else ()
     for key, values in allowed.items():
         if config[key] not in values:

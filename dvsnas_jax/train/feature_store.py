@@ -24,6 +24,8 @@ from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data.loading import store as clips_store
 
 DEVICE, HOST, DISK = "device", "host", "disk"
+KINDS = ("auto", DEVICE, HOST, DISK)
+"""What `config.search.store` may be."""
 SHARE = 0.5
 """Of the free memory may hold features; the rest is for the steps."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,14 +48,18 @@ def descend(
     return TrainState(params, opt_state, state.step + 1, average)
 
 
+DECAYS: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "cosine": optax.cosine_decay_schedule,
+    "polynomial": lambda rate, steps: optax.polynomial_schedule(rate, 0.0, power=0.9, transition_steps=steps),
+}
+"""From a rate to 0 in so many steps."""
+
+
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Linear warm-up, then cosine or polynomial (power 0.9) decay to 0 over `config.steps`."""
     warmup = min(config.warmup_steps, max(config.steps - 1, 0))
     rest = max(config.steps - warmup, 1)
-    if config.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(config.learning_rate, rest)
-    else:
-        decay = optax.polynomial_schedule(config.learning_rate, 0.0, power=0.9, transition_steps=rest)
+    decay = DECAYS[config.schedule](config.learning_rate, rest)
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1)), decay], [warmup])
 
 
