@@ -11,7 +11,6 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import output_files
 
 PACKAGED = "packaged"
-REPLAYED = "ppo,reinforce,evolution,predictor,random"
 SEARCHED = "ppo,random"
 
 
@@ -89,7 +88,7 @@ def _add_strategies(add: common.Add) -> None:
     compare.add_argument("--workdir", metavar="DIR", help="run folder of real searches and of --make-table")
     compare.add_argument(
         "--strategies", metavar="NAMES",
-        help=f"separated by commas (default: {REPLAYED} on a table, else {SEARCHED})",
+        help=f"separated by commas (default: all that learn from rewards on a table, else {SEARCHED})",
     )  # fmt: skip
     compare.add_argument(
         "--seeds", type=int, metavar="N",
@@ -171,7 +170,11 @@ def _compare_strategies(arguments: argparse.Namespace) -> None:
 def _names(arguments: argparse.Namespace) -> tuple[str, ...]:
     words = arguments.strategies
     if words is None:
-        words = REPLAYED if arguments.table else SEARCHED
+        words = SEARCHED
+        if arguments.table:
+            from dvsnas_jax.controller import strategies
+
+            words = ",".join(name for name, record in strategies.TABLE.items() if not record.is_relaxed)
     return tuple(name for name in words.split(",") if name)
 
 

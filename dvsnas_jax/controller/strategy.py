@@ -84,6 +84,9 @@ class Record:
     # `(space, section controller of the config) -> Functions`; a UserError where sizes are impossible
     make: Callable[[genotype.Space, ml_collections.ConfigDict], Functions]
     order: int = 100  # its place in the table
+    # What a search of some tens of evaluations needs in place of the config's defaults, which are for hundreds;
+    # found on made-up tables of rewards, not on the packaged one.
+    short_search: Mapping[str, str] = dataclasses.field(default_factory=dict)
     is_relaxed: bool = False  # learns from gradients through the relaxed cell instead of from rewards
 
 

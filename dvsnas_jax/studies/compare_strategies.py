@@ -18,20 +18,6 @@ from dvsnas_jax.studies import strategies_statistics as statistics_lib
 from dvsnas_jax.studies import table as table_lib
 from dvsnas_jax.train import features
 
-TUNED: dict[str, dict[str, str]] = {
-    "ppo": {
-        "controller.learning_rate": "0.02",
-        "controller.buffer": "6",
-        "controller.minibatch": "6",
-        "controller.epochs": "4",
-        "controller.normalize_advantage": "true",
-    },
-    "reinforce": {"controller.learning_rate": "0.02", "controller.normalize_advantage": "true"},
-    "evolution": {"controller.population": "10", "controller.tournament": "5"},
-}
-"""What a search of some tens of evaluations needs in place of the defaults, which are for hundreds and more. Found on
-made-up tables, not on the packaged one."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -39,7 +25,7 @@ class Options:
 
     Attributes:
       config_path: whose sections `controller` and, for made-up rewards, `space` to take; None: the defaults (on a table
-        with `TUNED`).
+        those for short searches, of each record).
       overrides: of the config, as text.
       budget: evaluations of a run; on a table, below 1: a share of the cells.
       num_runs: of each strategy.
@@ -77,7 +63,7 @@ def on_table(
     strategies.check_names(names)
     made = {}
     for name in names:  # all of them before the first runs: a wrong one is told at once
-        tuned = {} if options.config_path else TUNED.get(name, {})
+        tuned = {} if options.config_path else strategies.TABLE[name].short_search
         config = config_lib.load(options.config_path, {**tuned, **options.overrides})
         made[name] = _make(name, table.space, config)
     num_runs = 200 if options.num_runs is None else options.num_runs

@@ -196,4 +196,9 @@ def _functions(space: genotype.Space, controller_config: ml_collections.ConfigDi
     return strategy.Functions(compilation.jit_once(algorithm.init), sample, update, probable)
 
 
-RECORD = strategy.Record("evolution", _functions, order=3)
+RECORD = strategy.Record(
+    "evolution",
+    _functions,
+    order=3,
+    short_search={"controller.population": "10", "controller.tournament": "5"},
+)

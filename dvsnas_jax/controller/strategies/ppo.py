@@ -247,4 +247,15 @@ def _make_update(
     return update
 
 
-RECORD = strategy.Record("ppo", descent.functions(make), order=1)
+RECORD = strategy.Record(
+    "ppo",
+    descent.functions(make),
+    order=1,
+    short_search={
+        "controller.learning_rate": "0.02",
+        "controller.buffer": "6",
+        "controller.minibatch": "6",
+        "controller.epochs": "4",
+        "controller.normalize_advantage": "true",
+    },
+)

@@ -121,4 +121,9 @@ def _mean(values: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(valid.sum(), 1)
 
 
-RECORD = strategy.Record("reinforce", descent.functions(make), order=2)
+RECORD = strategy.Record(
+    "reinforce",
+    descent.functions(make),
+    order=2,
+    short_search={"controller.learning_rate": "0.02", "controller.normalize_advantage": "true"},
+)
