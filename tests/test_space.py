@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -100,7 +101,7 @@ def check_equal_frames(genotypes: np.ndarray, *, tolerance: float = 1e-4) -> Non
     params, features = jax.tree.map(lambda x: x.astype(np.float64), (params, make_features(2)))
     frames = [jax.tree.map(lambda x, t=t: x[t], features) for t in range(3)]
 
-    def scored(step: types.StepFn):
+    def scored(step: Callable):
         def loss_fn(params: types.Params, *args: Any):
             state, logits = step(params, *args)
             return loss_and_logits(logits)[0], (state, logits)

@@ -7,7 +7,7 @@ grid, C channels, K classes, L layers, N genotypes, S tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -142,7 +142,3 @@ class ClassTable:
     @property
     def num_classes(self) -> int:
         return len(self.names)
-
-
-StepFn = Callable[..., tuple[CellState, jax.Array]]
-"""`step(params, ..., state, features) -> (state, logits [B, h, w, K])`, one frame."""

@@ -10,7 +10,7 @@ would never hear that such cells are poor. One that diverges has no reward, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import ml_collections
@@ -105,6 +105,13 @@ def floors_of(records: Sequence[Record], num_parts: int) -> list[float | None]:
     return found
 
 
+class ScoreFn(Protocol):
+    """Scores genotypes [N, L, 5], with the `floors` of `score`."""
+
+    def __call__(self, genotypes: np.ndarray, /, *, floors: list[float | None]) -> list[Record]:
+        """A record for each."""
+
+
 class Answers:
     """What the log of a search knows: rewards of equal cells, and how far earlier candidates came.
 
@@ -122,7 +129,7 @@ class Answers:
         self._known: dict[canonical.Form, tuple[str, Record]] = {}
         self._is_read = num_parts == 1 and not is_reusing  # nothing of the log is needed
 
-    def evaluate(self, genotypes: np.ndarray, score_fn: Callable[..., list[Record]]) -> list[Record]:
+    def evaluate(self, genotypes: np.ndarray, score_fn: ScoreFn) -> list[Record]:
         """Scores genotypes, those that the log does not answer with `score_fn(genotypes, floors=...)`.
 
         Returns:
@@ -147,7 +154,7 @@ class Answers:
             self._add(np.asarray(line["genotype"], np.int32), record)
         self._is_read = True
 
-    def _score(self, genotypes: np.ndarray, score_fn: Callable[..., list[Record]]) -> list[Record]:
+    def _score(self, genotypes: np.ndarray, score_fn: ScoreFn) -> list[Record]:
         records = score_fn(genotypes, floors=floors_of(self._trained, self._num_parts))
         for genotype, record in zip(genotypes, records, strict=True):
             self._add(genotype, record)

@@ -100,6 +100,11 @@ class CellSettings:
         return self.feature_channels[name.removeprefix("prev_")]
 
 
+def with_fixed_interval(settings: CellSettings) -> CellSettings:
+    """With key frames at the schedule's interval, whatever it predicts."""
+    return dataclasses.replace(settings, schedule=settings.schedule.without_head())
+
+
 def init(rng: jax.Array, settings: CellSettings, inputs: Iterable[str]) -> Params:
     """Parameters of the projections (`decoder` always: it starts the state), the output, the head and the schedule."""
 

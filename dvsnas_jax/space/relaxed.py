@@ -7,10 +7,9 @@ weights. For that it computes every operation (in both slots) and every aggregat
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -23,18 +22,32 @@ from dvsnas_jax.space import genotype as genotype_lib
 Params = dict[str, Any]
 
 
-class Relaxed(NamedTuple):
+class Relaxed:
     """Pure functions of a relaxed cell; `params` are those of a supernet.
 
     Weights are f32 [L, 5, V]: of layer l and field f, the weight of each token, 0 for one that is not allowed there.
-
-    Attributes:
-      step: `(params, weights, state, features of one frame) -> (state, logits [B, h, w, K])`.
-      unroll: `(params, weights, features [T, B, ...]) -> logits [T, B, h, w, K]`.
     """
 
-    step: types.StepFn
-    unroll: Callable[[Params, jax.Array, types.Features], jax.Array]
+    def __init__(self, space: genotype_lib.Space, settings: cell_frame.CellSettings) -> None:
+        self._space, self._settings, self._scope = space, settings, settings.scope()
+
+    def step(
+        self, params: Params, weights: jax.Array, state: types.CellState, features: types.Features
+    ) -> tuple[types.CellState, jax.Array]:
+        """The state after a frame and its logits [B, h, w, K]."""
+        space, ports = self._space, cell_frame.Ports(params["ports"], self._settings, self._scope)
+        chex.assert_shape(weights, (space.num_layers, len(genotype_lib.FIELDS), num_tokens(space)))
+        project_fn = projections.make_project(params["ports"], self._scope)
+        inputs = projections.cell_inputs(state, features, space.inputs, project_fn)
+        outputs = _run_layers(space, params["layers"], weights, jnp.stack(list(inputs.values())), self._scope)
+        mean = _weighted(loose_end_weights(space, weights), outputs)
+        state, _ = ports.finish(state, ports.output(mean, state, features), features)
+        return state, jnp.asarray(state.logits)
+
+    def unroll(self, params: Params, weights: jax.Array, frames: types.Features) -> jax.Array:
+        """Logits [T, B, h, w, K] of a clip [T, B, ...]."""
+        state = cell_frame.initial_state(self._settings, jax.tree.map(lambda x: x[0], frames))
+        return jax.lax.scan(lambda state, frame: self.step(params, weights, state, frame), state, frames)[1]
 
 
 def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Relaxed:
@@ -44,26 +57,7 @@ def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Relaxe
       UserError: the mode does not provide an input of the space.
     """
     settings.check(space.inputs)
-    settings = dataclasses.replace(settings, schedule=settings.schedule.without_head())
-    scope = settings.scope()
-
-    def step(
-        params: Params, weights: jax.Array, state: types.CellState, features: types.Features
-    ) -> tuple[types.CellState, jax.Array]:
-        chex.assert_shape(weights, (space.num_layers, len(genotype_lib.FIELDS), num_tokens(space)))
-        ports = cell_frame.Ports(params["ports"], settings, scope)
-        project_fn = projections.make_project(params["ports"], scope)
-        inputs = projections.cell_inputs(state, features, space.inputs, project_fn)
-        outputs = _run_layers(space, params["layers"], weights, jnp.stack(list(inputs.values())), scope)
-        mean = _weighted(loose_end_weights(space, weights), outputs)
-        state, _ = ports.finish(state, ports.output(mean, state, features), features)
-        return state, jnp.asarray(state.logits)
-
-    def unroll(params: Params, weights: jax.Array, features: types.Features) -> jax.Array:
-        state = cell_frame.initial_state(settings, jax.tree.map(lambda x: x[0], features))
-        return jax.lax.scan(lambda state, frame: step(params, weights, state, frame), state, features)[1]
-
-    return Relaxed(step, unroll)
+    return Relaxed(space, cell_frame.with_fixed_interval(settings))
 
 
 def num_tokens(space: genotype_lib.Space) -> int:

@@ -47,39 +47,30 @@ class Frame(NamedTuple):
     row: jax.Array | int
 
 
-class Layers(NamedTuple):
-    """The layers of one frame; `params` are stacked over the layers on axis 0.
+class Layers:
+    """The layers of one frame; `params` are stacked over the layers on axis 0, genotypes are i32 [L, 5]."""
 
-    Attributes:
-      forward: `(params, genotype i32 [L, 5], frame) -> memory` with the rows of this frame.
-      backward: `(params, genotype, frame, grads [.., B, h, w, C], rows i32 [num_nodes], mean) -> (grads, gradient of
-        params)`. Writes the gradients of the nodes that are read to their rows, whatever was there. `mean`: the
-        weights f32 [L] of the outputs in the mean of the loose ends, and its gradient [B, h, w, C].
-    """
+    def __init__(self, space: genotype_lib.Space, scope: operations.CellScope) -> None:
+        self._space = space
+        self._ops = [_member(operations.OPERATIONS, name, scope) for name in space.operations]
+        self._aggs = [_member(operations.AGGREGATIONS, name, scope) for name in space.aggregations]
 
-    forward: Callable[..., Memory]
-    backward: Callable[..., tuple[jax.Array, Params]]
+    def forward(self, params: Params, genotype: jax.Array, frame: Frame) -> Memory:
+        """The memory with the rows of this frame."""
 
-
-def make(space: genotype_lib.Space, scope: operations.CellScope) -> Layers:
-    """Builds the layers of a space."""
-    apply_op = [_member(operations.OPERATIONS, name, scope) for name in space.operations]
-    apply_agg = [_member(operations.AGGREGATIONS, name, scope) for name in space.aggregations]
-    pull_op, pull_agg = [_pull_op(branch) for branch in apply_op], [_pull_agg(branch) for branch in apply_agg]
-
-    def forward(params: Params, genotype: jax.Array, frame: Frame) -> Memory:
         def layer(memory: Memory, xs: tuple[Params, jax.Array, jax.Array]) -> tuple[Memory, None]:
             params, tokens, row = xs
-            a = jax.lax.switch(tokens[2], apply_op, params["a"], frame.pick(tokens[0], memory.outputs))
-            b = jax.lax.switch(tokens[3], apply_op, params["b"], frame.pick(tokens[1], memory.outputs))
-            output = jax.lax.switch(tokens[4], apply_agg, params["agg"], a, b)
+            a = jax.lax.switch(tokens[2], self._ops, params["a"], frame.pick(tokens[0], memory.outputs))
+            b = jax.lax.switch(tokens[3], self._ops, params["b"], frame.pick(tokens[1], memory.outputs))
+            output = jax.lax.switch(tokens[4], self._aggs, params["agg"], a, b)
             kept = [put(buffer, x, row) for buffer, x in zip(memory, (output, a, b), strict=True)]
             return Memory(*kept), None
 
-        xs = params, genotype, frame.row + jnp.arange(space.num_layers)
+        xs = params, genotype, frame.row + jnp.arange(self._space.num_layers)
         return jax.lax.scan(layer, frame.memory, xs)[0]
 
     def backward(
+        self,
         params: Params,
         genotype: jax.Array,
         frame: Frame,
@@ -87,7 +78,21 @@ def make(space: genotype_lib.Space, scope: operations.CellScope) -> Layers:
         rows: jax.Array,
         mean: tuple[jax.Array, jax.Array],
     ) -> tuple[jax.Array, Params]:
+        """Writes the gradients of the nodes that are read to their rows, whatever was there.
+
+        Args:
+          params: of all layers.
+          genotype: of the cell.
+          frame: with its memory.
+          grads: [.., B, h, w, C].
+          rows: i32 [num_nodes], of the nodes in `grads`.
+          mean: the weights f32 [L] of the outputs in the mean of the loose ends, and its gradient [B, h, w, C].
+
+        Returns:
+          `grads`, and the gradient of `params`.
+        """
         memory, (weights, grad_mean) = frame.memory, mean
+        pull_op, pull_agg = [_pull_op(branch) for branch in self._ops], [_pull_agg(branch) for branch in self._aggs]
 
         def layer(grads: jax.Array, xs: Any) -> tuple[jax.Array, Params]:
             params, tokens, row, own, weight, is_first = xs
@@ -101,11 +106,9 @@ def make(space: genotype_lib.Space, scope: operations.CellScope) -> Layers:
                 grads = put(grads, total, target)
             return grads, grad_params
 
-        own = rows[space.num_inputs :]
-        xs = params, genotype, frame.row + jnp.arange(space.num_layers), own, weights, _first_reads(genotype)
+        own, num_layers = rows[self._space.num_inputs :], self._space.num_layers
+        xs = params, genotype, frame.row + jnp.arange(num_layers), own, weights, _first_reads(genotype)
         return jax.lax.scan(layer, grads, xs, reverse=True)
-
-    return Layers(forward, backward)
 
 
 def take(maps: jax.Array, row: jax.Array | int) -> jax.Array:

@@ -6,7 +6,6 @@ executes only the chosen ones, backward as well (`space.supernet_gradient`, `spa
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -86,5 +85,4 @@ def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Supern
       UserError: the mode does not provide an input of the space.
     """
     settings.check(space.inputs)
-    settings = dataclasses.replace(settings, schedule=settings.schedule.without_head())
-    return Supernet(space, settings)
+    return Supernet(space, cell_frame.with_fixed_interval(settings))

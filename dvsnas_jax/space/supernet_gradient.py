@@ -76,7 +76,7 @@ class Clip:
         self, space: genotype_lib.Space, settings: cell_frame.CellSettings, scope: operations.CellScope
     ) -> None:
         self._space, self._settings, self._scope = space, settings, scope
-        self._layers = shared_layers.make(space, scope)
+        self._layers = shared_layers.Layers(space, scope)
         self._names = list(dict.fromkeys([*space.inputs, "decoder"]))  # of the inputs that have rows in the gradients
         dependent = projections.dependent(is_propagating=settings.is_propagating)
         self._dependent = [name for name in space.inputs if name in dependent]

@@ -93,7 +93,7 @@ def make_forward(config: ml_collections.ConfigDict) -> Callable[[Any, np.ndarray
 
 
 @functools.cache
-def _forward(net: static_net.StaticNet) -> Callable[..., types.Features]:
+def _forward(net: static_net.StaticNet) -> Callable[[Any, np.ndarray], types.Features]:
     """The jitted network; kept, because validation, features and evaluation each ask for it."""
     return compilation.jit(functools.partial(static_net.infer, net))
 
