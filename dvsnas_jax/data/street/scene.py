@@ -195,7 +195,6 @@ def make_world(rng: np.random.Generator) -> World:
     tint = {
         "top": top,
         "low": low,
-        "light": light,
         "cloud": np.full(3, rng.uniform(0, 45)),
         "road": (rng.uniform(70, 125) + rng.normal(0, 4, 3)) * light,
         "pavement": (rng.uniform(120, 185) + np.array([rng.uniform(0, 18), 4, -rng.uniform(0, 14)])) * light,
