@@ -194,7 +194,7 @@ def test_labels_that_lie_where_the_frame_is_turned_are_told_why(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encode(pixels, "JPEG", 6))
     trees.save(tmp_path / "a.png", np.zeros((16, 24), np.uint8))
     frame = frames.Frame("a", 0, tmp_path / "a.jpg", tmp_path / "a.png")
-    for read in (lambda: decode.load(frame, CODE, 24, 16), lambda: encoded.pair(frame)):
+    for read in (lambda: decode.load(frame, CODE, (24, 16)), lambda: encoded.pair(frame)):
         with pytest.raises(errors.UserError, match=r"24x16 pixels, but its frame a\.jpg has 16x24; .*EXIF orientation"):
             read()
 

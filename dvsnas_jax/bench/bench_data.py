@@ -31,7 +31,7 @@ def run(
     last one is thrown away. Synthetic frames are written as PNG files first.
 
     Returns:
-      Medians of both over `repeats` turns of so many seconds, and median, least and greatest ratio of neighbouring turns.
+      Medians of both over `repeats` turns, and median, least and greatest ratio of neighbouring turns.
 
     Raises:
       UserError: the loader is not tf, or the files are not as they should be.
