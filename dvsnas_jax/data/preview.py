@@ -137,8 +137,8 @@ def animate(
     """
     table = pipeline.class_table(data)
     videos = whole_videos.find(data, split, is_split_up=False)
-    is_on_disk = isinstance(videos, whole_videos.Videos)
-    lengths = list(map(len, videos.runs)) if is_on_disk else [len(video.frames) for video in videos]
+    runs = videos.runs if isinstance(videos, whole_videos.Videos) else [video.labels for video in videos]
+    lengths = list(map(len, runs))
     if num_frames < 1:
         raise errors.UserError(f"--frames: must be at least 1, got {num_frames}")
     if number is not None and not 0 <= number < len(lengths):

@@ -167,9 +167,7 @@ def file_name(layout: str, frame: frames.Frame, *, is_color: bool = False) -> st
 
 def enlarge(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Labels u8 [h, w] at the size (width, height) of the frame on disk: the nearest."""
-    rows = image_files.nearest(labels.shape[0], size[1])
-    columns = image_files.nearest(labels.shape[1], size[0])
-    return np.asarray(labels, np.uint8)[rows[:, None], columns[None, :]]
+    return image_files.resized_nearest(np.asarray(labels, np.uint8), size[::-1])
 
 
 @contextlib.contextmanager

@@ -143,8 +143,8 @@ def _furniture(build: props.Builder, road: float, wall: float, lots: Lots, end: 
                 x = sign * (road + 0.15)
                 build.fences(x, z0, length, 1.1, 1, paint * 0.9)
         if rng.random() < 0.15:
-            z, ends = rng.uniform(14, 30), sorted((sign * road, sign * (road - 2.2)))
-            build.fence((*ends, z, z), 1.1, 2, np.array([225.0, 120, 60]))
+            z, (x0, x1) = rng.uniform(14, 30), sorted((sign * road, sign * (road - 2.2)))
+            build.fence((x0, x1, z, z), 1.1, 2, np.array([225.0, 120, 60]))
 
 
 def _traffic(build: props.Builder, camera: Camera, road: float, wall: float, end: float) -> None:
