@@ -100,8 +100,8 @@ def test_sequences_and_val_clips_of_synthetic():
 
 def test_synthetic_needs_no_tensorflow():
     code = (
-        "import sys; from dvsnas_jax.core import config; from dvsnas_jax.data.loading import pipeline\n"
-        "from dvsnas_jax.data import preview; from dvsnas_jax.data.prepared import builders\n"
+        "import sys; from dvsnas_jax.core import config; from dvsnas_jax.data import preview\n"
+        "from dvsnas_jax.data.loading import pipeline, whole_videos; from dvsnas_jax.data.prepared import builders\n"
         "d = config.defaults().data; d.num_train_clips = 1; d.height = d.width = 24\n"
         "next(pipeline.train_batches(d, batch_size=1, num_frames=1, seed=0))\n"
         "assert not {m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'tensorflow_datasets')}"

@@ -553,8 +553,8 @@ def _takes(*parts):
 
 
 def test_cuts_are_found_and_motion_is_none():
-    size = {"height": 48, "width": 64, "with_flow": False}
-    a, b, c = (synthetic.Street(0, "val", **size).clip(index, 8).clean for index in range(3))
+    street = synthetic.Street(0, "val", 48, 64)
+    a, b, c = (street.clip(index, 8, with_flow=False).clean for index in range(3))
     assert _takes(a) == [] and _takes(a, b, c) == [8, 16]
     assert _takes(a, b[:1]) == [8], "a cut at the last frame"
     assert _takes(a[::4]) == [], "four times as fast"
@@ -563,8 +563,8 @@ def test_cuts_are_found_and_motion_is_none():
 
 
 def test_a_spoilt_frame_and_other_light_are_no_cut():
-    size = {"height": 48, "width": 64, "with_flow": False}
-    a, b = (synthetic.Street(0, "val", **size).clip(index, 9).clean for index in range(2))
+    street = synthetic.Street(0, "val", 48, 64)
+    a, b = (street.clip(index, 9, with_flow=False).clean for index in range(2))
     spoilt = a.copy()
     spoilt[4] = np.random.default_rng(0).integers(0, 255, a[4].shape, np.uint8)
     assert _takes(spoilt, b) == [9]

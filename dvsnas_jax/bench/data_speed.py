@@ -16,13 +16,8 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import pipeline, store, tf_loader
 
-STANDARD = {
-    "data.height": "360",
-    "data.width": "480",
-    "data.crop_height": "360",
-    "data.crop_width": "480",
-    "data.num_frames": "2",
-}
+_SIZE = {"data.height": "360", "data.width": "480", "data.crop_height": "360", "data.crop_width": "480"}
+STANDARD = {**_SIZE, "data.num_frames": "2"}
 """What is measured where no config file says otherwise."""
 _NUM_FRAMES = 48
 
@@ -36,8 +31,7 @@ def run(
     last one is thrown away. Synthetic frames are written as PNG files first.
 
     Returns:
-      Medians of clips per second of both over `repeats` turns of so many seconds, and median, least and greatest ratio
-      of neighbouring turns.
+      Medians of both over `repeats` turns, and median, least and greatest ratio of neighbouring turns.
 
     Raises:
       UserError: the loader is not tf, or the files are not as they should be.

@@ -107,8 +107,8 @@ def has_labelled_pixel(data: ml_collections.ConfigDict, split: str, places: Sequ
     source, size = store.source(data, split), (int(data.height), int(data.width))
     labelled = [place for place in places if source.frames[place].label]
     for path, pixels in _labels(data, split, source, labelled):
-        rows, columns = (image_files.nearest(pixels.shape[axis], size[axis]) for axis in (0, 1))
-        if (source.code.decode(pixels[rows[:, None], columns[None, :]], str(path)) != types.IGNORE).any():
+        seen = image_files.resized_nearest(pixels, size)
+        if (source.code.decode(seen, str(path)) != types.IGNORE).any():
             return True
     return False
 

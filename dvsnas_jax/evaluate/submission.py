@@ -140,9 +140,7 @@ def file_name(dataset: record.Dataset, frame: frames.Frame, *, is_color: bool = 
 
 def enlarge(found: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Train ids u8 [h, w] at the size (width, height) of the frame on disk: the nearest."""
-    rows = image_files.nearest(found.shape[0], size[1])
-    columns = image_files.nearest(found.shape[1], size[0])
-    return np.asarray(found, np.uint8)[rows[:, None], columns[None, :]]
+    return image_files.resized_nearest(np.asarray(found, np.uint8), size[::-1])
 
 
 @contextlib.contextmanager

@@ -65,13 +65,8 @@ def runs(frames: Sequence[frames_lib.Frame], gap: int, *, is_still: bool = False
     Runs without a label are left out, and so is what follows the last label of a run: it changes no score. Where
     nothing at all is labelled, all runs are whole.
 
-    Args:
-      frames: of a source.
-      gap: distance in frame numbers.
-      is_still: runs of single frames are fine.
-
     Raises:
-      UserError: every run is a single frame although sequences have several; says which gaps there are.
+      UserError: every run is a single frame (`is_still`: which is fine) although sequences have several.
     """
     place = {(frame.sequence, frame.number): i for i, frame in enumerate(frames)}
     found = []

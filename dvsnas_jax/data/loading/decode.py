@@ -54,16 +54,9 @@ def size_problem(frame: frames.Frame, size: tuple[int, ...], label_size: tuple[i
 def load(
     frame: frames.Frame, code: labels_lib.LabelCode, size: tuple[int, int], content: tuple[bytes, bytes] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a frame and its labels, resized to (height, width); 255 where there are no labels.
+    """A frame u8 [height, width, 3] (bilinear, averaging) and its labels u8 [height, width] (nearest; 255 = none).
 
-    Args:
-      frame: where it lies.
-      code: of its labels.
-      size: of the result.
-      content: bytes of the image and of the label (empty: it has none) where they come from elsewhere.
-
-    Returns:
-      u8 [height, width, 3] (bilinear, averaging) and labels u8 [height, width] (nearest).
+    `content`: bytes of the image and of the label (empty: it has none) where they come from elsewhere.
 
     Raises:
       UserError: unreadable, another size than its label image, or an unknown label.

@@ -17,6 +17,7 @@ from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import augment, example_order, store, tf_loader, warp
 
 LOADERS = ("auto", "tf", "numpy")
+Indices = Sequence[int] | np.ndarray
 
 
 def class_table(data: ml_collections.ConfigDict) -> types.ClassTable:
@@ -31,23 +32,15 @@ def num_clips(data: ml_collections.ConfigDict, split: str, num_frames: int) -> i
 
 
 def load_clips(
-    data: ml_collections.ConfigDict,
-    *,
-    split: str,
-    num_frames: int,
-    indices: Sequence[int] | np.ndarray | None = None,
+    data: ml_collections.ConfigDict, *, split: str, num_frames: int, indices: Indices | None = None
 ) -> types.Clip:
-    """All or some clips of a split in memory, in a fixed order, unaugmented.
+    """Clips of T = `num_frames` frames of a split in memory, in a fixed order, unaugmented: all, or those of `indices`.
 
-    Args:
-      data: section of the configuration.
-      split: train, val or test.
-      num_frames: T; 1 gives the target frames alone.
-      indices: numbers of the wanted clips; all where None. Of a dataset on disk only their frames are read.
+    Of a dataset on disk only the frames of `indices` are read. Every clip of a split ends in the same target whatever T
+    is, but for synthetic val/test, whose sequences are cut in pieces of T.
 
     Returns:
-      frames u8 [N, T, H, W, 3], labels u8 [N, T, H, W]; every clip of a split ends in the same target whatever T is,
-      but for synthetic val/test, whose sequences are cut in pieces of T.
+      frames u8 [N, T, H, W, 3], labels u8 [N, T, H, W].
 
     Raises:
       UserError: bad files, or no clip of that many frames.
@@ -130,17 +123,15 @@ def train_batches(
     batch_size: int,
     num_frames: int,
     seed: int,
-    indices: Sequence[int] | np.ndarray | None = None,
+    indices: Indices | None = None,
     part: example_order.Part = example_order.WHOLE,
 ) -> Iterator[types.Clip]:
-    """Endless batches of augmented clips, shuffled in every epoch.
-
-    Batch i is a function of (seed, i) alone: an iterator of a `part` that starts there begins with it.
+    """Endless batches of augmented training clips, shuffled in every epoch. Batch i is a function of (seed, i) alone.
 
     Args:
       data: section of the configuration.
       batch_size: B, over all hosts.
-      num_frames: T. Where synthetic training clips are longer, any T consecutive frames of them.
+      num_frames: T. Where synthetic clips are longer, any T consecutive frames of them.
       seed: of order and augmentation.
       indices: numbers of the clips to draw from, in the order of `load_clips`; all where None.
       part: number of the first batch, and this host among all.

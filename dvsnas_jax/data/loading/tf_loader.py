@@ -43,10 +43,7 @@ class Decoder:
 
 @functools.cache
 def tensorflow() -> pytypes.ModuleType:
-    """TensorFlow, kept off the accelerators, with one thread an operation: the clips are what is done in parallel.
-
-    Raises UserError: it is not installed.
-    """
+    """TensorFlow, kept off the accelerators, with one thread an operation: the clips are what is done in parallel."""
     try:
         import tensorflow as tf
     except ImportError as error:

@@ -113,8 +113,9 @@ class Streamed(collections.abc.Sequence[types.Sequence]):
             }
             if isinstance(self._videos, Videos):
                 yield types.Sequence(name=_name(self._videos.source.frames[run[0]]), **decoded)
-            else:  # what else is known of a synthetic one
-                yield dataclasses.replace(self._videos[number], **decoded)
+            else:
+                known: Any = self._videos[number]  # of a synthetic video more is known
+                yield dataclasses.replace(known, **decoded)
 
 
 def open_split(data: ml_collections.ConfigDict, split: str) -> Sequence[types.Sequence]:

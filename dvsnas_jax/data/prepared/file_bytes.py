@@ -54,8 +54,7 @@ def _resized_label(content: bytes, size: tuple[int, int]) -> bytes:
     """Nearest pixels, upright, with their values and palette."""
     with Image.open(io.BytesIO(content)) as image:
         pixels = np.asarray(image_files.upright(image))
-        rows, columns = (image_files.nearest(have, want) for have, want in zip(pixels.shape[:2], size, strict=True))
-        small = Image.fromarray(np.ascontiguousarray(pixels[rows[:, None], columns[None, :]]))
+        small = Image.fromarray(np.ascontiguousarray(image_files.resized_nearest(pixels, size)))
         if image.mode == "P":
             small.putpalette(image.getpalette() or [])
     return _png(small)

@@ -26,12 +26,9 @@ def _project(view: projection.View, ends: tuple[float, float, float, float]) -> 
       Columns (pixels), depths (metres) and places on the line (0..1): ua, ub, da, db, sa, sb; None if behind.
     """
     xa, za, xb, zb = ends
-    da = (xa - view.x) * view.sin + (za - view.z) * view.cos
-    db = (xb - view.x) * view.sin + (zb - view.z) * view.cos
+    (la, da), (lb, db) = view.seen(xa - view.x, za - view.z), view.seen(xb - view.x, zb - view.z)
     if da <= projection.NEAR and db <= projection.NEAR:
         return None
-    la = (xa - view.x) * view.cos - (za - view.z) * view.sin
-    lb = (xb - view.x) * view.cos - (zb - view.z) * view.sin
     sa, sb = 0.0, 1.0
     if da < projection.NEAR or db < projection.NEAR:
         cut = (projection.NEAR - da) / (db - da)
@@ -100,10 +97,9 @@ def _quad(
 def _boards(view: projection.View, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where flat bodies appear: depth f64 [n] and edges f64 [4, n]: left, top, width and height in pixels."""
     x, half = (boxes[0] + boxes[1]) / 2 - view.x, (boxes[1] - boxes[0]) / 2
-    z = boxes[2] - view.z
-    depth = x * view.sin + z * view.cos
+    right, depth = view.seen(x, boxes[2] - view.z)
     scale = view.focal / np.maximum(depth, projection.NEAR)
-    left = view.cx + scale * (x * view.cos - z * view.sin - half)
+    left = view.cx + scale * (right - half)
     top = view.cy + scale * (view.height - boxes[5])
     return depth, np.stack([left, top, 2 * half * scale, (boxes[5] - boxes[4]) * scale])
 

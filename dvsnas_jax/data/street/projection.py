@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,10 @@ class View:
     dz: np.ndarray
     row: np.ndarray  # f32 [H], pixel centres minus cy
     column: np.ndarray  # f32 [W], pixel centres
+
+    def seen(self, x: Any, z: Any) -> tuple[Any, Any]:
+        """Where a point of the world (relative to the camera's position) lies: to the right, and the depth."""
+        return x * self.cos - z * self.sin, x * self.sin + z * self.cos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +81,9 @@ def flow(now: Drawing, before: Drawing, world: scene.World) -> np.ndarray:
     a, b = now.view, before.view
     x = now.depth * a.dx - world.velocity[0].take(now.entry) + np.float32(a.x - b.x)
     z = now.depth * a.dz - world.velocity[1].take(now.entry) + np.float32(a.z - b.z)
-    depth = x * b.sin + z * b.cos
+    right, depth = b.seen(x, z)
     near = np.maximum(depth, NEAR)
-    u = (x * b.cos - z * b.sin) * (b.focal / near) + (b.cx - 0.5)
+    u = right * (b.focal / near) + (b.cx - 0.5)
     v = now.depth * a.row[:, None] * (b.focal / a.focal) / near + (b.cy - 0.5)
     motion = np.empty((height, width, 2), np.float32)
     motion[:, :, 0] = u - np.arange(width, dtype=np.float32)

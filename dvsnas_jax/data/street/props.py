@@ -26,12 +26,12 @@ class Body(NamedTuple):
     """A box (or a flat upright rectangle) that moves at a constant velocity, metres and frames."""
 
     box: tuple[float, float, float, float, float, float]  # x0, x1, z0, z1, y0, y1
-    move: tuple[float, float]  # in x and z, a frame
     base: int  # palette entry of part 0
-    end: str  # sprite of the face across the street; "" = none
-    side: str  # sprite of the faces along the street; "" = none
-    num_phases: int  # > 0: `end` is followed by the number of a phase
-    shadow: float  # 0..1, how much the ground below darkens
+    move: tuple[float, float] = (0.0, 0.0)  # in x and z, a frame
+    end: str = ""  # sprite of the face across the street
+    side: str = ""  # sprite of the faces along the street
+    num_phases: int = 0  # > 0: `end` is followed by the number of a phase
+    shadow: float = 0.0  # 0..1, how much the ground below darkens
 
 
 class Builder:
@@ -53,21 +53,13 @@ class Builder:
         """A colour of random hue."""
         return np.clip(self.rng.uniform(10, 240, 3), 0, 255)
 
-    def add(
-        self,
-        kind: str,
-        box: tuple[float, float, float, float, float, float],
-        colors: list,
-        *,
-        move: tuple[float, float] = (0.0, 0.0),
-        **faces: Any,
-    ) -> None:
-        """Adds a body of class `kind`, colors of parts 1, 2, ...; `faces` are further fields of `Body`."""
-        body = Body(box, move, len(self.label) - 1, **{"end": "", "side": "", "num_phases": 0, "shadow": 0.0, **faces})
+    def add(self, kind: str, box: tuple[float, float, float, float, float, float], colors: list, **more: Any) -> None:
+        """Adds a body of class `kind` with the colours of parts 1, 2, ...; `more` are fields of `Body`."""
+        body = Body(box, len(self.label) - 1, **more)
         self.bodies.append(body)
         self.palette.append(np.asarray(colors, np.float64) * self.light)
         self.label += [_ID[kind]] * len(colors)
-        self.velocity += [move] * len(colors)
+        self.velocity += [body.move] * len(colors)
         self.owner += [NUM_SURFACES + len(self.bodies)] * len(colors)
 
     def car(self, x: float, z: float, speed: float, is_oncoming: bool) -> None:

@@ -143,8 +143,8 @@ def _furniture(build: props.Builder, road: float, wall: float, lots: Lots, end: 
                 x = sign * (road + 0.15)
                 build.fences(x, z0, length, 1.1, 1, paint * 0.9)
         if rng.random() < 0.15:
-            z, ends = rng.uniform(14, 30), sorted((sign * road, sign * (road - 2.2)))
-            build.fence((*ends, z, z), 1.1, 2, np.array([225.0, 120, 60]))
+            z, (x0, x1) = rng.uniform(14, 30), sorted((sign * road, sign * (road - 2.2)))
+            build.fence((x0, x1, z, z), 1.1, 2, np.array([225.0, 120, 60]))
 
 
 def _traffic(build: props.Builder, camera: Camera, road: float, wall: float, end: float) -> None:
@@ -195,7 +195,6 @@ def make_world(rng: np.random.Generator) -> World:
     tint = {
         "top": top,
         "low": low,
-        "light": light,
         "cloud": np.full(3, rng.uniform(0, 45)),
         "road": (rng.uniform(70, 125) + rng.normal(0, 4, 3)) * light,
         "pavement": (rng.uniform(120, 185) + np.array([rng.uniform(0, 18), 4, -rng.uniform(0, 14)])) * light,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -12,13 +13,11 @@ from PIL import Image
 Item = TypeVar("Item")
 
 THUMBNAIL = (16, 24)
-SHIFTS = (1, 3)
-"""Pixels of a thumbnail, down and across, that motion may shift it by: a sixteenth and an eighth of the frame."""
+SHIFTS = (1, 3)  # pixels of it, down and across, that motion may shift it by: a sixteenth and an eighth of the frame
 THRESHOLD = 0.33
 """Between two takes the difference is 0.37 to 0.93 (CamVid, embedded clips), between frames of one 0.05 to 0.29."""
-RATIO = 2.0
-"""Of a cut's difference to the median of the last `MEMORY` ones."""
-MEMORY = 12
+MEMORY, RATIO = 12, 2.0
+"""A cut's difference has so many times the median of the last ones."""
 _CONTRAST_FLOOR = 4.0
 
 
@@ -36,13 +35,12 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 def difference(a: np.ndarray, b: np.ndarray) -> float:
     """Mean absolute difference of two thumbnails, the smallest over some shifts: a camera that turns is no cut."""
     height, width = THUMBNAIL
-    gaps = []
-    for down in range(-SHIFTS[0], SHIFTS[0] + 1):
-        for right in range(-SHIFTS[1], SHIFTS[1] + 1):
-            part = a[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
-            other = b[max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)]
-            gaps.append(float(np.abs(part - other).mean()))
-    return min(gaps)
+    smallest = np.inf
+    for down, right in itertools.product(*(range(-most, most + 1) for most in SHIFTS)):
+        part = a[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
+        other = b[max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)]
+        smallest = min(smallest, float(np.abs(part - other).mean()))
+    return smallest
 
 
 def mark(frames: Iterable[Item], image_fn: Callable[[Item], np.ndarray]) -> Iterator[tuple[Item, bool]]:

@@ -12,7 +12,7 @@ import glob
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import av
@@ -33,6 +33,7 @@ _DEFAULT = 0x1
 _QUICK = reformatter.Interpolation.BILINEAR
 _EXACT = _QUICK | reformatter.Interpolation.ACCURATE_RND | reformatter.Interpolation.FULL_CHR_H_INT
 """FFmpeg's quick way from 10 bits to 8 is too dark by up to 2 of 255, which HDR multiplies."""
+Decoded = Generator[tuple[np.ndarray, int, bool], None, None]
 _UNREADABLE = {8: "YCgCo", 10: "BT.2020 of constant luminance", 14: "ICtCp (Dolby Vision)", 15: "IPT (Dolby Vision)"}
 
 
@@ -74,7 +75,7 @@ def main_stream(container: Any) -> Any:
     return (marked or streams or [None])[0]
 
 
-def decode(label: str, container: Any, stream: Any, warnings: list[str]) -> Iterator[tuple[np.ndarray, int, bool]]:
+def decode(label: str, container: Any, stream: Any, warnings: list[str]) -> Decoded:
     """Decodes what can be decoded of the video `label`, and closes it; what is worth a line is added to `warnings`.
 
     Yields:

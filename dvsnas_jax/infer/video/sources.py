@@ -72,13 +72,9 @@ class Source:
 
 
 def open_source(name: str, *, max_frames: int | None = None, rate: float | None = None) -> Source:
-    """Opens a video.
+    """Opens a video file, an animation (GIF, PNG, WebP), a folder or a glob of images, one image, or `camera:NUMBER`.
 
-    Args:
-      name: a video file, an animation (GIF, PNG, WebP), a folder of images, a glob of images, one image, or
-        `camera:NUMBER`.
-      max_frames: no more than so many are read; None: all.
-      rate: frames per second of images; None: `decoding.DEFAULT_RATE`.
+    No more than `max_frames` are read; `rate` is the frames per second of images (None: `decoding.DEFAULT_RATE`).
 
     Raises:
       UserError: nothing is there, or it cannot be read.

@@ -55,7 +55,7 @@ class VideoWriter:
     ) -> None:
         """For frames u8 [*size, 3]; an odd size is padded by its last row or column.
 
-        Raises UserError: the file cannot be written.
+        Raises UserError where the file cannot be written, as `write` does where the disk is full.
         """
         self._path, self._time_base = path, time_base
         self.size = (size[0] + size[0] % 2, size[1] + size[1] % 2)
@@ -78,13 +78,7 @@ class VideoWriter:
             raise output_files.refusal(path, error) from None
 
     def write(self, image: np.ndarray, pts: int) -> None:
-        """Appends a frame u8 [H, W, 3] of the size before padding.
-
-        Its time `pts` is in units of the time base, later than that of the frame before.
-
-        Raises:
-          UserError: the disk is full.
-        """
+        """Appends a frame u8 [H, W, 3]; its time, in units of the time base, is later than that of the one before."""
         if any(after for _, after in self._padding):
             image = np.pad(image, self._padding, mode="edge")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
