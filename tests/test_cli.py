@@ -66,7 +66,7 @@ def _keep_environment(monkeypatch):
 @pytest.fixture
 def genotype_file(tmp_path):
     path = tmp_path / "g.json"
-    path.write_text(json.dumps(genotype.to_dict(SPACE, TOKENS)))
+    path.write_text(json.dumps(genotype.to_dict(SPACE, TOKENS), indent=1))
     return path
 
 
