@@ -1,5 +1,6 @@
 """The strategy `gumbel`: the relaxed cell, the distribution of the choices, and their training by gradients."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -291,7 +292,7 @@ def test_masks_and_warm_up_are_data(parts) -> None:
     moved = jax.tree.map(lambda x: x + 0.1, shared.params)
     config = CONFIG.copy_and_resolve_references()
     config.search.controller_warmup = 1
-    state = loop.LoopState(strategy=masked.init(jax.random.key(0)), shared=shared.replace(params=moved))
+    state = loop.LoopState(strategy=masked.init(jax.random.key(0)), shared=dataclasses.replace(shared, params=moved))
     before = jax.tree.map(np.asarray, state)
     for step in range(2):
         state, _ = relaxed_steps.train(parts.relaxed, config, masked, parts.train_store, state, step)
@@ -366,7 +367,7 @@ for devices in (jax.devices()[:1], jax.devices()):
         made = t.steps.make(t.supernet_lib.make(t.SPACE, t.SETTINGS), config.search, mesh)
         trainer = t.relaxed_steps.make(config, t.SPACE, mesh, t.mesh.REPLICATED)
     shared = made.init(jax.random.key(0))
-    shared = shared.replace(params=jax.tree.map(lambda x: x + 0.1, shared.params))
+    shared = dataclasses.replace(shared, params=jax.tree.map(lambda x: x + 0.1, shared.params))
     state = t.loop.LoopState(strategy=strategy.init(jax.random.key(1)), shared=shared)
     store = t.mesh.replicate(mesh, t.make_store(24, 0))
     state, metrics = t.relaxed_steps.train(trainer, config, strategy, store, state, 0)
