@@ -32,6 +32,8 @@ TINY = [
     "--config.data.width=48",
     "--config.data.crop_height=32",
     "--config.data.crop_width=48",
+    "--config.net.encoder=resnet18",
+    "--config.net.width=0.125",
     "--config.net.decoder_channels=8",
     "--config.space.channels=4",
     "--config.derive.num_rewarded=1",
@@ -153,7 +155,8 @@ def test_random_is_a_strategy_behind_the_same_interface(run_folder: pathlib.Path
     folder = tmp_path / "random"
     shutil.copytree(run_folder / "checkpoints" / "pretrain", folder / "checkpoints" / "pretrain")
     words = ["search", f"--config={SMOKE}", f"--workdir={folder}", *TINY, "--config.search.strategy=random"]
-    assert cli.main([*words, "--config.search.steps=1", "--config.derive.num_probable=0", "--config.train.steps=2"]) == 0
+    words += ["--config.search.steps=1", "--config.derive.num_probable=0", "--config.train.steps=2"]
+    assert cli.main(words) == 0
     assert {r["source"] for r in workdir.Workdir(folder).read("genotypes.jsonl")} == {"random"}
 
 
