@@ -153,8 +153,8 @@ def test_files_and_functions_stay_small(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = node.end_lineno - node.lineno + 1
             assert lines < MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
-            count = len(node.args.posonlyargs) + len(node.args.args)
-            count -= bool(node.args.args and node.args.args[0].arg in ("self", "cls"))
+            positional = [*node.args.posonlyargs, *node.args.args]
+            count = len(positional) - bool(positional and positional[0].arg in ("self", "cls"))
             assert count <= MAX_POSITIONAL, f"{node.name} takes {count} positional arguments"
 
 
