@@ -1,6 +1,5 @@
 """PPO: the buffer, the baseline, the objective against plain loops, and the running times."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
