@@ -14,7 +14,6 @@ from PIL import Image
 
 from dvsnas_jax.core import errors
 from dvsnas_jax.data.loading import pipeline, store, tf_loader
-from dvsnas_jax.data.street import synthetic
 
 _SIZE = {"data.height": "360", "data.width": "480", "data.crop_height": "360", "data.crop_width": "480"}
 STANDARD = {**_SIZE, "data.num_frames": "2"}
@@ -46,8 +45,7 @@ def run(
 
 def _written(data: ml_collections.ConfigDict, folder: pathlib.Path) -> ml_collections.ConfigDict:
     """The same settings for PNG files of a synthetic video, in CamVid's SegNet layout."""
-    street = synthetic.Street(int(data.seed), "train", *store.size_of(data), float(data.degrade))
-    video = street.clip(0, _NUM_FRAMES, with_flow=False)
+    video = store.street(data, "train").clip(0, _NUM_FRAMES, with_flow=False)
     for name, images in (("train", video.frames), ("trainannot", video.labels)):
         (folder / name).mkdir()
         for number, image in enumerate(images):

@@ -57,6 +57,11 @@ def size_of(data: ml_collections.ConfigDict) -> tuple[int, int]:
     return int(data.height), int(data.width)
 
 
+def street(data: ml_collections.ConfigDict, split: str) -> synthetic.Street:
+    """Synthetic: where the clips of a split come from."""
+    return synthetic.Street(int(data.seed), split, *size_of(data), float(data.degrade))
+
+
 def synthetic_counts(data: ml_collections.ConfigDict, split: str) -> tuple[int, int]:
     """Synthetic: number of clips and of frames in each."""
     if split == "train":
@@ -153,13 +158,11 @@ def _disk(
 
 
 @functools.lru_cache(maxsize=6)
-def _synthetic(seed: int, split: str, counts: tuple[int, int], size: tuple[int, int], degrade: float) -> Store:
-    num_clips, length = counts
-    stored = _blank(num_clips * length, size, f"synthetic {split}")
-    street = synthetic.Street(seed, split, *size, degrade)
+def _synthetic(place: synthetic.Street, num_clips: int, length: int) -> Store:
+    stored = _blank(num_clips * length, (place.height, place.width), f"synthetic {place.split}")
     for i in range(num_clips):
-        video, place = street.clip(i, length, with_flow=False), slice(i * length, (i + 1) * length)
-        stored.frames[place], stored.labels[place] = video.frames, video.labels
+        video, own = place.clip(i, length, with_flow=False), slice(i * length, (i + 1) * length)
+        stored.frames[own], stored.labels[own] = video.frames, video.labels
     return stored
 
 
@@ -172,7 +175,7 @@ def load(data: ml_collections.ConfigDict, split: str) -> Store:
     if data.name != "synthetic":
         reading.of(data, split)  # says so where it is of another dataset
         return _disk(layouts.root(data), split, data.name, layouts.options(data), size_of(data), str(data.prepared))
-    return _synthetic(int(data.seed), split, synthetic_counts(data, split), size_of(data), float(data.degrade))
+    return _synthetic(street(data, split), *synthetic_counts(data, split))
 
 
 def select(data: ml_collections.ConfigDict, split: str, places: np.ndarray) -> tuple[Store, np.ndarray]:

@@ -60,17 +60,15 @@ def find(data: ml_collections.ConfigDict, split: str, *, is_split_up: bool | Non
       UserError: bad files, or no two frames `eval_gap` apart.
     """
     store.check(data, split)
-    size = store.size_of(data)
     if data.name == "synthetic":
-        street = synthetic.Street(int(data.seed), split, *size, float(data.degrade))
-        return _synthetic(street, *store.synthetic_counts(data, split))
+        return _synthetic(store.street(data, split), *store.synthetic_counts(data, split))
     media = encoded_frames.open_media(data, split)
     found = media.source
     if is_split_up or (is_split_up is None and store.is_still(data) and split == "train"):
         runs = [[i] for i, frame in enumerate(found.frames) if frame.label]
     else:
         runs = clip_index.runs(found.frames, int(data.eval_gap), is_still=found.layout == "cityscapes_stills")
-    return Videos(media, runs, size)
+    return Videos(media, runs, store.size_of(data))
 
 
 class Streamed(collections.abc.Sequence[types.Sequence]):
