@@ -59,7 +59,7 @@ class StepFn(Protocol):
         store: types.FeatureStore,
         clips: types.Array,
         *,
-        relaxation: gumbel.Gumbel,
+        relaxation: strategy_lib.Relaxation,
     ) -> tuple[optim.TrainState, gumbel.GumbelState, steps.Metrics]:
         """Clips are i32 [G, B], the relaxation is static."""
 
@@ -89,7 +89,7 @@ def make(
         store: types.FeatureStore,
         clips: jax.Array,
         *,
-        relaxation: gumbel.Gumbel,
+        relaxation: strategy_lib.Relaxation,
     ) -> tuple[optim.TrainState, gumbel.GumbelState, steps.Metrics]:
         def unroll(trained: Any, flat: jax.Array, frames: types.Features) -> jax.Array:
             params, logits = trained
@@ -121,7 +121,8 @@ def train(
     The config's steps set the pace of the temperature. Returns the state, and means of the metrics; `relaxed_work` is
     the work of these steps by that of the ordinary ones.
     """
-    assert trainer is not None and strategy.record.is_relaxed, "this strategy needs the relaxed step"
+    relaxation = strategy.functions.relaxation
+    assert trainer is not None and relaxation is not None, "this strategy needs the relaxed step"
     section, space = config.search, features.space_of(config)
     num_steps, key = steps_per_iteration(section, space), (config.seed, 4, step)
     shape = (num_steps, section.shared_genotypes)
@@ -136,7 +137,6 @@ def train(
     for index in range(num_steps):
         draws = Draws(noise[index], strategy.op_mask, np.asarray(temperature, np.float32), is_learning)
         found = feature_store.training(store, clips[index])
-        relaxation = strategy.functions.relaxation
         shared, choices, metrics = trainer.step(shared, choices, draws, *found, relaxation=relaxation)
         logged.append(metrics)
     done = num_steps * branch_ratio(space) / section.shared_steps
