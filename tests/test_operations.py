@@ -71,9 +71,6 @@ def program(name: str, *, is_cpu: bool = True):
 TRACES: list[str] = []
 
 
-TRACES: list[str] = []
-
-
 def test_the_tables_keep_the_order_of_the_first_vocabulary() -> None:
     assert tuple(operations.OPERATIONS)[: len(genotype_lib.FIRST_OPERATIONS)] == genotype_lib.FIRST_OPERATIONS
     assert tuple(operations.AGGREGATIONS)[: len(genotype_lib.FIRST_AGGREGATIONS)] == genotype_lib.FIRST_AGGREGATIONS
