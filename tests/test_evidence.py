@@ -107,11 +107,12 @@ def test_a_strategy_that_only_repeats_itself_ends_early():
     made, genotype = made_up(), np.zeros((1, 5), np.int32)
     base = make("random")
 
-    def sample(state, rng, num):
-        drawn = base.sample(state, rng, num)
-        return drawn.replace(genotypes=np.repeat(genotype[None], num, axis=0))
+    def sample(state, rng, op_mask, num):
+        drawn = base.functions.sample(state, rng, op_mask, num)
+        return dataclasses.replace(drawn, genotypes=np.repeat(genotype[None], num, axis=0))
 
-    runs = strategies_replay.replay(made, base._replace(sample=sample), settings(is_cached=True, num_runs=1))
+    repeating = dataclasses.replace(base, functions=dataclasses.replace(base.functions, sample=sample))
+    runs = strategies_replay.replay(made, repeating, settings(is_cached=True, num_runs=1))
     row = made.rows(genotype[None])[0]
     assert runs.rows[0].tolist() == [row] + [-1] * 11 and np.isnan(runs.rewards[0, 1:]).all()
     summary = statistics_lib.summarize_table(made, runs, settings(num_runs=1))
