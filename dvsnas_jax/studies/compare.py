@@ -20,7 +20,7 @@ from dvsnas_jax.core import compilation, errors, progress, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.data.loading import pipeline, whole_videos
 from dvsnas_jax.evaluate import evaluation
 from dvsnas_jax.infer import stream
 from dvsnas_jax.nets import static_net
@@ -71,7 +71,7 @@ def train_and_score(
     clips, _ = pretrain.split_clips(config, num_clips)
     names = tuple(sorted({name for entry in entries for name in features_lib.needed_maps(entry.space, entry.config)}))
     store = features_lib.train_store(config, variables, clips, names)
-    sequences = pipeline.sequences(config.data, config.evaluate.split)
+    sequences = whole_videos.find(config.data, config.evaluate.split)
     table = pipeline.class_table(config.data)
 
     def score(entry: Entry, own: ml_collections.ConfigDict) -> dict[str, Any]:
