@@ -288,8 +288,8 @@ def test_unknown_ids_are_all_named_with_the_key_that_ignores_them(tmp_path, caps
 
 def test_few_masks_are_read_where_they_show_every_class(tmp_path, monkeypatch):
     config, read = _config(_tree(tmp_path)), []
-    real = coverage.folders.read_pixels
-    monkeypatch.setattr(coverage.folders, "read_pixels", lambda path, *rest: read.append(path) or real(path, *rest))
+    real = coverage.decode.read_pixels
+    monkeypatch.setattr(coverage.decode, "read_pixels", lambda path, *rest: read.append(path) or real(path, *rest))
     monkeypatch.setattr(coverage, "FEWEST", 1)
     found = coverage.read(config.data, "train", limit=coverage.LIMIT)
     assert found.num_read == 1 and found.num_masks == NUM and found.counts == {0: 64, 1: 64, 2: 64}

@@ -14,7 +14,7 @@ import numpy as np
 from dvsnas_jax.core import compilation, progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
-from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.data.loading import example_order, pipeline
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
@@ -168,7 +168,7 @@ def draw(config: ml_collections.ConfigDict, clips: np.ndarray, first: int, last:
         batch_size=1,
         num_frames=config.data.num_frames,
         seed=config.seed + 1,
-        start_step=first,
+        part=example_order.Part(first),
         indices=clips,
     )
     drawn = [next(batches) for _ in range(first, last)]
