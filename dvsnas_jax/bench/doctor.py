@@ -57,8 +57,8 @@ def run(config: ml_collections.ConfigDict | None = None) -> list[Check]:
     """Looks at everything, and at what the config of a run that is planned needs, in the order of the table."""
     found = devices()
     checks = [python(), versions(), found, memory(), tensorflow(is_needed=config is not None and _reads_by_tf(config))]
-    named = (name for name, each in datasets.on_disk().items() if each.on_disk.variable)
-    checks += [compile_cache(), *map(dataset, named), *(needs(config) if config is not None else [])]
+    names = [name for name, each in datasets.on_disk().items() if each.on_disk.variable]
+    checks += [compile_cache(), *map(dataset, names), *(needs(config) if config is not None else [])]
     return checks if found.status == BROKEN else [*checks, self_test()]
 
 
@@ -172,7 +172,7 @@ def compile_cache() -> Check:
 
 
 def dataset(name: str) -> Check:
-    """The folder that the environment variable of camvid or cityscapes names: layout and counts, no pixel is read."""
+    """The folder that the environment variable of a data set names: layout and counts, no pixel is read."""
     variable = datasets.TABLE[name].on_disk.variable
     folder = os.environ.get(variable, "")
     if not folder:
