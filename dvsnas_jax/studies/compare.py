@@ -25,12 +25,13 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
 from dvsnas_jax.data.loading import pipeline
-from dvsnas_jax.evaluate import evaluation
-from dvsnas_jax.infer import stream
+from dvsnas_jax.evaluate import evaluation, timing
+from dvsnas_jax.infer import jitted, programs
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost, zoo
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.studies import compare_report, compare_rows
 from dvsnas_jax.train import cell_training, claims, pretrain, require_labels
 from dvsnas_jax.train import features as features_lib
@@ -269,15 +270,13 @@ class _Degraded(Sequence[types.Sequence]):
 
 def _evaluate(config: ml_collections.ConfigDict, shared: Shared, entry: Entry, params: types.Params) -> dict[str, Any]:
     """Scores, times and cost of a trained cell."""
-    cell = cell_lib.make(entry.space, entry.genotype, features_lib.settings_of(config))
-    segmenter = stream.make_segmenter(config, shared.variables, cell, params)
-    found = evaluation.score(
-        segmenter, _Degraded(shared.sequences), shared.table, config.evaluate,
-        commonest=0, watch_fn=lambda number, sequence, static, predicted: None,
-    )  # fmt: skip
+    settings = features_lib.settings_of(config)
+    cell = cell_lib.make(entry.space, entry.genotype, settings)
+    model = jitted.Jitted(programs.model_of(config, settings, shared.variables, cell, params))
+    found = evaluation.score(model, _Degraded(shared.sequences), shared.table, config.evaluate, commonest=0)
     record = {name: found[name] for name in ("num_frames", "static", "cell")}
     if config.evaluate.latency_frames:
-        record["times"] = stream.latency(segmenter, shared.sequences[0].frames, config.evaluate.latency_frames)
+        record["times"] = timing.measure(model, shared.sequences[0].frames, config.evaluate.latency_frames)
     return {**record, "cost": frame_cost(config, entry, found["cell"]["key_share"])}
 
 
@@ -306,7 +305,7 @@ def frame_cost(config: ml_collections.ConfigDict, entry: Entry, key_share: float
     macs = cost.of(entry.space, entry.genotype, settings, grid).macs
     found: dict[str, float] = {"parameters": static_size + cell_size, "macs": full + macs}
     if settings.is_propagating:
-        cheap = static_net.num_macs(net, size, stream.depth(cell.inputs, settings))
+        cheap = static_net.num_macs(net, size, settings_lib.depth(cell.inputs, settings))
         start = math.prod(grid) * settings.input_channels("decoder") * settings.channels
         fixed = dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, kind="fixed"))
         head = macs - cost.of(entry.space, entry.genotype, fixed, grid).macs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,18 +10,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import compilation, progress, types
+from dvsnas_jax.core import progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data.loading import pipeline
-from dvsnas_jax.nets import static_net
+from dvsnas_jax.nets import forward, static_net
 from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import schedule as schedule_lib
+from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.train import feature_cache, feature_store
 
-BATCH_FRAMES = 16
-"""Frames that pass the trained static network at a time."""
+BATCH_FRAMES = forward.BATCH_FRAMES
 
 
 def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
@@ -42,22 +40,7 @@ def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
 
 def settings_of(config: ml_collections.ConfigDict) -> cell_frame.CellSettings:
     """The sizes of the cell that a config describes."""
-    num_classes = pipeline.class_table(config.data).num_classes
-    return cell_frame.CellSettings(
-        channels=config.space.channels,
-        feature_channels=static_net.feature_channels(config.net, num_classes),
-        max_offset=config.space.max_offset,
-        mode=config.space.mode,
-        cut=config.space.cut,
-        schedule=schedule_lib.Schedule(
-            kind=config.schedule.kind,
-            interval=config.schedule.interval,
-            threshold=config.schedule.threshold,
-            grid=tuple(config.schedule.grid),
-        ),
-        attention_window=config.space.attention_window,
-        attention_heads=config.space.attention_heads,
-    )
+    return settings_lib.of(config, pipeline.class_table(config.data).num_classes)
 
 
 def needed_maps(space: genotype_lib.Space, config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -70,29 +53,8 @@ def needed_maps(space: genotype_lib.Space, config: ml_collections.ConfigDict) ->
 
 
 def make_forward(config: ml_collections.ConfigDict) -> Callable[[Any, np.ndarray], Iterator[types.Features]]:
-    """Builds the function that every use of the trained static network shares, so that it is compiled once.
-
-    Args:
-      config: of the run.
-
-    Returns:
-      `(variables, frames u8 [n, H, W, 3]) -> Features` of `BATCH_FRAMES` frames at a time (the last ones
-      repeated to fill the last batch), all maps at the grid, float32.
-    """
-    forward = _forward(static_net.make(config.net, pipeline.class_table(config.data).num_classes))
-
-    def batches(variables: Any, frames: np.ndarray) -> Iterator[types.Features]:
-        for start in range(0, len(frames), BATCH_FRAMES):
-            rows = np.minimum(np.arange(start, start + BATCH_FRAMES), len(frames) - 1)
-            yield forward(variables, frames[rows])
-
-    return batches
-
-
-@functools.cache
-def _forward(net: static_net.StaticNet) -> Callable[..., types.Features]:
-    """The jitted network; kept, because validation, features and evaluation each ask for it."""
-    return compilation.jit(functools.partial(static_net.infer, net))
+    """The trained static network of a config over many frames, see `forward.batches`."""
+    return forward.batches(static_net.make(config.net, pipeline.class_table(config.data).num_classes))
 
 
 def build(
