@@ -86,7 +86,7 @@ def member_without_max() -> zoo.Member:
 def embedded(num_layers: int) -> Callable[[pathlib.Path], object]:
     """Such a cell in a space that lacks what the filling of layers needs."""
     member = member_without_max()
-    aggregations = tuple(name for name in genotype_lib.AGGREGATIONS if name != "max")
+    aggregations = tuple(name for name in genotype_lib.vocabulary("aggregations") if name != "max")
     space = genotype_lib.Space(tuple(member.genotype["inputs"]), num_layers, aggregations=aggregations)
     return lambda tmp: zoo.genotype(member, space)
 

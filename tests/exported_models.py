@@ -20,7 +20,7 @@ SIZE = (40, 72)
 
 def every_layer(kind: str) -> list[dict]:
     """Layers that use every operation and aggregation, each on the output of the one before."""
-    names, aggregations = list(genotype_lib.OPERATIONS), list(genotype_lib.AGGREGATIONS)
+    names, aggregations = list(genotype_lib.vocabulary("operations")), list(genotype_lib.vocabulary("aggregations"))
     own = "decoder" if kind == "refine" else "prev_decoder"
     return [
         {

@@ -1,6 +1,7 @@
 """The command line: exit codes, one-line errors, help with an example, overrides."""
 
 import errno
+import json
 import os
 import pathlib
 import re
@@ -65,7 +66,7 @@ def _keep_environment(monkeypatch):
 @pytest.fixture
 def genotype_file(tmp_path):
     path = tmp_path / "g.json"
-    path.write_text(genotype.to_json(SPACE, TOKENS))
+    path.write_text(json.dumps(genotype.to_dict(SPACE, TOKENS)))
     return path
 
 

@@ -280,7 +280,7 @@ def test_real_searches_go_on_where_they_stopped(tmp_path):
         assert len(result["curves"][0]) == 4 and len(result["probes"][0]) == 3 and result["retrained"]["count"] == 1
         (line,) = [line for line in retrained if line["strategy"] == name]
         cell = (tmp_path / evidence_runs.FOLDER / f"{name}_0" / "derived_0.json").read_text()
-        space, genotype = genotype_lib.from_json(cell)
+        space, genotype = genotype_lib.from_dict(json.loads(cell))
         assert genotype_lib.digest(space, genotype) == line["hash"] and line["rank"] == 0
     log = (tmp_path / evidence_runs.LOG).read_text().splitlines(keepends=True)
     assert len(log) == 7

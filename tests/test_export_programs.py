@@ -26,7 +26,7 @@ def _exported(kind, name, target):
 @pytest.mark.parametrize("kind", ["refine", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_every_operation_and_aggregation_is_exported_for_every_target(kind):
     names = {name for layer in every_layer(kind) for name in (*layer["ops"], layer["agg"])}
-    assert names == {*genotype_lib.OPERATIONS, *genotype_lib.AGGREGATIONS}
+    assert names == {*genotype_lib.vocabulary("operations"), *genotype_lib.vocabulary("aggregations")}
     made = programs.make(everything(kind))
     for name in made.keys() - {"static", "key"}:
         for target, platforms in artifact.TARGETS.items():

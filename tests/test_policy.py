@@ -20,8 +20,8 @@ TINY = genotype.Space(
 REAL = genotype.Space(
     inputs=("prev_state", "prev_decoder", "prev_logits", "decoder", "logits", "stage1", "stage2", "image_diff"),
     num_layers=4,
-    operations=genotype.OPERATIONS[:12],
-    aggregations=genotype.AGGREGATIONS[:5],
+    operations=genotype.vocabulary("operations")[:12],
+    aggregations=genotype.vocabulary("aggregations")[:5],
 )
 TINY_MASK = np.asarray([True, False, True])
 

@@ -24,7 +24,7 @@ from dvsnas_jax.space import genotype as genotypes
 
 INPUTS = ("prev_state", "prev_decoder", "decoder", "logits", "stage1", "image_diff")
 SPACE = genotypes.Space(inputs=INPUTS, num_layers=4)
-CLASSES = ["sky", "building", "road", "pavement", "tree", "car", "pole <thin> & \"tall\""]
+CLASSES = ["sky", "building", "road", "pavement", "tree", "car", 'pole <thin> & "tall"']
 COLORS = np.array(
     [(128, 128, 128), (128, 0, 0), (128, 64, 128), (60, 40, 222), (128, 128, 0), (64, 0, 128), (192, 192, 128)],
     np.uint8,
@@ -214,7 +214,7 @@ def test_search_is_told_in_numbers(run):
 
 def test_cell_is_told_in_text(run):
     path, _, page, _ = run
-    space, tokens = genotypes.from_json((path / "best_genotype.json").read_text())
+    space, tokens = genotypes.read(path / "best_genotype.json")
     assert html.escape(draw.text(space, tokens)) in page
     assert genotypes.digest(space, tokens) in (path / "figures" / "cell.svg").read_text()
 

@@ -28,6 +28,7 @@ from dvsnas_jax.report import page as report
 from dvsnas_jax.report import report_data
 from dvsnas_jax.search import pipeline
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import operations
 from dvsnas_jax.studies import ablate_runs
 from dvsnas_jax.train import cell_training, claims, feature_cache, features, pretrain, training_loop, winners
 
@@ -219,11 +220,12 @@ def test_a_longer_vocabulary_leaves_runs_as_they_were(tmp_path, monkeypatch):
     old.claim(config)  # as before names were stored
     for folder in (new, old):
         begin(folder)
-    before = genotype_lib.OPERATIONS
+    before = genotype_lib.vocabulary("operations")
     assert new.read_json("config.json")["space"]["operations"] == list(before)
     assert old.read_json("config.json")["space"]["operations"] == []
-    monkeypatch.setattr(genotype_lib, "OPERATIONS", ("conv_7x7", *before))
-    monkeypatch.setattr(genotype_lib, "AGGREGATIONS", (*genotype_lib.AGGREGATIONS, "min"))
+    longer = {"conv_7x7": operations.OPERATIONS["conv_3x3"], **operations.OPERATIONS}
+    monkeypatch.setattr(operations, "OPERATIONS", longer)
+    monkeypatch.setitem(operations.AGGREGATIONS, "min", operations.AGGREGATIONS["max"])
     for folder in (new, old):
         for given in (config, folder.config(), config_lib.load(None, {"space.operations": ",".join(before)})):
             space = features.space_of(claims.check(given, folder, ignore=ablate_runs.MAY_DIFFER))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 from typing import Any
 
 import chex
@@ -169,7 +170,9 @@ def _calibrated_cell(seed: int) -> tuple[cell_lib.Cell, types.Params]:
     _, params = supernet_and_params()
     # Without the youngest members, whose predicted offsets amplify rounding beyond the tolerance of these tests.
     older = dataclasses.replace(
-        SPACE, operations=genotype_lib.OPERATIONS[:12], aggregations=genotype_lib.AGGREGATIONS[:5]
+        SPACE,
+        operations=genotype_lib.vocabulary("operations")[:12],
+        aggregations=genotype_lib.vocabulary("aggregations")[:5],
     )
     genotype = genotype_lib.random(older, np.random.default_rng(seed), 1)[0]
     genotype[0, :2] = 0, 3  # reads its own state
@@ -235,7 +238,7 @@ def test_loose_ends() -> None:
 
 def test_json_round_trip_and_digest() -> None:
     for genotype in genotype_lib.random(SPACE, np.random.default_rng(0), 50):
-        space, back = genotype_lib.from_json(genotype_lib.to_json(SPACE, genotype))
+        space, back = genotype_lib.from_dict(json.loads(json.dumps(genotype_lib.to_dict(SPACE, genotype))))
         assert space == SPACE
         np.testing.assert_array_equal(back, genotype)
         assert genotype_lib.digest(SPACE, back) == genotype_lib.digest(SPACE, genotype)
@@ -246,10 +249,10 @@ def test_json_survives_a_longer_vocabulary() -> None:
     longer = genotype_lib.Space(
         inputs=INPUTS[::-1],
         num_layers=3,
-        operations=genotype_lib.OPERATIONS[::-1],
+        operations=genotype_lib.vocabulary("operations")[::-1],
         aggregations=("max", "sum", "local_attention", "warp", "gate", "concat"),
     )
-    _, moved = genotype_lib.from_json(genotype_lib.to_json(SPACE, genotype), longer)
+    _, moved = genotype_lib.from_dict(genotype_lib.to_dict(SPACE, genotype), longer)
     assert genotype_lib.edges(longer, moved) == genotype_lib.edges(SPACE, genotype)
 
 
@@ -278,9 +281,11 @@ def _broken(**changes):
         (_broken(layers=["x", 2, 3]), "layer 0: needs an object"),
     ],
 )
-def test_broken_genotypes_are_named(text: str, expected: str) -> None:
+def test_broken_genotypes_are_named(text: str, expected: str, tmp_path: pathlib.Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("file.json").write_text(text)
     with pytest.raises(errors.UserError) as caught:
-        genotype_lib.from_json(text, where="file.json")
+        genotype_lib.read("file.json")
     message = str(caught.value)
     assert message.startswith("file.json") and expected in message and "\n" not in message
 

@@ -13,6 +13,7 @@ from dvsnas_jax.search import estimate
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_frame, cost
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import operation_cost as counts
 from dvsnas_jax.train import features
 
 GRADIENT_PASSES = 3
@@ -40,7 +41,7 @@ class Device:
 
 def supernet_cost(
     space: genotype_lib.Space, genotype: np.ndarray, settings: cell_frame.CellSettings, size: tuple[int, int]
-) -> cost.Cost:
+) -> counts.Cost:
     """The cost of one frame in the supernet: all layers run, those that nothing reads too.
 
     Args:
@@ -50,17 +51,18 @@ def supernet_cost(
       size: height and width of the grid.
     """
     rows = genotype_lib.validate(space, genotype)
-    sizes = cost.Sizes(*size, settings, is_sliced=False)
+    sizes = cost.sizes_of(settings, size, is_sliced=False)
     projected = list(cell_lib.used_inputs(space, rows))
     if settings.is_propagating or ("prev_state" in projected and "decoder" not in projected):
         projected.append("decoder")  # it starts the state
-    total = cost.conv(sizes, sizes.channels, sizes.channels) + cost.conv(sizes, sizes.channels, settings.num_classes)
+    total = counts.conv(sizes, sizes.channels, sizes.channels) + counts.conv(
+        sizes, sizes.channels, settings.num_classes
+    )
     for name in projected:
-        total += cost.conv(sizes, settings.input_channels(name), sizes.channels)
-    for row in rows.tolist():
-        for token in row[2:4]:
-            total += cost.OPERATIONS[space.operations[token]](sizes)
-        total += cost.AGGREGATIONS[space.aggregations[row[4]]](sizes)
+        total += counts.conv(sizes, settings.input_channels(name), sizes.channels)
+    for row in rows:
+        for part in cost.layer_parts(space, row, sizes):
+            total += part
     return total
 
 

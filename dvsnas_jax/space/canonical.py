@@ -6,10 +6,9 @@ other computes the same. The renaming keeps the distribution of freshly drawn we
 also train alike. The form is sound, not complete: cells of different forms may still be equal in rare cases (for
 example `max` with `none` of a map that cannot be negative).
 
-What is taken away:
+What is taken away, by what the records of `space.operations` claim:
 - the order of layers, and the order of the inputs of a symmetric aggregation. `sum`, `concat` and `max` are symmetric
-  with their weights swapped; so is `gate`, whose gate becomes its complement where its kernel and bias turn their sign;
-  `warp` and `local_attention` are not.
+  with their weights swapped; so is `gate`, whose gate becomes its complement where its kernel and bias turn their sign.
 - the input of `none`; layers that are read through `none` alone; a map that is zero whatever the weights are.
 - layers that only pass a map on: `warp` and `local_attention` of `none` and x are x; so are `max` and `gate` of x and
   x, where x has no weights; and `max` of `none` and of an operation that ends in a ReLU.
@@ -29,12 +28,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import operations
 
-SYMMETRIC = ("sum", "concat", "gate", "max")
-WEIGHTLESS = ("none", "skip", "max_pool_3x3")
-"""Operations that learn nothing; they make zeros of zeros. All others end in a ReLU."""
 PASS, CONSTANT, ZERO_NAME = "pass", "constant", "zero"
-"""A node that passes its one branch on; what any operation with weights makes of zeros (a trained value a channel)."""
+"""A node that passes its one branch on; a trained value a channel, which some members make of zeros; zeros."""
 _ZERO = -1
 
 
@@ -84,23 +81,16 @@ class _Draft(NamedTuple):
 
 
 _NONE = ("none", _ZERO)
+_OF_ZEROS: dict[str, tuple[str, int] | None] = {"zeros": _NONE, "constant": (CONSTANT, _ZERO), "other": None}
 
 
 def of(space: genotype_lib.Space, genotype: Any) -> Form:
-    """The form of a genotype, integers [L, 5].
-
-    Raises:
-      UserError: the genotype is not of the space.
-    """
+    """The form of a genotype, integers [L, 5]; `UserError` where it is not of the space."""
     return trace(space, genotype)[0]
 
 
 def trace(space: genotype_lib.Space, genotype: Any) -> tuple[Form, tuple[Place, ...]]:
-    """The form of a genotype, and where each of its nodes is.
-
-    Raises:
-      UserError: the genotype is not of the space.
-    """
+    """The form of a genotype, and where each of its nodes is; `UserError` where it is not of the space."""
     return _trace(space, genotype_lib.validate(space, genotype).tolist())
 
 
@@ -110,11 +100,9 @@ def digest(form: Form) -> str:
 
 
 def enumerate_cells(space: genotype_lib.Space) -> tuple[np.ndarray, np.ndarray]:
-    """All distinct cells of a small space.
+    """All distinct cells of a small space: one genotype of each form, the first in the order of `codes`, i32 [M, L, 5].
 
-    Returns:
-      One genotype of each form, the first in the order of `codes`, i32 [M, L, 5]; and for every genotype of the space,
-      in that order, the row of its form, i32 [space.size()].
+    And for every genotype of the space, in that order, the row of its form, i32 [space.size()].
     """
     rows: dict[Form, int] = {}
     firsts: list[list[tuple[int, ...]]] = []
@@ -162,38 +150,61 @@ def _simplify(space: genotype_lib.Space, rows: Sequence[Sequence[int]]) -> tuple
         first = _branch(space.operations[op_a], references[in_a])
         second = _branch(space.operations[op_b], references[in_b])
         name, branches, is_swapped = _reduce(space.aggregations[agg], first, second)
-        if name == PASS and branches[0][0] in ("none", "skip"):
+        if name == PASS and _is_identity(branches[0]):
             references.append(branches[0][1])
             continue
         reference = space.num_inputs + layer
-        if name in (PASS, "max") and all(operation in WEIGHTLESS for operation, _ in branches):
-            reference = weightless.setdefault((name, tuple(sorted(branches))), reference)
+        is_weightless = name == PASS or operations.AGGREGATIONS[name].is_weightless
+        if is_weightless and all(map(_is_weightless, branches)):
+            ordered = tuple(sorted(branches)) if _is_symmetric(name) else branches
+            reference = weightless.setdefault((name, ordered), reference)
         references.append(reference)
         drafts.setdefault(reference, _Draft(name, branches, Place(layer, is_swapped)))
     return drafts, references
 
 
 def _branch(operation: str, reference: int) -> tuple[str, int]:
-    """An operation on a map; on zeros it is `none` or makes a constant."""
-    if operation == "none" or (reference == _ZERO and operation in WEIGHTLESS):
+    """An operation on a map; on zeros it may be `none` or make a constant."""
+    record = operations.OPERATIONS[operation]
+    if record.is_zero:
         return _NONE
-    return (CONSTANT if reference == _ZERO else operation), reference
+    constant = _OF_ZEROS[record.of_zeros] if reference == _ZERO else None
+    return constant or (operation, reference)
+
+
+def _is_weightless(branch: tuple[str, int]) -> bool:
+    return branch[0] != CONSTANT and operations.OPERATIONS[branch[0]].is_weightless
+
+
+def _is_identity(branch: tuple[str, int]) -> bool:
+    """Whether it is its source; of zeros, `none` is."""
+    return branch == _NONE or branch[0] != CONSTANT and operations.OPERATIONS[branch[0]].is_identity
+
+
+def _is_positive(branch: tuple[str, int]) -> bool:
+    return branch[0] == CONSTANT or operations.OPERATIONS[branch[0]].ends_in_activation
+
+
+def _is_symmetric(aggregation: str) -> bool:
+    return aggregation != PASS and operations.AGGREGATIONS[aggregation].is_symmetric
 
 
 def _reduce(
     aggregation: str, first: tuple[str, int], second: tuple[str, int]
 ) -> tuple[str, tuple[tuple[str, int], ...], bool]:
     """The aggregation, its branches, and whether the only one left is that of slot b."""
-    if first == second == _NONE:
-        return PASS, ((CONSTANT, _ZERO) if aggregation == "concat" else _NONE,), False
-    if first == _NONE and aggregation in ("warp", "local_attention"):
+    record = operations.AGGREGATIONS[aggregation]
+    of_zeros = _OF_ZEROS[record.of_zeros]
+    if first == second == _NONE and of_zeros:
+        return PASS, (of_zeros,), False
+    if first == _NONE and record.passes_second:
         return PASS, (second,), True
-    if first == second and aggregation in ("max", "gate") and first[0] in WEIGHTLESS:
+    if first == second and record.is_idempotent and _is_weightless(first):
         return PASS, (first,), False
-    if aggregation == "max" and _NONE in (first, second):
+    if record.passes_positive and _NONE in (first, second):
         is_second = first == _NONE
         other = second if is_second else first
-        if other[0] not in WEIGHTLESS:
+        if _is_positive(other):
             return PASS, (other,), is_second
     return aggregation, (first, second), False
 
@@ -236,6 +247,6 @@ def _orders(
 def _named(draft: _Draft, names: dict[int, str]) -> tuple[Node, Place]:
     """A draft whose sources have names."""
     branches = tuple((operation, names[source]) for operation, source in draft.branches)
-    if draft.aggregation in SYMMETRIC and branches[1] < branches[0]:
+    if _is_symmetric(draft.aggregation) and branches[1] < branches[0]:
         return Node(draft.aggregation, branches[::-1]), Place(draft.place.layer, True)
     return Node(draft.aggregation, branches), draft.place

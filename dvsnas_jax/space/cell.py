@@ -54,14 +54,14 @@ class Cell(NamedTuple):
     merge: Callable[[types.CellState, types.CellState, jax.Array], types.CellState]
 
 
+def nodes_read(space: genotype_lib.Space, row: np.ndarray) -> list[int]:
+    """The nodes that a layer i32 [5] reads: those of its operations that are not `none`."""
+    return [int(row[slot]) for slot in (0, 1) if not operations.OPERATIONS[space.operations[row[2 + slot]]].is_zero]
+
+
 def used_inputs(space: genotype_lib.Space, genotype: np.ndarray) -> tuple[str, ...]:
-    """The inputs that some layer reads through an operation other than `none`, in index order."""
-    read = {
-        int(row[slot])
-        for row in genotype
-        for slot in (0, 1)
-        if space.operations[row[2 + slot]] != "none" and row[slot] < space.num_inputs
-    }
+    """The inputs that some layer reads, in index order."""
+    read = {node for row in genotype for node in nodes_read(space, row) if node < space.num_inputs}
     return tuple(space.inputs[index] for index in sorted(read))
 
 
@@ -281,11 +281,11 @@ def _run_layers(
         layer, layer_scope = params[f"layer{index}"], scope.child("layers", f"layer{index}")
         maps = []
         for slot, node, token in (("a", row[0], row[2]), ("b", row[1], row[3])):
-            name = space.operations[token]
-            if name == "none":
+            operation = operations.OPERATIONS[space.operations[token]]
+            if operation.is_zero:
                 maps.append(jnp.zeros(template.shape, template.dtype))
             else:
-                maps.append(operations.OPERATIONS[name].apply(layer[slot], nodes[int(node)], layer_scope.child(slot)))
+                maps.append(operation.apply(layer[slot], nodes[int(node)], layer_scope.child(slot)))
         aggregation = operations.AGGREGATIONS[space.aggregations[row[4]]]
         nodes[space.num_inputs + index] = aggregation.apply(layer["agg"], *maps, layer_scope.child("agg"))
     return [nodes[space.num_inputs + index] for index in range(space.num_layers)]

@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-import re
 from typing import Any
 
 import numpy as np
 
 from dvsnas_jax.core import errors
 from dvsnas_jax.space import genotype as genotypes
+from dvsnas_jax.space import operations
 
 OUTPUT = "output"
 HISTORY_COLOR = "#E69F00"
@@ -73,47 +73,30 @@ class _Layout:
 
 
 def readable(name: str) -> str:
-    """The name of an operation or aggregation for people, for example `sep 3x3 dil 3`."""
-    shorter = {"sep_conv": "sep", "global_average_pool": "global avg pool", "local_attention": "attention"}
-    for word, short in shorter.items():
-        name = name.replace(word, short)
-    return re.sub(r"dil(\d)", r"dil \1", name.replace("_", " "))
+    """The name of an operation or aggregation for people, for example `sep 3x3 dil 3`; any other name in words."""
+    member = operations.OPERATIONS.get(name) or operations.AGGREGATIONS.get(name)
+    return member.label if member else name.replace("_", " ")
 
 
 def text(space: genotypes.Space, genotype: Any) -> str:
-    """The genotype as lines of text.
-
-    Args:
-      space: what the integers refer to.
-      genotype: integers [L, 5].
-
-    Returns:
-      A line per layer, `layer0 = gate( sep_conv_3x3(prev_state), skip(decoder) )`, and the output's.
-    """
-    rows = genotypes.validate(space, genotype).tolist()
+    """A line for each layer, `layer0 = gate( sep_conv_3x3(prev_state), skip(decoder) )`, and one for the output."""
     lines = []
-    for layer, (in_a, in_b, op_a, op_b, aggregation) in enumerate(rows):
-        first = f"{space.operations[op_a]}({genotypes.node_name(space, in_a)})"
-        second = f"{space.operations[op_b]}({genotypes.node_name(space, in_b)})"
-        lines.append(f"layer{layer} = {space.aggregations[aggregation]}( {first}, {second} )")
-    ends = ", ".join(f"layer{layer}" for layer in genotypes.loose_ends(space, np.asarray(rows)))
+    for layer in genotypes.to_dict(space, genotype)["layers"]:
+        first, second = (f"{operation}({node})" for operation, node in zip(layer["ops"], layer["in"], strict=True))
+        lines.append(f"layer{len(lines)} = {layer['agg']}( {first}, {second} )")
+    ends = ", ".join(f"layer{layer}" for layer in genotypes.loose_ends(space, genotype))
     return "\n".join([*lines, f"{OUTPUT} = mean({ends})"])
 
 
 def render(space: genotypes.Space, genotype: Any, path: str | pathlib.Path, title: str | None = None) -> None:
-    """Draws the genotype as a graph.
-
-    Args:
-      space: what the integers refer to.
-      genotype: integers [L, 5].
-      path: the file to write, `.svg` or `.png`.
-      title: written above the graph.
+    """Draws the genotype as a graph into a `.svg` or `.png`.
 
     Raises:
       UserError: the suffix is neither, the genotype is not of this space, or the file cannot be written.
     """
     path = pathlib.Path(path)
-    if path.suffix.lower() not in (".svg", ".png"):
+    suffix = path.suffix.lower()
+    if suffix not in (".svg", ".png"):
         raise errors.UserError(f"{path}: cannot draw into {path.suffix or 'a file without suffix'!r}, use .svg or .png")
     tokens = genotypes.validate(space, genotype)
     layout = _layout(space, tokens)
@@ -121,9 +104,8 @@ def render(space: genotypes.Space, genotype: Any, path: str | pathlib.Path, titl
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dvsnas", "font.family": "DejaVu Sans"}):
         figure = _draw(space, tokens, layout, title)
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
         try:
-            figure.savefig(path, dpi=130, metadata=metadata, facecolor="white")
+            figure.savefig(path, dpi=130, metadata={"Date": None} if suffix == ".svg" else None, facecolor="white")
         except OSError as error:
             raise errors.UserError(
                 f"--output: cannot write {path}: {error.strerror or error}; choose another --output"
@@ -135,7 +117,7 @@ def _edges(space: genotypes.Space, tokens: np.ndarray) -> list[tuple[str, str, f
     found = []
     for number, (source, target, operation) in enumerate(genotypes.edges(space, tokens)):
         offset = 0.0 if target == OUTPUT else (_PORT, -_PORT)[number % 2]
-        found.append((source, target, offset, operation != "none"))
+        found.append((source, target, offset, target == OUTPUT or not operations.OPERATIONS[operation].is_zero))
     return found
 
 
@@ -370,17 +352,17 @@ def _draw_layer(axes: Any, space: genotypes.Space, tokens: np.ndarray, layout: _
     x = _left(item)
     box_x = x + _PILL_WIDTH + _STUB
     for slot, offset in ((0, _PORT), (1, -_PORT)):
-        operation = space.operations[tokens[layer, 2 + slot]]
+        operation = operations.OPERATIONS[space.operations[tokens[layer, 2 + slot]]]
         color = _color(layout, genotypes.node_name(space, tokens[layer, slot]))
-        y, is_live = item.y + offset, operation != "none"
+        y, is_live = item.y + offset, not operation.is_zero
         style: dict[str, Any] = {"fc": "white", "lw": 1.2} if is_live else {"fc": "white", "lw": 1.0, "ls": (0, (4, 3))}
         _box(axes, x, y, (_PILL_WIDTH, _PILL_HEIGHT), color if is_live else NONE_COLOR, **style)
-        _label(axes, x + _PILL_WIDTH / 2, y, readable(operation), color="#1C2026" if is_live else "#7A8088")
+        _label(axes, x + _PILL_WIDTH / 2, y, operation.label, color="#1C2026" if is_live else "#7A8088")
         _arrow(axes, (x + _PILL_WIDTH, y), (box_x, y), color, is_live)
         _label(axes, box_x + 0.1, y, "ab"[slot], fontsize=7.5, color="#6B7280")
     _box(axes, box_x, item.y, (_LAYER_WIDTH, _LAYER_HEIGHT), LAYER_COLOR)
     middle = box_x + _LAYER_WIDTH / 2 + 0.04
-    words = readable(space.aggregations[tokens[layer, 4]])
+    words = operations.AGGREGATIONS[space.aggregations[tokens[layer, 4]]].label
     _label(axes, middle, item.y + 0.1, words, fontweight="bold", fontsize=11.5 if len(words) < 7 else 10)
     _label(axes, middle, item.y - 0.16, f"layer {layer}", fontsize=8, color="#5A616B")
 
@@ -391,9 +373,8 @@ def _draw_legend(axes: Any, layout: _Layout, y: float) -> None:
     entries = [(HISTORY_COLOR, "from the past", any(name.startswith("prev_") for name in inputs))]
     entries.append((CURRENT_COLOR, "from this frame", any(not name.startswith("prev_") for name in inputs)))
     entries.append((NONE_COLOR, "none: cut off", not all(segment.is_live for segment in layout.segments)))
-    x = 0.0
-    for color, words, is_used in entries:
-        if is_used:
-            _box(axes, x, y, (0.2, 0.2), color)
-            _label(axes, x + 0.28, y, words, ha="left", fontsize=9, color="#4A505A")
-            x += 1.55
+    used = [(color, words) for color, words, is_used in entries if is_used]
+    for number, (color, words) in enumerate(used):
+        x = 1.55 * number
+        _box(axes, x, y, (0.2, 0.2), color)
+        _label(axes, x + 0.28, y, words, ha="left", fontsize=9, color="#4A505A")

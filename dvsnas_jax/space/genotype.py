@@ -1,4 +1,4 @@
-"""The vocabulary of the cell space and the genotype: a value, not a network.
+"""The cell space and the genotype: a value, not a network.
 
 A genotype is `int32 [L, 5]`: input a, input b, operation a, operation b, aggregation. Layer l may
 take any of the cell's inputs (indices 0 .. num_inputs - 1) or any earlier layer (num_inputs + l').
@@ -24,43 +24,26 @@ from dvsnas_jax.core.files import json_files
 VERSION = 1
 _ADVICE = "correct it, or give a file as `dvsnas search` writes it (best_genotype.json)"
 FIELDS = ("in_a", "in_b", "op_a", "op_b", "agg")
-
-OPERATIONS = (
-    "none",
-    "skip",
-    "conv_1x1",
-    "conv_3x3",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "conv_3x3_dil3",
-    "conv_3x3_dil12",
-    "sep_conv_3x3_dil3",
-    "sep_conv_5x5_dil6",
-    "max_pool_3x3",
-    "global_average_pool",
-    "deform_conv_3x3",
-)
-AGGREGATIONS = ("sum", "concat", "gate", "warp", "max", "local_attention")
-FIRST_OPERATIONS, FIRST_AGGREGATIONS = (
-    (
-        "none", "skip", "conv_1x1", "conv_3x3", "sep_conv_3x3", "sep_conv_5x5", "conv_3x3_dil3", "conv_3x3_dil12",
-        "sep_conv_3x3_dil3", "sep_conv_5x5_dil6", "max_pool_3x3", "global_average_pool", "deform_conv_3x3",
-    ),
-    ("sum", "concat", "gate", "warp", "max", "local_attention"),
-)  # fmt: skip
-"""The vocabulary of the runs that stored an empty list for all of it. It never changes."""
 REFINE_INPUTS = (
-    "prev_state",
-    "prev_decoder",
-    "prev_logits",
-    "decoder",
-    "logits",
-    "stage1",
-    "stage2",
-    "stage3",
-    "stage4",
-    "image_diff",
-)
+    "prev_state", "prev_decoder", "prev_logits", "decoder", "logits",
+    "stage1", "stage2", "stage3", "stage4", "image_diff",
+)  # fmt: skip
+FIRST_OPERATIONS = (
+    "none", "skip", "conv_1x1", "conv_3x3", "sep_conv_3x3", "sep_conv_5x5", "conv_3x3_dil3", "conv_3x3_dil12",
+    "sep_conv_3x3_dil3", "sep_conv_5x5_dil6", "max_pool_3x3", "global_average_pool", "deform_conv_3x3",
+)  # fmt: skip
+FIRST_AGGREGATIONS = ("sum", "concat", "gate", "warp", "max", "local_attention")
+"""With `FIRST_OPERATIONS` the vocabulary of the runs that stored an empty list for all of it. It never changes."""
+
+
+def vocabulary(field: str) -> tuple[str, ...]:
+    """All names that `inputs`, `operations` or `aggregations` of a space may hold, in the order of their tables."""
+    if field == "inputs":
+        return REFINE_INPUTS
+    # Here, as what handles only integers (the controller) needs no networks.
+    from dvsnas_jax.space import operations
+
+    return tuple({"operations": operations.OPERATIONS, "aggregations": operations.AGGREGATIONS}[field])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,21 +53,18 @@ class Space:
     Attributes:
       inputs: names of the cell's inputs, in index order.
       num_layers: L.
-      operations: names, in index order; `AGGREGATIONS` likewise.
-      aggregations: names, in index order.
+      operations: names, in index order; all that there are where none are given.
+      aggregations: likewise.
     """
 
     inputs: tuple[str, ...]
     num_layers: int
-    operations: tuple[str, ...] = OPERATIONS
-    aggregations: tuple[str, ...] = AGGREGATIONS
+    operations: tuple[str, ...] = dataclasses.field(default_factory=lambda: vocabulary("operations"))
+    aggregations: tuple[str, ...] = dataclasses.field(default_factory=lambda: vocabulary("aggregations"))
 
     def __post_init__(self) -> None:
-        for field, names, known in (
-            ("inputs", self.inputs, REFINE_INPUTS),
-            ("operations", self.operations, OPERATIONS),
-            ("aggregations", self.aggregations, AGGREGATIONS),
-        ):
+        for field in ("inputs", "operations", "aggregations"):
+            names, known = getattr(self, field), vocabulary(field)
             if not names or len(set(names)) != len(names):
                 raise errors.UserError(
                     f"space.{field}: needs distinct names, at least one, got {', '.join(names) or 'none'}"
@@ -122,17 +102,10 @@ class Space:
 
 
 def validate(space: Space, genotype: Any) -> np.ndarray:
-    """Checks a genotype.
-
-    Args:
-      space: what its integers refer to.
-      genotype: integers [L, 5].
-
-    Returns:
-      i32 [L, 5].
+    """A genotype, integers [L, 5], as i32.
 
     Raises:
-      UserError: (a ValueError) naming the layer, the field and what is allowed.
+      UserError: (a ValueError) it is not of the space; names the layer, the field and what is allowed.
     """
     tokens = np.asarray(genotype)
     expected = (space.num_layers, len(FIELDS))
@@ -150,16 +123,9 @@ def validate(space: Space, genotype: Any) -> np.ndarray:
 
 
 def random(space: Space, rng: np.random.Generator, num: int, *, op_mask: np.ndarray | None = None) -> np.ndarray:
-    """Draws genotypes uniformly.
+    """Draws genotypes uniformly, i32 [num, L, 5].
 
-    Args:
-      space: of the genotypes.
-      rng: a full mask draws what no mask draws.
-      num: how many.
-      op_mask: bool [num_ops], operations that may be drawn, at least one; None: all.
-
-    Returns:
-      i32 [num, L, 5].
+    `op_mask` is bool [num_ops]: operations that may be drawn, at least one. A full mask draws what None draws.
     """
     limits = space.limits()
     allowed = np.arange(len(space.operations)) if op_mask is None else np.flatnonzero(op_mask)
@@ -193,47 +159,27 @@ def to_dict(space: Space, genotype: Any) -> dict[str, Any]:
     return {"version": VERSION, "inputs": list(space.inputs), "layers": layers}
 
 
-def to_json(space: Space, genotype: Any) -> str:
-    """The genotype by name, as JSON that survives a longer vocabulary."""
-    return json.dumps(to_dict(space, genotype), indent=1)
-
-
 def read(path: str | os.PathLike[str], *, name: str = "") -> tuple[Space, np.ndarray]:
-    """Reads a genotype file, in its own space (its inputs and layers).
-
-    Args:
-      path: of the JSON file.
-      name: what the user calls it, for example a flag.
-
-    Returns:
-      The space and the genotype, i32 [L, 5].
+    """Reads a genotype file: the space of its own inputs and layers, and the genotype, i32 [L, 5].
 
     Raises:
-      UserError: there is no such file, or no genotype in it; names what is wrong.
+      UserError: there is no such file, or no genotype in it; names what is wrong, and `name`, a flag for example.
     """
     where = f"{name}: {os.fspath(path)}" if name else os.fspath(path)
-    file = pathlib.Path(path)
-    if _is_folder(file):
-        winner = file / "best_genotype.json"
-        hint = f"{winner}" if winner.is_file() else "the best_genotype.json of a run folder"
+    if os.path.isdir(path):
+        winner = pathlib.Path(path) / "best_genotype.json"
+        hint = str(winner) if winner.is_file() else "the best_genotype.json of a run folder"
         raise errors.UserError(f"{where}: is a folder; give a genotype file, for example {hint}")
-    return from_dict(json_files.read(file, name=name, advice=_ADVICE), where=where)
+    return from_dict(json_files.read(pathlib.Path(path), name=name, advice=_ADVICE), where=where)
 
 
-def _is_folder(path: pathlib.Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name that is too long: the reading says so
-        return False
-
-
-def from_json(text: str, space: Space | None = None, *, where: str = "genotype") -> tuple[Space, np.ndarray]:
-    """Reads a genotype.
+def from_dict(data: Any, space: Space | None = None, *, where: str = "genotype") -> tuple[Space, np.ndarray]:
+    """Reads what `to_dict` gave.
 
     Args:
-      text: JSON, as `to_json` writes it.
-      space: the space to express it in; None: the file's own inputs and layers, full vocabulary.
-      where: what to call the text in an error, for example its file.
+      data: of JSON.
+      space: the space to express it in; None: its own inputs and layers, full vocabulary.
+      where: what to call it in an error, for example its file.
 
     Returns:
       The space and the genotype, i32 [L, 5].
@@ -241,15 +187,9 @@ def from_json(text: str, space: Space | None = None, *, where: str = "genotype")
     Raises:
       UserError: (a ValueError) naming the layer, the field and what is allowed.
     """
-    return from_dict(json_files.loads(text, where=where, advice=_ADVICE), space, where=where)
-
-
-def from_dict(data: Any, space: Space | None = None, *, where: str = "genotype") -> tuple[Space, np.ndarray]:
-    """As `from_json`, from the decoded value."""
     if not isinstance(data, dict) or not isinstance(data.get("layers"), list) or not data["layers"]:
         raise errors.UserError(
-            f'{where}: needs an object with "version", "inputs" and a list "layers" of one or more; '
-            f"{_ADVICE}"
+            f'{where}: needs an object with "version", "inputs" and a list "layers" of one or more; {_ADVICE}'
         )
     version = data.get("version")
     if version != VERSION or isinstance(version, bool):

@@ -45,7 +45,7 @@ def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Relaxe
       UserError: the mode does not provide an input of the space.
     """
     settings.check(space.inputs)
-    settings = dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, kind="fixed"))
+    settings = dataclasses.replace(settings, schedule=settings.schedule.without_head())
     scope = settings.scope()
 
     def step(

@@ -1,14 +1,16 @@
 """When propagate mode runs the whole static network: on key frames, or in key regions of a frame (pure functions).
 
-`fixed`: every k-th frame. `adaptive`: a small head predicts from the cheap maps where the cell's labels will differ
-from the static network's, and a frame whose predicted share exceeds the threshold becomes a key frame (Li, Shi, Lin,
-CVPR 2018, arXiv 1804.00389). `regions`: the same decision for each region of the frame by itself (Xu et al., CVPR 2018,
-arXiv 1804.00931). The longest distance between key frames is the interval in all of them.
+`TABLE` holds the kinds. In all of them the interval is the longest distance between key frames; `fixed` has no other
+rule. `adaptive`: a small head predicts from the cheap maps where the cell's labels will differ from the static
+network's, and a frame whose predicted share exceeds the threshold becomes a key frame (Li, Shi, Lin, CVPR 2018, arXiv
+1804.00389). `regions`: the same decision for each region of the frame by itself (Xu et al., CVPR 2018, arXiv
+1804.00931).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,13 +18,41 @@ import jax.numpy as jnp
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.nets.kernels import layers
+from dvsnas_jax.space import operation_cost as counts
 from dvsnas_jax.space import operations
 
 Params = dict[str, Any]
 
-KINDS = ("fixed", "adaptive", "regions")
 ERROR_CHANNELS = 16
 """Of the hidden map of the head that predicts errors."""
+
+
+def region_means(x: jax.Array, regions: tuple[int, int]) -> jax.Array:
+    """Mean over each region, [B, h, w] -> [B, rows, columns]."""
+    rows, columns = (region_bounds(size, num) for size, num in zip(x.shape[1:], regions, strict=True))
+    means = [x[:, top:end, left:right].mean(axis=(1, 2)) for top, end in rows for left, right in columns]
+    return jnp.stack(means, axis=1).reshape(-1, *regions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A rule for key frames beside the interval.
+
+    Attributes:
+      score_fn: `(probabilities of errors f32 [B, h, w], (rows, columns)) -> f32 [B, rows, columns]`, what has to exceed
+        the threshold; None: nothing is predicted, so there is no head, no map to compare with, no cost.
+      has_regions: whether each region of the grid is decided by itself.
+    """
+
+    score_fn: Callable[[jax.Array, tuple[int, int]], jax.Array] | None = None
+    has_regions: bool = False
+
+
+TABLE = {
+    "fixed": Kind(),
+    "adaptive": Kind(score_fn=region_means),
+    "regions": Kind(score_fn=region_means, has_regions=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +60,10 @@ class Schedule:
     """Which frames are key frames.
 
     Attributes:
-      kind: one of `KINDS`.
-      interval: k: `fixed`: every k-th frame; else the longest distance of two key frames.
+      kind: a name of `TABLE`.
+      interval: longest distance of two key frames.
       threshold: predicted share of differing labels from which a frame or region is computed anew.
-      grid: rows and columns of regions that kind `regions` decides by themselves.
+      grid: rows and columns of the regions, where the kind has them.
     """
 
     kind: str = "fixed"
@@ -42,8 +72,8 @@ class Schedule:
     grid: tuple[int, int] = (2, 2)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise errors.UserError(f"schedule.kind: unknown {self.kind!r}, allowed are {', '.join(KINDS)}")
+        if self.kind not in TABLE:
+            raise errors.UserError(f"schedule.kind: unknown {self.kind!r}, allowed are {', '.join(TABLE)}")
         if self.interval < 1:
             raise errors.UserError(
                 f"schedule.interval: a schedule needs key frames, give at least 1 (every frame), got {self.interval}"
@@ -55,23 +85,31 @@ class Schedule:
 
     @property
     def is_learned(self) -> bool:
-        """Whether it has a head that predicts errors."""
-        return self.kind != "fixed"
+        """Whether it has a head that predicts errors, and a state that holds the map to compare with."""
+        return TABLE[self.kind].score_fn is not None
+
+    @property
+    def has_regions(self) -> bool:
+        return TABLE[self.kind].has_regions
 
     @property
     def regions(self) -> tuple[int, int]:
         """Rows and columns of what is decided by itself; the whole frame: (1, 1)."""
-        return self.grid if self.kind == "regions" else (1, 1)
+        return self.grid if self.has_regions else (1, 1)
+
+    def scores(self, log_odds: types.Array) -> jax.Array:
+        """What is compared with the threshold, f32 [B, rows, columns], of a learned schedule's `predict_error`."""
+        score_fn = TABLE[self.kind].score_fn
+        assert score_fn is not None, f"{self.kind} predicts nothing"
+        return score_fn(jax.nn.sigmoid(jnp.asarray(log_odds)), self.regions)
+
+    def without_head(self) -> Schedule:
+        """Key frames at the same interval, and no other rule."""
+        return dataclasses.replace(self, kind="fixed")
 
 
 def init(rng: jax.Array, schedule: Schedule, channels: int) -> Params:
-    """Parameters of the head, {} where there is none.
-
-    Args:
-      rng: a key.
-      schedule: decides whether there is one.
-      channels: of the cheap map that it looks at.
-    """
+    """Parameters of the head, which looks at a cheap map of so many channels; {} where there is none."""
     if not schedule.is_learned:
         return {}
     return {
@@ -82,16 +120,20 @@ def init(rng: jax.Array, schedule: Schedule, channels: int) -> Params:
     }
 
 
+def head_cost(schedule: Schedule, sizes: counts.Sizes, channels: int) -> counts.Cost:
+    """What the head costs a frame that is no key frame."""
+    if not schedule.is_learned:
+        return counts.Cost()
+    work = counts.conv(sizes, 2 * channels, ERROR_CHANNELS, 3) + counts.conv(sizes, ERROR_CHANNELS, 1)
+    per_value = counts.each(sizes, 1, channels) + counts.each(sizes, 2, ERROR_CHANNELS) + counts.each(sizes, 1, 1)
+    return work + per_value + counts.Cost(params=ERROR_CHANNELS + 1)
+
+
 def predict_error(params: Params, current: jax.Array, reference: jax.Array) -> jax.Array:
-    """Log-odds that the cell's label of a grid cell will differ from the static network's.
+    """Log-odds f32 [B, h, w] that the cell's label of a grid cell will differ from the static network's.
 
-    Args:
-      params: of `init`.
-      current: [B, h, w, C], the deepest cheap map of this frame.
-      reference: [B, h, w, C], the same map when the place was last a key frame.
-
-    Returns:
-      f32 [B, h, w].
+    `current` [B, h, w, C] is the deepest cheap map of this frame, `reference` the same when the place was last a key
+    frame.
     """
     both = jnp.concatenate([current - reference, current], axis=-1)
     hidden = layers.conv(both, params["hidden"].astype(both.dtype))
@@ -101,48 +143,30 @@ def predict_error(params: Params, current: jax.Array, reference: jax.Array) -> j
 
 
 def error_loss(log_odds: jax.Array, is_different: jax.Array, is_counted: jax.Array) -> jax.Array:
-    """Cross-entropy of predicted errors with what came out.
+    """Cross-entropy f32 [] of `predict_error`'s log-odds with whether labels do differ, bool [B, h, w].
 
-    Args:
-      log_odds: f32 [B, h, w], of `predict_error`.
-      is_different: bool [B, h, w], whether the labels do differ.
-      is_counted: bool [B]; a first frame has nothing to predict from.
-
-    Returns:
-      f32 [], mean over the grid and the batch.
+    `is_counted` is bool [B]: a first frame has nothing to predict from.
     """
     losses = jax.nn.softplus(log_odds) - is_different.astype(jnp.float32) * log_odds
     return jnp.mean(jnp.mean(losses, axis=(1, 2)) * is_counted.astype(jnp.float32))
 
 
 def due(schedule: Schedule, age: types.Array, log_odds: types.Array | None) -> Any:
-    """Which regions have to be computed by the static network.
+    """Which regions have to be computed by the static network, bool [B, rows, columns].
 
     Args:
       schedule: of the cell.
       age: i32 [B, rows, columns], frames since the region was; below 0: never.
-      log_odds: f32 [B, h, w] of `predict_error`, None where the schedule has no head.
-
-    Returns:
-      bool [B, rows, columns]; NumPy's where `age` is and there is no `log_odds`.
+      log_odds: f32 [B, h, w] of `predict_error`; None: the interval decides alone, in NumPy where `age` is.
     """
     is_due = (age < 0) | (age + 1 >= schedule.interval)
-    if log_odds is not None:
-        is_due |= region_means(jax.nn.sigmoid(jnp.asarray(log_odds)), schedule.regions) > schedule.threshold
-    return is_due
+    return is_due if log_odds is None else is_due | (schedule.scores(log_odds) > schedule.threshold)
 
 
 def region_bounds(size: int, num: int) -> list[tuple[int, int]]:
     """First and last + 1 grid row (or column) of each of `num` regions that share `size` rows evenly."""
     edges = [-(-size * index // num) for index in range(num + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))
-
-
-def region_means(x: jax.Array, regions: tuple[int, int]) -> jax.Array:
-    """Mean over each region, [B, h, w] -> [B, rows, columns]."""
-    rows, columns = (region_bounds(size, num) for size, num in zip(x.shape[1:], regions, strict=True))
-    means = [x[:, top:end, left:right].mean(axis=(1, 2)) for top, end in rows for left, right in columns]
-    return jnp.stack(means, axis=1).reshape(-1, *regions)
 
 
 def spread(mask: jax.Array, size: tuple[int, int]) -> jax.Array:

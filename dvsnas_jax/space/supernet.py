@@ -51,7 +51,7 @@ def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Supern
       UserError: the mode does not provide an input of the space.
     """
     settings.check(space.inputs)
-    settings = dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, kind="fixed"))
+    settings = dataclasses.replace(settings, schedule=settings.schedule.without_head())
     scope = settings.scope()
     clip = supernet_gradient.make(space, settings, scope)
 

@@ -299,8 +299,9 @@ class _Clip:
 def read_inputs(space: genotype_lib.Space, genotype: jax.Array) -> jax.Array:
     """Which inputs some layer reads through an operation other than `none`, bool [num_inputs]."""
     tokens, names = genotype[:, :2].ravel(), genotype[:, 2:4].ravel()
-    if "none" in space.operations:
-        tokens = jnp.where(names == space.operations.index("none"), space.num_inputs, tokens)
+    for index, name in enumerate(space.operations):
+        if operations.OPERATIONS[name].is_zero:
+            tokens = jnp.where(names == index, space.num_inputs, tokens)
     return (tokens[None] == jnp.arange(space.num_inputs)[:, None]).any(axis=1)
 
 

@@ -87,8 +87,7 @@ def shared_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) -
 def untrained(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """Operations with weights that no search step has trained: the masked ones of mode share."""
     masked = tuple(config.controller.masked_operations) if config.search.mode == "share" else ()
-    scope, rng = operations.CellScope(), jax.random.key(0)
-    return tuple(name for name in masked if jax.tree.leaves(operations.OPERATIONS[name].init(rng, 1, scope)))
+    return tuple(name for name in masked if not operations.OPERATIONS[name].is_weightless)
 
 
 def trained_weights(parts: pipeline.Parts, folder: workdir.Workdir) -> types.Params:

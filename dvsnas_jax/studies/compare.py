@@ -307,7 +307,7 @@ def frame_cost(config: ml_collections.ConfigDict, entry: Entry, key_share: float
     if settings.is_propagating:
         cheap = static_net.num_macs(net, size, settings_lib.depth(cell.inputs, settings))
         start = math.prod(grid) * settings.input_channels("decoder") * settings.channels
-        fixed = dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, kind="fixed"))
+        fixed = dataclasses.replace(settings, schedule=settings.schedule.without_head())
         head = macs - cost.of(entry.space, entry.genotype, fixed, grid).macs
         # A learned schedule looks at the cheap maps before it decides; a key frame then starts from the pixels again.
         look = cheap + head if settings.schedule.is_learned else 0

@@ -122,7 +122,7 @@ def _check(
 
 def _today() -> dict[str, tuple[str, ...]]:
     """What an empty list means for a run that begins now."""
-    return {"space.operations": genotype_lib.OPERATIONS, "space.aggregations": genotype_lib.AGGREGATIONS}
+    return {key: genotype_lib.vocabulary(key.removeprefix("space.")) for key in _FIRST}
 
 
 def _filled(config: ml_collections.ConfigDict, names: Mapping[str, Sequence[str]]) -> ml_collections.ConfigDict:

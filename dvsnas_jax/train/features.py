@@ -33,8 +33,8 @@ def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
     return genotype_lib.Space(
         inputs=tuple(config.space.inputs),
         num_layers=config.space.num_layers,
-        operations=tuple(config.space.operations) or genotype_lib.OPERATIONS,
-        aggregations=tuple(config.space.aggregations) or genotype_lib.AGGREGATIONS,
+        operations=tuple(config.space.operations) or genotype_lib.vocabulary("operations"),
+        aggregations=tuple(config.space.aggregations) or genotype_lib.vocabulary("aggregations"),
     )
 
 
