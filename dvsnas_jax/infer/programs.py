@@ -254,10 +254,10 @@ def _other(model: Model, last: str, weights: Any, state: State, frame: jax.Array
 
 
 def _look(model: Model, last: str, weights: Any, state: State, frame: jax.Array) -> tuple[Any, jax.Array]:
-    cheap, schedule = model.infer(weights, frame, last), model.settings.schedule
+    cheap = model.infer(weights, frame, last)
     log_odds = cell_frame.due(weights["cell"]["ports"], model.settings, to_state(state), cheap)[1]
     assert log_odds is not None, "the schedule is learned"
-    return dict(cheap.maps), schedule_lib.region_means(jax.nn.sigmoid(log_odds), schedule.regions)
+    return dict(cheap.maps), model.settings.schedule.scores(log_odds)
 
 
 def _advance(model: Model, weights: Any, state: State, maps: Any) -> types.CellState:
@@ -294,7 +294,7 @@ def _join(
 
 def _regions(model: Model) -> list[list[Region]]:
     """Of each row and column of regions, how it is computed; [] where the schedule has no regions."""
-    if model.cell is None or model.settings.schedule.kind != "regions":
+    if model.cell is None or not model.settings.schedule.has_regions:
         return []
     grid, names, found = initial_state(model)["logits"].shape[1:3], dict[Any, str](), []
     axes = [
