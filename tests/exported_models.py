@@ -77,7 +77,7 @@ def simple(kind: str) -> programs.Model:
 
 def state_of(model: programs.Model, batch: int) -> dict:
     """The state of so many videos before their first frames."""
-    values = programs.initial_state(model).items()
+    values = model.initial_state().items()
     return {name: np.broadcast_to(np.asarray(value), (batch, *value.shape[1:])) for name, value in values}
 
 

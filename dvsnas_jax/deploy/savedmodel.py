@@ -43,7 +43,7 @@ def write(path: str | os.PathLike[str], model: programs.Model) -> None:
             call = stablehlo.exported(program, "cpu", _PLATFORMS).call
             converted = _converted(call, ["b, ..." if program.is_batched else None for _ in program.args], _PLATFORMS)
             setattr(module, name, _bound(tf, converted, _weights(module, program), _specs(tf, program)))
-        constants = {name: tf.constant(np.asarray(x)) for name, x in programs.initial_state(model).items()}
+        constants = {name: tf.constant(np.asarray(x)) for name, x in model.initial_state().items()}
         module.initial_state = tf.function(lambda: dict(constants), input_signature=[], autograph=False)
         signed = _sign(tf, module, signatures, _PLATFORMS)
         tf.saved_model.save(module, os.fspath(path), signatures=signed)

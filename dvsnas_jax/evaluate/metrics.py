@@ -16,17 +16,14 @@ from dvsnas_jax.core import types
 def confusion(
     labels: types.Array, predictions: types.Array, num_classes: int, *, backend: str | None = None
 ) -> jax.Array:
-    """Counts pixels by true and predicted class (jittable).
+    """Counts pixels by true and predicted class (jittable): i32 [K, K], rows = truth.
 
     Args:
       labels: integers [...], train ids or 255 = ignore.
       predictions: integers [...], in 0 .. K - 1; the same shape.
       num_classes: K.
-      backend: "cpu", "gpu" or "tpu"; None: the one in use. A CPU adds up one by one, the others multiply
-        one-hot matrices.
-
-    Returns:
-      i32 [K, K], rows = truth.
+      backend: "cpu", "gpu" or "tpu"; None: the one in use. A CPU adds up one by one, the others multiply one-hot
+        matrices.
     """
     chex.assert_equal_shape([labels, predictions])
     truth = jnp.asarray(labels).reshape(-1).astype(jnp.int32)
@@ -47,16 +44,12 @@ def confusion(
 
 
 def scores(counts: types.Array) -> dict[str, Any]:
-    """Scores of one confusion matrix.
+    """Scores of one confusion matrix, integers [K, K], rows = truth.
 
-    Args:
-      counts: integers [K, K], rows = truth.
-
-    Returns:
-      `miou` (mean over the classes in the union of truth and prediction), `fwiou` (weighted by the class's share
-      of the truth), `accuracy` (of pixels), `class_accuracy` (mean over the classes in the truth): shares in
-      0..1, nan where no pixel is labelled; `iou` and `class_accuracies`: K shares, None for a class that is absent
-      (from the union; from the truth).
+    `miou` (mean over the classes in the union of truth and prediction), `fwiou` (weighted by the class's share of the
+    truth), `accuracy` (of pixels), `class_accuracy` (mean over the classes in the truth): shares in 0..1, nan where no
+    pixel is labelled; `iou` and `class_accuracies`: K shares, None for a class that is absent (from the union; from
+    the truth).
     """
     counts = np.asarray(counts, np.float64)
     hits, truth, found = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
@@ -82,14 +75,8 @@ def _where(shares: np.ndarray, is_known: np.ndarray) -> list[float | None]:
 def video_consistency(labels: np.ndarray, predictions: np.ndarray, num_frames: int) -> tuple[int, int]:
     """VC_n of one sequence (Miao et al., VSPW, CVPR 2021), as counts over all windows of n consecutive frames.
 
-    Args:
-      labels: u8 [T, H, W], 255 = ignore.
-      predictions: u8 [T, H, W].
-      num_frames: n.
-
-    Returns:
-      Pixels whose prediction is correct throughout a window in which their label is constant, and all pixels
-      whose label is constant over a window; (0, 0) where the sequence is shorter than n.
+    Pixels, of labels and predictions u8 [T, H, W], whose prediction is correct throughout a window in which their label
+    is constant, and all pixels whose label is constant over a window; (0, 0) where the sequence is shorter than n.
     """
     kept = total = 0
     constant = np.zeros(labels.shape[1:], np.int32)  # for how many frames the label is the same
@@ -107,27 +94,19 @@ def video_consistency(labels: np.ndarray, predictions: np.ndarray, num_frames: i
 
 
 def flicker(labels: np.ndarray, predictions: np.ndarray) -> tuple[int, int]:
-    """Counts pixels of consecutive frames whose truth stays the same (and is not ignored).
-
-    Args:
-      labels: u8 [T, H, W], 255 = ignore.
-      predictions: u8 [T, H, W].
-
-    Returns:
-      Those whose prediction changes, and all of them.
-    """
+    """Pixels of consecutive frames, u8 [T, H, W], whose prediction changes though the truth does not, and all such."""
     is_constant = (labels[1:] == labels[:-1]) & (labels[1:] != types.IGNORE)
     is_changed = is_constant & (predictions[1:] != predictions[:-1])
     return int(is_changed.sum()), int(is_constant.sum())
 
 
 def flow_consistency(predictions: np.ndarray, flow: np.ndarray) -> tuple[int, int]:
-    """Counts pixels whose surface point was visible, inside the picture, in the frame before.
+    """Pixels whose surface point was visible, inside the picture, in the frame before.
 
     Args:
       predictions: u8 [T, H, W].
-      flow: f32 [T, H, W, 2], as `types.Sequence.flow`: (x, y) to the point's position in frame t - 1, rounded
-        to the nearest pixel here; nan where it was not visible.
+      flow: f32 [T, H, W, 2], as `types.Sequence.flow`: (x, y) to the point's position in frame t - 1, rounded to the
+        nearest pixel here; nan where it was not visible.
 
     Returns:
       Those with the same prediction in both frames, and all of them.
@@ -164,13 +143,7 @@ class SequenceScores:
         self._flow = np.zeros(2, np.int64)
 
     def add(self, labels: np.ndarray, predictions: np.ndarray, flow: np.ndarray | None = None) -> None:
-        """Adds one sequence.
-
-        Args:
-          labels: u8 [T, H, W], 255 = ignore.
-          predictions: u8 [T, H, W].
-          flow: f32 [T, H, W, 2], nan = not visible, or None where the true flow is not known.
-        """
+        """Adds one sequence u8 [T, H, W]; its true flow f32 [T, H, W, 2] (nan = not visible) where it is known."""
         labels, predictions = np.asarray(labels), np.asarray(predictions)
         num_classes = len(self._names)
         for truth, found in zip(labels, predictions, strict=True):
@@ -192,11 +165,10 @@ class SequenceScores:
         self._flow += other._flow
 
     def result(self) -> dict[str, Any]:
-        """The shares of all sequences together, ready for JSON.
+        """The shares of all sequences together, ready for JSON: 0..1, None where there was nothing to count.
 
-        Returns:
-          `miou`, `fwiou`, `accuracy`, `class_accuracy`, `iou` and `class_accuracies` (by class name), `vc` (by n, as
-          text), `flicker`, `flow_consistency`: 0..1, None where there was nothing to count.
+        `miou`, `fwiou`, `accuracy`, `class_accuracy`, `iou` and `class_accuracies` (by class name), `vc` (by n, as
+        text), `flicker`, `flow_consistency`.
         """
         found = scores(self.counts)
         is_empty = not self.counts.any()
@@ -212,9 +184,8 @@ class SequenceScores:
     def pixel_counts(self) -> dict[str, Any]:
         """What the shares are made of, ready for JSON.
 
-        Returns:
-          `confusion` (K rows = truth, K columns), and `counts`: of `vc` (by n, as text), `flicker` and
-          `flow_consistency`, [pixels counted for it, all pixels].
+        `confusion` (K rows = truth, K columns), and `counts`: of `vc` (by n, as text), `flicker` and
+        `flow_consistency`, [pixels counted for it, all pixels].
         """
         pairs = {"flicker": self._flicker.tolist(), "flow_consistency": self._flow.tolist()}
         vc = {str(num_frames): pair.tolist() for num_frames, pair in self._vc.items()}

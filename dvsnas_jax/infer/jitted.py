@@ -32,7 +32,7 @@ class Jitted(dispatch.Dispatch):
 
     def segment(self, frames: np.ndarray) -> dispatch.Labels:
         """As frame by frame, up to ties of the arg-max, but many frames at a time."""
-        state, parts = programs.initial_state(self._model), []
+        state, parts = self._model.initial_state(), []
         for found in self._forward(self._model.variables, frames):
             state, part = self._follow_fn(self._model.params, state, found)
             parts.append(part)
