@@ -1,5 +1,6 @@
 """What tests/test_mesh.py runs in a process of its own, on 8 virtual devices: `mesh_worker.py CASE OUTPUT`."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -71,7 +72,7 @@ def run_steps(mesh: jax.sharding.Mesh, num_parts: int, num_genotypes: int, size:
     state = made.init(jax.random.key(0))
     # Weights that matter: the head starts at zero.
     params = jax.tree.map(lambda x: x + 0.1, state.params)
-    state = state.replace(params=params)
+    state = dataclasses.replace(state, params=params)
     batches = draw_clips(3, num_parts, size, NUM_CLIPS)
     batches[2, -1] = -1
     train = made.train_shared.lower(state, genotypes, store, clips).compile()

@@ -1,5 +1,6 @@
 """The search with a world whose answer is known, and its steps on real (tiny) features."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -86,7 +87,7 @@ def run_loop(folder: pathlib.Path, *, stop_at: int | None = None, num_steps: int
     def train(state: loop.LoopState, step: int):
         if step == stop_at:
             stop.requested = True
-        return state.replace(shared=state.shared + 1), {"loss": 1.0 / (step + 1)}
+        return dataclasses.replace(state, shared=state.shared + 1), {"loss": 1.0 / (step + 1)}
 
     def evaluate(shared: chex.Array, genotypes: np.ndarray):
         assert genotypes.shape == (3, 2, 5)
@@ -271,7 +272,7 @@ def test_a_diverging_genotype_does_not_poison_the_shared_weights() -> None:
     clips = np.array([[0, 1, 2, 3]], np.int32)
     scores = step.evaluate_shared(broken, np.stack([bad, good]), store, clips)
     assert np.asarray(scores.is_finite).tolist() == [False, True]
-    poisoned = state.replace(params=broken)
+    poisoned = dataclasses.replace(state, params=broken)
     head = np.asarray(broken["ports"]["head"]["kernel"])
     new, metrics = step.train_shared(poisoned, bad[None], store, clips)
     assert float(metrics["share_finite"]) == 0.0

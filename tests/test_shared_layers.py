@@ -1,5 +1,6 @@
 """The written-out gradients behind the supernet: those of autodiff, of what was read, without copies."""
 
+import dataclasses
 import re
 
 import jax
@@ -112,7 +113,7 @@ def test_the_gradient_reaches_the_state_before_a_frame():
 
     def slopes(step) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         def loss_fn(own: tuple[jax.Array, jax.Array]) -> jax.Array:
-            after, logits = step(state.replace(state=own[0], logits=own[1]))
+            after, logits = step(dataclasses.replace(state, state=own[0], logits=own[1]))
             return loss_and_logits(logits)[0] + loss_and_logits(after.state)[0]
 
         return jax.jit(jax.value_and_grad(loss_fn))((state.state, state.logits))
@@ -128,7 +129,8 @@ def test_what_is_not_read_is_not_computed():
     supernet = supernet_lib.make(SPACE, SETTINGS)
     params = randomised(supernet.init(jax.random.key(0)), 1)
     features = make_features(2)
-    broken = features.replace(maps={**features.maps, "stage1": jnp.full_like(features.maps["stage1"], jnp.nan)})
+    bad = jnp.full_like(features.maps["stage1"], jnp.nan)
+    broken = dataclasses.replace(features, maps={**features.maps, "stage1": bad})
     stage1 = INPUTS.index("stage1")
     run = jax.jit(
         jax.value_and_grad(

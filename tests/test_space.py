@@ -225,7 +225,7 @@ def test_first_frame_is_its_own_history() -> None:
     np.testing.assert_allclose(maps["prev_logits"], maps["logits"], atol=1e-6)
     raw = maps["image_diff"]
     np.testing.assert_allclose(raw, jnp.broadcast_to(raw[:1, :1, :1], raw.shape), atol=1e-6)
-    later = state.replace(is_first=jnp.zeros((2,), bool), logits=features.logits[:, ::-1])
+    later = dataclasses.replace(state, is_first=jnp.zeros((2,), bool), logits=features.logits[:, ::-1])
     moved = projections.cell_inputs(same, later, features, INPUTS, scope)
     np.testing.assert_allclose(moved["prev_logits"], maps["logits"][:, ::-1], atol=1e-5)
 

@@ -6,10 +6,10 @@ grid, C channels, K classes, L layers, N genotypes, S tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import chex
 import jax
 import numpy as np
 
@@ -20,7 +20,8 @@ IGNORE = 255
 """The label of a pixel that counts in no loss and no metric."""
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Clip:
     """A batch of short clips.
 
@@ -33,7 +34,7 @@ class Clip:
     labels: Array
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@dataclasses.dataclass(frozen=True)
 class Sequence:
     """One long video for evaluation frame by frame (host arrays).
 
@@ -53,7 +54,8 @@ class Sequence:
     clean: np.ndarray | None = None
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Features:
     """What the static network knows of one frame.
 
@@ -68,7 +70,8 @@ class Features:
     logits: Array
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class FeatureStore:
     """The static network's features of many clips, computed once and kept.
 
@@ -85,7 +88,8 @@ class FeatureStore:
         return self.labels.shape[0]
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class CellState:
     """What a cell carries from frame to frame.
 
@@ -95,9 +99,9 @@ class CellState:
       logits: [B, h, w, K], the cell's logits at t - 1 (the static network's after a key frame).
       image: [B, h, w, 3], the normalised frame at t - 1, averaged to the grid.
       is_first: bool [B], nothing was seen yet: `prev_*` are the current frame's own values.
-      age: propagate: i32 [B, rows, columns], frames since each region was computed by the static network, -1 = never;
-        refine: None.
-      reference: propagate with a learned schedule: [B, h, w, C_cut], the deepest cheap map of that frame; else None.
+      age: propagate: i32 [B, rows, columns], frames since each region was computed by the static network, -1 = never.
+      reference: propagate with a learned schedule: [B, h, w, C_cut], the deepest cheap map of that frame.
+      is_propagating: the mode, not an array; None above is what it does not have.
     """
 
     state: Array
@@ -107,9 +111,21 @@ class CellState:
     is_first: Array
     age: Array | None = None
     reference: Array | None = None
+    is_propagating: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def to_dict(self) -> dict[str, Array]:
+        """Its arrays by name, for what is told plain containers alone."""
+        arrays = {name: value for name, value in vars(self).items() if name != "is_propagating"}
+        return {name: value for name, value in arrays.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Array]) -> CellState:
+        """The inverse of `to_dict`."""
+        return cls(**values, is_propagating="age" in values)
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Samples:
     """Genotypes drawn by a policy.
 
@@ -124,7 +140,7 @@ class Samples:
     entropy: Array
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@dataclasses.dataclass(frozen=True)
 class ClassTable:
     """Names and colours of the K train ids.
 

@@ -53,9 +53,9 @@ def _follow(
 
     def step(state: types.CellState, frame: types.Features) -> tuple[types.CellState, tuple[jax.Array, jax.Array]]:
         state, logits = cell.step(params, state, frame)
-        share = jnp.ones(()) if state.age is None else (state.age == 0).mean(dtype=jnp.float32)
+        share = (jnp.asarray(state.age) == 0).mean(dtype=jnp.float32) if state.is_propagating else jnp.ones(())
         return state, (logits, share)
 
     clip = jax.tree.map(lambda x: x[:, None], found)  # of one video
-    after, (logits, shares) = jax.lax.scan(step, programs.to_state(state), clip)
-    return programs.to_dict(after), (static, model.predict(logits[:, 0]), shares)
+    after, (logits, shares) = jax.lax.scan(step, types.CellState.from_dict(state), clip)
+    return after.to_dict(), (static, model.predict(logits[:, 0]), shares)

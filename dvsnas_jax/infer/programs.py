@@ -125,7 +125,7 @@ class Model:
         """The state of one video before its first frame; without a cell there is none."""
         if self.cell is None:
             return {}
-        return to_dict(self.cell.initial_state(static_net.frame_shapes(self.net, self.size)))
+        return self.cell.initial_state(static_net.frame_shapes(self.net, self.size)).to_dict()
 
     def predict(self, logits: types.Array) -> jax.Array:
         """Logits [B, h, w, K] -> labels u8 [B, H, W]."""
@@ -135,12 +135,12 @@ class Model:
         return static_net.infer(self.net, weights["static"], frame, last)
 
     def _labelled(self, state: types.CellState) -> Stepped:
-        return to_dict(state), self.predict(state.logits)
+        return state.to_dict(), self.predict(state.logits)
 
     def _advanced(self, weights: Any, state: State, maps: Any) -> types.CellState:
         """The state after a frame by the cell alone, from its cheap maps."""
         cheap = types.Features(maps=maps, logits=jnp.zeros((*maps["image"].shape[:3], 0)))
-        return self._cell.advance(weights["cell"], to_state(state), cheap)
+        return self._cell.advance(weights["cell"], types.CellState.from_dict(state), cheap)
 
     def static(self, weights: Any, frame: jax.Array) -> jax.Array:
         return self.predict(self._infer(weights, frame).logits)
@@ -148,11 +148,13 @@ class Model:
     def step(self, weights: Any, state: State, frame: jax.Array) -> Stepped:
         if self.cell is None:
             return state, self.static(weights, frame)
-        after, logits = self.cell.step(weights["cell"], to_state(state), self._infer(weights, frame))
-        return to_dict(after), self.predict(logits)
+        after, logits = self.cell.step(weights["cell"], types.CellState.from_dict(state), self._infer(weights, frame))
+        return after.to_dict(), self.predict(logits)
 
     def key(self, weights: Any, state: State, frame: jax.Array) -> Stepped:
-        return self._labelled(self._cell.restart(weights["cell"], to_state(state), self._infer(weights, frame)))
+        return self._labelled(
+            self._cell.restart(weights["cell"], types.CellState.from_dict(state), self._infer(weights, frame))
+        )
 
     def other(self, weights: Any, state: State, frame: jax.Array) -> Stepped:
         return self.other_seen(weights, state, self._infer(weights, frame, self.depth).maps)
@@ -162,7 +164,7 @@ class Model:
 
     def look(self, weights: Any, state: State, frame: jax.Array) -> tuple[Any, jax.Array]:
         cheap = self._infer(weights, frame, self.depth)
-        log_odds = cell_frame.due(weights["cell"]["ports"], self.settings, to_state(state), cheap)[1]
+        log_odds = cell_frame.due(weights["cell"]["ports"], self.settings, types.CellState.from_dict(state), cheap)[1]
         assert log_odds is not None, "the schedule is learned"
         return dict(cheap.maps), self.settings.schedule.scores(log_odds)
 
@@ -177,7 +179,7 @@ class Model:
 
     def join(self, weights: Any, state: State, maps: Any, canvas: Any, is_due: jax.Array) -> Stepped:
         full = types.Features(maps={**maps, "decoder": canvas[0]}, logits=canvas[1])
-        restarted = self._cell.restart(weights["cell"], to_state(state), full)
+        restarted = self._cell.restart(weights["cell"], types.CellState.from_dict(state), full)
         return self._labelled(self._cell.merge(restarted, self._advanced(weights, state, maps), is_due))
 
 
@@ -193,16 +195,6 @@ def model_of(
     if cell is None:
         settings = dataclasses.replace(settings, mode="refine")
     return Model(net, variables, cell, params, settings, (config.data.height, config.data.width))
-
-
-def to_dict(state: types.CellState) -> State:
-    """A state as a plain dictionary."""
-    return {name: value for name, value in vars(state).items() if value is not None}
-
-
-def to_state(values: State) -> types.CellState:
-    """The inverse of `to_dict`."""
-    return types.CellState(**values)
 
 
 def _named(tree: Any, separator: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +19,8 @@ LOG = "genotypes.jsonl"
 STAGE = "search"
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class LoopState:
     """Everything that a search changes.
 

@@ -10,6 +10,7 @@ spread over devices, and no device waits for another inside a branch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +31,8 @@ from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.train import losses, optim
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class SharedState:
     """What `train_shared` changes.
 
@@ -45,7 +47,8 @@ class SharedState:
     step: types.Array
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class SharedScores:
     """What `evaluate_shared` counts on the target frames.
 
@@ -60,7 +63,8 @@ class SharedScores:
     is_finite: types.Array
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class AloneState:
     """What `train_alone` changes.
 

@@ -184,7 +184,7 @@ def _make_unrolls(
         ) -> tuple[types.CellState, tuple[operations.Moments, jax.Array]]:
             record: operations.Moments = {}
             state, _ = step(params, state, frame, record)
-            share = 1.0 if state.age is None else (state.age > 0).mean(dtype=jnp.float32)
+            share = (jnp.asarray(state.age) > 0).mean(dtype=jnp.float32) if state.is_propagating else 1.0
             return state, (record, jnp.asarray(share))
 
         _, (record, shares) = cell_frame.unroll(recording_step, start(features), features)

@@ -146,6 +146,7 @@ def initial_state(settings: CellSettings, features: types.Features) -> types.Cel
         is_first=jnp.ones((num,), bool),
         age=jnp.full((num, *schedule.regions), -1, jnp.int32) if settings.is_propagating else None,
         reference=jnp.zeros_like(features.maps[settings.cut]) if has_reference else None,
+        is_propagating=settings.is_propagating,
     )
 
 
@@ -169,17 +170,13 @@ def cell_output(
     new = jax.nn.relu(scope.child("output", "norm").normalize(params["output"]["norm"], y))
     found = layers.conv(new, params["head"]["kernel"].astype(new.dtype))
     found += layers.per_channel(params["head"]["bias"].astype(new.dtype), 4)
-    is_refining = state.age is None
-    logits = features.logits + found if is_refining else found
-    return types.CellState(
-        state=new,
-        decoder=features.maps["decoder"] if is_refining else state.decoder,
-        logits=logits,
-        image=features.maps["image"],
-        is_first=jnp.zeros((mean.shape[0],), bool),
-        age=None if state.age is None else state.age + 1,
-        reference=state.reference,
+    after = dataclasses.replace(
+        state, state=new, logits=found, image=features.maps["image"], is_first=jnp.zeros((mean.shape[0],), bool)
     )
+    if state.is_propagating:
+        assert state.age is not None
+        return dataclasses.replace(after, age=state.age + 1)
+    return dataclasses.replace(after, decoder=features.maps["decoder"], logits=features.logits + found)
 
 
 def key_frame(
@@ -195,7 +192,8 @@ def key_frame(
     `start` is that map, where it was projected before.
     """
     assert state.age is not None, "only propagate mode has key frames"
-    return types.CellState(
+    return dataclasses.replace(
+        state,
         state=projections.project(params, "decoder", features.maps["decoder"], scope) if start is None else start,
         decoder=features.maps["decoder"],
         logits=features.logits,
@@ -239,19 +237,9 @@ def merge(key: types.CellState, other: types.CellState, is_key: jax.Array) -> ty
     """
     mask = schedule_lib.spread(is_key, (key.logits.shape[1], key.logits.shape[2]))
 
-    def pick(name: str) -> Any:
-        ours, theirs = getattr(key, name), getattr(other, name)
-        return None if ours is None else jnp.where(mask, ours, theirs)
-
-    return types.CellState(
-        state=pick("state"),
-        decoder=pick("decoder"),
-        logits=pick("logits"),
-        image=other.image,
-        is_first=other.is_first,
-        age=jnp.where(is_key, jnp.asarray(key.age), jnp.asarray(other.age)),
-        reference=pick("reference"),
-    )
+    names = ("state", "decoder", "logits", *(["reference"] if key.reference is not None else []))
+    picked: dict[str, Any] = {name: jnp.where(mask, getattr(key, name), getattr(other, name)) for name in names}
+    return dataclasses.replace(other, **picked, age=jnp.where(is_key, jnp.asarray(key.age), jnp.asarray(other.age)))
 
 
 def finish(

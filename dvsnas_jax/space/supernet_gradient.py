@@ -7,6 +7,7 @@ projections that depend on the state, output, head, key frames) is small and is 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -233,15 +234,8 @@ class _Clip:
     def _slim(self, state: types.CellState) -> types.CellState:
         """A state without the maps that `_own` and `_after` do not read: less to keep of every frame."""
         nothing = state.logits[..., :0]
-        return types.CellState(
-            state=state.state,
-            decoder=state.decoder if self._settings.is_propagating else nothing,
-            logits=state.logits,
-            image=nothing,
-            is_first=state.is_first,
-            age=state.age,
-            reference=state.reference,
-        )
+        decoder = state.decoder if state.is_propagating else nothing
+        return dataclasses.replace(state, decoder=decoder, image=nothing)
 
     def _own(
         self,
@@ -324,15 +318,7 @@ def _carried(state: types.CellState) -> Carried:
 
 
 def _with(state: types.CellState, carried: Carried) -> types.CellState:
-    return types.CellState(
-        state=carried[0],
-        decoder=state.decoder,
-        logits=carried[1],
-        image=state.image,
-        is_first=state.is_first,
-        age=state.age,
-        reference=state.reference,
-    )
+    return dataclasses.replace(state, state=carried[0], logits=carried[1])
 
 
 def _add(a: Any, b: Any) -> Any:

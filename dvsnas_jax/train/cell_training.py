@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -29,7 +29,8 @@ CELL_STAGE = "cell"
 BEST = winners.BEST
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class CellTrainState:
     """What the training of a cell changes.
 

@@ -106,7 +106,7 @@ def shapes(
     net = static_net.make(config.net, pipeline.class_table(data).num_classes)
     found = static_net.frame_shapes(net, size)
 
-    def stored(x: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    def stored(x: Any, dtype: Any) -> Any:
         return jax.ShapeDtypeStruct((num_clips, data.num_frames, *x.shape[1:]), dtype, sharding=sharding)
 
     kept = types.Features(maps={name: found.maps[name] for name in names}, logits=found.logits)

@@ -5,13 +5,13 @@ It is data parallel over all devices; the batch statistics are those of the whol
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -33,7 +33,8 @@ _COPIES = 4
 """Of the variables while they are trained: they, their average, the best of it, gradients."""
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class PretrainState:
     """What the training of a static network changes.
 
@@ -153,7 +154,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
         if miou <= float(state.best_miou):
             return state
         best = jax.tree.map(jnp.copy, state.average)  # a copy: the step donates the state
-        return state.replace(best=best, best_miou=jnp.float32(miou))  # type: ignore[attr-defined]
+        return dataclasses.replace(state, best=best, best_miou=jnp.float32(miou))
 
     state = training_loop.fit(
         state,
@@ -232,7 +233,8 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, variables["params"])
         params = optax.apply_updates(variables["params"], updates)
         variables = {"params": params, "batch_stats": batch_stats}
-        state = state.replace(  # type: ignore[attr-defined]
+        state = dataclasses.replace(
+            state,
             variables=variables,
             average=optim.polyak(decay, state.average, variables, state.step),
             opt_state=opt_state,

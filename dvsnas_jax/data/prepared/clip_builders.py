@@ -228,7 +228,7 @@ class _Clips:
         self.num_workers = min(os.cpu_count() or 1, 16)
         self.shard_counts = dict.fromkeys(planned.sources, 1)
         self.on_example: Callable[[], None] = lambda: None
-        super().__init__(file_format="array_record", **kwargs)
+        super().__init__(**kwargs | {"file_format": "array_record"})
 
     def _info(self) -> Any:
         tfds = builders.tensorflow_datasets()

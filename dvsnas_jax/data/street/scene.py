@@ -143,7 +143,7 @@ def _lots(rng: np.random.Generator, light: np.ndarray) -> Lots:
     leaf = np.array([70.0, 98, 48]) * rng.uniform(0.6, 1.3, (*shape, 1))
     paint = np.stack([wall * sides, shop * sides, glass, leaf]) * light  # [4, 3, NUM_LOTS, channels]
     as_f32 = [np.ascontiguousarray(a, np.float32) for a in (start, length, height, paint.reshape(-1, 3).T, window)]
-    return Lots(*as_f32, is_tree)
+    return Lots(*[*as_f32, is_tree])
 
 
 def _furniture(build: props.Builder, road: float, wall: float, lots: Lots, end: float) -> None:
