@@ -8,19 +8,10 @@ import shutil
 import tempfile
 from typing import Any
 
-import jax
-import ml_collections
-import numpy as np
-
-import dvsnas_jax
-from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import json_text, output_files, workdir
-from dvsnas_jax.data.datasets import layouts, written_ids
-from dvsnas_jax.data.loading import pipeline
 from dvsnas_jax.deploy import onnx_files, run_model, savedmodel, stablehlo
-from dvsnas_jax.infer import artifact, programs
-from dvsnas_jax.nets import static_net
+from dvsnas_jax.infer import artifact
 from dvsnas_jax.train import claims
 
 SAVEDMODEL, TFLITE = "savedmodel", "model.tflite"
@@ -63,7 +54,10 @@ def run(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
             made = pathlib.Path(scratch)
-            manifest = {**_about(config, model, genotype), **stablehlo.write(made, model, is_baked=is_baked)}
+            manifest = {
+                **run_model.describe(config, model, genotype),
+                **stablehlo.write(made, model, is_baked=is_baked),
+            }
             if has_savedmodel:
                 savedmodel.write(made / SAVEDMODEL, model)
             if has_tflite:
@@ -84,32 +78,8 @@ def run(
     }
 
 
-def _about(config: ml_collections.ConfigDict, model: programs.Model, genotype: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest says of the run and its model."""
-    table = pipeline.class_table(config.data)
-    return {
-        "format": artifact.FORMAT,
-        "version": artifact.VERSION,
-        "genotype": genotype,
-        "mode": model.settings.mode,
-        "classes": list(table.names),
-        "colors": np.asarray(table.colors).tolist(),
-        "normalisation": {"input": "u8 RGB / 255", "mean": static_net.MEAN, "std": static_net.STD, "where": "inside"},
-        "size": list(model.size),
-        **programs.describe(model),
-        "versions": {"dvsnas_jax": dvsnas_jax.__version__, "jax": jax.__version__},
-        "net": config_lib.to_json_dict(config.net),
-        "ids": written_ids.of(config.data).tolist(),
-        "trained_on": layouts.title(config.data),
-    }
-
-
 def _check(target: pathlib.Path) -> None:
-    """Whether a folder can be written: it is none yet, empty, or an earlier export, one that was interrupted, too.
-
-    Raises:
-      UserError: it holds something else.
-    """
+    """A UserError unless a folder is none yet, empty, or an earlier export, one that was interrupted, too."""
     if target.exists() and any(target.iterdir()) and not _written(target):
         raise errors.UserError(f"--output: {target} is no exported folder and not empty; choose another --output")
 

@@ -15,6 +15,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,11 +64,7 @@ class Segmenter:
         return self.dispatch.initial_state()
 
     def step(self, state: State, frame: Frame) -> tuple[State, jax.Array]:
-        """Segments the next frame.
-
-        Args:
-          state: after the frame before, or `init()`. It stays valid.
-          frame: u8 [H, W, 3], RGB, of the size `size`.
+        """Segments the next frame, u8 [H, W, 3] RGB of the size `size`; the state before it stays valid.
 
         Returns:
           The state for the next frame, and labels u8 [H, W], which may still be computed.
@@ -122,59 +119,29 @@ def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> Se
     folder = pathlib.Path(path)
     if not os.path.isdir(folder):
         raise errors.UserError(f"{folder}: no such folder, give a run folder or an exported one")
-    return _load_artifact(folder, key_interval) if artifact.is_artifact(folder) else _load_run(folder, key_interval)
-
-
-def _load_artifact(path: pathlib.Path, key_interval: int | None) -> Segmenter:
-    """Opens an exported folder."""
-    manifest, made = artifact.open_folder(path, key_interval)
-    _check_interval(manifest["mode"], key_interval)
+    about, made = artifact.open_folder(folder) if artifact.is_artifact(folder) else _open_run(folder)
+    if key_interval is not None:
+        _check_interval(about["mode"], key_interval)
+        made = made.with_interval(key_interval)
     return Segmenter(
-        size=(manifest["size"][0], manifest["size"][1]),
-        classes=tuple(manifest["classes"]),
-        colors=np.array(manifest["colors"], np.uint8),
-        ids=np.array(manifest.get("ids", range(len(manifest["classes"]))), np.int32),
-        mode=manifest["mode"],
-        trained_on=str(manifest.get("trained_on", "")),
+        size=(about["size"][0], about["size"][1]),
+        classes=tuple(about["classes"]),
+        colors=np.array(about["colors"], np.uint8),
+        ids=np.array(about.get("ids", range(len(about["classes"]))), np.int32),
+        mode=about["mode"],
+        trained_on=str(about.get("trained_on", "")),
         dispatch=made,
     )
 
 
-def _load_run(path: pathlib.Path, key_interval: int | None) -> Segmenter:
-    """Opens a run folder; nothing is written to it."""
-    from dvsnas_jax.core.files import workdir
-    from dvsnas_jax.data.datasets import layouts, written_ids
-    from dvsnas_jax.data.loading import pipeline
+def _open_run(path: pathlib.Path) -> tuple[dict[str, Any], dispatch_lib.Dispatch]:
     from dvsnas_jax.deploy import run_model
-    from dvsnas_jax.train import cell_training, claims
 
-    folder = workdir.Workdir(path)
-    config = claims.config_of(folder)
-    mode = config.space.mode if cell_training.has_cell(folder) else "refine"  # alone it sees every frame
-    _check_interval(mode, key_interval)
-    if key_interval is not None:
-        config = config.copy_and_resolve_references().unlock()
-        config.schedule.interval = key_interval
-    table = pipeline.class_table(config.data)
-    return Segmenter(
-        size=(config.data.height, config.data.width),
-        classes=table.names,
-        colors=table.colors,
-        ids=written_ids.of(config.data),
-        mode=mode,
-        trained_on=layouts.title(config.data),
-        dispatch=run_model.jit(config, folder),
-    )
+    return run_model.open_folder(path)
 
 
-def _check_interval(mode: str, key_interval: int | None) -> None:
-    """Checks an interval that is asked for.
-
-    Raises:
-      UserError: the mode has no key frames, or it is below 1.
-    """
-    if key_interval is None:
-        return
+def _check_interval(mode: str, key_interval: int) -> None:
+    """A UserError where the mode has no key frames, or the interval is below 1."""
     if mode != "propagate":
         raise errors.UserError(f"key interval {key_interval}: mode {mode} has no key frames, leave it out")
     if key_interval < 1:

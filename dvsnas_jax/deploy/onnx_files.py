@@ -25,11 +25,7 @@ FOLDER = "onnx"
 
 
 def require() -> None:
-    """Whether the converter is there.
-
-    Raises:
-      UserError: it is not installed.
-    """
+    """A UserError where the converter is not installed."""
     try:
         is_installed = importlib.util.find_spec("jax2onnx") is not None
     except ValueError:  # marked as absent
@@ -58,11 +54,7 @@ def write(path: pathlib.Path, model: programs.Model) -> dict[str, Any]:
 
 
 def convert(name: str, program: programs.Program) -> tuple[bytes, dict[str, Any]]:
-    """One program as the contents of an ONNX file, and its inputs and outputs.
-
-    Raises:
-      UserError: the converter does not take it.
-    """
+    """One program as the contents of an ONNX file, and its inputs and outputs; a UserError where it cannot be."""
     # It tells of every example of its own that it cannot load.
     logging.getLogger("jax2onnx").setLevel(logging.CRITICAL)
     import jax2onnx

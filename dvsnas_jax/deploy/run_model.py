@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
+import jax
 import ml_collections
+import numpy as np
 
+import dvsnas_jax
 from dvsnas_jax.core import compilation, errors
+from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.infer import jitted, programs
+from dvsnas_jax.data.datasets import layouts, written_ids
+from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.infer import artifact, jitted, programs
+from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_training, features, pretrain
+from dvsnas_jax.train import cell_training, claims, features, pretrain
 
 
 def read(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tuple[programs.Model, dict[str, Any]]:
@@ -31,7 +39,39 @@ def read(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tuple[pr
     return programs.model_of(config, settings, variables, cell, params), genotype_lib.to_dict(space, genotype)
 
 
-def jit(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> jitted.Jitted:
-    """What `read` returns, jitted with the effort that the config says."""
+def describe(config: ml_collections.ConfigDict, model: programs.Model, genotype: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest of an exported folder says of a run and of what `read` returns."""
+    table = pipeline.class_table(config.data)
+    return {
+        "format": artifact.FORMAT,
+        "version": artifact.VERSION,
+        "genotype": genotype,
+        "mode": model.settings.mode,
+        "classes": list(table.names),
+        "colors": np.asarray(table.colors).tolist(),
+        "normalisation": {"input": "u8 RGB / 255", "mean": static_net.MEAN, "std": static_net.STD, "where": "inside"},
+        "size": list(model.size),
+        **programs.describe(model),
+        "versions": {"dvsnas_jax": dvsnas_jax.__version__, "jax": jax.__version__},
+        "net": config_lib.to_json_dict(config.net),
+        "ids": written_ids.of(config.data).tolist(),
+        "trained_on": layouts.title(config.data),
+    }
+
+
+def jit(config: ml_collections.ConfigDict, model: programs.Model) -> jitted.Jitted:
+    """The model of a run, jitted with the effort that its config says."""
     with compilation.effort(config.compile_effort):
-        return jitted.Jitted(read(config, folder)[0])
+        return jitted.Jitted(model)
+
+
+def open_folder(path: pathlib.Path) -> tuple[dict[str, Any], jitted.Jitted]:
+    """What `artifact.open_folder` returns, of a run folder; nothing is written to it.
+
+    Raises:
+      UserError: it is none, or holds no trained network.
+    """
+    folder = workdir.Workdir(path)
+    config = claims.config_of(folder)
+    model, genotype = read(config, folder)
+    return describe(config, model, genotype), jit(config, model)

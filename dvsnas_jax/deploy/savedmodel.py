@@ -7,6 +7,7 @@ not know the operation.
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -41,8 +42,10 @@ def write(path: str | os.PathLike[str], model: programs.Model) -> None:
     with compilation.target(stablehlo.BACKENDS["cpu"]):
         for name, program in made.items():
             call = stablehlo.exported(program, "cpu", _PLATFORMS).call
-            converted = _converted(call, ["b, ..." if program.is_batched else None for _ in program.args], _PLATFORMS)
-            setattr(module, name, _bound(tf, converted, _weights(module, program), _specs(tf, program)))
+            shapes = ["b, ..." if program.is_batched else None for _ in program.args]
+            bound = _bound(module, program, call, shapes, _PLATFORMS)
+            specs = jax.tree.map(functools.partial(_spec, tf, program), list(program.args))
+            setattr(module, name, tf.function(bound, input_signature=specs, autograph=False))
         constants = {name: tf.constant(np.asarray(x)) for name, x in model.initial_state().items()}
         module.initial_state = tf.function(lambda: dict(constants), input_signature=[], autograph=False)
         signed = _sign(tf, module, signatures, _PLATFORMS)
@@ -99,30 +102,34 @@ def _module(tf: Any, made: Mapping[str, programs.Program]) -> Any:
     return module
 
 
-def _weights(module: Any, program: programs.Program) -> list[Any]:
-    return [module.weights[name.replace("/", ".")] for name in program.named_weights()]
-
-
-def _converted(fn: Callable[..., Any], shapes: Sequence[str | None], platforms: Sequence[str]) -> Callable[..., Any]:
-    """`(list of weights, *args) -> results` for TensorFlow."""
+def _bound(
+    module: Any, program: programs.Program, fn: Callable[..., Any], shapes: Sequence[str | None], platforms: Any
+) -> Callable[..., Any]:
+    """A function `(list of the program's weights, *args) -> results` for TensorFlow, with its weights."""
     from jax.experimental import jax2tf
 
-    return jax2tf.convert(
+    converted = jax2tf.convert(
         fn, polymorphic_shapes=[None, *shapes], with_gradient=False, native_serialization_platforms=platforms
     )
+    weights = [module.weights[name.replace("/", ".")] for name in program.named_weights()]
+    return lambda *args: converted(list(weights), *args)
+
+
+def _spec(tf: Any, program: programs.Program, leaf: Any) -> Any:
+    """An argument as TensorFlow describes it."""
+    shape = (None, *leaf.shape[1:]) if program.is_batched else leaf.shape
+    return tf.TensorSpec(shape, np.dtype(leaf.dtype).name)
 
 
 def _sign(tf: Any, module: Any, made: Mapping[str, programs.Program], platforms: Sequence[str]) -> dict[str, Any]:
     """Concrete functions of one video, whose inputs and outputs have names."""
 
     def sign(program: programs.Program) -> Any:
-        converted = _converted(program.of_listed_weights(), [None for _ in program.args], platforms)
-        tree, weights = jax.tree.structure(program.args), _weights(module, program)
-        inputs, outputs = program.input_names(), program.result_names()
+        bound = _bound(module, program, program.of_listed_weights(), [None for _ in program.args], platforms)
+        tree, inputs, outputs = jax.tree.structure(program.args), program.input_names(), program.result_names()
 
         def call(**values: Any) -> dict[str, Any]:
-            args = jax.tree.unflatten(tree, [values[name] for name in inputs])
-            found = jax.tree.leaves(converted(list(weights), *args))
+            found = jax.tree.leaves(bound(*jax.tree.unflatten(tree, [values[name] for name in inputs])))
             # A value that passes through unchanged would be one tensor under two names.
             return {name: tf.identity(value) for name, value in zip(outputs, found, strict=True)}
 
@@ -131,18 +138,3 @@ def _sign(tf: Any, module: Any, made: Mapping[str, programs.Program], platforms:
         return tf.function(call, autograph=False).get_concrete_function(**specs)
 
     return {name: sign(program) for name, program in made.items()}
-
-
-def _bound(tf: Any, converted: Callable[..., Any], weights: Sequence[Any], specs: Sequence[Any]) -> Any:
-    """A function with its weights, traced for these arguments."""
-    return tf.function(lambda *args: converted(list(weights), *args), input_signature=specs, autograph=False)
-
-
-def _specs(tf: Any, program: programs.Program) -> list[Any]:
-    """The arguments as TensorFlow describes them."""
-
-    def spec(leaf: Any) -> Any:
-        shape = [None, *leaf.shape[1:]] if program.is_batched else list(leaf.shape)
-        return tf.TensorSpec(shape, np.dtype(leaf.dtype).name)
-
-    return jax.tree.map(spec, list(program.args))

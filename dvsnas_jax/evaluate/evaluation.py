@@ -65,22 +65,14 @@ def run(
         table = pipeline.class_table(config.data)
         if is_other_data:
             _check_classes(pipeline.class_table(claims.config_of(folder).data).names, table.names, folder.path)
-        model = run_model.jit(config, folder)
+        model = run_model.jit(config, run_model.read(config, folder)[0])
         sequences, strip = sequences_of(config), Strip(config.report.strip_frames)
         claims.claim(config, folder, ignore=ignore)
-
-        def watch(number: int, sequence: types.Sequence, static: np.ndarray, found: np.ndarray) -> None:
-            strip.watch(number, sequence, static)
-            if watch_fn is not None:
-                watch_fn(number, sequence, static, found)
-
         split = config.evaluate.split
-        file = RESULT if split == "val" else f"evaluation_{split}.json"
-        if is_other_data:
-            file = _other_file(config)
+        file = _other_file(config) if is_other_data else RESULT if split == "val" else f"evaluation_{split}.json"
         if distributed.is_main():
             commonest = None if is_other_data else commonest_class(config, table)
-            result = _evaluate(config, model, sequences, commonest=commonest, watch_fn=watch)
+            result = _evaluate(config, model, sequences, commonest=commonest, watch_fns=(strip.watch, watch_fn))
             winner = winners.read(folder)
             folder.write_json(file, {**result, GENOTYPE: winner.digest if winner else None})
             if file == RESULT:
@@ -110,7 +102,7 @@ def run_exported(
             f"--model: {folder} is for {manifest['size']} (height, width), the config's data.height and "
             f"data.width are {size}; set these to the same"
         )
-    result = _evaluate(config, model, sequences_of(config), watch_fn=watch_fn)
+    result = _evaluate(config, model, sequences_of(config), watch_fns=(watch_fn,))
     workdir.Workdir(folder).write_json(_other_file(config), result)
     return result
 
@@ -121,11 +113,7 @@ def _other_file(config: ml_collections.ConfigDict) -> str:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Whether there are videos of `config.evaluate.split`; the frames are not read.
-
-    Raises:
-      UserError: there are none, or their files are not as they should be.
-    """
+    """A UserError where there are no proper videos of `config.evaluate.split`; the frames are not read."""
     if config.data.name != "synthetic":
         sequences_of(config)
 
@@ -138,11 +126,7 @@ def sequences_of(config: ml_collections.ConfigDict) -> Sequence[types.Sequence]:
 
 
 def _check_classes(trained: Sequence[str], given: Sequence[str], where: os.PathLike[str]) -> None:
-    """Whether data has the classes that a network was trained for.
-
-    Raises:
-      UserError: it has others.
-    """
+    """A UserError where data has other classes than a network was trained for."""
     if list(trained) != list(given):
         raise errors.UserError(
             f"{os.fspath(where)}: was trained for the classes {', '.join(trained)}, the data has {', '.join(given)}; "
@@ -156,11 +140,11 @@ def _evaluate(
     sequences: Sequence[types.Sequence],
     *,
     commonest: int | None = None,
-    watch_fn: WatchFn | None,
+    watch_fns: Sequence[WatchFn | None],
 ) -> dict[str, Any]:
     """Scores and, where the config asks for them, times."""
     section, table = config.evaluate, pipeline.class_table(config.data)
-    result = score(model, sequences, table, section, commonest=commonest, watch_fn=watch_fn)
+    result = score(model, sequences, table, section, commonest=commonest, watch_fns=watch_fns)
     result["split"] = section.split
     if section.latency_frames:
         for name, times in timing.measure(model, sequences[0].frames, section.latency_frames).items():
@@ -176,7 +160,7 @@ def score(
     section: ml_collections.ConfigDict,
     *,
     commonest: int | None = None,
-    watch_fn: WatchFn | None = None,
+    watch_fns: Sequence[WatchFn | None] = (),
 ) -> dict[str, Any]:
     """Scores of the static network and of the cell, where there is one; of the former on undegraded frames, too.
 
@@ -186,7 +170,7 @@ def score(
       table: the classes.
       section: `evaluate` of the configuration.
       commonest: a class; always answering it is scored, too. None: nothing of the kind.
-      watch_fn: sees each.
+      watch_fns: see each.
     """
 
     def no_scores() -> metrics.SequenceScores:
@@ -197,7 +181,7 @@ def score(
     with progress.bar(len(sequences), "evaluate") as bar:
         for number, sequence in enumerate(sequences):
             static, cell, key_share = model.segment(sequence.frames)
-            if watch_fn is not None:
+            for watch_fn in filter(None, watch_fns):
                 watch_fn(number, sequence, static, cell)
             predictions = {"static": static, "cell": cell} if model.has_cell else {"static": static}
             if sequence.clean is not None:
@@ -250,8 +234,9 @@ class Strip:
         self._num_frames = num_frames
         self._best: tuple[float, int, int] = (-np.inf, 0, 0)
 
-    def watch(self, number: int, sequence: types.Sequence, static: np.ndarray) -> None:
+    def watch(self, number: int, sequence: types.Sequence, static: np.ndarray, cell: np.ndarray) -> None:
         """Looks at one sequence; only the first few count, since any of them will do."""
+        del cell
         if number >= STRIP_SEQUENCES:
             return
         wrong = ((static != sequence.labels) & (sequence.labels != types.IGNORE)).mean(axis=(1, 2))

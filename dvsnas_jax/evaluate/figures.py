@@ -58,11 +58,9 @@ def is_scored(record: Mapping[str, Any]) -> bool:
 def split_sources(
     records: Records, num_steps: int | None = None
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Candidates of the search, and the uniformly drawn ones of the random line; only the scored ones.
+    """Scored candidates of `genotypes.jsonl`: of the search, and the uniformly drawn ones of the random line.
 
-    Args:
-      records: lines of `genotypes.jsonl`.
-      num_steps: of the search, where known: a random search has the same source as the random line, but earlier steps.
+    A random search has the same source as the random line, but earlier steps: those below `num_steps`, where known.
     """
     parts: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
     for record in filter(is_scored, records):
@@ -98,13 +96,9 @@ def canvas(path: str | pathlib.Path, width: float, height: float) -> Iterator[An
 
 
 def reward(searched: Records, drawn: Records, path: str | pathlib.Path, *, best_hash: str | None = None) -> None:
-    """Reward of every candidate over the search, a running mean for each strategy, and the random line.
+    """Reward of every candidate over the search as SVG, a running mean for each strategy, and the random line.
 
-    Args:
-      searched: scored candidates of the search.
-      drawn: scored candidates of the random line; one of the two may be empty.
-      path: SVG to write.
-      best_hash: of the winner, whose best candidate is marked.
+    Of `split_sources`, one of which may be empty; the best candidate of the hash `best_hash`, the winner, is marked.
     """
     with canvas(path, WIDTH, 3.7) as figure:
         axes = figure.add_subplot()
@@ -133,12 +127,7 @@ def reward(searched: Records, drawn: Records, path: str | pathlib.Path, *, best_
 
 
 def rewards(series: Mapping[str, tuple[Records, Records]], path: str | pathlib.Path) -> None:
-    """Running mean of the reward of several runs, each with its random line.
-
-    Args:
-      series: run -> scored candidates of its search and of its random line.
-      path: SVG to write.
-    """
+    """Running mean of the reward of several runs (each of `split_sources`) as SVG, each with its random line."""
     with canvas(path, WIDTH, 3.6) as figure:
         axes, colors = figure.add_subplot(), itertools.cycle(CYCLE)
         for run, (searched, drawn) in series.items():
@@ -194,16 +183,11 @@ def entropy(steps: np.ndarray, values: np.ndarray, path: str | pathlib.Path) -> 
 
 
 def choices(searched: Records, space: genotypes.Space, num_bins: int = 8) -> dict[str, Any]:
-    """How often each input, operation and aggregation was chosen, over the search.
+    """How often each input, operation and aggregation was chosen by scored candidates, over the search.
 
-    Args:
-      searched: scored candidates of the search.
-      space: what their genotypes refer to.
-      num_bins: stretches of equally many candidates, at most; fewer where there are fewer candidates.
-
-    Returns:
-      `bins`, the last step of every stretch; `inputs`, `operations`, `aggregations`: name -> share in each stretch. All
-      earlier layers together are the input "an earlier layer".
+    In at most `num_bins` stretches of equally many candidates: `bins`, the last step of every stretch; `inputs`,
+    `operations`, `aggregations`: name -> share in each stretch. All earlier layers together are the input "an earlier
+    layer".
     """
     in_order = sorted(searched, key=lambda record: record["step"])
     parts = np.array_split(np.arange(len(in_order)), max(1, min(num_bins, len(in_order))))
@@ -223,13 +207,7 @@ def choices(searched: Records, space: genotypes.Space, num_bins: int = 8) -> dic
 
 
 def classes(names: Sequence[str], series: Mapping[str, Mapping[str, float | None]], path: str | pathlib.Path) -> None:
-    """Bars of the intersection over union of every class.
-
-    Args:
-      names: of the classes, in order.
-      series: network -> class -> IoU in 0..1, None where the class does not occur.
-      path: SVG to write.
-    """
+    """Bars of network -> class -> IoU in 0..1 (None where the class does not occur) as SVG, classes in this order."""
     colors = {"static": GREY, "cell": BLUE}
     with canvas(path, WIDTH, 0.9 + 0.36 * len(names)) as figure:
         axes, height = figure.add_subplot(), 0.8 / len(series)

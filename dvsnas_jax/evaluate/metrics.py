@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -138,9 +138,8 @@ class SequenceScores:
         """For classes of these names and VC_n of these n."""
         self.counts = np.zeros((len(names), len(names)), np.int64)
         self._names = tuple(names)
-        self._vc = {num_frames: np.zeros(2, np.int64) for num_frames in vc_frames}
-        self._flicker = np.zeros(2, np.int64)
-        self._flow = np.zeros(2, np.int64)
+        self._vc_frames = tuple(vc_frames)
+        self._pairs = np.zeros((len(self._vc_frames) + 2, 2), np.int64)  # of each VC_n, of flicker, of flow
 
     def add(self, labels: np.ndarray, predictions: np.ndarray, flow: np.ndarray | None = None) -> None:
         """Adds one sequence u8 [T, H, W]; its true flow f32 [T, H, W, 2] (nan = not visible) where it is known."""
@@ -150,19 +149,15 @@ class SequenceScores:
             is_counted = truth < num_classes  # so not 255 either
             cells = truth[is_counted].astype(np.int64) * num_classes + found[is_counted]
             self.counts += np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
-        for num_frames, pair in self._vc.items():
-            pair += video_consistency(labels, predictions, num_frames)
-        self._flicker += flicker(labels, predictions)
-        if flow is not None:
-            self._flow += flow_consistency(predictions, flow)
+        pairs = [video_consistency(labels, predictions, num_frames) for num_frames in self._vc_frames]
+        pairs.append(flicker(labels, predictions))
+        pairs.append((0, 0) if flow is None else flow_consistency(predictions, flow))
+        self._pairs += pairs
 
     def merge(self, other: SequenceScores) -> None:
         """Adds what another one counted, of the same classes and VC_n."""
         self.counts += other.counts
-        for num_frames, pair in self._vc.items():
-            pair += other._vc[num_frames]
-        self._flicker += other._flicker
-        self._flow += other._flow
+        self._pairs += other._pairs
 
     def result(self) -> dict[str, Any]:
         """The shares of all sequences together, ready for JSON: 0..1, None where there was nothing to count.
@@ -173,13 +168,8 @@ class SequenceScores:
         found = scores(self.counts)
         is_empty = not self.counts.any()
         by_class = {name: dict(zip(self._names, found.pop(name), strict=True)) for name in ("iou", "class_accuracies")}
-        return {
-            **{name: None if is_empty else value for name, value in found.items()},
-            **by_class,
-            "vc": {str(num_frames): _share(pair) for num_frames, pair in self._vc.items()},
-            "flicker": _share(self._flicker),
-            "flow_consistency": _share(self._flow),
-        }
+        shares = {name: None if is_empty else value for name, value in found.items()}
+        return {**shares, **by_class, **self._stability(_share)}
 
     def pixel_counts(self) -> dict[str, Any]:
         """What the shares are made of, ready for JSON.
@@ -187,9 +177,13 @@ class SequenceScores:
         `confusion` (K rows = truth, K columns), and `counts`: of `vc` (by n, as text), `flicker` and
         `flow_consistency`, [pixels counted for it, all pixels].
         """
-        pairs = {"flicker": self._flicker.tolist(), "flow_consistency": self._flow.tolist()}
-        vc = {str(num_frames): pair.tolist() for num_frames, pair in self._vc.items()}
-        return {"confusion": self.counts.tolist(), "counts": {"vc": vc, **pairs}}
+        return {"confusion": self.counts.tolist(), "counts": self._stability(np.ndarray.tolist)}
+
+    def _stability(self, value_fn: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+        """A value for each pair of counts, by name."""
+        *vc, flicker, flow = [value_fn(pair) for pair in self._pairs]
+        by_frames = dict(zip(map(str, self._vc_frames), vc, strict=True))
+        return {"vc": by_frames, "flicker": flicker, "flow_consistency": flow}
 
 
 def _share(pair: np.ndarray) -> float | None:

@@ -34,12 +34,7 @@ _KEYS: dict[str, Any] = {
 
 
 class StoredProgram:
-    """One program with its weights, read and compiled at its first call.
-
-    Args:
-      data: serialised.
-      weights: on the device, its first argument; None where they are baked in.
-    """
+    """One serialised program, read and compiled at its first call, with its weights unless these are baked in."""
 
     def __init__(self, data: bytes, weights: list[jax.Array] | None) -> None:
         self._data, self._weights = data, weights
@@ -58,15 +53,8 @@ def is_artifact(path: pathlib.Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def open_folder(path: pathlib.Path, interval: int | None = None) -> tuple[dict[str, Any], dispatch.Dispatch]:
-    """Reads and checks an exported folder; its programs for the backend in use are compiled when they are called.
-
-    Args:
-      path: of the folder.
-      interval: propagate: the (longest) distance of key frames, in place of the exported one.
-
-    Returns:
-      The manifest, and the programs put together.
+def open_folder(path: pathlib.Path) -> tuple[dict[str, Any], dispatch.Dispatch]:
+    """Reads and checks an exported folder: its manifest, and its programs for the backend in use put together.
 
     Raises:
       UserError: it is of another format, a file is missing or is not what was exported.
@@ -79,8 +67,6 @@ def open_folder(path: pathlib.Path, interval: int | None = None) -> tuple[dict[s
     for name, entry in manifest["programs"].items():
         weights = None if entry["weights"] is None else [tensors[tensor] for tensor in entry["weights"]]
         programs[name] = StoredProgram(contents[program_file(name, target)], weights)
-    if interval and manifest["schedule"]:
-        manifest["schedule"]["interval"] = interval
     return manifest, dispatch.Dispatch(manifest, programs)
 
 

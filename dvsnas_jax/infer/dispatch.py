@@ -104,6 +104,11 @@ class Dispatch:
             )
         return canvas
 
+    def with_interval(self, interval: int) -> Dispatch:
+        """The same with another (longest) distance of key frames; propagate."""
+        schedule = {**self._schedule, "interval": interval}
+        return Dispatch({"schedule": schedule, "regions": self._regions, "state": self._state}, self._programs)
+
     @staticmethod
     def key_share(state: State) -> float:
         """Share of the last frame that the static network computed; refine: 1."""

@@ -142,6 +142,10 @@ class Model:
         cheap = types.Features(maps=maps, logits=jnp.zeros((*maps["image"].shape[:3], 0)))
         return self._cell.advance(weights["cell"], types.CellState.from_dict(state), cheap)
 
+    def _restarted(self, weights: Any, state: State, found: types.Features) -> types.CellState:
+        """The state after a frame by the static network."""
+        return self._cell.restart(weights["cell"], types.CellState.from_dict(state), found)
+
     def static(self, weights: Any, frame: jax.Array) -> jax.Array:
         return self.predict(self._infer(weights, frame).logits)
 
@@ -152,9 +156,7 @@ class Model:
         return after.to_dict(), self.predict(logits)
 
     def key(self, weights: Any, state: State, frame: jax.Array) -> Stepped:
-        return self._labelled(
-            self._cell.restart(weights["cell"], types.CellState.from_dict(state), self._infer(weights, frame))
-        )
+        return self._labelled(self._restarted(weights, state, self._infer(weights, frame)))
 
     def other(self, weights: Any, state: State, frame: jax.Array) -> Stepped:
         return self.other_seen(weights, state, self._infer(weights, frame, self.depth).maps)
@@ -179,8 +181,8 @@ class Model:
 
     def join(self, weights: Any, state: State, maps: Any, canvas: Any, is_due: jax.Array) -> Stepped:
         full = types.Features(maps={**maps, "decoder": canvas[0]}, logits=canvas[1])
-        restarted = self._cell.restart(weights["cell"], types.CellState.from_dict(state), full)
-        return self._labelled(self._cell.merge(restarted, self._advanced(weights, state, maps), is_due))
+        restarted, advanced = self._restarted(weights, state, full), self._advanced(weights, state, maps)
+        return self._labelled(self._cell.merge(restarted, advanced, is_due))
 
 
 def model_of(
