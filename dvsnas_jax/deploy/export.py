@@ -26,7 +26,7 @@ def run(
     has_tflite: bool = False,
     has_onnx: bool = False,
 ) -> dict[str, Any]:
-    """The command `export`.
+    """The command `export`; returns what was written, for people.
 
     All is written beside the output first: a failure leaves an earlier export as it was, and no new one.
 
@@ -37,9 +37,6 @@ def run(
       has_savedmodel: a TensorFlow SavedModel of the same programs is written into the folder, too.
       has_tflite: a TensorFlow Lite file with the signatures of the SavedModel, too.
       has_onnx: the folder `onnx` with a file for each program, too.
-
-    Returns:
-      What was written, for people.
 
     Raises:
       UserError: nothing trained in the run folder, or the output cannot be written.
@@ -54,10 +51,8 @@ def run(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
             made = pathlib.Path(scratch)
-            manifest = {
-                **run_model.describe(config, model, genotype),
-                **stablehlo.write(made, model, is_baked=is_baked),
-            }
+            manifest = run_model.describe(config, model, genotype)
+            manifest |= stablehlo.write(made, model, is_baked=is_baked)
             if has_savedmodel:
                 savedmodel.write(made / SAVEDMODEL, model)
             if has_tflite:

@@ -11,6 +11,7 @@ file each keeps the choice out of the layers, and a device reads only its own.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 from collections.abc import Sequence
@@ -59,15 +60,14 @@ def exported(
 
     Its first argument is the list of the weights in the order of their names, unless they are baked in.
     """
-    fn, named, args = program.of_listed_weights(), program.named_weights(), program.args
+    fn, args = program.of_listed_weights(), program.args
     if program.is_batched:
         (batch,) = jax.export.symbolic_shape("b")
         args = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), args)
-    if not is_baked:
-        args = ([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in named.values()], *args)
-
-    def baked_fn(*args: Any) -> Any:
-        return program.fn(program.weights, *args)
-
+    weights = list(program.named_weights().values())
+    if is_baked:
+        fn = functools.partial(fn, weights)
+    else:
+        args = ([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in weights], *args)
     with compilation.target(BACKENDS[target]):
-        return jax.export.export(compilation.jit(baked_fn if is_baked else fn), platforms=platforms)(*args)
+        return jax.export.export(compilation.jit(fn), platforms=platforms)(*args)

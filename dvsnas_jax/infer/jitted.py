@@ -18,15 +18,11 @@ class Jitted(dispatch.Dispatch):
     """The dispatch of a model's programs, compiled when they are called with the effort that is set now."""
 
     def __init__(self, model: programs.Model) -> None:
-        made, where = programs.make(model), jax.sharding.SingleDeviceSharding(dispatch.device())
-        weights = jax.device_put({name: program.weights for name, program in made.items()}, where)
-        super().__init__(
-            programs.describe(model),
-            {
-                name: functools.partial(compilation.jit(program.fn, out_shardings=where), weights[name])
-                for name, program in made.items()
-            },
-        )
+        where, bound = jax.sharding.SingleDeviceSharding(dispatch.device()), {}
+        for name, program in programs.make(model).items():
+            step_fn = compilation.jit(program.fn, out_shardings=where)
+            bound[name] = functools.partial(step_fn, jax.device_put(program.weights, where))
+        super().__init__(programs.describe(model), bound)
         self._model, self._forward = model, forward.batches(model.net)
         self._follow_fn = compilation.jit(functools.partial(_follow, model))
 

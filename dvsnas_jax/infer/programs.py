@@ -108,8 +108,8 @@ class Model:
 
     @functools.cached_property
     def folded(self) -> Any:
-        """The variables for programs that train nothing, see `static_net.fold`."""
-        return static_net.fold(self.variables)
+        """The variables for programs that train nothing, see `static_net.fold`, on one device."""
+        return jax.device_put(static_net.fold(self.variables), dispatch.device())
 
     @functools.cached_property
     def depth(self) -> str:

@@ -24,12 +24,7 @@ def of(config: ml_collections.ConfigDict, num_classes: int) -> cell_frame.CellSe
         max_offset=space.max_offset,
         mode=space.mode,
         cut=space.cut,
-        schedule=schedule_lib.Schedule(
-            kind=schedule.kind,
-            interval=schedule.interval,
-            threshold=schedule.threshold,
-            grid=tuple(schedule.grid),
-        ),
+        schedule=schedule_lib.Schedule(schedule.kind, schedule.interval, schedule.threshold, tuple(schedule.grid)),
         attention_window=space.attention_window,
         attention_heads=space.attention_heads,
     )
