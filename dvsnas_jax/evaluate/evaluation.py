@@ -41,9 +41,7 @@ def run(
     watch_fn: WatchFn | None = None,
     is_other_data: bool = False,
 ) -> dict[str, Any]:
-    """The command `evaluate`: scores of the run's network and cell on `config.evaluate.split`.
-
-    Where no cell was trained, of the static network alone; `cell` is then None in the result.
+    """The command `evaluate`: scores of the run's network and cell (None without one) on `config.evaluate.split`.
 
     Writes `evaluation.json` and the frames that the report shows. For a split other than val, or other data than the
     run's, a file of its own alone (`evaluation_SPLIT.json`, `evaluation_DATA_SPLIT.json`): the report stays as it is.
@@ -164,13 +162,8 @@ def score(
 ) -> dict[str, Any]:
     """Scores of the static network and of the cell, where there is one; of the former on undegraded frames, too.
 
-    Args:
-      model: network and cell.
-      sequences: each is read once, and kept no longer than it is scored.
-      table: the classes.
-      section: `evaluate` of the configuration.
-      commonest: a class; always answering it is scored, too. None: nothing of the kind.
-      watch_fns: see each.
+    Each sequence is read once, and kept no longer than it is scored and seen by the `watch_fns`. Always answering the
+    class `commonest` is scored, too, where one is given. `section` is `evaluate` of the configuration.
     """
 
     def no_scores() -> metrics.SequenceScores:

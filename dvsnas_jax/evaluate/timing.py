@@ -25,10 +25,8 @@ ERRORS = 2.576
 def measure(model: dispatch.Dispatch, frames: np.ndarray, num_frames: int) -> dict[str, dict[str, Any]]:
     """Times of single frames, synchronised, of the static network alone and with the cell, in turns.
 
-    Args:
-      model: network and cell.
-      frames: u8 [T, H, W, 3], repeated as often as needed.
-      num_frames: how many are timed, after as many to warm up.
+    `num_frames` of the frames u8 [T, H, W, 3] (again from the first as often as needed) are timed, after as many to
+    warm up.
 
     Returns:
       `static` and `cell`, each with `ms_per_frame` and `latency`: for every kind of frame (`key`, `cell`, `regions`;

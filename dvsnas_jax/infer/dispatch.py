@@ -19,12 +19,9 @@ State = dict[str, Any]
 
 
 class Labels(NamedTuple):
-    """The frames of a sequence, segmented.
+    """Labels u8 [T, H, W] of a sequence: of the static network alone, and with the cell.
 
-    Attributes:
-      static: u8 [T, H, W], of the static network alone.
-      cell: u8 [T, H, W], with the cell.
-      key_share: f32 [T], share of each frame that the static network computed for the cell (refine: 1).
+    `key_share`, f32 [T], is the share of each frame that the static network computed for the cell (refine: 1).
     """
 
     static: np.ndarray

@@ -32,13 +32,10 @@ HALO = 32
 
 
 class Region(NamedTuple):
-    """How one region of a frame is computed by the static network.
+    """How one region of a frame is computed by the static network: by the program of this name.
 
-    Attributes:
-      program: its name, see `make`.
-      places: first row and column of the crop (pixels), of the region in the crop and in the whole (grid cells).
-      crop_size: height and width of the crop, pixels.
-      shape: height and width of the region, grid cells.
+    `places` are first row and column of the crop (pixels), of the region in the crop and in the whole (grid cells);
+    `crop_size` is height and width of the crop, pixels, `shape` that of the region, grid cells.
     """
 
     program: str
