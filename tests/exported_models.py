@@ -51,7 +51,7 @@ def make(kind: str, layers: list[dict], **changes) -> programs.Model:
 
     def normalized(params: Any, shown: np.ndarray) -> Any:
         found = static_net.infer(net, variables, shown)
-        clip = types.Features(maps={name: x[None] for name, x in found.maps.items()}, logits=found.logits[None])
+        clip = jax.tree.map(lambda x: x[:, None], types.Features(maps=found.maps, logits=found.logits))
         return cell_lib.freeze_norm(params, cell.moments(params, clip))
 
     with compilation.effort("quick"):  # as two programs: operation by operation takes longer

@@ -25,7 +25,7 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import ablate, ablate_report, ablate_runs
-from dvsnas_jax.train import cell_training, features
+from dvsnas_jax.train import cell_training, feature_store, features
 
 OPERATIONS = ("none", "skip", "conv_1x1", "max_pool_3x3")
 GENOTYPE = np.array([[1, 2, 2, 1, 0], [3, 0, 3, 2, 1]], np.int32)
@@ -263,7 +263,7 @@ def test_a_trained_cell_opens_with_its_own_weights(kind, tmp_path):
         config.schedule.kind = "fixed"
     cell = cell_lib.make(run.space, run.genotype, features.settings_of(config))
     _, params, _, _ = cell_training.load_winner(folder.config(), folder)
-    clips = jax.tree.map(lambda x: x.astype(jnp.float32), run.batch.features)
+    clips, _ = feature_store.take(run.batch, jnp.arange(run.batch.num_clips))
     expected = jax.jit(cell.unroll)(params, clips)
     found = jax.jit(run.supernet.unroll)(run.params, run.genotype, clips)
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -291,13 +291,13 @@ def test_times_are_multiples_of_the_static_networks_taken_in_turns() -> None:
 def test_a_stop_keeps_finished_jobs_and_the_same_command_goes_on(jobs, tmp_path, monkeypatch, capsys) -> None:
     train_cell, calls = cell_training.train_cell, []
 
-    def interrupted(*args, stop, **kwargs):
+    def interrupted(*args):
         calls.append(None)
         if len(calls) == 3:
             raise errors.Stopped("in the third job")
         if len(calls) == 4:
-            stop.requested = True  # a signal that arrives at the end of the third job's second start
-        return train_cell(*args, stop=stop, **kwargs)
+            args[-1].stop.requested = True  # a signal that arrives at the end of the third job's second start
+        return train_cell(*args)
 
     monkeypatch.setattr(cell_training, "train_cell", interrupted)
     words = ["compare", f"--config={SMOKE}", f"--workdir={tmp_path}", "--genotypes=zoo", "--seeds=2"]

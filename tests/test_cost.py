@@ -183,12 +183,12 @@ def test_a_cell_above_the_target_is_paid_less():
     counts = np.array([[[4, 0], [0, 4]]] * 4)
     macs = [1_000_000, 2_000_000, 8_000_000, 8_000_000]
     flicker, is_finite = np.zeros((4, 2)), np.array([True, True, True, False])
-    records = reward.compute(counts, flicker, is_finite, stability=0.0, macs=macs, cost=0.5, cost_target=2.0)
+    records = reward.compute(counts, flicker, is_finite, reward.Rule(0.0, cost=0.5, cost_target=2.0), macs)
     assert [record["reward"] for record in records[:3]] == pytest.approx([1.0, 1.0, 0.5])
     assert [record["macs"] for record in records[:3]] == macs[:3]
     assert records[3]["reward"] is None
-    free = reward.compute(counts, flicker, is_finite, stability=0.0, macs=macs, cost=0.0, cost_target=2.0)
+    free = reward.compute(counts, flicker, is_finite, reward.Rule(0.0, cost=0.0, cost_target=2.0), macs)
     assert [record["reward"] for record in free[:3]] == pytest.approx([1.0] * 3)
     assert free[2]["macs"] == 8_000_000
     with pytest.raises(ValueError, match="zip"):
-        reward.compute(counts, flicker, is_finite, stability=0.0, macs=macs[:3])
+        reward.compute(counts, flicker, is_finite, reward.Rule(0.0), macs[:3])

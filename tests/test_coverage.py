@@ -383,7 +383,7 @@ def test_many_unknown_colours_are_counted_not_listed():
 def test_a_candidate_without_a_scored_pixel_has_a_status_of_its_own():
     counts = np.zeros((2, 3, 3), np.int32)
     counts[1] = np.diag([4, 5, 6])
-    records = reward.compute(counts, np.zeros((2, 2), np.int32), np.array([True, True]), stability=1.0)
+    records = reward.compute(counts, np.zeros((2, 2), np.int32), np.array([True, True]), reward.Rule(1.0))
     assert records[0] == {"reward": None, "status": "unlabelled"}
     assert records[1]["status"] == "ok" and records[1]["reward"] == 1.0
     assert json.loads(json.dumps(records, allow_nan=False)) == records

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def placement(kind: str, parts: int) -> feature_store.Placement:
 @pytest.mark.parametrize("kind", ["device", "host"])
 def test_every_way_gives_the_clips_that_were_asked_for(kind: str, parts: int) -> None:
     store = feature_store.place(placement(kind, parts), feature_cache.Memory(host_store(11)), 11)
-    assert store.num_clips == 11 and feature_store.grid(store) == (3, 4)
+    assert store.num_clips == 11 and store.grid == (3, 4)
     assert isinstance(store, types.FeatureStore) == (kind == "device" and parts == 1)
     drawn = np.random.default_rng(0).integers(0, 11, (3, 8), np.int32)
     clips = feature_store.deal(drawn, 11, parts)
@@ -164,6 +165,22 @@ def test_the_key_changes_with_the_files(tmp_path: pathlib.Path) -> None:
     assert feature_cache.key(config, weights, np.arange(1), NAMES) != first
 
 
+@pytest.mark.parametrize("place", ["data/loading/store.py", "nets/kernels/layers.py", "train/features.py"])
+def test_the_key_changes_with_the_code_that_makes_features(place: str, tmp_path: pathlib.Path, monkeypatch) -> None:
+    """Also with that of a sub-package."""
+    package = tmp_path / "package"
+    for name in ("data", "nets", "train"):
+        shutil.copytree(feature_cache._PACKAGE / name, package / name)
+    weights = {"a": np.ones(1, np.float32)}
+    before = feature_cache.key(tiny_config(), weights, np.arange(1), NAMES)
+    monkeypatch.setattr(feature_cache, "_PACKAGE", package)
+    feature_cache._code.cache_clear()
+    assert feature_cache.key(tiny_config(), weights, np.arange(1), NAMES) == before
+    (package / place).write_text((package / place).read_text() + "\n")
+    feature_cache._code.cache_clear()
+    assert feature_cache.key(tiny_config(), weights, np.arange(1), NAMES) != before
+
+
 def test_files_are_made_once_and_torn_ones_again(tmp_path: pathlib.Path) -> None:
     whole, made = host_store(37), []
 
@@ -205,19 +222,16 @@ def test_features_on_disk_are_those_in_memory(tmp_path: pathlib.Path, monkeypatc
         yield types.Features(maps={"decoder": frames[:, ::4, ::4], "image": frames[:, 1::4, ::4]}, logits=frames)
 
     monkeypatch.setattr(features, "make_forward", lambda config: forward)
-    clips = np.array([2, 0, 1])
+    wanted = features.Wanted(np.array([2, 0, 1]), NAMES, int(cache_clips))
     found = [
-        features.placed(
-            config, {"w": np.ones(2, np.float32)}, clips, NAMES, placement=placement(kind, 1),
-            folder=workdir.Workdir(tmp_path), is_training=True,
-        )
+        features.placed(config, {"w": np.ones(2, np.float32)}, wanted, placement(kind, 1), workdir.Workdir(tmp_path))
         for kind in ("device", "host", "disk")
-    ]  # fmt: skip
-    wanted = np.arange(found[0].num_clips)
-    assert len(wanted) == (int(cache_clips) or 3)
-    first, *others = [feature_store.anywhere(store, wanted)[0] for store in found]
+    ]
+    rows = np.arange(found[0].num_clips)
+    assert len(rows) == (int(cache_clips) or 3)
+    first, *others = [feature_store.anywhere(store, rows)[0] for store in found]
     assert first.features.logits.dtype == jnp.bfloat16
     for other in others:
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    assert len(list((tmp_path / "features").glob("*/*.features"))) == -(-len(wanted) // 2)
+    assert len(list((tmp_path / "features").glob("*/*.features"))) == -(-len(rows) // 2)

@@ -83,7 +83,7 @@ def check_equal(space: genotype_lib.Space, settings, tolerance: float) -> None:
     params = jax.tree.unflatten(
         tree, [x + 0.2 * jax.random.normal(rng, x.shape) for x, rng in zip(leaves, rngs, strict=True)]
     )
-    inputs = make_features(2)
+    inputs = jax.tree.map(lambda x: x.swapaxes(0, 1), make_features(2))
 
     def scored(unroll_fn):
         def loss_fn(params, choice):

@@ -28,7 +28,7 @@ GENOTYPE = np.array([[0, 1, 2, 1, 1], [6, 4, 1, 2, 0]], np.int32)
 def _features(num_frames: int = 7, num_clips: int = 2, size: tuple[int, int] = (4, 6)) -> types.Features:
     rng = np.random.default_rng(0)
     maps = {
-        name: jnp.asarray(rng.normal(size=(num_clips, num_frames, *size, num)), jnp.float32)
+        name: jnp.asarray(rng.normal(size=(num_clips, num_frames, *size, num)).swapaxes(0, 1), jnp.float32)
         for name, num in CHANNELS.items()
     }
     logits = maps.pop("logits")
@@ -36,7 +36,7 @@ def _features(num_frames: int = 7, num_clips: int = 2, size: tuple[int, int] = (
 
 
 def _frame(features: types.Features, index: int) -> types.Features:
-    return jax.tree.map(lambda x: x[:, index], features)
+    return jax.tree.map(lambda x: x[index], features)
 
 
 def _cheap(frame: types.Features) -> types.Features:
@@ -58,11 +58,11 @@ def test_key_frames_are_the_static_network_and_nothing_else_sees_it():
     features = _features()
     logits = jax.jit(cell.unroll)(params, features)
     for frame in range(7):
-        is_same = np.array_equal(logits[frame], features.logits[:, frame])
+        is_same = np.array_equal(logits[frame], features.logits[frame])
         assert is_same == (frame % 3 == 0), frame
     other = types.Features(
-        maps={**features.maps, "decoder": jnp.asarray(features.maps["decoder"]).at[:, 1:3].add(1.0)},
-        logits=jnp.asarray(features.logits).at[:, 1:3].add(1.0),
+        maps={**features.maps, "decoder": jnp.asarray(features.maps["decoder"]).at[1:3].add(1.0)},
+        logits=jnp.asarray(features.logits).at[1:3].add(1.0),
     )
     np.testing.assert_array_equal(jax.jit(cell.unroll)(params, other), logits)
 
@@ -188,9 +188,9 @@ def test_training_ignores_what_is_not_learned_yet():
     """The head's first predictions (one half) exceed the threshold: they decide streaming, not training."""
     cell, params = _make("adaptive", threshold=0.1)
     features = _features()
-    np.testing.assert_array_equal(cell.unroll(params, features), jnp.moveaxis(features.logits, 1, 0))
+    np.testing.assert_array_equal(cell.unroll(params, features), features.logits)
     logits, loss = cell.unroll_training(params, features)
-    is_key = [bool((logits[t] == features.logits[:, t]).all()) for t in range(7)]
+    is_key = [bool((logits[t] == features.logits[t]).all()) for t in range(7)]
     assert is_key == [t % 3 == 0 for t in range(7)]
     assert float(loss) == pytest.approx(6 / 7 * np.log(2), rel=1e-5)
     grads = jax.grad(lambda p: cell.unroll_training(p, features)[1])(params)

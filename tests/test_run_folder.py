@@ -470,10 +470,8 @@ def test_a_stage_that_starts_again_drops_its_own_lines_alone(tmp_path):
     for stage in stages:
         folder.append("metrics.jsonl", {"stage": stage, "step": 1})
     with pytest.raises(StopIteration):
-        training_loop.fit(
-            np.zeros(2), stage=stages[0], num_steps=2, step_fn=never, batches_fn=lambda start: iter(()),
-            folder=folder, stop=pytypes.SimpleNamespace(), checkpoint_every=1,
-        )  # fmt: skip
+        stage = training_loop.Stage(stages[0], folder, pytypes.SimpleNamespace(), num_steps=2, checkpoint_every=1)
+        training_loop.fit(np.zeros(2), stage, step_fn=never, batches_fn=lambda start: iter(()))
     assert [line["stage"] for line in folder.read("metrics.jsonl")] == [stages[1], stages[3], stages[4]]
 
 

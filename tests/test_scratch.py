@@ -83,8 +83,8 @@ def play(rewards, floors, num_parts=2, num_workers=1):
 
     genotypes = np.zeros((len(rewards), 1, 5), np.int32)
     genotypes[:, 0, 0] = np.arange(len(rewards))
-    settings = {"num_parts": num_parts, "floors": floors, "num_workers": num_workers}
-    records = scratch.score(genotypes, start=(), train_fn=train, evaluate_fn=evaluate, **settings)
+    training = scratch.Training((), train, evaluate, num_parts)
+    records = scratch.score(genotypes, training, floors=floors, num_workers=num_workers)
     return records, trained
 
 
@@ -117,10 +117,8 @@ def test_candidates_at_the_same_time_have_the_records_of_one_after_the_other():
         meeting.wait()
         return state
 
-    scratch.score(
-        np.zeros((4, 1, 5), np.int32), start=(), train_fn=train, num_parts=1, num_workers=2,
-        evaluate_fn=lambda state, genotype: {"reward": 0.5, "status": "ok"},
-    )  # fmt: skip
+    training = scratch.Training((), train, lambda state, genotype: {"reward": 0.5, "status": "ok"}, num_parts=1)
+    scratch.score(np.zeros((4, 1, 5), np.int32), training, num_workers=2)
 
 
 def test_as_many_at_the_same_time_as_there_are_cores(monkeypatch):

@@ -108,7 +108,7 @@ def test_the_gradient_reaches_the_state_before_a_frame():
     params = randomised(supernet.init(jax.random.key(0)), 1)
     cut = cell_lib.gather_params(SPACE, genotype, params)
     features = make_features(2)
-    frames = [jax.tree.map(lambda x, t=t: x[:, t], features) for t in range(2)]
+    frames = [jax.tree.map(lambda x, t=t: x[t], features) for t in range(2)]
     state, _ = cell.step(cut, cell.initial_state(frames[0]), frames[0])
 
     def slopes(step) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -180,7 +180,7 @@ def test_buffers_are_written_in_place(is_handed_on):
     text = jax.jit(train if is_handed_on else grad_fn).lower(params, genotype, features).compile().as_text()
     loops, entry = text.split("\nENTRY")
     assert "while(" in loops and "while(" in entry
-    batch, num_frames, *size = features.logits.shape[:4]
+    num_frames, batch, *size = features.logits.shape[:4]
     for rows in (SPACE.num_inputs * num_frames + SPACE.num_layers, SPACE.num_layers * num_frames):
         shape = ",".join(map(str, (rows, batch, *size, SETTINGS.channels)))
         assert re.search(rf"f32\[{shape}\]\S* (?:fusion|dynamic-update-slice)\(", loops)

@@ -28,7 +28,7 @@ SETTINGS = cell_frame.CellSettings(channels=8, feature_channels=CHANNELS)
 def make_features(seed: int, batch: int = 2, num_frames: int = 3, size: tuple[int, int] = (6, 8)) -> types.Features:
     rng = np.random.default_rng(seed)
     maps = {
-        name: jnp.asarray(rng.normal(size=(batch, num_frames, *size, count)), jnp.float32)
+        name: jnp.asarray(rng.normal(size=(batch, num_frames, *size, count)).swapaxes(0, 1), jnp.float32)
         for name, count in CHANNELS.items()
     }
     logits = maps.pop("logits")
@@ -98,7 +98,7 @@ def check_equal_frames(genotypes: np.ndarray, *, tolerance: float = 1e-4) -> Non
     """Forward and gradient of both cells on every genotype, each frame from the same state."""
     supernet, params = supernet_and_params()
     params, features = jax.tree.map(lambda x: x.astype(np.float64), (params, make_features(2)))
-    frames = [jax.tree.map(lambda x, t=t: x[:, t], features) for t in range(3)]
+    frames = [jax.tree.map(lambda x, t=t: x[t], features) for t in range(3)]
 
     def scored(step: types.StepFn):
         def loss_fn(params: types.Params, *args: Any):
@@ -163,7 +163,7 @@ def test_untrained_cell_is_the_static_network() -> None:
     features = make_features(4)
     genotype = genotype_lib.random(SPACE, np.random.default_rng(3), 1)[0]
     logits = jax.jit(supernet.unroll)(supernet.init(jax.random.key(0)), genotype, features)
-    np.testing.assert_allclose(jnp.moveaxis(logits, 0, 1), features.logits, atol=1e-6)
+    np.testing.assert_allclose(logits, features.logits, atol=1e-6)
 
 
 def _calibrated_cell(seed: int) -> tuple[cell_lib.Cell, types.Params]:
@@ -186,7 +186,7 @@ def test_scan_over_time_equals_frame_by_frame() -> None:
     cell, params = _calibrated_cell(4)
     features = make_features(6, num_frames=5)
     scanned = jax.jit(cell.unroll)(params, features)
-    frames = [jax.tree.map(lambda x, t=t: x[:, t], features) for t in range(5)]
+    frames = [jax.tree.map(lambda x, t=t: x[t], features) for t in range(5)]
     state, step = cell.initial_state(frames[0]), jax.jit(cell.step)
     for t, frame in enumerate(frames):
         state, logits = step(params, state, frame)
@@ -197,7 +197,7 @@ def test_calibrated_cell_does_not_mix_the_clips_of_a_batch() -> None:
     cell, params = _calibrated_cell(5)
     features = make_features(7, batch=2)
     both = jax.jit(cell.unroll)(params, features)
-    alone = jax.jit(cell.unroll)(params, jax.tree.map(lambda x: x[:1], features))
+    alone = jax.jit(cell.unroll)(params, jax.tree.map(lambda x: x[:, :1], features))
     np.testing.assert_allclose(both[:, :1], alone, atol=1e-5)
 
 
@@ -216,17 +216,17 @@ def test_moments_cover_every_normalisation_and_make_batch_and_running_agree_on_o
 
 def test_first_frame_is_its_own_history() -> None:
     """A still video: at the first frame `prev_logits` is `logits`, and afterwards it is the cell's answer."""
-    features = jax.tree.map(lambda x: x[:, 0], make_features(9))
+    features = jax.tree.map(lambda x: x[0], make_features(9))
     params = cell_frame.init(jax.random.key(0), SETTINGS, INPUTS)
-    scope = operations.CellScope()
     state = cell_frame.initial_state(SETTINGS, features)
     same = {**params, "inputs": {**params["inputs"], "prev_logits": params["inputs"]["logits"]}}
-    maps = projections.cell_inputs(same, state, features, INPUTS, scope)
+    project_fn = projections.make_project(same, operations.CellScope())
+    maps = projections.cell_inputs(state, features, INPUTS, project_fn)
     np.testing.assert_allclose(maps["prev_logits"], maps["logits"], atol=1e-6)
     raw = maps["image_diff"]
     np.testing.assert_allclose(raw, jnp.broadcast_to(raw[:1, :1, :1], raw.shape), atol=1e-6)
     later = dataclasses.replace(state, is_first=jnp.zeros((2,), bool), logits=features.logits[:, ::-1])
-    moved = projections.cell_inputs(same, later, features, INPUTS, scope)
+    moved = projections.cell_inputs(later, features, INPUTS, project_fn)
     np.testing.assert_allclose(moved["prev_logits"], maps["logits"][:, ::-1], atol=1e-5)
 
 

@@ -42,7 +42,7 @@ def _jitted(kind: str, threshold: float = 0.5) -> jitted.Jitted:
     variables = static_net.init(net, jax.random.key(0))
     cell = cell_lib.make(SPACE, GENOTYPE, settings)
     params = cell.init(jax.random.key(1))
-    shape = (1, 2, 9, 18)
+    shape = (2, 1, 9, 18)
     drawn = {
         name: np.random.default_rng(1).normal(size=(*shape, channels)).astype(np.float32)
         for name, channels in settings.feature_channels.items()

@@ -20,7 +20,7 @@ from dvsnas_jax.space import canonical, cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import table, table_maker
-from dvsnas_jax.train import features, losses, optim
+from dvsnas_jax.train import feature_store, features, losses, optim
 
 SPACE = genotype_lib.Space(
     inputs=("prev_state", "decoder"), num_layers=1, operations=("none", "skip", "conv_1x1"), aggregations=("sum",)
@@ -151,8 +151,8 @@ def test_the_trainer_takes_the_steps_of_a_plain_loop(parts):
     supernet, optimizer = supernet_lib.make(SPACE, SETTINGS), optim.make(section)
 
     def loss_fn(params, genotype, clips):
-        batch, labels = steps.take(parts.train_store, clips)
-        targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), 4)
+        batch, labels = feature_store.take(parts.train_store, clips)
+        targets = losses.subsample_labels(labels, 4)
         return losses.cross_entropy(supernet.unroll(params, genotype, batch), targets)[0]
 
     gradient = compilation.jit_once(jax.grad(loss_fn))

@@ -37,7 +37,7 @@ def cell(num_genotypes: int = 20, repeats: int = 5, batch_size: int = 8, num_fra
     config = config_lib.defaults()
     space, settings = features.space_of(config), features.settings_of(config)
     size = config.data.height // 4, config.data.width // 4
-    batch = random_features(settings, (batch_size, num_frames, *size))
+    batch = random_features(settings, (num_frames, batch_size, *size))
     labels = np.random.default_rng(1).integers(0, settings.num_classes, (num_frames, batch_size, *size), np.uint8)
     supernet = supernet_lib.make(space, settings)
     params = supernet.init(jax.random.key(0))

@@ -264,7 +264,7 @@ def self_test() -> Check:
     settings = cell_frame.CellSettings(channels=8, feature_channels={"decoder": 8, "logits": num_classes, "image": 3})
     supernet = supernet_lib.make(space, settings)
     rng = np.random.default_rng(0)
-    shape = (1, 2, 8, 8)  # B, T, h, w
+    shape = (2, 1, 8, 8)  # T, B, h, w
     maps = {name: jnp.asarray(rng.normal(size=(*shape, count)), jnp.float32)
             for name, count in settings.feature_channels.items()}  # fmt: skip
     batch = types.Features(logits=maps.pop("logits"), maps=maps)

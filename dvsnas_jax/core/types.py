@@ -23,12 +23,7 @@ IGNORE = 255
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A batch of short clips.
-
-    Attributes:
-      frames: u8 [B, T, H, W, 3], RGB.
-      labels: u8 [B, T, H, W], train ids, 255 = ignore; a frame without labels is all 255.
-    """
+    """A batch of short clips: RGB frames u8 [B, T, H, W, 3], train ids u8 [B, T, H, W], 255 = ignore."""
 
     frames: Array
     labels: Array
@@ -73,11 +68,9 @@ class Features:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FeatureStore:
-    """The static network's features of many clips, computed once and kept.
+    """The static network's features of M clips, computed once and kept.
 
-    Attributes:
-      features: maps and logits [M, T, h, w, C], bfloat16, all at one grid.
-      labels: u8 [M, T, H, W], 255 = ignore.
+    Maps and logits are bfloat16 [M, T, h, w, C], all at one grid, labels u8 [M, T, H, W], 255 = ignore.
     """
 
     features: Features
@@ -86,6 +79,11 @@ class FeatureStore:
     @property
     def num_clips(self) -> int:
         return self.labels.shape[0]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the maps."""
+        return self.features.logits.shape[2], self.features.logits.shape[3]
 
 
 @jax.tree_util.register_dataclass
@@ -127,13 +125,7 @@ class CellState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Genotypes drawn by a policy.
-
-    Attributes:
-      genotypes: i32 [N, L, 5].
-      log_prob: f32 [N], of the whole genotype.
-      entropy: f32 [N], summed over the tokens, nats.
-    """
+    """Genotypes i32 [N, L, 5] drawn by a policy; log_prob f32 [N], entropy f32 [N], nats, summed over the tokens."""
 
     genotypes: Array
     log_prob: Array
@@ -142,12 +134,7 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
-    """Names and colours of the K train ids.
-
-    Attributes:
-      names: K names.
-      colors: u8 [K, 3], RGB.
-    """
+    """Names of the K train ids and their colours, u8 [K, 3], RGB."""
 
     names: tuple[str, ...]
     colors: np.ndarray

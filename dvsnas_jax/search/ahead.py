@@ -41,37 +41,23 @@ def compile_steps(
 ) -> steps.Steps:
     """The steps on the shared weights, compiled in threads while the static network trains.
 
-    Args:
-      config: of the run.
-      space: the cell space.
-      num_clips: of the train split.
-      placement: from `place`; None: every device holds all clips.
-      groups: batches of the clips of a reward, i32 [groups, R, B].
+    `num_clips` are those of the train split; `placement` is from `place`, None: every device holds all clips; `groups`
+    are batches of the clips of a reward, i32 [groups, R, B].
     """
     section, placement = config.search, placement or feature_store.everywhere(config.search)
     mesh = placement.mesh
-    where = mesh_lib.replicated(mesh)
-    made = steps.make(
-        supernet_lib.make(space, features.settings_of(config)),
-        section,
-        mesh,
-        train_rows=placement.train_rows,
-        val_rows=placement.val_rows,
-    )
+    supernet = supernet_lib.make(space, features.settings_of(config))
+    made = steps.make(supernet, section, mesh, train_rows=placement.train_rows, val_rows=placement.val_rows)
     if section.mode == "scratch":
         return made
     names = features.needed_maps(space, config)
     num_train, num_val = map(len, pretrain.split_clips(config, num_clips))
-    train_store = features.shapes(
-        config,
-        names,
-        placement.train_row_count(section.cache_clips or num_train, *batch_shape(section)),
-        mesh_lib.sharding(mesh, placement.train_rows),
-        is_augmented=bool(section.cache_clips),
-    )
-    val_store = features.shapes(
-        config, names, placement.val_row_count(num_val, *groups[0].shape), mesh_lib.sharding(mesh, placement.val_rows)
-    )
+    where = mesh_lib.sharding(mesh, placement.train_rows)
+    num_rows = placement.train_row_count(section.cache_clips or num_train, *batch_shape(section))
+    train_store = features.shapes(config, names, num_rows, where, is_augmented=bool(section.cache_clips))
+    where = mesh_lib.sharding(mesh, placement.val_rows)
+    val_store = features.shapes(config, names, placement.val_row_count(num_val, *groups[0].shape), where)
+    where = mesh_lib.replicated(mesh)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), made.state)
 
     def tokens(num: int) -> jax.ShapeDtypeStruct:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from dvsnas_jax.train import (
     claims,
     feature_store,
     features,
+    optim,
     pretrain,
     require_labels,
     training_loop,
@@ -114,10 +115,8 @@ def assemble(
     names = features.needed_maps(space, config)
     meta_train, meta_val = pretrain.split_clips(config, num_clips)
 
-    def placed(clips: np.ndarray, is_training: bool) -> feature_store.AnyStore:
-        return features.placed(
-            config, variables, clips, names, placement=placement, folder=folder, is_training=is_training
-        )
+    def placed(clips: np.ndarray, num_drawn: int = 0) -> feature_store.AnyStore:
+        return features.placed(config, variables, features.Wanted(clips, names, num_drawn), placement, folder)
 
     return Parts(
         config=config,
@@ -125,8 +124,8 @@ def assemble(
         mesh=placement.mesh,
         steps=compiled,
         strategy=strategy,
-        train_store=placed(meta_train, True),
-        val_store=placed(meta_val, False),
+        train_store=placed(meta_train, config.search.cache_clips),
+        val_store=placed(meta_val),
         relaxed=relaxed_steps.make(config, space, placement.mesh, placement.train_rows),
     )
 
@@ -184,7 +183,9 @@ def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) ->
     return state
 
 
-def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, stop: signals.StopFlag) -> Any:
+def warm_up(
+    parts: Parts, shared: optim.TrainState, folder: workdir.Workdir, stop: signals.StopFlag
+) -> optim.TrainState:
     """Trains the shared weights on uniformly drawn genotypes before any reward is taken."""
     config, section = parts.config, parts.config.search
 
@@ -198,17 +199,14 @@ def warm_up(parts: Parts, shared: steps.SharedState, folder: workdir.Workdir, st
             yield genotypes, _draw(parts, (*key, 1), ahead.batch_shape(section))
             step += 1
 
+    num_steps = section.warmup_steps if section.mode == "share" else 0
     return training_loop.fit(
         shared,
-        stage="warmup",
-        num_steps=section.warmup_steps if section.mode == "share" else 0,
+        training_loop.Stage("warmup", folder, stop, num_steps, checkpoint_every=max(section.warmup_steps // 2, 1)),
         step_fn=lambda state, batch: parts.steps.train_shared(
             state, batch[0], *feature_store.training(parts.train_store, batch[1])
         ),
         batches_fn=batches,
-        folder=folder,
-        stop=stop,
-        checkpoint_every=max(section.warmup_steps // 2, 1),
     )
 
 
@@ -248,33 +246,41 @@ def score(
     section = parts.config.search
     clips = evaluation_batches(min(num_clips, parts.val_store.num_clips), section)
     if section.mode == "scratch":
-        return scratch.score(
-            genotypes,
+        training = scratch.Training(
             start=parts.steps.start_alone(params),
             train_fn=scratch.make_train(parts.config, parts.steps, parts.train_store),
-            evaluate_fn=lambda state, genotype: _score_shared(parts, state.average, genotype[None], clips)[0],
+            evaluate_fn=lambda state, genotype: score_shared(parts, state.average, genotype[None], clips)[0],
             num_parts=section.scratch_parts,
-            floors=floors,
-            num_workers=scratch.num_workers(section),
         )
+        return scratch.score(genotypes, training, floors=floors, num_workers=scratch.num_workers(section))
     size, records = section.genotypes_per_step, []
     for start in range(0, len(genotypes), size):
         # Padded to one shape: one trace for the rewards, the random line and the re-scoring.
         rows = np.minimum(np.arange(start, start + size), len(genotypes) - 1)
-        records += _score_shared(parts, params, genotypes[rows], clips)[: len(genotypes) - start]
+        records += score_shared(parts, params, genotypes[rows], clips)[: len(genotypes) - start]
     return records
 
 
-def _score_shared(parts: Parts, params: types.Params, genotypes: np.ndarray, clips: np.ndarray) -> list[dict[str, Any]]:
-    """Rewards of a group of genotypes with the same weights on groups of batches."""
-    found = steps.add_scores(
-        [
-            parts.steps.evaluate_shared(params, genotypes, *feature_store.evaluation(parts.val_store, group))
-            for group in clips
-        ]
-    )
-    keywords = reward.factors(parts.config, parts.space, genotypes, feature_store.grid(parts.val_store))
-    return reward.compute(found.counts, found.flicker, found.is_finite, **keywords)
+def score_shared(parts: Parts, params: types.Params, genotypes: np.ndarray, clips: np.ndarray) -> list[dict[str, Any]]:
+    """Rewards of genotypes [N, L, 5] with the same weights on groups of batches, i32 [groups, R, B]."""
+
+    def evaluate_fn(group: np.ndarray) -> steps.SharedScores:
+        return parts.steps.evaluate_shared(params, genotypes, *feature_store.evaluation(parts.val_store, group))
+
+    return _rewards(parts, evaluate_fn, clips, genotypes)
+
+
+def _rewards(
+    parts: Parts,
+    evaluate_fn: Callable[[np.ndarray], steps.SharedScores],
+    clips: np.ndarray,
+    genotypes: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """Rewards of what is counted on groups of batches; without genotypes nothing has a price."""
+    found = steps.add_scores([evaluate_fn(group) for group in clips])
+    grid = parts.val_store.grid
+    macs = None if genotypes is None else reward.cell_macs(parts.config, parts.space, genotypes, grid)
+    return reward.compute(found.counts, found.flicker, found.is_finite, reward.rule(parts.config.search), macs)
 
 
 def evaluation_batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
@@ -315,10 +321,9 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
     rescored = score(parts, state.shared.params, genotypes, parts.val_store.num_clips)
 
     def retrain(genotype: np.ndarray) -> tuple[Any, dict[str, Any]]:
-        stage = f"retrain_{genotype_lib.digest(parts.space, genotype)}"
-        params = cell_training.train_cell(
-            config, parts.space, genotype, parts.train_store, folder=folder, stop=stop, stage=stage
-        )
+        name = f"retrain_{genotype_lib.digest(parts.space, genotype)}"
+        stage = training_loop.Stage.of(config.train, name, folder, stop)
+        params = cell_training.train_cell(config, parts.space, genotype, parts.train_store, stage)
         return params, score_cell(parts, genotype, params)
 
     genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
@@ -329,19 +334,25 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
 
 def score_static(parts: Parts) -> dict[str, Any]:
     """Reward of the static network alone on the whole meta-validation split."""
-    evaluate_static = steps.make_evaluate_static()
-    clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
-    found = steps.add_scores([evaluate_static(*feature_store.anywhere(parts.val_store, group)) for group in clips])
-    return reward.compute(found.counts, found.flicker, found.is_finite, stability=parts.config.search.stability)[0]
+    return _score_alone(parts, lambda params, frames: jax.numpy.asarray(frames.logits), {}, None)
 
 
 def score_cell(parts: Parts, genotype: np.ndarray, params: types.Params) -> dict[str, Any]:
     """Reward of a retrained cell on the whole meta-validation split, with running statistics."""
     cell = cell_lib.make(parts.space, genotype, features.settings_of(parts.config))
-    evaluate_cell = steps.make_evaluate_cell(cell)
+    return _score_alone(parts, cell.unroll, params, genotype[None])
+
+
+def _score_alone(
+    parts: Parts,
+    unroll_fn: Callable[[types.Params, types.Features], jax.Array],
+    params: types.Params,
+    genotypes: np.ndarray | None,
+) -> dict[str, Any]:
+    evaluate_fn = steps.make_evaluate(unroll_fn)
     clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
-    found = steps.add_scores(
-        [evaluate_cell(params, *feature_store.anywhere(parts.val_store, group)) for group in clips]
-    )
-    keywords = reward.factors(parts.config, parts.space, genotype[None], feature_store.grid(parts.val_store))
-    return reward.compute(found.counts, found.flicker, found.is_finite, **keywords)[0]
+
+    def evaluate(group: np.ndarray) -> steps.SharedScores:
+        return evaluate_fn(params, *feature_store.anywhere(parts.val_store, group))
+
+    return _rewards(parts, evaluate, clips, genotypes)[0]

@@ -8,8 +8,8 @@ draws, scores and logs as many candidates as theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,19 +29,45 @@ from dvsnas_jax.train import cell_training as train_lib
 from dvsnas_jax.train import feature_store, features, optim
 
 
-class Trainer(NamedTuple):
-    """The jitted relaxed step, which all searches on the same features share.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """How the choices are relaxed in a step.
 
     Attributes:
-      mesh: the devices.
-      step: `(shared state, gumbel state, noise f32 [G, L, 5, V], store, clips i32 [G, B], *, relaxation (static),
-        op_mask bool [num_ops], temperature f32 [], is_learning bool []) -> (shared state, gumbel state, metrics)`:
-        a step of both optimizers on the mean over G relaxed draws, of the choices only where `is_learning`. The first
-        is donated.
+      noise: f32 [G, L, 5, V], of G relaxed draws.
+      op_mask: bool [num_ops].
+      temperature: f32 [].
+      is_learning: bool [], the choices take a step, too.
     """
 
+    noise: types.Array
+    op_mask: types.Array
+    temperature: types.Array
+    is_learning: types.Array
+
+
+class StepFn(Protocol):
+    """A step of both optimizers on the mean over G relaxed draws; the shared state is donated."""
+
+    def __call__(
+        self,
+        shared: optim.TrainState,
+        choices: gumbel.GumbelState,
+        draws: Draws,
+        store: types.FeatureStore,
+        clips: types.Array,
+        *,
+        relaxation: gumbel.Gumbel,
+    ) -> tuple[optim.TrainState, gumbel.GumbelState, steps.Metrics]:
+        """Clips are i32 [G, B], the relaxation is static."""
+
+
+class Trainer(NamedTuple):
+    """The jitted relaxed step, which all searches on the same features share, and its devices."""
+
     mesh: jax.sharding.Mesh
-    step: Callable[..., tuple[steps.SharedState, gumbel.GumbelState, dict[str, jax.Array]]]
+    step: StepFn
 
 
 def make(
@@ -49,52 +75,33 @@ def make(
 ) -> Trainer:
     """Builds the relaxed step; nothing is compiled before its first call.
 
-    Args:
-      config: of the run.
-      space: the cell space.
-      mesh: of `core.mesh`.
-      train_rows: how the rows of the store lie on the mesh.
+    `train_rows` says how the rows of the store lie on the mesh.
     """
     section = config.search
     relaxed = relaxed_lib.make(space, features.settings_of(config))
     optimizer = optim.make(section, is_constant=True)
 
     def step(
-        shared: steps.SharedState,
+        shared: optim.TrainState,
         choices: gumbel.GumbelState,
-        noise: jax.Array,
+        draws: Draws,
         store: types.FeatureStore,
         clips: jax.Array,
         *,
         relaxation: gumbel.Gumbel,
-        op_mask: jax.Array,
-        temperature: jax.Array,
-        is_learning: jax.Array,
-    ) -> tuple[steps.SharedState, gumbel.GumbelState, dict[str, jax.Array]]:
-        def unroll(trained: Any, flat: jax.Array, features: types.Features) -> jax.Array:
+    ) -> tuple[optim.TrainState, gumbel.GumbelState, steps.Metrics]:
+        def unroll(trained: Any, flat: jax.Array, frames: types.Features) -> jax.Array:
             params, logits = trained
-            weights = relaxation.relax(logits, flat.reshape(logits.shape), op_mask, temperature)
-            return relaxed.unroll(params, weights, features)
+            weights = relaxation.relax(logits, flat.reshape(logits.shape), draws.op_mask, draws.temperature)
+            return relaxed.unroll(params, weights, frames)
 
-        gradient_fn = mesh_lib.map_shards(
-            steps.make_gradient(steps.autodiff(unroll), section.label_stride, train_rows),
-            mesh,
-            in_specs=(mesh_lib.REPLICATED, mesh_lib.BY_ARCH, train_rows, mesh_lib.BY_ARCH_AND_DATA),
-            out_specs=mesh_lib.REPLICATED,
-        )
-        rows = noise.reshape(*noise.shape[:2], -1)  # [G, L, 5 V], the rank of genotypes
-        units = mesh_lib.split_units(mesh, rows, clips, section.batch_parts)
-        gradients, loss, share_finite = jax.tree.map(
-            lambda total: total / (clips.shape[0] * section.batch_parts),
-            gradient_fn((shared.params, choices.params), units[0], store, units[1]),
-        )
-        updates, opt_state = optimizer.update(gradients[0], shared.opt_state, shared.params)
-        params = optax.apply_updates(shared.params, updates)
-        shared = steps.SharedState(params=params, opt_state=opt_state, step=shared.step + 1)
-        descended, metrics = relaxation.descend(choices, gradients[1], op_mask)
-        choices = jax.tree.map(lambda new, old: jnp.where(is_learning, new, old), descended, choices)
-        metrics |= {"loss": loss / jnp.maximum(share_finite, 1e-6), "share_finite": share_finite}
-        return shared, choices, metrics | {"gradient_norm": optax.tree.norm(gradients[0])}
+        gradient_fn = steps.make_gradient(steps.autodiff(unroll), section, mesh, train_rows)
+        rows = jnp.asarray(draws.noise).reshape(*draws.noise.shape[:2], -1)  # [G, L, 5 V], the rank of genotypes
+        gradients, step_metrics = gradient_fn((shared.params, choices.params), rows, store, clips)
+        shared = optim.descend(optimizer, shared, gradients[0])
+        descended, metrics = relaxation.descend(choices, gradients[1], draws.op_mask)
+        choices = jax.tree.map(lambda new, old: jnp.where(draws.is_learning, new, old), descended, choices)
+        return shared, choices, {**metrics, **step_metrics, "gradient_norm": optax.tree.norm(gradients[0])}
 
     where = mesh_lib.replicated(mesh)
     return Trainer(mesh, compilation.jit(step, donate_argnums=0, out_shardings=where, static_argnames="relaxation"))
@@ -108,18 +115,10 @@ def train(
     state: loop.LoopState,
     step: int,
 ) -> tuple[loop.LoopState, dict[str, float]]:
-    """The relaxed steps of one iteration, a function of (config, state, step).
+    """The relaxed steps of iteration `step`, a function of (config, state, step).
 
-    Args:
-      trainer: from `make`.
-      config: of the run; its steps set the pace of the temperature.
-      strategy: with a relaxation.
-      store: features of the training clips.
-      state: of the search.
-      step: the iteration.
-
-    Returns:
-      The state, and means of the metrics; `relaxed_work` is the work of these steps by that of the ordinary ones.
+    The config's steps set the pace of the temperature. Returns the state, and means of the metrics; `relaxed_work` is
+    the work of these steps by that of the ordinary ones.
     """
     assert trainer is not None and strategy.relaxation is not None, "this strategy needs the relaxed step"
     section, space = config.search, features.space_of(config)
@@ -129,24 +128,18 @@ def train(
     clips = feature_store.deal(drawn, store.num_clips, section.batch_parts)
     noise = np.random.default_rng((*key, 1)).gumbel(size=(*shape, *state.strategy.params.shape)).astype(np.float32)
     temperature = gumbel.temperature(config.controller, step / max(section.steps - 1, 1))
+    is_learning = np.asarray(step >= section.controller_warmup)
     # The choices are of one device, the step is of all.
     shared, choices = state.shared, mesh_lib.replicate(trainer.mesh, jax.device_get(state.strategy))
     logged = []
     for index in range(num_steps):
-        shared, choices, metrics = trainer.step(
-            shared,
-            choices,
-            noise[index],
-            *feature_store.training(store, clips[index]),
-            relaxation=strategy.relaxation,
-            op_mask=strategy.op_mask,
-            temperature=np.float32(temperature),
-            is_learning=np.bool_(step >= section.controller_warmup),
-        )
+        draws = Draws(noise[index], strategy.op_mask, np.asarray(temperature, np.float32), is_learning)
+        found = feature_store.training(store, clips[index])
+        shared, choices, metrics = trainer.step(shared, choices, draws, *found, relaxation=strategy.relaxation)
         logged.append(metrics)
     done = num_steps * branch_ratio(space) / section.shared_steps
-    found = loop.means(logged) | {"temperature": temperature, "relaxed_work": done}
-    return loop.LoopState(strategy=jax.device_put(jax.device_get(choices)), shared=shared), found
+    means = loop.means(logged) | {"temperature": temperature, "relaxed_work": done}
+    return loop.LoopState(strategy=jax.device_put(jax.device_get(choices)), shared=shared), means
 
 
 def branch_ratio(space: genotype_lib.Space) -> float:

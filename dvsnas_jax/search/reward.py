@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -21,15 +21,27 @@ PARTS = ("miou", "fwiou", "class_accuracy")
 """Whose geometric mean is the reward; the accuracy is the mean over classes, as in the sibling code."""
 
 
+class Rule(NamedTuple):
+    """What a reward is made of besides the accuracy.
+
+    Attributes:
+      stability: exponent of the factor (1 - flicker); 0 = off.
+      cost: exponent of `cost_factor`; 0 = off.
+      cost_target: of `cost_factor`, in millions of multiply-adds.
+    """
+
+    stability: float
+    cost: float = 0.0
+    cost_target: float = 1.0
+
+
+def rule(section: ml_collections.ConfigDict) -> Rule:
+    """That of a section `search`."""
+    return Rule(section.stability, section.cost, section.cost_target)
+
+
 def compute(
-    counts: types.Array,
-    flicker: types.Array,
-    is_finite: types.Array,
-    *,
-    stability: float,
-    macs: Sequence[int] | None = None,
-    cost: float = 0.0,
-    cost_target: float = 1.0,
+    counts: types.Array, flicker: types.Array, is_finite: types.Array, rule: Rule, macs: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Rewards of N candidates.
 
@@ -37,10 +49,8 @@ def compute(
       counts: i32 [N, K, K], confusion counts, rows = truth.
       flicker: i32 [N, 2], changed and all pixels whose truth did not change.
       is_finite: bool [N], whether the candidate's logits were finite.
-      stability: exponent of the factor (1 - flicker); 0 = off.
+      rule: how they are weighed.
       macs: N multiply-adds of the cell per frame; None: not known, no factor.
-      cost: exponent of `cost_factor`; 0 = off.
-      cost_target: of `cost_factor`, in millions.
 
     Returns:
       N records: reward and its parts, status `ok`; or reward None and status `diverged`, or `unlabelled` where no pixel
@@ -50,53 +60,39 @@ def compute(
     records: list[dict[str, Any]] = []
     rows = zip(*map(np.asarray, (counts, flicker, is_finite)), known_macs, strict=True)
     for count, (changed, total), finite, num_macs in rows:
-        if not finite:
-            records.append({"reward": None, "status": "diverged"})
-            continue
-        if not count.any():
-            records.append({"reward": None, "status": "unlabelled"})
+        if not finite or not count.any():
+            records.append({"reward": None, "status": "unlabelled" if finite else "diverged"})
             continue
         scores = metrics.scores(count)
         parts = {name: float(scores[name]) for name in (*PARTS, "accuracy")}
         parts["flicker"] = float(changed / max(total, 1))
         reward = float(np.prod([parts[name] for name in PARTS]) ** (1 / len(PARTS)))
-        reward *= (1.0 - parts["flicker"]) ** stability
+        reward *= (1.0 - parts["flicker"]) ** rule.stability
         if num_macs is not None:
             parts["macs"] = num_macs
-            reward *= cost_factor(num_macs, cost, cost_target)
+            reward *= cost_factor(num_macs, rule)
         records.append({"reward": reward, **parts, "status": "ok"})
     return records
 
 
-def cost_factor(macs: float, cost: float, cost_target: float) -> float:
+def cost_factor(macs: float, rule: Rule) -> float:
     """(target / MACs)^cost where the MACs exceed the target, else 1.
 
     The hard constraint of MnasNet (Tan et al. 2019, arXiv 1807.11626, equation 2 with alpha = 0, beta = -cost), with
     multiply-adds instead of the latency on a phone: a cell below the target gains nothing by being cheaper still.
-
-    Args:
-      macs: multiply-adds of the cell per frame.
-      cost: exponent; 0 = off.
-      cost_target: in millions of multiply-adds.
     """
-    return min(1.0, cost_target * 1e6 / max(macs, 1)) ** cost
+    return min(1.0, rule.cost_target * 1e6 / max(macs, 1)) ** rule.cost
 
 
-def factors(
+def cell_macs(
     config: ml_collections.ConfigDict, space: genotype_lib.Space, genotypes: np.ndarray, grid: tuple[int, int]
-) -> dict[str, Any]:
-    """The keywords of `compute` for the cells of some genotypes, i32 [N, L, 5], on a feature grid (height, width)."""
-    section, settings = config.search, features.settings_of(config)
-    macs = [
+) -> list[int]:
+    """Multiply-adds a frame of the cells of some genotypes, i32 [N, L, 5], on a feature grid (height, width)."""
+    settings = features.settings_of(config)
+    return [
         cost_lib.of(space, genotype, settings, grid).macs + encoder_macs(config, space, genotype)
         for genotype in genotypes
     ]
-    return {
-        "stability": section.stability,
-        "cost": section.cost,
-        "cost_target": section.cost_target,
-        "macs": macs,
-    }
 
 
 def encoder_macs(config: ml_collections.ConfigDict, space: genotype_lib.Space, genotype: np.ndarray) -> int:

@@ -10,7 +10,7 @@ would never hear that such cells are poor. One that diverges has no reward, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -22,47 +22,51 @@ from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_training, feature_store
+from dvsnas_jax.train import cell_training, feature_store, optim
 
 STOPPED = "stopped"
 Record = dict[str, Any]
 _NAMES = ("step", "index", "source", "genotype", "hash")
 
 
-def score(
-    genotypes: np.ndarray,
-    *,
-    start: Any,
-    train_fn: Callable[[Any, np.ndarray, int], Any],
-    evaluate_fn: Callable[[Any, np.ndarray], Record],
-    num_parts: int,
-    floors: Sequence[float | None] | None = None,
-    num_workers: int = 1,
-) -> list[Record]:
-    """Trains and scores candidates, each by itself: the records do not depend on `num_workers`.
+class Training(NamedTuple):
+    """How a candidate is trained and scored.
 
-    Args:
-      genotypes: i32 [N, L, 5].
+    Attributes:
       start: state before the first part, of every candidate.
       train_fn: `(state, genotype, part) -> state`.
       evaluate_fn: `(state, genotype) -> record` with reward and status.
-      num_parts: P, of a training.
-      floors: P - 1 rewards below which a candidate is stopped after a part, None: it is not; None: nothing is
-        evaluated before the end.
-      num_workers: candidates at the same time, each in a thread.
+      num_parts: P.
+    """
 
-    Returns:
-      N records; `partial` holds the rewards after all parts but the last.
+    start: Any
+    train_fn: Callable[[Any, np.ndarray, int], Any]
+    evaluate_fn: Callable[[Any, np.ndarray], Record]
+    num_parts: int
+
+
+def score(
+    genotypes: np.ndarray,
+    training: Training,
+    *,
+    floors: Sequence[float | None] | None = None,
+    num_workers: int = 1,
+) -> list[Record]:
+    """Trains and scores candidates [N, L, 5], each by itself: the records do not depend on `num_workers`.
+
+    `floors` are P - 1 rewards below which a candidate is stopped after a part, None: it is not; None instead of all:
+    nothing is evaluated before the end. `num_workers` candidates are trained at the same time, each in a thread.
+    `partial` of a record holds the rewards after all parts but the last.
     """
 
     def score_one(genotype: np.ndarray) -> Record:
-        state, partial = start, []
-        for part in range(num_parts):
-            state = train_fn(state, genotype, part)
-            is_last = part == num_parts - 1
+        state, partial = training.start, []
+        for part in range(training.num_parts):
+            state = training.train_fn(state, genotype, part)
+            is_last = part == training.num_parts - 1
             if floors is None and not is_last:
                 continue
-            record = evaluate_fn(state, genotype)
+            record = training.evaluate_fn(state, genotype)
             if is_last or record["reward"] is None:
                 break
             partial.append(record["reward"])
@@ -88,13 +92,13 @@ def num_workers(section: ml_collections.ConfigDict) -> int:
 
 def make_train(
     config: ml_collections.ConfigDict, made: steps.Steps, store: feature_store.AnyStore
-) -> Callable[[steps.AloneState, np.ndarray, int], steps.AloneState]:
+) -> Callable[[optim.TrainState, np.ndarray, int], optim.TrainState]:
     """`(state, genotype, part) -> state`: a part of a training, on the same batches for every candidate."""
     section = config.search
     shape = (section.scratch_parts, section.scratch_steps // section.scratch_parts, section.batch_size)
     batches = cell_training.draw_clips((config.seed, 7), store.num_clips, shape)
 
-    def train_part(state: steps.AloneState, genotype: np.ndarray, part: int) -> steps.AloneState:
+    def train_part(state: optim.TrainState, genotype: np.ndarray, part: int) -> optim.TrainState:
         return made.train_alone(state, genotype, *feature_store.anywhere(store, batches[part]))
 
     return train_part
@@ -112,15 +116,9 @@ def floors_of(records: Sequence[Record], num_parts: int) -> list[float | None]:
 class Answers:
     """What the log of a search knows: rewards of equal cells, and how far earlier candidates came.
 
-    Equal is what has the same canonical form: such cells differ in the names of their weights alone. The log is read
-    at the first call, when a resumed search has cut off what it will do again.
-
-    Args:
-      folder: of the search.
-      file: its log.
-      space: of the genotypes.
-      num_parts: of a training; 1 where nothing is stopped.
-      is_reusing: whether an equal cell is answered from the log.
+    Equal is what has the same canonical form: such cells differ in the names of their weights alone; it is answered
+    from the log where `is_reusing`. `num_parts` is that of a training, 1 where nothing is stopped. The log is read at
+    the first call, when a resumed search has cut off what it will do again.
     """
 
     def __init__(
@@ -181,10 +179,6 @@ def make_answers(
 ) -> Answers:
     """The answers of a search with this section `search`."""
     is_alone = section.mode == "scratch"
-    return Answers(
-        folder,
-        file,
-        space,
-        num_parts=section.scratch_parts if is_alone else 1,
-        is_reusing=section.reuse == "always" or (section.reuse == "auto" and is_alone),
-    )
+    is_reusing = section.reuse == "always" or (section.reuse == "auto" and is_alone)
+    num_parts = section.scratch_parts if is_alone else 1
+    return Answers(folder, file, space, num_parts=num_parts, is_reusing=is_reusing)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,40 +18,152 @@ from dvsnas_jax.space import cell_frame, operations, projections
 from dvsnas_jax.space import genotype as genotype_lib
 
 Params = dict[str, Any]
+Output = TypeVar("Output")
 
 
-class Cell(NamedTuple):
-    """Pure functions of one cell.
+class Cell:
+    """Pure functions of one cell. `features` are of one frame, [B, ...], `frames` of a clip, [T, B, ...].
 
     Attributes:
       inputs: names of the inputs that it reads.
-      init: `rng -> params`.
-      step: `(params, state, features of one frame) -> (state, logits [B, h, w, K])`.
-      initial_state: `features of one frame -> state` before the first frame.
-      unroll: `(params, features [B, T, ...]) -> logits [T, B, h, w, K]`.
-      unroll_training: `(params, features [B, T, ...]) -> (logits [T, B, h, w, K], loss f32 [])`: key frames come at
-        the schedule's interval; the loss is that of its predicted errors (0 where it predicts none).
-      moments: `(params, features [B, T, ...]) -> {path: (mean, var)}`, batch moments of every
-        normalisation, averaged over the frames (those of the cell's own path: key frames do not count).
-      due: propagate: `(params, state, features) -> bool [B, rows, columns]`, what the static network has to compute
-        of a frame; the maps of the first encoder stages are enough.
-      restart: propagate: `(params, state, features) -> state` after a key frame.
-      advance: `(params, state, features) -> state` after a frame by the cell alone; propagate: the maps of the first
-        encoder stages are enough.
-      merge: propagate: `(restarted, advanced, bool [B, rows, columns]) -> state`, region by region.
     """
 
-    inputs: tuple[str, ...]
-    init: Callable[[jax.Array], Params]
-    step: types.StepFn
-    initial_state: Callable[[types.Features], types.CellState]
-    unroll: Callable[[Params, types.Features], jax.Array]
-    unroll_training: Callable[[Params, types.Features], tuple[jax.Array, jax.Array]]
-    moments: Callable[[Params, types.Features], operations.Moments]
-    due: Callable[[Params, types.CellState, types.Features], jax.Array]
-    restart: Callable[[Params, types.CellState, types.Features], types.CellState]
-    advance: Callable[[Params, types.CellState, types.Features], types.CellState]
-    merge: Callable[[types.CellState, types.CellState, jax.Array], types.CellState]
+    def __init__(self, space: genotype_lib.Space, rows: np.ndarray, settings: cell_frame.CellSettings) -> None:
+        self._space, self._rows, self._settings = space, rows, settings
+        self._loose = genotype_lib.loose_ends(space, rows)
+        self.inputs = used_inputs(space, rows)
+        settings.check(self.inputs)
+
+    def init(self, rng: jax.Array) -> Params:
+        """Fresh parameters."""
+        space, settings = self._space, self._settings
+        ports_rng, layers_rng = jax.random.split(rng)
+        layer_rngs = jax.random.split(layers_rng, space.num_layers)
+        layers = [operations.init_layer(each, space, settings.channels, settings.scope()) for each in layer_rngs]
+        params = {"ports": cell_frame.init(ports_rng, settings, space.inputs), "layers": layers}
+        return _select(space, self._rows, params)
+
+    def initial_state(self, features: types.Features) -> types.CellState:
+        """The state before the first frame."""
+        return cell_frame.initial_state(self._settings, features)
+
+    def step(
+        self, params: Params, state: types.CellState, features: types.Features
+    ) -> tuple[types.CellState, jax.Array]:
+        """The state after a frame and its logits [B, h, w, K]."""
+        state, _ = self._finish(params, state, features)
+        return state, jnp.asarray(state.logits)
+
+    def unroll(self, params: Params, frames: types.Features) -> jax.Array:
+        """Logits [T, B, h, w, K] of a clip."""
+        return self._scan(lambda state, features: self.step(params, state, features), frames)
+
+    def unroll_training(self, params: Params, frames: types.Features) -> tuple[jax.Array, jax.Array]:
+        """Logits [T, B, h, w, K], and the loss f32 [] of the schedule's predicted errors (0 where it predicts none).
+
+        Key frames come at the schedule's interval.
+        """
+
+        def scored_step(
+            state: types.CellState, features: types.Features
+        ) -> tuple[types.CellState, tuple[jax.Array, jax.Array]]:
+            state, loss = self._finish(params, state, features, is_training=True)
+            return state, (jnp.asarray(state.logits), loss)
+
+        logits, losses = self._scan(scored_step, frames)
+        return logits, losses.mean()
+
+    def moments(self, params: Params, frames: types.Features) -> operations.Moments:
+        """`{path: (mean, var)}`, batch moments of every normalisation, averaged over the frames.
+
+        Those of the cell's own path: key frames do not count.
+        """
+
+        def recording_step(
+            state: types.CellState, features: types.Features
+        ) -> tuple[types.CellState, tuple[operations.Moments, jax.Array]]:
+            record: operations.Moments = {}
+            state, _ = self._finish(params, state, features, record, is_training=True)
+            share = (jnp.asarray(state.age) > 0).mean(dtype=jnp.float32) if state.is_propagating else 1.0
+            return state, (record, jnp.asarray(share))
+
+        record, shares = self._scan(recording_step, frames)
+        weights = jnp.where(shares.sum() > 0, shares, 1.0)  # of every frame a key frame, the cell is never used
+        weights /= weights.sum()
+        return jax.tree.map(lambda x: jnp.tensordot(weights, x, axes=1), record)
+
+    def due(self, params: Params, state: types.CellState, features: types.Features) -> jax.Array:
+        """Propagate: bool [B, rows, columns], what the static network has to compute; the first stages are enough."""
+        return cell_frame.due(params["ports"], self._settings, state, features)[0]
+
+    def restart(self, params: Params, state: types.CellState, features: types.Features) -> types.CellState:
+        """Propagate: the state after a key frame."""
+        return self._ports(params).key_frame(state, features)
+
+    def advance(
+        self,
+        params: Params,
+        state: types.CellState,
+        features: types.Features,
+        record: operations.Moments | None = None,
+    ) -> types.CellState:
+        """The state after a frame by the cell alone; propagate: the maps of the first encoder stages are enough.
+
+        `record` receives the batch moments.
+        """
+        ports = self._ports(params, record)
+        project_fn = projections.make_project(params["ports"], ports.scope)
+        inputs = projections.cell_inputs(state, features, self.inputs, project_fn)
+        outputs = self._run_layers(params["layers"], inputs, state.state, self._settings.scope(record))
+        mean = functools.reduce(jnp.add, [outputs[layer] for layer in self._loose]) / len(self._loose)
+        return ports.output(mean, state, features)
+
+    def merge(self, restarted: types.CellState, advanced: types.CellState, is_key: jax.Array) -> types.CellState:
+        """Propagate: one state of two, region by region, `is_key` bool [B, rows, columns]."""
+        return cell_frame.merge(restarted, advanced, is_key)
+
+    def _ports(self, params: Params, record: operations.Moments | None = None) -> cell_frame.Ports:
+        return cell_frame.Ports(params["ports"], self._settings, self._settings.scope(record).child("ports"))
+
+    def _finish(
+        self,
+        params: Params,
+        before: types.CellState,
+        features: types.Features,
+        record: operations.Moments | None = None,
+        *,
+        is_training: bool = False,
+    ) -> tuple[types.CellState, jax.Array]:
+        after = self.advance(params, before, features, record)
+        return self._ports(params, record).finish(before, after, features, is_training=is_training)
+
+    def _scan(
+        self,
+        step_fn: Callable[[types.CellState, types.Features], tuple[types.CellState, Output]],
+        frames: types.Features,
+    ) -> Output:
+        """What the steps of a clip give, with a leading axis T."""
+        state = self.initial_state(jax.tree.map(lambda x: x[0], frames))
+        return jax.lax.scan(step_fn, state, frames)[1]
+
+    def _run_layers(
+        self, params: Params, inputs: dict[str, jax.Array], like: types.Array, scope: operations.CellScope
+    ) -> list[jax.Array]:
+        """Outputs of the layers in order, each [B, h, w, C] like the state."""
+        space = self._space
+        nodes = {space.inputs.index(name): value for name, value in inputs.items()}
+        for index, row in enumerate(self._rows):
+            layer, layer_scope = params[f"layer{index}"], scope.child("layers", f"layer{index}")
+            maps, chosen = [], _chosen(space, row)
+            for slot, node in zip("ab", row[:2], strict=True):
+                operation = operations.OPERATIONS[chosen[slot]]
+                if operation.is_zero:
+                    maps.append(jnp.zeros(like.shape, like.dtype))
+                else:
+                    maps.append(operation.apply(layer[slot], nodes[int(node)], layer_scope.child(slot)))
+            aggregation = operations.AGGREGATIONS[chosen["agg"]]
+            nodes[space.num_inputs + index] = aggregation.apply(layer["agg"], *maps, layer_scope.child("agg"))
+        return [nodes[space.num_inputs + index] for index in range(space.num_layers)]
 
 
 def nodes_read(space: genotype_lib.Space, row: np.ndarray) -> list[int]:
@@ -71,128 +183,7 @@ def make(space: genotype_lib.Space, genotype: Any, settings: cell_frame.CellSett
     Raises:
       UserError: the genotype is not of the space, or reads an input that the mode does not provide.
     """
-    rows = genotype_lib.validate(space, genotype)
-    advance = _make_advance(space, rows, settings)
-
-    def restart(
-        params: Params, state: types.CellState, features: types.Features, record: operations.Moments | None = None
-    ) -> types.CellState:
-        scope = settings.scope(record).child("ports")
-        return cell_frame.key_frame(params["ports"], settings, state, features, scope)
-
-    def due(params: Params, state: types.CellState, features: types.Features) -> jax.Array:
-        return cell_frame.due(params["ports"], settings, state, features)[0]
-
-    def finish(
-        params: Params,
-        before: types.CellState,
-        features: types.Features,
-        record: operations.Moments | None,
-        *,
-        is_training: bool,
-    ) -> tuple[types.CellState, jax.Array]:
-        after, scope = advance(params, before, features, record), settings.scope(record).child("ports")
-        return cell_frame.finish(params["ports"], settings, before, after, features, scope, is_training=is_training)
-
-    def step(params: Params, state: types.CellState, features: types.Features) -> tuple[types.CellState, jax.Array]:
-        state, _ = finish(params, state, features, None, is_training=False)
-        return state, jnp.asarray(state.logits)
-
-    def unroll(params: Params, features: types.Features) -> jax.Array:
-        state = initial_state(jax.tree.map(lambda x: x[:, 0], features))
-        return cell_frame.unroll(lambda s, f: step(params, s, f), state, features)[1]
-
-    def initial_state(features: types.Features) -> types.CellState:
-        return cell_frame.initial_state(settings, features)
-
-    unroll_training, moments = _make_unrolls(initial_state, functools.partial(finish, is_training=True))
-    return Cell(
-        inputs=used_inputs(space, rows),
-        init=_make_init(space, rows, settings),
-        step=step,
-        initial_state=initial_state,
-        unroll=unroll,
-        unroll_training=unroll_training,
-        moments=moments,
-        due=due,
-        restart=restart,
-        advance=advance,
-        merge=cell_frame.merge,
-    )
-
-
-def _make_init(
-    space: genotype_lib.Space, rows: np.ndarray, settings: cell_frame.CellSettings
-) -> Callable[[jax.Array], Params]:
-    """`Cell.init`."""
-
-    def init(rng: jax.Array) -> Params:
-        ports_rng, layers_rng = jax.random.split(rng)
-        layer_rngs = jax.random.split(layers_rng, space.num_layers)
-        layers = [
-            operations.init_layer(layer_rng, space, settings.channels, settings.scope()) for layer_rng in layer_rngs
-        ]
-        return _select(space, rows, {"ports": cell_frame.init(ports_rng, settings, space.inputs), "layers": layers})
-
-    return init
-
-
-def _make_advance(
-    space: genotype_lib.Space, rows: np.ndarray, settings: cell_frame.CellSettings
-) -> Callable[..., types.CellState]:
-    """`Cell.advance`; a fourth argument receives the batch moments."""
-    names = used_inputs(space, rows)
-    settings.check(names)
-    loose = genotype_lib.loose_ends(space, rows)
-
-    def advance(
-        params: Params, state: types.CellState, features: types.Features, record: operations.Moments | None = None
-    ) -> types.CellState:
-        scope = settings.scope(record)
-        port_scope = scope.child("ports")
-        inputs = projections.cell_inputs(params["ports"], state, features, names, port_scope)
-        template = jax.ShapeDtypeStruct(state.state.shape, state.state.dtype)
-        outputs = _run_layers(space, rows, params["layers"], inputs, template=template, scope=scope)
-        mean = functools.reduce(jnp.add, [outputs[layer] for layer in loose]) / len(loose)
-        return cell_frame.cell_output(params["ports"], mean, state, features, port_scope)
-
-    return advance
-
-
-def _make_unrolls(
-    initial_state: Callable[[types.Features], types.CellState],
-    step: Callable[..., tuple[types.CellState, jax.Array]],
-) -> tuple[Callable[..., tuple[jax.Array, jax.Array]], Callable[..., operations.Moments]]:
-    """`Cell.unroll_training` and `Cell.moments` from `(params, state, features, record) -> (state, loss)`."""
-
-    def start(features: types.Features) -> types.CellState:
-        return initial_state(jax.tree.map(lambda x: x[:, 0], features))
-
-    def unroll_training(params: Params, features: types.Features) -> tuple[jax.Array, jax.Array]:
-        def scored_step(
-            state: types.CellState, frame: types.Features
-        ) -> tuple[types.CellState, tuple[jax.Array, jax.Array]]:
-            state, loss = step(params, state, frame, None)
-            return state, (jnp.asarray(state.logits), loss)
-
-        _, (logits, losses) = cell_frame.unroll(scored_step, start(features), features)
-        return logits, losses.mean()
-
-    def moments(params: Params, features: types.Features) -> operations.Moments:
-        def recording_step(
-            state: types.CellState, frame: types.Features
-        ) -> tuple[types.CellState, tuple[operations.Moments, jax.Array]]:
-            record: operations.Moments = {}
-            state, _ = step(params, state, frame, record)
-            share = (jnp.asarray(state.age) > 0).mean(dtype=jnp.float32) if state.is_propagating else 1.0
-            return state, (record, jnp.asarray(share))
-
-        _, (record, shares) = cell_frame.unroll(recording_step, start(features), features)
-        weights = jnp.where(shares.sum() > 0, shares, 1.0)  # of every frame a key frame, the cell is never used
-        weights /= weights.sum()
-        return jax.tree.map(lambda x: jnp.tensordot(weights, x, axes=1), record)
-
-    return unroll_training, moments
+    return Cell(space, genotype_lib.validate(space, genotype), settings)
 
 
 def gather_params(space: genotype_lib.Space, genotype: Any, supernet_params: Params) -> Params:
@@ -264,28 +255,3 @@ def _select(space: genotype_lib.Space, rows: np.ndarray, params: Params) -> Para
 def _chosen(space: genotype_lib.Space, row: np.ndarray) -> dict[str, str]:
     """Slot of a layer -> name of the member that its tokens choose."""
     return {"a": space.operations[row[2]], "b": space.operations[row[3]], "agg": space.aggregations[row[4]]}
-
-
-def _run_layers(
-    space: genotype_lib.Space,
-    rows: np.ndarray,
-    params: Params,
-    inputs: dict[str, jax.Array],
-    *,
-    template: jax.ShapeDtypeStruct,
-    scope: operations.CellScope,
-) -> list[jax.Array]:
-    """Outputs of the layers in order, each [B, h, w, C]."""
-    nodes = {space.inputs.index(name): value for name, value in inputs.items()}
-    for index, row in enumerate(rows):
-        layer, layer_scope = params[f"layer{index}"], scope.child("layers", f"layer{index}")
-        maps = []
-        for slot, node, token in (("a", row[0], row[2]), ("b", row[1], row[3])):
-            operation = operations.OPERATIONS[space.operations[token]]
-            if operation.is_zero:
-                maps.append(jnp.zeros(template.shape, template.dtype))
-            else:
-                maps.append(operation.apply(layer[slot], nodes[int(node)], layer_scope.child(slot)))
-        aggregation = operations.AGGREGATIONS[space.aggregations[row[4]]]
-        nodes[space.num_inputs + index] = aggregation.apply(layer["agg"], *maps, layer_scope.child("agg"))
-    return [nodes[space.num_inputs + index] for index in range(space.num_layers)]

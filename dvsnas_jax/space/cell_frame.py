@@ -8,10 +8,9 @@ of the cell's output alone. Which of the two a place is, the schedule says (`spa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -34,9 +33,7 @@ class CellSettings:
     Attributes:
       channels: C, of every map inside the cell.
       feature_channels: channels of `decoder`, `logits`, `stage1` .. `stage4`, `image`.
-      max_offset: largest displacement of `warp` and `deform_conv_3x3`, in grid cells.
-      attention_window: side of the window of `local_attention`, odd, 3 to 9 grid cells.
-      attention_heads: heads of `local_attention`, a divisor of C.
+      max_offset: as `attention_window` and `attention_heads`, of `operations.CellScope`.
       mode: one of `MODES`.
       cut: propagate: the deepest encoder stage that every frame passes.
       schedule: propagate: which frames are key frames.
@@ -64,12 +61,7 @@ class CellSettings:
 
     def scope(self, record: operations.Moments | None = None) -> operations.CellScope:
         """What the cell's members are told, at the root of its parameters; `record` receives the batch moments."""
-        return operations.CellScope(
-            record=record,
-            max_offset=self.max_offset,
-            attention_window=self.attention_window,
-            attention_heads=self.attention_heads,
-        )
+        return operations.CellScope((), record, self.max_offset, self.attention_window, self.attention_heads)
 
     @property
     def num_classes(self) -> int:
@@ -110,21 +102,20 @@ class CellSettings:
 
 def init(rng: jax.Array, settings: CellSettings, inputs: Iterable[str]) -> Params:
     """Parameters of the projections (`decoder` always: it starts the state), the output, the head and the schedule."""
-    names = dict.fromkeys([*inputs, "decoder"])
-    projections = {}
-    for index, name in enumerate(sorted(names)):
-        kernel = operations.init_kernel(
-            jax.random.fold_in(rng, index), 1, settings.input_channels(name), settings.channels
-        )
-        projections[name] = {"kernel": kernel, "norm": operations.init_norm(settings.channels)}
+
+    def projection(rng: jax.Array, channels: int) -> Params:
+        kernel = operations.init_kernel(rng, 1, channels, settings.channels)
+        return {"kernel": kernel, "norm": operations.init_norm(settings.channels)}
+
+    names = sorted({*inputs, "decoder"})
     output_rng, head_rng, schedule_rng = (jax.random.fold_in(rng, len(names) + use) for use in range(3))
     shape = (1, 1, settings.channels, settings.num_classes)
     params: Params = {
-        "inputs": projections,
-        "output": {
-            "kernel": operations.init_kernel(output_rng, 1, settings.channels, settings.channels),
-            "norm": operations.init_norm(settings.channels),
+        "inputs": {
+            name: projection(jax.random.fold_in(rng, index), settings.input_channels(name))
+            for index, name in enumerate(names)
         },
+        "output": projection(output_rng, settings.channels),
         "head": {"kernel": jnp.zeros(shape), "bias": jnp.zeros((settings.num_classes,))},
     }
     if settings.is_propagating:  # nothing to correct: the head makes the logits
@@ -135,9 +126,8 @@ def init(rng: jax.Array, settings: CellSettings, inputs: Iterable[str]) -> Param
 
 def initial_state(settings: CellSettings, features: types.Features) -> types.CellState:
     """The state before the first frame (all zeros, `is_first`), shaped after one frame's features."""
-    logits = features.logits
-    num, schedule = logits.shape[0], settings.schedule
-    has_reference = settings.is_propagating and schedule.is_learned
+    logits, schedule = features.logits, settings.schedule
+    num, has_reference = logits.shape[0], settings.is_propagating and schedule.is_learned
     return types.CellState(
         state=jnp.zeros((*logits.shape[:3], settings.channels), logits.dtype),
         decoder=jnp.zeros_like(features.maps["decoder"]),
@@ -150,154 +140,112 @@ def initial_state(settings: CellSettings, features: types.Features) -> types.Cel
     )
 
 
-def cell_output(
-    params: Params, mean: jax.Array, state: types.CellState, features: types.Features, scope: operations.CellScope
-) -> types.CellState:
-    """Projects the mean of the loose ends to the new state and makes the logits.
+@dataclasses.dataclass(frozen=True)
+class Ports:
+    """How a cell is joined to a frame, with the parameters of `init`; `scope` says how they normalise."""
 
-    Args:
-      params: of `init`.
-      mean: [B, h, w, C].
-      state: before this frame.
-      features: of this frame.
-      scope: normalisation.
+    params: Params
+    settings: CellSettings
+    scope: operations.CellScope
 
-    Returns:
-      The new state. Its logits [B, h, w, K] are, in refine mode, the static network's, corrected; in propagate mode
-      those of a frame that is no key frame.
-    """
-    y = layers.conv(mean, params["output"]["kernel"].astype(mean.dtype))
-    new = jax.nn.relu(scope.child("output", "norm").normalize(params["output"]["norm"], y))
-    found = layers.conv(new, params["head"]["kernel"].astype(new.dtype))
-    found += layers.per_channel(params["head"]["bias"].astype(new.dtype), 4)
-    after = dataclasses.replace(
-        state, state=new, logits=found, image=features.maps["image"], is_first=jnp.zeros((mean.shape[0],), bool)
-    )
-    if state.is_propagating:
-        assert state.age is not None
-        return dataclasses.replace(after, age=state.age + 1)
-    return dataclasses.replace(after, decoder=features.maps["decoder"], logits=features.logits + found)
+    def output(self, mean: jax.Array, state: types.CellState, features: types.Features) -> types.CellState:
+        """Projects the mean of the loose ends, [B, h, w, C], to the state after a frame and makes the logits.
 
+        They are, in refine mode, the static network's, corrected; else those of a frame that is no key frame.
+        """
+        output, head = self.params["output"], self.params["head"]
+        y = layers.conv(mean, output["kernel"].astype(mean.dtype))
+        new = jax.nn.relu(self.scope.child("output", "norm").normalize(output["norm"], y))
+        found = layers.conv(new, head["kernel"].astype(new.dtype))
+        found += layers.per_channel(head["bias"].astype(new.dtype), 4)
+        is_first = jnp.zeros((mean.shape[0],), bool)
+        after = dataclasses.replace(state, state=new, logits=found, image=features.maps["image"], is_first=is_first)
+        if state.is_propagating:
+            return dataclasses.replace(after, age=_age(state) + 1)
+        return dataclasses.replace(after, decoder=features.maps["decoder"], logits=features.logits + found)
 
-def key_frame(
-    params: Params,
-    settings: CellSettings,
-    state: types.CellState,
-    features: types.Features,
-    scope: operations.CellScope,
-    start: jax.Array | None = None,
-) -> types.CellState:
-    """The state after a key frame: the static network's own maps; the cell's state is the projected decoder map.
+    def key_frame(
+        self, state: types.CellState, features: types.Features, start: jax.Array | None = None
+    ) -> types.CellState:
+        """The state after a key frame: the static network's own maps; the cell's state is the projected decoder map.
 
-    `start` is that map, where it was projected before.
-    """
-    assert state.age is not None, "only propagate mode has key frames"
-    return dataclasses.replace(
-        state,
-        state=projections.project(params, "decoder", features.maps["decoder"], scope) if start is None else start,
-        decoder=features.maps["decoder"],
-        logits=features.logits,
-        image=features.maps["image"],
-        is_first=jnp.zeros_like(state.is_first),
-        age=jnp.zeros_like(state.age),
-        reference=None if state.reference is None else features.maps[settings.cut],
-    )
+        `start` is that map, where it was projected before.
+        """
+        if start is None:
+            start = projections.project(self.params, "decoder", features.maps["decoder"], self.scope)
+        return dataclasses.replace(
+            state,
+            state=start,
+            decoder=features.maps["decoder"],
+            logits=features.logits,
+            image=features.maps["image"],
+            is_first=jnp.zeros_like(state.is_first),
+            age=jnp.zeros_like(_age(state)),
+            reference=None if state.reference is None else features.maps[self.settings.cut],
+        )
+
+    def finish(
+        self,
+        before: types.CellState,
+        after: types.CellState,
+        features: types.Features,
+        *,
+        is_training: bool = False,
+        start: jax.Array | None = None,
+    ) -> tuple[types.CellState, jax.Array]:
+        """Ends a step: in propagate mode, what is due is taken from the static network instead of the cell.
+
+        In training, key frames come at the interval, whatever errors are predicted: the cell has to learn the longest
+        stretch, and predictions that have yet to be learned must not decide.
+
+        Args:
+          before: the state before the frame.
+          after: of `output`.
+          features: of the frame, all of them.
+          is_training: see above.
+          start: of `key_frame`.
+
+        Returns:
+          The state, whose logits are those of the frame, and the loss of the schedule's predicted errors, f32 [] (0
+          where it predicts none).
+        """
+        no_loss = jnp.zeros(())
+        if not self.settings.is_propagating:
+            return after, no_loss
+        is_key, log_odds = due(self.params, self.settings, before, features)
+        if is_training:
+            is_key = schedule_lib.due(self.settings.schedule, _age(before), None)
+        merged = merge(self.key_frame(before, features, start), after, is_key)
+        if log_odds is None:
+            return merged, no_loss
+        is_different = after.logits.argmax(axis=-1) != features.logits.argmax(axis=-1)
+        return merged, schedule_lib.error_loss(log_odds, jnp.asarray(is_different), ~jnp.asarray(before.is_first))
 
 
 def due(
     params: Params, settings: CellSettings, state: types.CellState, features: types.Features
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Which regions of a frame the static network has to compute.
-
-    Args:
-      params: of `init`.
-      settings: of the cell, mode propagate.
-      state: before this frame.
-      features: of this frame, the cheap maps are enough.
+    """Which regions of a frame the static network has to compute (propagate); the cheap maps are enough.
 
     Returns:
       bool [B, rows, columns], and the log-odds f32 [B, h, w] that the cell's labels would differ (None where the
       schedule does not predict them).
     """
-    assert state.age is not None, "only propagate mode has key frames"
     log_odds = None
     if state.reference is not None:
         current, reference = jnp.asarray(features.maps[settings.cut]), jnp.asarray(state.reference)
         log_odds = schedule_lib.predict_error(params["schedule"], current, reference)
-    return schedule_lib.due(settings.schedule, jnp.asarray(state.age), log_odds), log_odds
+    return schedule_lib.due(settings.schedule, _age(state), log_odds), log_odds
 
 
 def merge(key: types.CellState, other: types.CellState, is_key: jax.Array) -> types.CellState:
-    """Takes the one state where a region was computed by the static network, the other elsewhere.
-
-    Args:
-      key: of `key_frame`.
-      other: of `cell_output`.
-      is_key: bool [B, rows, columns].
-    """
+    """The state of `key_frame` where `is_key`, bool [B, rows, columns], that of `output` elsewhere."""
     mask = schedule_lib.spread(is_key, (key.logits.shape[1], key.logits.shape[2]))
-
     names = ("state", "decoder", "logits", *(["reference"] if key.reference is not None else []))
     picked: dict[str, Any] = {name: jnp.where(mask, getattr(key, name), getattr(other, name)) for name in names}
-    return dataclasses.replace(other, **picked, age=jnp.where(is_key, jnp.asarray(key.age), jnp.asarray(other.age)))
+    return dataclasses.replace(other, **picked, age=jnp.where(is_key, _age(key), _age(other)))
 
 
-def finish(
-    params: Params,
-    settings: CellSettings,
-    before: types.CellState,
-    after: types.CellState,
-    features: types.Features,
-    scope: operations.CellScope,
-    *,
-    is_training: bool = False,
-    start: jax.Array | None = None,
-) -> tuple[types.CellState, jax.Array]:
-    """Ends a step: in propagate mode, what is due is taken from the static network instead of the cell.
-
-    Args:
-      params: of `init`.
-      settings: of the cell.
-      before: the state before the frame.
-      after: what `cell_output` made of it.
-      features: of the frame, all of them.
-      scope: normalisation.
-      is_training: key frames come at the interval, whatever errors are predicted: the cell has to learn the longest
-        stretch, and predictions that have yet to be learned must not decide.
-      start: of `key_frame`.
-
-    Returns:
-      The state, whose logits are those of the frame, and the loss of the schedule's predicted errors, f32 [] (0 where
-      it predicts none).
-    """
-    no_loss = jnp.zeros(())
-    if not settings.is_propagating:
-        return after, no_loss
-    is_key, log_odds = due(params, settings, before, features)
-    if is_training:
-        is_key = schedule_lib.due(settings.schedule, jnp.asarray(before.age), None)
-    merged = merge(key_frame(params, settings, before, features, scope, start), after, is_key)
-    if log_odds is None:
-        return merged, no_loss
-    is_different = after.logits.argmax(axis=-1) != features.logits.argmax(axis=-1)
-    return merged, schedule_lib.error_loss(log_odds, jnp.asarray(is_different), ~jnp.asarray(before.is_first))
-
-
-def unroll(
-    step_fn: Callable[[types.CellState, types.Features], tuple[types.CellState, Any]],
-    state: types.CellState,
-    features: types.Features,
-) -> tuple[types.CellState, Any]:
-    """Scans a cell over time.
-
-    Args:
-      step_fn: `(state, features of one frame) -> (state, output)`.
-      state: before the first frame.
-      features: of the clip, maps and logits [B, T, h, w, C].
-
-    Returns:
-      The last state, and the outputs with a leading axis T.
-    """
-    chex.assert_rank(features.logits, 5)
-    time_major = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), features)
-    return jax.lax.scan(step_fn, state, time_major)
+def _age(state: types.CellState) -> jax.Array:
+    assert state.age is not None, "only propagate mode has key frames"
+    return jnp.asarray(state.age)

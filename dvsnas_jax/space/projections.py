@@ -19,10 +19,12 @@ from dvsnas_jax.space import conditional, operations
 
 Params = dict[str, Any]
 Raw = tuple[Callable[..., types.Array], tuple[types.Array, ...]]
+"""How an input is prepared for its projection, and from what."""
+ProjectFn = Callable[[str, Callable[..., types.Array], tuple[types.Array, ...]], jax.Array]
 
 
 def project(params: Params, name: str, x: types.Array, scope: operations.CellScope) -> jax.Array:
-    """1x1 convolution and normalisation of one input, [.., B, h, w, C]; `params` are those of `ports.init`.
+    """1x1 convolution and normalisation of one input, [.., B, h, w, C]; `params` are those of `cell_frame.init`.
 
     Frames, on an axis before the batch, are each normalised by themselves.
     """
@@ -33,45 +35,41 @@ def project(params: Params, name: str, x: types.Array, scope: operations.CellSco
     return normalize_fn(y) if y.ndim == 4 else jax.vmap(normalize_fn)(y)
 
 
-def cell_inputs(
-    params: Params,
-    state: types.CellState,
-    features: types.Features,
-    names: Iterable[str],
-    scope: operations.CellScope,
-    *,
-    known: Mapping[str, jax.Array] | None = None,
-    reads: Mapping[str, jax.Array] | None = None,
-) -> dict[str, jax.Array]:
-    """The named inputs of a cell, each [B, h, w, C].
+def make_project(
+    params: Params, scope: operations.CellScope, reads: Mapping[str, jax.Array] | None = None
+) -> ProjectFn:
+    """`(name, prepare, sources) -> map` of one frame.
 
-    At the first frame of a clip `prev_*` are the current frame's own values; the cell's own state
-    is then the projected decoder map, and the difference of images is zero. Where the frame only passed the first
-    encoder stages (propagate), it cannot be the first: its own values do not exist.
-
-    Args:
-      params: of `ports.init`.
-      state: before the frame.
-      features: of the frame.
-      names: of the inputs.
-      scope: normalisation.
-      known: inputs that were projected before, of `of_clip`.
-      reads: whether an input is read, bool []; one that is not is zero. None: all are.
+    Where `reads`, bool [] each, says that nothing reads an input, its map is zero.
     """
-    maps = dict(known or {})
 
-    def find(name: str) -> jax.Array:
-        prepare, sources = _raw_input(name, state, features, maps)
+    def project_fn(name: str, prepare: Callable[..., types.Array], sources: tuple[types.Array, ...]) -> jax.Array:
         if reads is None:
             return project(params, name, prepare(*sources), scope)
         own = {"inputs": {name: params["inputs"][name]}}
         operands = own, *map(jnp.asarray, sources)
         return conditional.when(reads[name], lambda own, *x: project(own, name, prepare(*x), scope), operands)
 
-    wanted = list(names)
+    return project_fn
+
+
+def cell_inputs(
+    state: types.CellState,
+    features: types.Features,
+    names: Iterable[str],
+    project_fn: ProjectFn,
+    known: Mapping[str, jax.Array] | None = None,
+) -> dict[str, jax.Array]:
+    """The named inputs of a cell for a frame, each [B, h, w, C]; `known` ones were projected before (`of_clip`).
+
+    At the first frame of a clip `prev_*` are the current frame's own values; the cell's own state
+    is then the projected decoder map, and the difference of images is zero. Where the frame only passed the first
+    encoder stages (propagate), it cannot be the first: its own values do not exist.
+    """
+    maps, wanted = dict(known or {}), list(names)
     for name in ["decoder"] * ("prev_state" in wanted and "decoder" in features.maps) + wanted:
         if name not in maps:
-            maps[name] = find(name)
+            maps[name] = project_fn(name, *_raw_input(name, state, features, maps))
     return {name: maps[name] for name in wanted}
 
 
@@ -108,7 +106,7 @@ class ClipInput(NamedTuple):
 
     Attributes:
       project: `(own, sources) -> [T, B, h, w, C]`; each frame is normalised by itself.
-      own: the parameters that it has to itself, a part of the tree of `ports.init`.
+      own: the parameters that it has to itself, a part of the tree of `cell_frame.init`.
       sources: what it is made of.
     """
 
@@ -123,18 +121,8 @@ def of_clip(
     features: types.Features,
     names: Iterable[str],
     scope: operations.CellScope,
-    is_propagating: bool,
 ) -> dict[str, ClipInput]:
-    """The inputs that do not depend on what the cell itself did.
-
-    Args:
-      params: of `ports.init`.
-      state: before the clip.
-      features: of the clip, [T, B, h, w, C] each.
-      names: of the inputs, those that are `dependent` are left out.
-      scope: normalisation.
-      is_propagating: the previous decoder map depends on the key frames.
-    """
+    """The inputs of a clip, [T, B, ...], that are not `dependent` on what the cell did; `state`: before the clip."""
     first = state.is_first[:, None, None, None]
 
     def before(own: types.Array, earlier: types.Array) -> jax.Array:
@@ -155,7 +143,8 @@ def of_clip(
 
         return ClipInput(run, {"inputs": {name: params["inputs"][name]}}, sources)
 
-    return {name: make(name) for name in names if name not in dependent(is_propagating=is_propagating)}
+    own = dependent(is_propagating=state.is_propagating)
+    return {name: make(name) for name in names if name not in own}
 
 
 def project_clip(inputs: Mapping[str, ClipInput], reads: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -173,15 +162,10 @@ def pull_clip(
     rows: Mapping[str, int],
     more: Mapping[str, tuple[jax.Array, jax.Array]],
 ) -> dict[str, Params]:
-    """Gradients of the parameters of `project_clip`, by name.
+    """Gradients of the parameters of `project_clip`, by name, from those of maps, [.., B, h, w, C].
 
-    Args:
-      inputs: of `of_clip`.
-      reads: as there.
-      grads: [.., B, h, w, C], gradients of maps.
-      rows: the first of the T rows of each input; they are read only where the input is.
-      more: of inputs that something else reads, too: the gradients from there, [T, B, h, w, C], and whether the rows
-        have any of their own, bool [].
+    `rows` are the first of the T rows of each input, read only where the input is; `more`, of inputs that are read
+    outside the layers: those gradients, and whether the rows have any, bool [].
     """
 
     def find(name: str, item: ClipInput) -> Params:

@@ -24,14 +24,13 @@ Params = dict[str, Any]
 
 
 class Relaxed(NamedTuple):
-    """Pure functions of a relaxed cell; `params` are those of `supernet.make(...).init`.
+    """Pure functions of a relaxed cell; `params` are those of a supernet.
 
     Weights are f32 [L, 5, V]: of layer l and field f, the weight of each token, 0 for one that is not allowed there.
-    V is the largest number of tokens that a field has.
 
     Attributes:
       step: `(params, weights, state, features of one frame) -> (state, logits [B, h, w, K])`.
-      unroll: `(params, weights, features [B, T, ...]) -> logits [T, B, h, w, K]`.
+      unroll: `(params, weights, features [T, B, ...]) -> logits [T, B, h, w, K]`.
     """
 
     step: types.StepFn
@@ -52,16 +51,17 @@ def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Relaxe
         params: Params, weights: jax.Array, state: types.CellState, features: types.Features
     ) -> tuple[types.CellState, jax.Array]:
         chex.assert_shape(weights, (space.num_layers, len(genotype_lib.FIELDS), num_tokens(space)))
-        inputs = projections.cell_inputs(params["ports"], state, features, space.inputs, scope)
+        ports = cell_frame.Ports(params["ports"], settings, scope)
+        project_fn = projections.make_project(params["ports"], scope)
+        inputs = projections.cell_inputs(state, features, space.inputs, project_fn)
         outputs = _run_layers(space, params["layers"], weights, jnp.stack(list(inputs.values())), scope)
         mean = _weighted(loose_end_weights(space, weights), outputs)
-        after = cell_frame.cell_output(params["ports"], mean, state, features, scope)
-        state, _ = cell_frame.finish(params["ports"], settings, state, after, features, scope)
+        state, _ = ports.finish(state, ports.output(mean, state, features), features)
         return state, jnp.asarray(state.logits)
 
     def unroll(params: Params, weights: jax.Array, features: types.Features) -> jax.Array:
-        state = cell_frame.initial_state(settings, jax.tree.map(lambda x: x[:, 0], features))
-        return cell_frame.unroll(lambda s, f: step(params, weights, s, f), state, features)[1]
+        state = cell_frame.initial_state(settings, jax.tree.map(lambda x: x[0], features))
+        return jax.lax.scan(lambda state, frame: step(params, weights, state, frame), state, features)[1]
 
     return Relaxed(step, unroll)
 
@@ -136,10 +136,8 @@ def _mix(
     branches = [jax.checkpoint(functools.partial(weigh, name)) for name in names]
 
     def mix(params: Params, weights: jax.Array, *maps: jax.Array) -> jax.Array:
-        found = [
-            branch(params[name], weights[index], *maps)
-            for index, (name, branch) in enumerate(zip(names, branches, strict=True))
-        ]
+        members = enumerate(zip(names, branches, strict=True))
+        found = [branch(params[name], weights[index], *maps) for index, (name, branch) in members]
         return functools.reduce(jnp.add, found)
 
     return mix

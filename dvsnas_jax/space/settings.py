@@ -17,16 +17,12 @@ def of(config: ml_collections.ConfigDict, num_classes: int) -> cell_frame.CellSe
     Raises:
       UserError: a value is out of range.
     """
-    space, schedule = config.space, config.schedule
+    schedule = config.schedule
+    names = ("channels", "max_offset", "mode", "cut", "attention_window", "attention_heads")
     return cell_frame.CellSettings(
-        channels=space.channels,
         feature_channels=static_net.feature_channels(config.net, num_classes),
-        max_offset=space.max_offset,
-        mode=space.mode,
-        cut=space.cut,
         schedule=schedule_lib.Schedule(schedule.kind, schedule.interval, schedule.threshold, tuple(schedule.grid)),
-        attention_window=space.attention_window,
-        attention_heads=space.attention_heads,
+        **{name: config.space[name] for name in names},
     )
 
 

@@ -39,7 +39,7 @@ class Frame(NamedTuple):
     Attributes:
       pick: `(token, outputs) -> node`: an input, or a row of the outputs.
       memory: of the clip.
-      row: i32 [], the first of the L rows of this frame.
+      row: the first of the L rows of this frame.
     """
 
     pick: Callable[[jax.Array, jax.Array], jax.Array]

@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 
 from dvsnas_jax.core import types
 from dvsnas_jax.space import cell_frame, operations, supernet_gradient
@@ -22,23 +21,59 @@ from dvsnas_jax.space import genotype as genotype_lib
 Params = dict[str, Any]
 
 
-class Supernet(NamedTuple):
-    """Pure functions of a supernet; features are data, they have no gradient.
+class Supernet:
+    """Pure functions of a supernet; features are data, they have no gradient. `frames` are of a clip, [T, B, ...]."""
 
-    Attributes:
-      init: `rng -> params`.
-      step: `(params, genotype i32 [L, 5], state, features of one frame) -> (state, logits [B, h, w, K])`.
-      unroll: `(params, genotype, features [B, T, ...]) -> logits [T, B, h, w, K]`.
-      buffers: `features [B, T, ...] -> unrolled.Buffers`.
-      value_and_grad: `(params, genotype, features, loss_fn of the logits, buffers) -> (loss, gradient of params,
-        buffers)`: what autodiff of `unroll` finds, in buffers that a loop over steps hands on instead of new ones.
-    """
+    def __init__(self, space: genotype_lib.Space, settings: cell_frame.CellSettings) -> None:
+        self._space, self._settings = space, settings
+        self._clip = supernet_gradient.Clip(space, settings, settings.scope())
 
-    init: Callable[[jax.Array], Params]
-    step: types.StepFn
-    unroll: Callable[[Params, jax.Array, types.Features], jax.Array]
-    buffers: Callable[[types.Features], supernet_gradient.Buffers]
-    value_and_grad: Callable[..., tuple[jax.Array, Params, supernet_gradient.Buffers]]
+    def init(self, rng: jax.Array) -> Params:
+        """Fresh parameters."""
+        space, settings = self._space, self._settings
+        ports_rng, layers_rng = jax.random.split(rng)
+        layer_rngs = jax.random.split(layers_rng, space.num_layers)
+        # One leading axis L on every array: the layers are scanned, which compiles one layer instead of L.
+        init_fn = functools.partial(
+            operations.init_layer, space=space, channels=settings.channels, scope=settings.scope()
+        )
+        stacked = jax.vmap(init_fn)(layer_rngs)
+        return {"ports": cell_frame.init(ports_rng, settings, space.inputs), "layers": stacked}
+
+    def step(
+        self, params: Params, genotype: jax.Array, state: types.CellState, features: types.Features
+    ) -> tuple[types.CellState, jax.Array]:
+        """The state after one frame, features [B, ...], and its logits [B, h, w, K]; genotype i32 [L, 5]."""
+        frames = jax.tree.map(lambda x: x[None], features)
+        state, logits = self._clip.run(params, genotype, state, frames)
+        return state, logits[0]
+
+    def unroll(self, params: Params, genotype: jax.Array, frames: types.Features) -> jax.Array:
+        """Logits [T, B, h, w, K] of a clip."""
+        return self._clip.run(params, genotype, self._start(frames), frames)[1]
+
+    def buffers(self, frames: types.Features) -> supernet_gradient.Buffers:
+        """What `value_and_grad` writes to, for clips of this shape."""
+        return self._clip.buffers(frames)
+
+    def value_and_grad(
+        self,
+        params: Params,
+        genotype: jax.Array,
+        frames: types.Features,
+        loss_fn: Callable[[jax.Array], jax.Array],
+        buffers: supernet_gradient.Buffers,
+    ) -> tuple[jax.Array, Params, supernet_gradient.Buffers]:
+        """What autodiff of `loss_fn(unroll(...))` finds: loss, gradient of params, and the buffers.
+
+        A loop over steps hands the buffers on instead of filling new ones.
+        """
+        return self._clip.value_and_grad(params, genotype, self._start(frames), frames, loss_fn, buffers)
+
+    def _start(self, frames: types.Features) -> types.CellState:
+        """The state before a clip."""
+        chex.assert_rank(frames.logits, 5)
+        return cell_frame.initial_state(self._settings, jax.tree.map(lambda x: x[0], frames))
 
 
 def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Supernet:
@@ -52,39 +87,4 @@ def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Supern
     """
     settings.check(space.inputs)
     settings = dataclasses.replace(settings, schedule=settings.schedule.without_head())
-    scope = settings.scope()
-    clip = supernet_gradient.make(space, settings, scope)
-
-    def init(rng: jax.Array) -> Params:
-        ports_rng, layers_rng = jax.random.split(rng)
-        layer_rngs = jax.random.split(layers_rng, space.num_layers)
-        # One leading axis L on every array: the layers are scanned, which compiles one layer instead of L.
-        init_fn = functools.partial(operations.init_layer, space=space, channels=settings.channels, scope=scope)
-        stacked = jax.vmap(init_fn)(layer_rngs)
-        return {"ports": cell_frame.init(ports_rng, settings, space.inputs), "layers": stacked}
-
-    def step(
-        params: Params, genotype: jax.Array, state: types.CellState, features: types.Features
-    ) -> tuple[types.CellState, jax.Array]:
-        state, logits = clip.run(params, genotype, state, jax.tree.map(lambda x: x[None], features))
-        return state, logits[0]
-
-    def unroll(params: Params, genotype: jax.Array, features: types.Features) -> jax.Array:
-        return clip.run(params, genotype, *start(features))[1]
-
-    def start(features: types.Features) -> tuple[types.CellState, types.Features]:
-        """The state before a clip, and its frames, [T, B, ...]."""
-        chex.assert_rank(features.logits, 5)
-        frames = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), features)
-        return cell_frame.initial_state(settings, jax.tree.map(lambda x: x[0], frames)), frames
-
-    def value_and_grad(
-        params: Params,
-        genotype: jax.Array,
-        features: types.Features,
-        loss_fn: Callable[[jax.Array], jax.Array],
-        buffers: supernet_gradient.Buffers,
-    ) -> tuple[jax.Array, Params, supernet_gradient.Buffers]:
-        return clip.value_and_grad(params, genotype, *start(features), loss_fn, buffers)
-
-    return Supernet(init, step, unroll, lambda features: clip.buffers(start(features)[1]), value_and_grad)
+    return Supernet(space, settings)

@@ -3,6 +3,19 @@
 Forward, a loop over the frames keeps the layers' buffers (`space.shared_layers`) and, of every frame, the state before
 it. Backward, the loop runs in reverse and adds to one buffer of the gradients of all nodes. The rest of a frame (the
 projections that depend on the state, output, head, key frames) is small and is computed once more for its gradient.
+
+For example L = 2 layers, T = 2 frames, N = 2 inputs: `prev_state`, which depends on the frame before, and `decoder`.
+Layer 0 reads both, layer 1 reads layer 0 and `decoder`.
+
+    memory, row t * L + l             0, 1: layers 0, 1 of frame 0      2, 3: layers 0, 1 of frame 1
+    gradients, row n * T + t          0, 1: `prev_state` of frames 0, 1    2, 3: `decoder` of frames 0, 1
+    gradients, row N * T + l          4, 5: layers 0, 1 of the frame at hand, used anew by every frame
+
+Frame 1: layer 1 is the loose end, its gradient comes from the output; it writes rows 4 (layer 0) and 3. Layer 0 takes
+row 4, writes row 1 and adds to row 3. Row 1 makes the gradient of the state after frame 0, and frame 0 does the same
+with rows 4, 2 and 0. At last rows 2 and 3 give the gradient of the projection of `decoder`, of both frames at once.
+A row is written by the first that reads its node and added to by the others, so nothing is ever filled with zeros.
+It equals autodiff of a plain loop: `by_autodiff` in tests/test_shared_layers.py.
 """
 
 from __future__ import annotations
@@ -37,22 +50,6 @@ class Buffers(NamedTuple):
     grads: jax.Array
 
 
-class Clip(NamedTuple):
-    """Both passes over a clip; `frames` are features [T, B, h, w, C].
-
-    Attributes:
-      run: `(params, genotype i32 [L, 5], state before the clip, frames) -> (state, logits [T, B, h, w, K])`. It has
-        gradients with respect to the parameters and to what a state carries of the cell's own: features have none.
-      buffers: `frames -> Buffers`.
-      value_and_grad: `(params, genotype, state, frames, loss_fn of the logits, buffers) -> (loss, gradient of params,
-        buffers)`. As autodiff of `run`, which fills new buffers with zeros every time.
-    """
-
-    run: Callable[..., tuple[types.CellState, jax.Array]]
-    buffers: Callable[[types.Features], Buffers]
-    value_and_grad: Callable[..., tuple[jax.Array, Params, Buffers]]
-
-
 class Kept(NamedTuple):
     """Of a forward pass for the backward one.
 
@@ -60,7 +57,6 @@ class Kept(NamedTuple):
       known: inputs that were projected for all frames, each [T, B, h, w, C].
       start: the state before the clip.
       states: before every frame, without what only whole clips are projected from.
-      memory: of the layers, T * L rows.
     """
 
     known: dict[str, jax.Array]
@@ -69,49 +65,12 @@ class Kept(NamedTuple):
     memory: shared_layers.Memory
 
 
-def make(space: genotype_lib.Space, settings: cell_frame.CellSettings, scope: operations.CellScope) -> Clip:
-    """Builds the functions that run a clip."""
-    clip = _Clip(space, settings, scope)
+class Clip:
+    """Both passes over a clip of T frames, features [T, B, h, w, C]; N inputs, L layers.
 
-    @jax.custom_vjp
-    def run(
-        params: Params, genotype: jax.Array, state: types.CellState, frames: types.Features
-    ) -> tuple[types.CellState, jax.Array]:
-        return clip.forward(params, genotype, state, frames)[:2]
-
-    def keep(params: Params, genotype: jax.Array, state: types.CellState, frames: types.Features) -> Any:
-        state, logits, kept = clip.forward(params, genotype, state, frames, clip.buffers(frames).memory)
-        return (state, logits), (params, genotype, frames, kept)
-
-    def pull(residuals: Any, grads: tuple[types.CellState, jax.Array]) -> tuple[Any, ...]:
-        params, genotype, frames, kept = residuals
-        of_state, of_logits = grads
-        new = clip.buffers(frames).grads
-        grad_params, carried, _ = clip.backward(params, genotype, frames, kept, (_carried(of_state), of_logits), new)
-        nothing = jax.tree.map(_no_gradient, kept.start)
-        return grad_params, None, _with(nothing, carried), None
-
-    run.defvjp(keep, pull)
-
-    def value_and_grad(
-        params: Params,
-        genotype: jax.Array,
-        state: types.CellState,
-        frames: types.Features,
-        loss_fn: Callable[[jax.Array], jax.Array],
-        buffers: Buffers,
-    ) -> tuple[jax.Array, Params, Buffers]:
-        _, logits, kept = clip.forward(params, genotype, state, frames, buffers.memory)
-        loss, grad_logits = jax.value_and_grad(loss_fn)(logits)
-        grads = jax.tree.map(jnp.zeros_like, _carried(state)), grad_logits
-        grad_params, _, written = clip.backward(params, genotype, frames, kept, grads, buffers.grads)
-        return loss, grad_params, Buffers(kept.memory, written)
-
-    return Clip(run, clip.buffers, value_and_grad)
-
-
-class _Clip:
-    """Both passes over a clip; T frames, N inputs, L layers."""
+    `run(params, genotype i32 [L, 5], state before the clip, frames) -> (state, logits [T, B, h, w, K])` has gradients
+    with respect to the parameters and to what a state carries of the cell's own: features have none.
+    """
 
     def __init__(
         self, space: genotype_lib.Space, settings: cell_frame.CellSettings, scope: operations.CellScope
@@ -121,8 +80,38 @@ class _Clip:
         self._names = list(dict.fromkeys([*space.inputs, "decoder"]))  # of the inputs that have rows in the gradients
         dependent = projections.dependent(is_propagating=settings.is_propagating)
         self._dependent = [name for name in space.inputs if name in dependent]
+        self.run = jax.custom_vjp(lambda *args: self.forward(*args)[:2])
+        self.run.defvjp(self._keep, self._pull)
+
+    def _keep(self, params: Params, genotype: jax.Array, state: types.CellState, frames: types.Features) -> Any:
+        state, logits, kept = self.forward(params, genotype, state, frames, self.buffers(frames).memory)
+        return (state, logits), (params, genotype, frames, kept)
+
+    def _pull(self, residuals: Any, grads: tuple[types.CellState, jax.Array]) -> tuple[Any, ...]:
+        params, genotype, frames, kept = residuals
+        of_state, of_logits = grads
+        new = self.buffers(frames).grads
+        grad_params, carried, _ = self.backward(params, genotype, frames, kept, (_carried(of_state), of_logits), new)
+        return grad_params, None, _with(jax.tree.map(_no_gradient, kept.start), carried), None
+
+    def value_and_grad(
+        self,
+        params: Params,
+        genotype: jax.Array,
+        state: types.CellState,
+        frames: types.Features,
+        loss_fn: Callable[[jax.Array], jax.Array],
+        buffers: Buffers,
+    ) -> tuple[jax.Array, Params, Buffers]:
+        """As autodiff of `run`, which fills new buffers with zeros every time."""
+        _, logits, kept = self.forward(params, genotype, state, frames, buffers.memory)
+        loss, grad_logits = jax.value_and_grad(loss_fn)(logits)
+        grads = jax.tree.map(jnp.zeros_like, _carried(state)), grad_logits
+        grad_params, _, written = self.backward(params, genotype, frames, kept, grads, buffers.grads)
+        return loss, grad_params, Buffers(kept.memory, written)
 
     def buffers(self, frames: types.Features) -> Buffers:
+        """New ones, for clips of this shape."""
         like = frames.maps["decoder"][..., :1]
         num_frames, num_names = len(like), len(self._names)
 
@@ -174,8 +163,8 @@ class _Clip:
         grads: tuple[Carried, jax.Array],
         buffer: jax.Array,
     ) -> tuple[Params, Carried, jax.Array]:
-        """From gradients of the state after the clip and of the logits, those of the parameters and of what the state
-        before the clip carries, and the buffer that was written to."""
+        """From gradients of the state after the clip and of the logits, those of the parameters and of the state before
+        the clip, and the buffer that was written to."""
         (grad_carried, grad_logits), reads, memory = grads, self._reads(genotype), kept.memory
         num_frames, num_layers, num_names = len(grad_logits), self._space.num_layers, len(self._names)
         rows_of_layers = num_names * num_frames + jnp.arange(num_layers)
@@ -217,8 +206,7 @@ class _Clip:
     def _clip_inputs(
         self, params: Params, state: types.CellState, frames: types.Features
     ) -> dict[str, projections.ClipInput]:
-        is_propagating = self._settings.is_propagating
-        return projections.of_clip(params["ports"], state, frames, self._names, self._scope, is_propagating)
+        return projections.of_clip(params["ports"], state, frames, self._names, self._scope)
 
     def _layer_reads(self, genotype: jax.Array) -> dict[str, jax.Array]:
         """Whether a layer reads each input, bool []."""
@@ -234,8 +222,7 @@ class _Clip:
     def _slim(self, state: types.CellState) -> types.CellState:
         """A state without the maps that `_own` and `_after` do not read: less to keep of every frame."""
         nothing = state.logits[..., :0]
-        decoder = state.decoder if state.is_propagating else nothing
-        return dataclasses.replace(state, decoder=decoder, image=nothing)
+        return dataclasses.replace(state, decoder=state.decoder if state.is_propagating else nothing, image=nothing)
 
     def _own(
         self,
@@ -247,15 +234,8 @@ class _Clip:
         start: jax.Array,
     ) -> dict[str, jax.Array]:
         """The inputs that depend on what the cell did before."""
-        return projections.cell_inputs(
-            params,
-            _with(state, carried),
-            features,
-            self._dependent,
-            self._scope,
-            known={"decoder": start},
-            reads=reads,
-        )
+        project_fn = projections.make_project(params, self._scope, reads)
+        return projections.cell_inputs(_with(state, carried), features, self._dependent, project_fn, {"decoder": start})
 
     def _after(
         self,
@@ -267,9 +247,8 @@ class _Clip:
         start: jax.Array,
     ) -> types.CellState:
         """The state after a frame, from the mean of its loose ends."""
-        before = _with(state, carried)
-        after = cell_frame.cell_output(params, mean, before, features, self._scope)
-        return cell_frame.finish(params, self._settings, before, after, features, self._scope, start=start)[0]
+        before, ports = _with(state, carried), cell_frame.Ports(params, self._settings, self._scope)
+        return ports.finish(before, ports.output(mean, before, features), features, start=start)[0]
 
     def _pick(
         self, known: dict[str, jax.Array], own: dict[str, jax.Array], index: jax.Array, first: jax.Array | int

@@ -154,7 +154,7 @@ def make_ablate(
         tokens = jnp.asarray(genotype)
         chosen = tokens[:, 2:4]
         tokens = tokens.at[:, 2:4].set(jnp.where(jnp.asarray(op_mask)[chosen], chosen, substitute))
-        clips = jax.tree.map(lambda x: x.astype(jnp.float32), batch.features)
+        clips = jax.tree.map(lambda x: jnp.moveaxis(x.astype(jnp.float32), 1, 0), batch.features)
         logits, labels = supernet.unroll(params, tokens, clips)[-1], jnp.asarray(batch.labels)[:, -1]
         predictions = static_net.predict(logits, labels.shape[1:])
         counts = metrics.confusion(labels, predictions, logits.shape[-1])

@@ -20,7 +20,7 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import operations
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.train import cell_training, claims, features, pretrain
+from dvsnas_jax.train import cell_training, claims, features, pretrain, training_loop
 
 REPLACE, LEAVE_ONE_OUT, RETRAIN = "replace", "leave-one-out", "retrain"
 LOG = "ablation.jsonl"
@@ -160,10 +160,9 @@ def retrain(
         claims.claim(changed, trained, ignore=MAY_DIFFER)
         for done, variant in enumerate(pending):
             _raise_if(stop, RETRAIN, done, len(pending))
-            stage = f"cell_{genotype_lib.digest(space, variant.genotype)}"
-            params = cell_training.train_cell(
-                changed, space, variant.genotype, parts.train_store, folder=trained, stop=stop, stage=stage
-            )
+            name = f"cell_{genotype_lib.digest(space, variant.genotype)}"
+            stage = training_loop.Stage.of(changed.train, name, trained, stop)
+            params = cell_training.train_cell(changed, space, variant.genotype, parts.train_store, stage)
             log.append(variant, pipeline.score_cell(parts, variant.genotype, params))
     return log.records(rows, chosen)
 

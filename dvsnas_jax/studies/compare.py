@@ -33,7 +33,7 @@ from dvsnas_jax.space import cost, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.studies import compare_report, compare_rows
-from dvsnas_jax.train import cell_training, claims, pretrain, require_labels
+from dvsnas_jax.train import cell_training, claims, pretrain, require_labels, training_loop
 from dvsnas_jax.train import features as features_lib
 
 RESULT, MARKDOWN, PICTURE = "compare.json", "compare.md", "compare.png"
@@ -244,10 +244,8 @@ def run_job(shared: Shared, entry: Entry, seed: int) -> dict[str, Any]:
         "command": workdir.command(),
     }
     try:
-        params = cell_training.train_cell(
-            config, entry.space, entry.genotype, shared.store,
-            folder=shared.folder, stop=shared.stop, stage=f"compare_{entry.job(seed)}",
-        )  # fmt: skip
+        stage = training_loop.Stage.of(config.train, f"compare_{entry.job(seed)}", shared.folder, shared.stop)
+        params = cell_training.train_cell(config, entry.space, entry.genotype, shared.store, stage)
         record |= {"status": "ok", **_evaluate(config, shared, entry, params)}
     except FloatingPointError as error:
         record |= {"status": DIVERGED, "reason": str(error)}

@@ -13,24 +13,22 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, cores, errors, progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
 from dvsnas_jax.data.loading import pipeline as clips_lib
-from dvsnas_jax.search import pipeline, reward, scratch, steps
+from dvsnas_jax.search import pipeline, scratch, steps
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import table
-from dvsnas_jax.train import cell_training, claims, feature_store, features, losses, optim, pretrain, require_labels
+from dvsnas_jax.train import cell_training, claims, feature_store, features, optim, pretrain, require_labels
 
 LOG = "table.jsonl"
 STATIC = "table_static.json"
@@ -38,21 +36,20 @@ MAX_GENOTYPES = 20000
 BEST_SHARE = 0.1
 """Of the cells, those of the highest mean rewards: they may be trained more often."""
 MAY_DIFFER = ("controller", "derive", "evaluate", "ablate", "report")
-Carry = tuple[types.Params, types.Params, optax.OptState, jax.Array]
 
 
 class Trainer(NamedTuple):
-    """How the cells are trained.
+    """How the cells are trained, with S seeds.
 
     Attributes:
-      initial: weights of the supernet, a leading axis S for the seeds.
-      clips: i32 [S, steps, B], the batches of each seed.
+      initial: weights of the supernet, a leading axis S.
+      clips: i32 [S, steps, B].
       train: `(initial, genotype i32 [L, 5], store, clips i32 [steps, B]) -> averaged weights`, of one seed.
     """
 
     initial: types.Params
     clips: np.ndarray
-    train: Callable[..., types.Params]
+    train: Callable[[types.Params, np.ndarray, types.FeatureStore, np.ndarray], types.Params]
 
 
 def run(
@@ -72,9 +69,6 @@ def run(
       command: the words that started this, kept in the table.
       num_best_seeds: trainings of each of the best cells (`BEST_SHARE` of all, by their first `num_seeds` trainings);
         None: no more than of the others.
-
-    Returns:
-      The table, not written yet.
 
     Raises:
       UserError: the space is too large, the best cells have fewer trainings than the others, or the folder belongs to
@@ -109,10 +103,10 @@ def _train_all(
     config: ml_collections.ConfigDict, folder: workdir.Workdir, num_seeds: int, num_best_seeds: int
 ) -> list[dict[str, Any]]:
     """The lines of all trainings; those that the log does not hold are done."""
-    cells, _ = canonical.enumerate_cells(features.space_of(config))
     with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-        trainings = _Trainings(config, folder, stop, cells, num_best_seeds)
-        wanted = [(cell, seed) for cell in _shuffled(config, range(len(cells))) for seed in range(num_seeds)]
+        trainings = _Trainings(config, folder, stop, num_best_seeds)
+        cells = _shuffled(config, range(trainings.num_cells))
+        wanted = [(cell, seed) for cell in cells for seed in range(num_seeds)]
         trainings.do(wanted)
         if num_best_seeds > num_seeds:
             best = best_cells(folder.read(LOG), num_seeds)
@@ -139,27 +133,12 @@ def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:
     config, section = parts.config, parts.config.train
     supernet = supernet_lib.make(parts.space, features.settings_of(config))
     optimizer = optim.make(section)
+    train_alone = steps.make_alone(supernet, optimizer, section.label_stride, section.polyak)
 
-    def loss_fn(params: types.Params, genotype: jax.Array, store: types.FeatureStore, clips: jax.Array) -> jax.Array:
-        batch, labels = steps.take(store, clips)
-        logits = supernet.unroll(params, genotype, batch)
-        targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), section.label_stride)
-        return losses.cross_entropy(logits, targets)[0]
-
-    def train_one(
+    def train(
         params: types.Params, genotype: jax.Array, store: types.FeatureStore, clips: jax.Array
-    ) -> types.Params:
-        chex.assert_rank([genotype, clips], [2, 2])
-
-        def step(carry: Carry, batch: jax.Array) -> tuple[Carry, None]:
-            params, average, opt_state, index = carry
-            grads = jax.grad(loss_fn)(params, genotype, store, batch)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, optim.polyak(section.polyak, average, params, index), opt_state, index + 1), None
-
-        start = (params, params, optimizer.init(params), jnp.zeros((), jnp.int32))
-        return jax.lax.scan(step, start, clips)[0][1]
+    ) -> types.Params | None:
+        return train_alone(optim.start(optimizer, params, is_averaged=True), genotype, store, clips).average
 
     rng = jax.random.key(config.seed)
     rngs = jax.vmap(lambda seed: jax.random.fold_in(jax.random.fold_in(rng, 8), seed))(jnp.arange(num_seeds))
@@ -169,7 +148,7 @@ def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:
         for seed in range(num_seeds)
     ]
     initial = compilation.jit_once(jax.vmap(supernet.init))(rngs)
-    return Trainer(initial, np.stack(drawn), compilation.jit(train_one))
+    return Trainer(initial, np.stack(drawn), compilation.jit(train))
 
 
 def train_and_score(parts: pipeline.Parts, trainer: Trainer, genotype: np.ndarray, seed: int = 0) -> dict[str, Any]:
@@ -177,14 +156,7 @@ def train_and_score(parts: pipeline.Parts, trainer: Trainer, genotype: np.ndarra
     initial = jax.tree.map(lambda x: x[seed], trainer.initial)
     params = trainer.train(initial, genotype, *feature_store.anywhere(parts.train_store, trainer.clips[seed]))
     clips = pipeline.evaluation_batches(parts.val_store.num_clips, parts.config.search)
-    found = steps.add_scores(
-        [
-            parts.steps.evaluate_shared(params, genotype[None], *feature_store.evaluation(parts.val_store, group))
-            for group in clips
-        ]
-    )
-    keywords = reward.factors(parts.config, parts.space, genotype[None], feature_store.grid(parts.val_store))
-    return reward.compute(found.counts, found.flicker, found.is_finite, **keywords)[0]
+    return pipeline.score_shared(parts, params, genotype[None], clips)[0]
 
 
 def best_cells(lines: Iterable[Mapping[str, Any]], num_seeds: int) -> list[int]:
@@ -205,27 +177,19 @@ def _shuffled(config: ml_collections.ConfigDict, cells: Sequence[int]) -> list[i
 
 
 class _Trainings:
-    """Trains cells into the log of a run folder; what it holds already is not trained again.
-
-    Args:
-      config: of the run.
-      folder: its folder.
-      stop: told between two trainings.
-      cells: i32 [M, L, 5], all.
-      num_seeds: the most of any cell.
-    """
+    """Trains cells, of all i32 [M, L, 5], into the log of a run folder; what it holds already is not trained again."""
 
     def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        folder: workdir.Workdir,
-        stop: signals.StopFlag,
-        cells: np.ndarray,
-        num_seeds: int,
+        self, config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag, num_seeds: int
     ) -> None:
-        self._config, self._folder, self._stop = config, folder, stop
-        self._cells, self._num_seeds = cells, num_seeds
+        self._config, self._folder, self._stop, self._num_seeds = config, folder, stop, num_seeds
+        self._cells, _ = canonical.enumerate_cells(features.space_of(config))
         self._made: tuple[pipeline.Parts, Trainer] | None = None
+
+    @property
+    def num_cells(self) -> int:
+        """M."""
+        return len(self._cells)
 
     def do(self, wanted: Sequence[tuple[int, int]]) -> None:
         """Appends the lines of all trainings that are wanted, cells and seeds, in their order.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import os
 import pathlib
 import sys
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -21,30 +20,13 @@ from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed, signals
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import zoo
+from dvsnas_jax.space import operations, zoo
 from dvsnas_jax.train import claims, feature_store, losses, optim, pretrain, require_labels, training_loop, winners
 from dvsnas_jax.train import features as features_lib
 
 CELL_STAGE = "cell"
 BEST = winners.BEST
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class CellTrainState:
-    """What the training of a cell changes.
-
-    Attributes:
-      params: of the cell.
-      average: moving average of `params`.
-      opt_state: of the optimizer.
-      step: i32 [].
-    """
-
-    params: types.Params
-    average: types.Params
-    opt_state: optax.OptState
-    step: types.Array
+StepFn = Callable[[optim.TrainState, types.FeatureStore, types.Array], tuple[optim.TrainState, dict[str, jax.Array]]]
 
 
 def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_path: str | None) -> dict[str, Any]:
@@ -76,8 +58,9 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
             if not is_done:
                 clips, _ = pretrain.split_clips(config, num_clips)
                 store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space, config))
-                stage = f"retrain_{genotype_lib.digest(space, genotype)}"
-                params = train_cell(config, space, genotype, store, folder=folder, stop=stop, stage=stage)
+                name = f"retrain_{genotype_lib.digest(space, genotype)}"
+                stage = training_loop.Stage.of(config.train, name, folder, stop)
+                params = train_cell(config, space, genotype, store, stage)
                 save_winner(folder, space, genotype, params, {}, made_by=winners.TRAIN)
     return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
 
@@ -108,24 +91,12 @@ def train_cell(
     space: genotype_lib.Space,
     genotype: np.ndarray,
     store: feature_store.AnyStore,
-    *,
-    folder: workdir.Workdir,
-    stop: signals.StopFlag,
-    stage: str,
+    stage: training_loop.Stage,
 ) -> types.Params:
-    """Trains one cell from scratch through time.
+    """Trains the cell of a genotype, i32 [L, 5], from scratch through time, as section `train` says.
 
     Every device of every process does the same work: the cell's batch statistics are those of the whole batch, and a
     device would wait for the others in each normalisation.
-
-    Args:
-      config: of the run; section `train`.
-      space: what the genotype refers to.
-      genotype: i32 [L, 5].
-      store: the features of the training clips.
-      folder: the run folder.
-      stop: a signal asks to save and stop.
-      stage: names the checkpoints and the log lines.
 
     Returns:
       The averaged weights with running statistics in every normalisation.
@@ -139,34 +110,22 @@ def train_cell(
     step_fn = make_step(cell, optimizer, section)
 
     def batches(start: int) -> Iterator[np.ndarray]:
-        step = start
-        while True:
+        for step in itertools.count(start):
             yield draw_clips((config.seed, 2, step), store.num_clips, (section.batch_size,))
-            step += 1
 
     state = training_loop.fit(
         state,
-        stage=stage,
-        num_steps=section.steps,
+        stage,
         step_fn=lambda state, clips: step_fn(state, *feature_store.anywhere(store, clips)),
         batches_fn=batches,
-        folder=folder,
-        stop=stop,
-        checkpoint_every=section.checkpoint_every,
     )
     drawn = batches(section.steps)
     return calibrate(cell, state.average, store, [next(drawn) for _ in range(section.norm_batches)])
 
 
-def init(cell: cell_lib.Cell, optimizer: optax.GradientTransformation, seed: int) -> CellTrainState:
+def init(cell: cell_lib.Cell, optimizer: optax.GradientTransformation, seed: int) -> optim.TrainState:
     """The state before the first step."""
-    params = compilation.jit_once(cell.init)(jax.random.key(seed))
-    return CellTrainState(
-        params=params,
-        average=jax.tree.map(jnp.copy, params),
-        opt_state=optimizer.init(params),
-        step=jnp.zeros((), jnp.int32),
-    )
+    return optim.start(optimizer, compilation.jit_once(cell.init)(jax.random.key(seed)), is_averaged=True)
 
 
 def draw_clips(key: tuple[int, ...], num_clips: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -176,24 +135,19 @@ def draw_clips(key: tuple[int, ...], num_clips: int, shape: tuple[int, ...]) -> 
 
 def make_step(
     cell: cell_lib.Cell, optimizer: optax.GradientTransformation, section: ml_collections.ConfigDict
-) -> Callable[..., tuple[CellTrainState, dict[str, jax.Array]]]:
+) -> StepFn:
     """The jitted step `(state, store, clips i32 [B]) -> (state, metrics)`; the state is donated."""
 
     def loss_fn(params: types.Params, features: types.Features, labels: jax.Array) -> jax.Array:
         logits, schedule_loss = cell.unroll_training(params, features)
-        targets = losses.subsample_labels(jnp.moveaxis(labels, 1, 0), section.label_stride)
-        return losses.cross_entropy(logits, targets)[0] + schedule_loss
+        return losses.of_clips(logits, labels, section.label_stride) + schedule_loss
 
     def step(
-        state: CellTrainState, store: types.FeatureStore, clips: jax.Array
-    ) -> tuple[CellTrainState, dict[str, jax.Array]]:
-        features = jax.tree.map(lambda x: x[clips].astype(jnp.float32), store.features)
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, features, store.labels[clips])
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = optim.polyak(section.polyak, state.average, params, state.step)
-        new = CellTrainState(params=params, average=average, opt_state=opt_state, step=state.step + 1)
-        return new, {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        state: optim.TrainState, store: types.FeatureStore, clips: jax.Array
+    ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, *feature_store.take(store, clips))
+        after = optim.descend(optimizer, state, grads, section.polyak)
+        return after, {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
 
     return compilation.jit(step, donate_argnums=0)
 
@@ -204,9 +158,8 @@ def calibrate(
     """Running statistics: the mean of the batch moments of the final weights over some batches."""
 
     @jax.jit
-    def moments(params: types.Params, store: types.FeatureStore, clips: jax.Array) -> Any:
-        features = jax.tree.map(lambda x: x[clips].astype(jnp.float32), store.features)
-        return cell.moments(params, features)
+    def moments(params: types.Params, store: types.FeatureStore, clips: jax.Array) -> operations.Moments:
+        return cell.moments(params, feature_store.take(store, clips)[0])
 
     drawn = [jax.device_get(moments(params, *feature_store.anywhere(store, clips))) for clips in batches]
     where = feature_store.state_sharding(store)

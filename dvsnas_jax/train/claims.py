@@ -29,22 +29,14 @@ SPLITS = ("train", "val")
 PLACES = ("data.dir", "data.prepared")
 SIZED_FRAMES = 32
 """Of a split, spread over it: the sizes of their files are a part of what the data is."""
-_FIRST = {
-    "space.operations": genotype_lib.FIRST_OPERATIONS,
-    "space.aggregations": genotype_lib.FIRST_AGGREGATIONS,
-}
+_FIRST = {"space.operations": genotype_lib.FIRST_OPERATIONS, "space.aggregations": genotype_lib.FIRST_AGGREGATIONS}
 """What an empty list meant before its names were stored."""
 
 
 def check(
     config: ml_collections.ConfigDict, folder: workdir.Workdir, *, ignore: Sequence[str] = ()
 ) -> ml_collections.ConfigDict:
-    """Whether a folder is free or this configuration's; nothing is written.
-
-    Args:
-      config: of the run.
-      folder: the run folder.
-      ignore: keys or sections that may differ.
+    """Whether a folder is free or this configuration's, but for the keys or sections to ignore; nothing is written.
 
     Returns:
       The configuration to go on with: empty lists of names as they were meant when the run began.
@@ -58,15 +50,7 @@ def check(
 def claim(
     config: ml_collections.ConfigDict, folder: workdir.Workdir, *, ignore: Sequence[str] = ()
 ) -> ml_collections.ConfigDict:
-    """Makes a folder this configuration's, once all else was checked; where its data lies elsewhere now, that is noted.
-
-    Args:
-      config: of the run.
-      folder: the run folder.
-      ignore: keys or sections that may differ.
-
-    Returns:
-      As `check`.
+    """As `check`, and makes a folder this configuration's; where its data lies elsewhere now, that is noted.
 
     Raises:
       UserError: as `check`, or the folder cannot be written.

@@ -21,8 +21,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax import data as data_package
-from dvsnas_jax import nets as nets_package
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import types
 from dvsnas_jax.core.processes import distributed
@@ -31,14 +29,12 @@ from dvsnas_jax.data.loading import store as clips_store
 
 CLIPS_PER_FILE = 16
 _VERSION = 2
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_ROOMS, _MAKER = ("data", "nets"), "train/features.py"
 
 
 class Memory:
-    """Features in this host's memory; a `feature_store.Source`.
-
-    Args:
-      store: of host arrays.
-    """
+    """Features in this host's memory; a `feature_store.Source`."""
 
     def __init__(self, store: types.FeatureStore) -> None:
         self._store = store
@@ -49,15 +45,10 @@ class Memory:
 
 
 class Disk:
-    """Features in files, mapped into memory; a `feature_store.Source`.
+    """Features in the files of a folder, all whole, mapped into memory; a `feature_store.Source`."""
 
-    Args:
-      folder: of the files, all whole.
-      num_clips: M.
-    """
-
-    def __init__(self, folder: pathlib.Path, num_clips: int) -> None:
-        self._folder, self._num_clips = folder, num_clips
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
 
     def take(self, clips: np.ndarray) -> types.FeatureStore:
         """Some clips, i32 [n]."""
@@ -73,17 +64,9 @@ class Disk:
 
 
 def key(
-    config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...], *, num_drawn: int = 0
+    config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...], num_drawn: int = 0
 ) -> str:
-    """The name of the folder of some features.
-
-    Args:
-      config: of the run.
-      variables: of the static network.
-      clips: numbers of the clips of the train split.
-      names: of the maps.
-      num_drawn: augmented draws of the clips; 0 = each as it is.
-    """
+    """The name of the folder of some features, which follow from all of this (`features.Wanted`)."""
     digest = hashlib.sha256()
     settings = {
         "version": _VERSION,
@@ -98,7 +81,7 @@ def key(
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(variables)):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
-    digest.update(_code().encode())
+    digest.update(_code(_PACKAGE).encode())
     digest.update(_files(config.data).encode())
     return digest.hexdigest()[:32]
 
@@ -113,12 +96,11 @@ def _contents(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 @functools.cache
-def _code() -> str:
-    """A hash of the code that reads data and makes features."""
+def _code(package: pathlib.Path) -> str:
+    """A hash of the code that reads data and makes features; what is asked of it is in the key itself."""
     digest = hashlib.sha256()
-    for package in (data_package, nets_package):
-        for path in sorted(pathlib.Path(str(package.__file__)).parent.rglob("*.py")):
-            digest.update(path.read_bytes())
+    for path in [*(path for room in _ROOMS for path in sorted((package / room).rglob("*.py"))), package / _MAKER]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -137,15 +119,10 @@ def _files(data: ml_collections.ConfigDict) -> str:
     return json.dumps(stats)
 
 
-def build(
-    folder: pathlib.Path, num_clips: int, make_fn: Callable[[int, int], types.FeatureStore]
-) -> Disk:
-    """Makes the files that are not there or not whole; all processes call it.
+def build(folder: pathlib.Path, num_clips: int, make_fn: Callable[[int, int], types.FeatureStore]) -> Disk:
+    """Makes the files that are not there or not whole, in a folder named by `key`; all processes call it.
 
-    Args:
-      folder: named by `key`.
-      num_clips: M.
-      make_fn: `(first clip, clip after the last) -> features`, host arrays.
+    `make_fn` is `(first clip, clip after the last) -> features`, host arrays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers = range(-(-num_clips // CLIPS_PER_FILE))
@@ -155,7 +132,7 @@ def build(
             first = number * CLIPS_PER_FILE
             _write(path, make_fn(first, min(first + CLIPS_PER_FILE, num_clips)))
     distributed.barrier("features")
-    return Disk(folder, num_clips)
+    return Disk(folder)
 
 
 def _file(folder: pathlib.Path, number: int) -> pathlib.Path:
@@ -186,8 +163,8 @@ def _checksum(parts: list[np.ndarray]) -> int:
 
 def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
     """What a file holds, and where its arrays begin."""
-    with path.open("rb") as lines:
-        line = lines.readline()
+    with path.open("rb") as file:
+        line = file.readline()
     return json.loads(line), len(line)
 
 

@@ -13,6 +13,7 @@ import math
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import PartitionSpec
@@ -84,13 +85,10 @@ def plan(
     device_bytes: int | None = None,
     host_bytes: int | None = None,
 ) -> Placement:
-    """Chooses the mesh and the place of the features; all processes choose the same.
+    """Chooses the mesh and the place of stores of these shapes, by name; all processes choose the same.
 
-    Args:
-      section: `search` of the configuration; `store` other than "auto" decides the place.
-      shapes: of the stores, by name.
-      device_bytes: free on a device; None: asked for.
-      host_bytes: free in this host's memory; None: asked for.
+    `section` is `search` of the configuration: `store` other than "auto" decides the place. `device_bytes` and
+    `host_bytes` are free on a device and in this host's memory; None: they are asked for.
     """
     num_devices, parts = jax.device_count(), section.batch_parts
     total = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
@@ -132,9 +130,6 @@ class Store:
     """The features of one split, not as one array with a row for each clip.
 
     Attributes:
-      placement: of it.
-      num_clips: M.
-      grid: height and width of the maps.
       source: where rows are fetched from; None: `held` has them.
       held: on the devices: the rows of part 0, then of part 1, and so on, each filled up to the same number.
     """
@@ -150,22 +145,17 @@ AnyStore = types.FeatureStore | Store
 
 
 def place(placement: Placement, source: Source, num_clips: int) -> AnyStore:
-    """Puts the features where they belong.
-
-    Returns:
-      A plain store where every device holds all clips.
-    """
+    """Puts the features where they belong: a plain store where every device holds all clips."""
     mesh, parts = placement.mesh, placement.num_parts
     first = source.take(np.zeros(1, np.int32))
-    grid = (first.features.logits.shape[2], first.features.logits.shape[3])
     if placement.kind != DEVICE:
-        return Store(placement, num_clips, grid, source=source)
+        return Store(placement, num_clips, first.grid, source=source)
     if parts == 1:
         return _fetch(source, np.arange(num_clips), mesh_lib.sharding(mesh, placement.val_rows))
     per_part = -(-num_clips // parts)
     clips = np.arange(per_part * parts).reshape(per_part, parts).T.reshape(-1)
     held = _fetch(source, np.where(clips < num_clips, clips, 0), mesh_lib.sharding(mesh, placement.val_rows))
-    return Store(placement, num_clips, grid, held=held)
+    return Store(placement, num_clips, first.grid, held=held)
 
 
 def _fetch(source: Source, clips: np.ndarray, where: jax.sharding.NamedSharding) -> types.FeatureStore:
@@ -188,64 +178,76 @@ def _fetch(source: Source, clips: np.ndarray, where: jax.sharding.NamedSharding)
 
 def training(store: AnyStore, clips: np.ndarray) -> tuple[types.FeatureStore, np.ndarray]:
     """What `train_shared` wants for the clips [G, B] of a step: rows and where among them the clips are."""
-    if isinstance(store, types.FeatureStore):
-        return store, clips
-    if store.held is not None:
-        return store.held, rows_of(store, clips)
+    if isinstance(store, types.FeatureStore) or store.held is not None:
+        return _held(store, clips)
     mesh, parts = store.placement.mesh, store.placement.num_parts
     arch, data = mesh_lib.num_arch(mesh), mesh_lib.num_data(mesh)
     num, size = clips.shape
     padded = np.pad(clips, ((0, -num % arch), (0, 0)))
-    numbers = np.arange(padded.size, dtype=np.int32).reshape(padded.shape)
     # [arch slice, genotype in it, data slice, part in it, clip] -> a block of rows for each device.
     units = (arch, len(padded) // arch, data, parts // data, size // parts)
-    order = numbers.reshape(units).transpose(0, 2, 1, 3, 4).reshape(-1)
-    rows = np.empty_like(numbers.reshape(-1))
-    rows[order] = np.arange(len(order), dtype=np.int32)
-    where = mesh_lib.sharding(mesh, store.placement.train_rows)
-    return _fetch(_required(store), padded.reshape(-1)[order], where), rows.reshape(padded.shape)[:num]
+    order = np.arange(padded.size).reshape(units).transpose(0, 2, 1, 3, 4).reshape(-1)
+    found, rows = _fetched(store, padded, order, store.placement.train_rows)
+    return found, rows[:num]
 
 
 def evaluation(store: AnyStore, clips: np.ndarray) -> tuple[types.FeatureStore, np.ndarray]:
     """Likewise what `evaluate_shared` wants for the clips [R, B], -1 = padding."""
-    if isinstance(store, types.FeatureStore):
-        return store, clips
-    if store.held is not None:
-        return store.held, rows_of(store, clips)
-    mesh = store.placement.mesh
-    data, (num, size) = mesh_lib.num_data(mesh), clips.shape
+    if isinstance(store, types.FeatureStore) or store.held is not None:
+        return _held(store, clips)
+    data, (num, size) = mesh_lib.num_data(store.placement.mesh), clips.shape
     order = np.arange(clips.size).reshape(num, data, size // data).transpose(1, 0, 2).reshape(-1)
-    rows = np.empty(clips.size, np.int32)
-    rows[order] = np.arange(clips.size, dtype=np.int32)
-    where = mesh_lib.sharding(mesh, store.placement.val_rows)
-    found = _fetch(_required(store), np.maximum(clips, 0).reshape(-1)[order], where)
-    return found, np.where(clips < 0, -1, rows.reshape(clips.shape)).astype(np.int32)
+    return _fetched(store, clips, order, store.placement.val_rows)
 
 
 def anywhere(store: AnyStore, clips: np.ndarray) -> tuple[types.FeatureStore, np.ndarray]:
     """Likewise for a program that is not mapped over the mesh: any clips [...], on every device or spread."""
+    if isinstance(store, types.FeatureStore) or store.held is not None:
+        return _held(store, clips)
+    return _fetched(store, clips, np.arange(clips.size), mesh_lib.REPLICATED)
+
+
+def _held(store: AnyStore, clips: np.ndarray) -> tuple[types.FeatureStore, np.ndarray]:
+    """The rows that the devices have."""
     if isinstance(store, types.FeatureStore):
         return store, clips
-    if store.held is not None:
-        return store.held, rows_of(store, clips)
-    where = mesh_lib.replicated(store.placement.mesh)
-    numbers = np.arange(clips.size, dtype=np.int32).reshape(clips.shape)
-    found = _fetch(_required(store), np.maximum(clips, 0).reshape(-1), where)
-    return found, np.where(clips < 0, -1, numbers).astype(np.int32)
+    assert store.held is not None
+    return store.held, rows_of(store, clips)
+
+
+def _fetched(
+    store: Store, clips: np.ndarray, order: np.ndarray, spec: PartitionSpec
+) -> tuple[types.FeatureStore, np.ndarray]:
+    """A row for each clip, fetched in an order of the flat `clips`, and where among them the clips are; -1 stays."""
+    assert store.source is not None
+    rows = np.empty(clips.size, np.int32)
+    rows[order] = np.arange(clips.size, dtype=np.int32)
+    where = mesh_lib.sharding(store.placement.mesh, spec)
+    found = _fetch(store.source, np.maximum(clips, 0).reshape(-1)[order], where)
+    return found, np.where(clips < 0, -1, rows.reshape(clips.shape)).astype(np.int32)
+
+
+def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, jax.Array]:
+    """Features f32 [T, B, h, w, C] and labels u8 [T, B, H, W] of some rows, i32 [B]; for traced code."""
+
+    def frames_of(x: types.Array) -> jax.Array:
+        # Frame by frame, as a cell reads them: XLA has nothing to transpose.
+        num_frames = x.shape[1]
+        return jnp.asarray(x).reshape(-1, *x.shape[2:])[clips[None] * num_frames + jnp.arange(num_frames)[:, None]]
+
+    def as_f32(x: types.Array) -> jax.Array:
+        # As integers: XLA's CPU backend gathers no bfloat16, and would keep the whole store as float32 instead.
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+        return jax.lax.bitcast_convert_type(frames_of(bits), x.dtype).astype(jnp.float32)
+
+    return jax.tree.map(as_f32, store.features), frames_of(store.labels)
 
 
 def state_sharding(store: AnyStore) -> jax.sharding.Sharding:
     """Where the state of such a program belongs."""
     if isinstance(store, Store):
         return mesh_lib.replicated(store.placement.mesh)
-    return jax.numpy.asarray(store.labels).sharding
-
-
-def grid(store: AnyStore) -> tuple[int, int]:
-    """Height and width of the maps."""
-    if isinstance(store, Store):
-        return store.grid
-    return store.features.logits.shape[2], store.features.logits.shape[3]
+    return jnp.asarray(store.labels).sharding
 
 
 def rows_of(store: Store, clips: np.ndarray) -> np.ndarray:
@@ -272,22 +274,10 @@ def deal(clips: np.ndarray, num_clips: int, num_parts: int) -> np.ndarray:
 
 
 def in_order(num_clips: int, num_slots: int, batch_size: int, num_parts: int) -> np.ndarray:
-    """Clips 0 .. num_clips - 1, each once, in batches whose part p has clips c % P == p; -1 = padding.
+    """Clips 0 .. num_clips - 1, each once, in batches i32 [num_slots / B, B] whose part p has clips c % P == p.
 
-    Args:
-      num_clips: how many.
-      num_slots: of all batches together.
-      batch_size: B.
-      num_parts: P.
-
-    Returns:
-      i32 [num_slots / B, B].
+    -1 = padding.
     """
     dealt = np.arange(num_slots, dtype=np.int32).reshape(-1, batch_size // num_parts, num_parts)
     clips = dealt.swapaxes(1, 2).reshape(-1, batch_size)
     return np.where(clips < num_clips, clips, -1).astype(np.int32)
-
-
-def _required(store: Store) -> Source:
-    assert store.source is not None
-    return store.source

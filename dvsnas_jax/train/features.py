@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,20 @@ from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.train import feature_cache, feature_store
 
 BATCH_FRAMES = forward.BATCH_FRAMES
+
+
+class Wanted(NamedTuple):
+    """Features that are wanted.
+
+    Attributes:
+      clips: numbers of clips of the train split.
+      names: the maps to keep.
+      num_drawn: augmented draws of the clips; 0 = each as it is.
+    """
+
+    clips: np.ndarray
+    names: tuple[str, ...]
+    num_drawn: int = 0
 
 
 def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
@@ -60,17 +74,7 @@ def make_forward(config: ml_collections.ConfigDict) -> Callable[[Any, np.ndarray
 def build(
     config: ml_collections.ConfigDict, variables: Any, clip: types.Clip, names: tuple[str, ...]
 ) -> types.FeatureStore:
-    """Features of every frame of every clip.
-
-    Args:
-      config: of the run.
-      variables: of the static network.
-      clip: frames u8 [M, T, H, W, 3] and labels, host arrays.
-      names: the maps to keep.
-
-    Returns:
-      The store, bfloat16 maps on the default device.
-    """
+    """Features of every frame of M clips, host arrays, on the default device; `names` are the maps to keep."""
     return jax.device_put(compute(config, variables, clip, names))
 
 
@@ -118,20 +122,17 @@ def train_store(
     config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...]
 ) -> types.FeatureStore:
     """The store of the meta-training clips: each as it is, or `cache_clips` augmented draws of them."""
-    return build(config, variables, draw(config, clips, 0, config.search.cache_clips or len(clips)), names)
+    wanted = Wanted(clips, names, config.search.cache_clips)
+    return build(config, variables, draw(config, wanted, 0, wanted.num_drawn or len(clips)), names)
 
 
-def draw(config: ml_collections.ConfigDict, clips: np.ndarray, first: int, last: int) -> types.Clip:
-    """Number `first` to before `last` of what `train_store` keeps: clips as they are, or augmented draws of them."""
-    if not config.search.cache_clips:
-        return select(config, clips[first:last])
+def draw(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: int) -> types.Clip:
+    """Number `first` to before `last` of what is wanted: clips as they are, or augmented draws of them."""
+    if not wanted.num_drawn:
+        return select(config, wanted.clips[first:last])
+    data, seed = config.data, config.seed + 1
     batches = pipeline.train_batches(
-        config.data,
-        batch_size=1,
-        num_frames=config.data.num_frames,
-        seed=config.seed + 1,
-        start_step=first,
-        indices=clips,
+        data, batch_size=1, num_frames=data.num_frames, seed=seed, start_step=first, indices=wanted.clips
     )
     drawn = [next(batches) for _ in range(first, last)]
     return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
@@ -140,37 +141,24 @@ def draw(config: ml_collections.ConfigDict, clips: np.ndarray, first: int, last:
 def placed(
     config: ml_collections.ConfigDict,
     variables: Any,
-    clips: np.ndarray,
-    names: tuple[str, ...],
-    *,
+    wanted: Wanted,
     placement: feature_store.Placement,
     folder: workdir.Workdir | None,
-    is_training: bool,
 ) -> feature_store.AnyStore:
-    """The features of the meta-training or meta-validation clips, where `placement` wants them.
+    """Features of clips of the train split, where `placement` wants them.
 
-    Several processes share the work by way of the cache on disk, below `features/` of the run folder.
-
-    Args:
-      config: of the run.
-      variables: of the static network.
-      clips: numbers of the clips of the train split.
-      names: the maps to keep.
-      placement: from `feature_store.plan`.
-      folder: the run folder; only several processes, and the disk, need one.
-      is_training: augmented draws of the clips, if `search.cache_clips` asks for them.
+    Several processes share the work by way of the cache on disk, below `features/` of the run folder; only they, and
+    the disk, need one.
     """
-    num_drawn = config.search.cache_clips if is_training else 0
-    num_clips, variables = num_drawn or len(clips), jax.device_get(variables)
+    num_clips, variables = wanted.num_drawn or len(wanted.clips), jax.device_get(variables)
 
     def make(first: int, last: int) -> types.FeatureStore:
-        clip = draw(config, clips, first, last) if is_training else select(config, clips[first:last])
-        return compute(config, variables, clip, names)
+        return compute(config, variables, draw(config, wanted, first, last), wanted.names)
 
     source: feature_store.Source
     if placement.kind == feature_store.DISK or distributed.num_processes() > 1:
         assert folder is not None, "no folder for the cache on disk"
-        key = feature_cache.key(config, variables, clips, names, num_drawn=num_drawn)
+        key = feature_cache.key(config, variables, *wanted)
         source = feature_cache.build(folder.path / "features" / key, num_clips, make)
         if placement.kind == feature_store.HOST:
             source = feature_cache.Memory(source.take(np.arange(num_clips)))

@@ -70,16 +70,15 @@ def subsample_labels(labels: jax.Array, stride: int) -> jax.Array:
     return labels[..., stride // 2 :: stride, stride // 2 :: stride]
 
 
+def of_clips(logits: jax.Array, labels: jax.Array, label_stride: int) -> jax.Array:
+    """Mean cross-entropy over the labelled pixels of all frames: logits [T, B, h, w, K], labels u8 [T, B, H, W]."""
+    return cross_entropy(logits, subsample_labels(labels, label_stride))[0]
+
+
 def distillation(logits: types.Array, teacher: types.Array, temperature: float) -> jax.Array:
-    """Divergence of the softened predictions from a teacher's (Hinton 2015, arXiv 1503.02531).
+    """Divergence of the softened predictions, [..., K], from a teacher's (Hinton 2015, arXiv 1503.02531).
 
-    Args:
-      logits: [..., K].
-      teacher: likewise.
-      temperature: divides both.
-
-    Returns:
-      Mean Kullback-Leibler divergence in nats, times temperature^2, which keeps the size of its gradient.
+    Mean Kullback-Leibler divergence in nats, times temperature^2, which keeps the size of its gradient.
     """
     chex.assert_equal_shape([logits, teacher])
     own = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32) / temperature)
@@ -88,14 +87,10 @@ def distillation(logits: types.Array, teacher: types.Array, temperature: float) 
 
 
 def median_weights(counts: np.ndarray) -> np.ndarray:
-    """Class weights by median frequency balancing (Eigen and Fergus 2015, arXiv 1411.4734).
+    """Class weights f32 [K] by median frequency balancing (Eigen and Fergus 2015, arXiv 1411.4734).
 
-    Args:
-      counts: integers [N, K], pixels of each class in each image.
-
-    Returns:
-      f32 [K]: median frequency / frequency, where a class's frequency is its share of the pixels of the images that
-      show it; 0 for a class that no image shows.
+    Of pixel counts [N, K] of N images: median frequency / frequency, where a class's frequency is its share of the
+    pixels of the images that show it; 0 for a class that no image shows.
     """
     counts = np.asarray(counts, np.float64)
     total = ((counts > 0) * counts.sum(axis=1, keepdims=True)).sum(axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,6 +11,40 @@ import ml_collections
 import optax
 
 from dvsnas_jax.core import types
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What the training of a cell or of a supernet changes.
+
+    Attributes:
+      params: that are trained.
+      opt_state: of the optimizer.
+      step: i32 [], optimizer steps taken.
+      average: moving average of `params`, None where none is kept.
+    """
+
+    params: types.Params
+    opt_state: optax.OptState
+    step: types.Array
+    average: types.Params | None = None
+
+
+def start(optimizer: optax.GradientTransformation, params: types.Params, *, is_averaged: bool = False) -> TrainState:
+    """The state before the first step."""
+    average = jax.tree.map(jnp.copy, params) if is_averaged else None  # a copy: steps donate the state
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), average)
+
+
+def descend(
+    optimizer: optax.GradientTransformation, state: TrainState, grads: types.Params, decay: float = 0.0
+) -> TrainState:
+    """One step of the optimizer; `decay` of the average, where one is kept."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = None if state.average is None else polyak(decay, state.average, params, state.step)
+    return TrainState(params, opt_state, state.step + 1, average)
 
 
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -26,10 +61,8 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 def make(config: ml_collections.ConfigDict, *, is_constant: bool = False) -> optax.GradientTransformation:
     """AdamW with a gradient norm limit; decay on kernels only (rank 2 and more).
 
-    Args:
-      config: a section with learning_rate, weight_decay, clip_norm and, unless `is_constant`,
-        steps, warmup_steps, schedule.
-      is_constant: a constant learning rate, for training without a fixed end.
+    `config` is a section with learning_rate, weight_decay, clip_norm and, unless the rate `is_constant` (for training
+    without a fixed end), steps, warmup_steps, schedule.
     """
     rate = config.learning_rate if is_constant else schedule(config)
     return in_two_vectors(
@@ -51,32 +84,27 @@ def scale_part(name: str, factor: float) -> optax.GradientTransformation:
 
 
 def in_two_vectors(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Runs an element-wise transformation on two vectors in place of many small arrays.
+    """Runs an element-wise transformation on `{"kernels": f32 [n], "others": f32 [m]}` (rank 2 and more; the rest).
 
     A network has hundreds of arrays, and each would get a handful of kernels of its own: more to launch on
     an accelerator, and half of the time that XLA takes to compile a training step.
-
-    Args:
-      inner: sees `{"kernels": f32 [n], "others": f32 [m]}`: arrays of rank 2 and more, and the rest.
     """
 
+    def group_of(leaf: jax.Array) -> str:
+        return "kernels" if leaf.ndim >= 2 else "others"
+
     def ravel(tree: Any) -> dict[str, jax.Array]:
-        leaves = jax.tree.leaves(tree)
-        groups = {
-            "kernels": [leaf for leaf in leaves if leaf.ndim >= 2],
-            "others": [leaf for leaf in leaves if leaf.ndim < 2],
-        }
-        return {
-            name: jnp.concatenate([jnp.ravel(leaf) for leaf in group]) if group else jnp.zeros(0)
-            for name, group in groups.items()
-        }
+        groups: dict[str, list[jax.Array]] = {"kernels": [], "others": []}
+        for leaf in jax.tree.leaves(tree):
+            groups[group_of(leaf)].append(jnp.ravel(leaf))
+        return {name: jnp.concatenate(group) if group else jnp.zeros(0) for name, group in groups.items()}
 
     def unravel(vectors: dict[str, jax.Array], like: Any) -> Any:
         leaves, tree = jax.tree.flatten(like)
         places = {"kernels": 0, "others": 0}
         parts = []
         for leaf in leaves:
-            name = "kernels" if leaf.ndim >= 2 else "others"
+            name = group_of(leaf)
             parts.append(vectors[name][places[name] : places[name] + leaf.size].reshape(leaf.shape))
             places[name] += leaf.size
         return jax.tree.unflatten(tree, parts)

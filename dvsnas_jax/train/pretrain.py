@@ -39,12 +39,9 @@ class PretrainState:
     """What the training of a static network changes.
 
     Attributes:
-      variables: params and batch statistics.
-      average: moving average of `variables`.
+      variables: params and batch statistics; `average`: their moving average.
       best: the `average` with the best held-out mIoU so far.
       best_miou: f32 [], its mIoU; -1 before the first validation.
-      opt_state: of the optimizer.
-      step: i32 [].
     """
 
     variables: Any
@@ -87,9 +84,7 @@ def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
         pretrain_loss.class_weights(section.class_weights, num_classes, lambda: iter(()))
     batch_size, num_frames = _batch(config)
     clips, _ = split_clips(config, pipeline.num_clips(config.data, "train", config.data.num_frames))
-    pipeline.train_batches(
-        config.data, batch_size=batch_size, num_frames=num_frames, seed=config.seed, indices=clips
-    )
+    pipeline.train_batches(config.data, batch_size=batch_size, num_frames=num_frames, seed=config.seed, indices=clips)
 
 
 def _require_memory(net: static_net.StaticNet) -> None:
@@ -114,11 +109,7 @@ def _batch(config: ml_collections.ConfigDict) -> tuple[int, int]:
 
 
 def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag) -> Any:
-    """Trains the static network, or restores it where it is trained already.
-
-    Returns:
-      Its variables (params and batch statistics).
-    """
+    """The variables of the static network, which is trained, or restored where it is trained already."""
     section, (batch_size, num_frames) = config.pretrain, _batch(config)
     trained = restore(config, folder)
     if trained is not None:
@@ -131,14 +122,8 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
     num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
     meta_train, meta_val = split_clips(config, num_clips)
 
-    batches = functools.partial(
-        pipeline.train_batches,
-        config.data,
-        batch_size=batch_size,
-        num_frames=num_frames,
-        seed=config.seed,
-        indices=meta_train,
-    )
+    sizes = {"batch_size": batch_size, "num_frames": num_frames, "seed": config.seed}
+    batches = functools.partial(pipeline.train_batches, config.data, indices=meta_train, **sizes)
     if jax.device_count() > 1:
         state = mesh_lib.replicate_for_batch(state, batch_size)
 
@@ -158,13 +143,9 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
 
     state = training_loop.fit(
         state,
-        stage=STAGE,
-        num_steps=section.steps,
+        training_loop.Stage.of(section, STAGE, folder, stop),
         step_fn=lambda state, clip: step_fn(state, clip, teacher.variables),
         batches_fn=lambda start: _on_devices(batches, batch_size, start),
-        folder=folder,
-        stop=stop,
-        checkpoint_every=section.checkpoint_every,
         after_fn=after,
     )
     return state.best
@@ -183,26 +164,16 @@ def restore(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any |
     if not is_trained(config, folder):
         return None
     net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
-    template = jax.eval_shape(
-        lambda variables: init(variables, make_optimizer(config.pretrain)), static_net.shapes(net)
-    )
+    template = jax.eval_shape(lambda shapes: init(shapes, make_optimizer(config.pretrain)), static_net.shapes(net))
     return folder.checkpointer(STAGE).restore(template).best
 
 
 def init(variables: Any, optimizer: optax.GradientTransformation) -> PretrainState:
     """The state before the first step, from freshly drawn variables."""
 
-    def copy() -> Any:  # separate buffers, because the state is donated
-        return jax.tree.map(jnp.copy, variables)
-
-    return PretrainState(
-        variables=variables,
-        average=copy(),
-        best=copy(),
-        best_miou=jnp.float32(-1.0),
-        opt_state=optimizer.init(variables["params"]),
-        step=jnp.zeros((), jnp.int32),
-    )
+    average, best = (jax.tree.map(jnp.copy, variables) for _ in range(2))  # buffers of their own: the state is donated
+    opt_state = optimizer.init(variables["params"])
+    return PretrainState(variables, average, best, jnp.float32(-1.0), opt_state, jnp.zeros((), jnp.int32))
 
 
 def make_optimizer(section: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -217,11 +188,7 @@ def make_step(
 ) -> Callable[[PretrainState, types.Clip, Any], tuple[PretrainState, dict[str, jax.Array]]]:
     """The jitted training step `(state, clip, teacher variables) -> (state, metrics)`; the state is donated.
 
-    Args:
-      loss_fn: from `objective.make`.
-      optimizer: from `make_optimizer`.
-      decay: of the averaged weights.
-      rng: of dropout, with the step folded in.
+    `decay` is that of the averaged weights; `rng`, with the step folded in, is for dropout.
     """
 
     def step(state: PretrainState, clip: types.Clip, teacher: Any) -> tuple[PretrainState, dict[str, jax.Array]]:

@@ -36,10 +36,10 @@ def make(
     teacher_net: static_net.StaticNet | None = None,
     class_weights: np.ndarray | None = None,
 ) -> Loss:
-    """Builds the loss.
+    """Builds the loss of a section `pretrain`.
 
     Args:
-      section: `pretrain` of the configuration.
+      section: of the configuration.
       net: that is trained.
       teacher_net: whose predictions count as well.
       class_weights: f32 [K].
@@ -47,15 +47,10 @@ def make(
     Returns:
       `(params, batch_stats, clip, teacher variables, rng) -> (loss, (new batch_stats, parts of the loss))`.
     """
+    options = {"class_weights": class_weights, "smoothing": section.label_smoothing, "hardest": section.hardest}
 
     def segmentation(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return losses.cross_entropy(
-            logits,
-            labels,
-            class_weights=class_weights,
-            smoothing=section.label_smoothing,
-            hardest=section.hardest,
-        )[0]
+        return losses.cross_entropy(logits, labels, **options)[0]
 
     def loss_fn(
         params: Any, batch_stats: Any, clip: types.Clip, teacher: Any, rng: jax.Array
@@ -84,18 +79,12 @@ def make(
 
 
 def class_weights(text: str, num_classes: int, batches_fn: Callable[[], Iterator[types.Clip]]) -> np.ndarray | None:
-    """The class weights that `pretrain.class_weights` asks for.
+    """The class weights f32 [K] that `pretrain.class_weights` asks for: empty (None: all alike), "median" or K numbers.
 
-    Args:
-      text: empty, "median" or K numbers.
-      num_classes: K.
-      batches_fn: the training batches from the first one on; their labels are counted for "median".
-
-    Returns:
-      f32 [K], or None: all alike.
+    `batches_fn` gives the training batches from the first one on; their labels are counted for "median".
 
     Raises:
-      UserError: neither.
+      UserError: none of these.
     """
     if not text:
         return None
@@ -121,12 +110,9 @@ def class_weights(text: str, num_classes: int, batches_fn: Callable[[], Iterator
 def load_teacher(
     path: str, num_classes: int, restore_fn: Callable[[ml_collections.ConfigDict, workdir.Workdir], Any]
 ) -> Teacher:
-    """The static network of another run.
+    """The static network of another run, in the folder `path` (empty: no teacher).
 
-    Args:
-      path: its run folder; empty: no teacher.
-      num_classes: K that it must have.
-      restore_fn: `(config, folder) -> variables`, None where the network is not trained.
+    `restore_fn` is `(config, folder) -> variables`, None where the network is not trained.
 
     Raises:
       UserError: no run, no trained network, or another number of classes.

@@ -23,14 +23,9 @@ def check(
     Of a data set on disk some label images are read (`coverage.LIMIT` of a split, fewer where every class is met
     earlier), all where those look wrong. The clips that rewards are measured on are looked at one by one.
 
-    Args:
-      config: of the run.
-      is_rewarded: candidates are scored on meta-validation clips.
-      is_evaluated: the run is scored on `config.evaluate.split` in the end.
-      do_note: print what is harmless, too.
-
-    Returns:
-      The number of clips of the train split.
+    Candidates that are rewarded are scored on meta-validation clips; a run that is evaluated, on
+    `config.evaluate.split` in the end. `do_note` prints what is harmless, too. Gives the number of clips of the train
+    split.
 
     Raises:
       UserError: too few clips, or no labelled pixel where the run trains or measures, or masks that the config reads

@@ -20,14 +20,9 @@ _STAGES = ("warmup", "search")
 
 
 class Winner(NamedTuple):
-    """The cell of a run folder, as `best_genotype.json` says.
+    """The cell of a run folder, as `best_genotype.json` says: a genotype i32 [L, 5] in the space of its file.
 
-    Attributes:
-      space: of its file: its inputs and layers.
-      genotype: i32 [L, 5].
-      digest: of the genotype.
-      made_by: `SEARCH` or `TRAIN`.
-      is_bound: whether its weights are kept under its digest; those of an older run are not.
+    `made_by` is `SEARCH` or `TRAIN`; it `is_bound` where its weights are kept under its digest, as since early runs.
     """
 
     space: genotype_lib.Space
