@@ -27,7 +27,7 @@ from dvsnas_jax.core.files import checkpoint, locking, workdir
 from dvsnas_jax.data.loading import store
 from dvsnas_jax.data.prepared import reading
 from dvsnas_jax.infer.video import video_out
-from dvsnas_jax.nets.weights import torch_weights, weights_folder
+from dvsnas_jax.nets.weights import torch_import, weights_folder
 from dvsnas_jax.search import relaxed_steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
@@ -95,9 +95,8 @@ def weights_of(tmp: pathlib.Path, net: str = "resnet18") -> pathlib.Path:
     """A PyTorch file of a whole encoder, of zeros."""
     path = tmp / f"{net}.safetensors"
     if not path.exists():
-        names = torch_weights.tensor_names(net)
-        wanted = torch_weights._wanted(torch_weights.settings(net), names, 11)
-        shapes = {names[name]: torch_weights._torch_shape(shape) for name, shape in wanted.items()}
+        source = torch_import.sources()[net]
+        shapes = {source.names[name]: torch_import.torch_shape(shape) for name, shape in source.shapes(11).items()}
         safetensors.numpy.save_file({name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}, path)
     return path
 

@@ -1,16 +1,15 @@
 """The cost model against XLA's analysis of the unoptimised program, and against the parameters themselves."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import types
-from dvsnas_jax.nets.kernels import layers, sampling, windows
+from dvsnas_jax.nets.kernels import layers, local_attention, sampling
 from dvsnas_jax.search import reward
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_frame, cost, operation_cost, operations, schedule
@@ -39,9 +38,9 @@ def use_backend(monkeypatch, backend: str) -> None:
 
     Where a CPU loops over a window, the analysis counts one turn of the loop: there the accelerator's variant is taken.
     """
-    monkeypatch.setattr(layers, "is_cpu", lambda given: (given or backend) == "cpu")
-    monkeypatch.setattr(windows, "attend", functools.partial(windows.attend, backend="gpu"))
-    monkeypatch.setattr(sampling, "deform_conv", functools.partial(sampling.deform_conv, backend="gpu"))
+    monkeypatch.setattr(layers, "is_cpu", lambda: (compilation._target.get() or backend) == "cpu")
+    for module, name in ((local_attention, "attend"), (sampling, "deform_conv")):
+        monkeypatch.setattr(module, name, compilation.target("gpu")(getattr(module, name)))
 
 
 def retrained(params):

@@ -134,7 +134,7 @@ def test_maps_of_one_pixel_are_taken_by_tensorflow_lite(backend):
     rng = np.random.default_rng(0)
     kernel, x = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 1, 6, 5), (1, 2, 1, 6)))
     program = programs.Program(
-        lambda weights, x: layers.conv(x, weights["kernel"], stride=2, backend=backend), {"kernel": kernel},
+        compilation.target(backend)(lambda weights, x: layers.conv(x, weights["kernel"], stride=2)), {"kernel": kernel},
         (jax.ShapeDtypeStruct(x.shape, x.dtype),), inputs=("x",), outputs=("y",),
     )  # fmt: skip
     content = savedmodel.lite({"conv": program})

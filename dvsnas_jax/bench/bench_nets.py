@@ -49,12 +49,12 @@ def run(
     train_batch: int = 4,
     repeats: int = 10,
 ) -> dict[str, Any]:
-    """Measures networks on the default device.
+    """Measures networks (name -> section `net`; None: `STANDARD`) on the default device.
 
     Args:
-      nets: name -> section `net`; None: `STANDARD`.
+      nets: see above.
       size: height and width of the forward pass, one image.
-      train_size: of the training step: cross-entropy at that size, gradient, plain gradient descent.
+      train_size: of the training step, see `training`.
       train_batch: its images.
       repeats: timed calls of each; the median counts.
 
@@ -63,14 +63,17 @@ def run(
       compiled program needs for arguments, results and its own buffers.
     """
     if nets is None:
-        nets = {name: _changed(changes) for name, changes in STANDARD.items()}
+        nets = {name: config_lib.defaults().net for name in STANDARD}
+        for name, changes in STANDARD.items():
+            nets[name].update(changes)
     peaks: dict[str, float] = {}
     rows = []
     for name, config in nets.items():
         net = static_net.make(config, NUM_CLASSES)
         # Beside each network, and the best counts: on a shared machine one look may be too low.
         peaks[config.dtype] = max(peaks.get(config.dtype, 0.0), matrix_peak(config.dtype))
-        row = {"net": name, "dtype": config.dtype, "parameters": _num_parameters(net)}
+        num_parameters = sum(leaf.size for leaf in jax.tree.leaves(static_net.shapes(net)["params"]))
+        row = {"net": name, "dtype": config.dtype, "parameters": num_parameters}
         row["macs"] = static_net.num_macs(net, size)
         row["train_macs"] = 3 * train_batch * static_net.num_macs(net, train_size)  # two more for the gradients
         row |= _measured("forward", *forward(net, size), repeats=repeats)
@@ -93,15 +96,14 @@ def run(
 
 def table(result: Mapping[str, Any]) -> str:
     """The rows of `run` as aligned text."""
-    head = ["network", *(heading for _, heading, _, _ in COLUMNS)]
-    lines = [head]
+    lines = [["network", *(heading for _, heading, _, _ in COLUMNS)]]
     for row in result["nets"]:
         lines.append([row["net"], *(f"{row[key] * factor:.{digits}f}" for key, _, factor, digits in COLUMNS)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    shown = []
-    for first, *others in lines:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        shown.append("  ".join(cells))
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    shown = [
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
+        for name, *cells in lines
+    ]
     peaks = ", ".join(f"{peak:.0f} GFLOP/s in {dtype}" for dtype, peak in result["matrix_peak_gflops"].items())
     sizes = f"forward 1x{result['size'][0]}x{result['size'][1]}, training {'x'.join(map(str, result['train_size']))}"
     return "\n".join([f"{result['backend']} ({result['device']}), matrix product {peaks}; {sizes}", *shown])
@@ -120,26 +122,8 @@ def matrix_peak(dtype: str, sizes: Sequence[int] | None = None) -> float:
     return best
 
 
-def _changed(changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    config = config_lib.defaults().net
-    config.update(changes)
-    return config
-
-
-def _num_parameters(net: static_net.StaticNet) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(static_net.shapes(net)["params"]))
-
-
 def forward(net: static_net.StaticNet, size: tuple[int, int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A forward pass of one random image.
-
-    Args:
-      net: the network.
-      size: height and width, pixels.
-
-    Returns:
-      The function, not jitted, and its arguments.
-    """
+    """A forward pass of one random image of this height and width: the function, not jitted, and its arguments."""
     variables = static_net.init(net, jax.random.key(0))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(1, *size, 3)), jnp.float32)
 
@@ -150,15 +134,8 @@ def forward(net: static_net.StaticNet, size: tuple[int, int]) -> tuple[Callable[
 
 
 def training(net: static_net.StaticNet, shape: tuple[int, int, int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A training step of random images: cross-entropy at their size, gradient, plain gradient descent.
-
-    Args:
-      net: the network.
-      shape: images, height, width.
-
-    Returns:
-      The function `variables -> variables`, not jitted, and its arguments.
-    """
+    """A training step of random images (number, height, width): cross-entropy at their size, gradient, plain gradient
+    descent. The function `variables -> variables`, not jitted, and its arguments."""
     variables = static_net.init(net, jax.random.key(0))
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(*shape, 3)), jnp.float32)

@@ -16,7 +16,7 @@ from dvsnas_jax.core.files import workdir
 from dvsnas_jax.data.datasets import layouts, written_ids
 from dvsnas_jax.data.loading import pipeline
 from dvsnas_jax.infer import artifact, jitted, programs
-from dvsnas_jax.nets import static_net
+from dvsnas_jax.nets import encoders
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.train import cell_training, claims, features, pretrain
 
@@ -41,7 +41,7 @@ def read(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tuple[pr
 
 def describe(config: ml_collections.ConfigDict, model: programs.Model, genotype: dict[str, Any]) -> dict[str, Any]:
     """What the manifest of an exported folder says of a run and of what `read` returns."""
-    table = pipeline.class_table(config.data)
+    table, encoder = pipeline.class_table(config.data), encoders.TABLE[model.net.encoder]
     return {
         "format": artifact.FORMAT,
         "version": artifact.VERSION,
@@ -49,7 +49,7 @@ def describe(config: ml_collections.ConfigDict, model: programs.Model, genotype:
         "mode": model.settings.mode,
         "classes": list(table.names),
         "colors": np.asarray(table.colors).tolist(),
-        "normalisation": {"input": "u8 RGB / 255", "mean": static_net.MEAN, "std": static_net.STD, "where": "inside"},
+        "normalisation": {"input": "u8 RGB / 255", "mean": encoder.mean, "std": encoder.std, "where": "inside"},
         "size": list(model.size),
         **programs.describe(model),
         "versions": {"dvsnas_jax": dvsnas_jax.__version__, "jax": jax.__version__},

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dvsnas_jax.core import types
-from dvsnas_jax.nets.kernels import layers, sampling, windows
+from dvsnas_jax.nets.kernels import layers, local_attention, sampling
 from dvsnas_jax.space import operation_cost as counts
 
 if TYPE_CHECKING:  # a space asks this module for the names that it may hold
@@ -304,7 +304,7 @@ def _attention(params: Params, a: jax.Array, b: jax.Array, scope: CellScope) -> 
     query(b) . key(a) and a learnt bias per relative position. Pixels outside the map have no weight.
     """
     query, keys = layers.conv(b, params["query"]), layers.conv(a, params["key"])
-    return windows.attend(query, keys, a, params["position"]) + b
+    return local_attention.attend(query, keys, a, params["position"]) + b
 
 
 AGGREGATIONS: dict[str, Aggregation] = {

@@ -1,4 +1,4 @@
-"""Sums over a square window around each pixel, with weights of each pixel's own (pure functions, NHWC).
+"""Local attention: sums over a square window around each pixel, with weights of its own (pure functions, NHWC).
 
 `scores` (products of one map with the shifted other) and `weighted_sum` (of a shifted map) are each other's
 gradients, so both are written out: autodiff would keep a map per tap. On a CPU some of the taps are a loop, which
@@ -8,6 +8,7 @@ compiles sooner and runs as fast or faster; elsewhere all taps are written side 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,29 +21,18 @@ _MAX_TERMS = 256  # products that are added up side by side: more compile too lo
 _LOOPED_SUM = 7  # from this window on, a CPU loops over the rows of a window where it adds up its taps
 
 
-def attend(
-    query: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array, *, backend: str | None = None
-) -> jax.Array:
+def attend(query: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array) -> jax.Array:
     """Each pixel takes a weighted mean of the values in the window around it (local attention).
 
+    Query, keys and values are [B, h, w, C], position [k, k, G] with odd k; each of the G heads sees C / G = D channels.
     The weights are a softmax over the pixels of the window that lie inside the map, of
     query . key / sqrt(D) + position, as in self-attention with learnt relative positions (Ramachandran et al. 2019,
     arXiv 1906.05909). Weights that differ from pixel to pixel: spatially variant convolution (Li, Shi and Lin 2018,
-    arXiv 1804.00389).
-
-    Args:
-      query: [B, h, w, C].
-      keys: [B, h, w, C].
-      values: [B, h, w, C].
-      position: [k, k, G], odd k; each of the G heads sees C / G = D channels.
-      backend: "cpu", "gpu" or "tpu"; None: the one in use.
-
-    Returns:
-      [B, h, w, C] in the type of the values.
+    arXiv 1804.00389). In the type of the values.
     """
     window, heads = position.shape[0], position.shape[2]
     batch, height, width, channels = values.shape
-    is_looped = layers.is_cpu(backend)
+    is_looped = layers.is_cpu()
 
     def heads_first(x: jax.Array) -> jax.Array:
         # A head is one more image of the batch: an axis of so few beside the channels runs slowly on a CPU.
@@ -66,31 +56,19 @@ def _softmax(x: jax.Array) -> jax.Array:
     return jax.nn.softmax(x, axis=0)
 
 
-def _softmax_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    weights = _softmax(x)
-    return weights, weights
-
-
 def _softmax_backward(weights: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
     parts = weights * grad
     return (parts - weights * functools.reduce(jnp.add, list(parts))[None],)
 
 
-_softmax.defvjp(_softmax_forward, _softmax_backward)
+_softmax.defvjp(lambda x: (_softmax(x),) * 2, _softmax_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def scores(query: jax.Array, keys: jax.Array, window: int, is_looped: bool) -> jax.Array:
-    """Products of each pixel of one map with the pixels of the other in the window around it.
+    """Products of each pixel of the query [N, h, w, D] with the keys (zero outside) in the window of k x k around it.
 
-    Args:
-      query: [N, h, w, D].
-      keys: [N, h, w, D]; zero outside.
-      window: k, odd side of the square, pixels.
-      is_looped: over the taps; False: written side by side.
-
-    Returns:
-      f32 [k * k, N, h, w], the taps row by row.
+    Returns f32 [k * k, N, h, w], the taps row by row. `is_looped`: over the taps, which else are side by side.
     """
     padded = _pad(keys, window, 1)
     if is_looped and window * keys.shape[3] <= _MAX_TERMS:
@@ -125,17 +103,8 @@ def _scores_by_image(query: jax.Array, padded: jax.Array, window: int) -> jax.Ar
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def weighted_sum(weights: jax.Array, values: jax.Array, window: int, is_looped: bool) -> jax.Array:
-    """Sum of the pixels in the window around each pixel.
-
-    Args:
-      weights: [k * k, N, h, w], the taps row by row; in the type of the values.
-      values: [N, h, w, D]; zero outside.
-      window: k, odd side of the square, pixels.
-      is_looped: over the rows of a large window; False: written side by side.
-
-    Returns:
-      [N, h, w, D] in the type of the values.
-    """
+    """Sum of the values [N, h, w, D] (zero outside) in the window of k x k around each pixel, with weights
+    [k * k, N, h, w] in their type, the taps row by row. `is_looped`: over the rows of a large window."""
     height, width = values.shape[1:3]
     padded = _pad(values, window, 1)
 
@@ -151,47 +120,30 @@ def weighted_sum(weights: jax.Array, values: jax.Array, window: int, is_looped: 
     return lax.scan(row_fn, jnp.zeros_like(values), rows, unroll=unroll)[0]
 
 
-def _scores_forward(
-    query: jax.Array, keys: jax.Array, window: int, is_looped: bool
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return scores(query, keys, window, is_looped), (query, keys)
-
-
-def _scores_backward(
-    window: int, is_looped: bool, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _scores_backward(window: int, is_looped: bool, residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     query, keys = residuals
     grad = grad.astype(keys.dtype)
     grad_query = weighted_sum(grad, keys, window, is_looped)
     return grad_query, weighted_sum(_seen_from_values(grad, window), query, window, is_looped)
 
 
-def _sum_forward(
-    weights: jax.Array, values: jax.Array, window: int, is_looped: bool
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return weighted_sum(weights, values, window, is_looped), (weights, values)
-
-
-def _sum_backward(
-    window: int, is_looped: bool, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _sum_backward(window: int, is_looped: bool, residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     weights, values = residuals
     grad_weights = scores(grad, values, window, is_looped).astype(weights.dtype)
     return grad_weights, weighted_sum(_seen_from_values(weights, window), grad, window, is_looped)
 
 
-scores.defvjp(_scores_forward, _scores_backward)
-weighted_sum.defvjp(_sum_forward, _sum_backward)
+scores.defvjp(lambda query, keys, *rest: (scores(query, keys, *rest), (query, keys)), _scores_backward)
+weighted_sum.defvjp(
+    lambda weights, values, *rest: (weighted_sum(weights, values, *rest), (weights, values)), _sum_backward
+)
 
 
 def _seen_from_values(weights: jax.Array, window: int) -> jax.Array:
     """The same weights by the pixel that is taken: at q and tap d, that of q in the window around q + d."""
     padded = _pad(weights[::-1], window, 2)
-    taps = [
-        lax.dynamic_slice(padded[tap], (0, tap // window, tap % window), weights.shape[1:])
-        for tap in range(window * window)
-    ]
-    return jnp.stack(taps)
+    starts = [(0, tap // window, tap % window) for tap in range(window * window)]
+    return jnp.stack([lax.dynamic_slice(padded[tap], at, weights.shape[1:]) for tap, at in enumerate(starts)])
 
 
 def _pad(x: jax.Array, window: int, axis: int) -> jax.Array:
