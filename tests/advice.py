@@ -26,7 +26,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import checkpoint, locking, workdir
 from dvsnas_jax.data.loading import store
 from dvsnas_jax.data.prepared import reading
-from dvsnas_jax.infer.video import video_out
+from dvsnas_jax.infer.video import writing
 from dvsnas_jax.nets.weights import torch_import, weights_folder
 from dvsnas_jax.search import relaxed_steps
 from dvsnas_jax.space import genotype as genotype_lib
@@ -280,7 +280,7 @@ def segment_words(tmp: pathlib.Path, *more: str, source: pathlib.Path | None = N
 def video_file(tmp: pathlib.Path) -> pathlib.Path:
     """A video of one frame."""
     rate, path = fractions.Fraction(5), tmp / "v.mp4"
-    writer = video_out.VideoWriter(path, (12, 16), rate=rate, time_base=1 / rate)
+    writer = writing.VideoWriter(path, (12, 16), rate=rate, time_base=1 / rate)
     writer.write(trees.frame("v", (16, 12)), 0)
     writer.close()
     return path

@@ -27,7 +27,7 @@ from messages import ROOT
 
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.data.loading import store
-from dvsnas_jax.data.prepared import reading
+from dvsnas_jax.data.prepared import plans, reading
 from dvsnas_jax.data.street import synthetic
 from dvsnas_jax.nets.weights import weights_folder
 from dvsnas_jax.studies import table, table_maker
@@ -195,7 +195,7 @@ DATA = [
             reading.locate(tmp / "two"),
         ],
         ("data.prepared: ", "give one of them: "),
-        lambda tmp: reading.locate(tmp / "two" / "one_clips" / reading.VERSION),
+        lambda tmp: reading.locate(tmp / "two" / "one_clips" / plans.VERSION),
     ),
     Row(
         "split that is not prepared",
@@ -232,13 +232,9 @@ DATA = [
     ),
     Row(
         "sizes of a clip",
-        lambda tmp: synthetic.clip(
-            seed=0, split="train", index=0, num_frames=1, height=0, width=8
-        ),
+        lambda tmp: synthetic.Street(0, "train", 0, 8).clip(0, 1),
         ("correct data.seed, data.height or data.width",),
-        lambda tmp: synthetic.clip(
-            seed=0, split="train", index=0, num_frames=1, height=8, width=8
-        ),
+        lambda tmp: synthetic.Street(0, "train", 8, 8).clip(0, 1),
     ),
     Row(
         "longer clips than videos",

@@ -10,8 +10,8 @@ import trees
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.data.datasets import folder_layout, layouts
-from dvsnas_jax.data.loading import store
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.loading import store, whole_videos
 from dvsnas_jax.train import claims, pretrain, require_labels
 
 
@@ -36,7 +36,7 @@ def own(tmp: pathlib.Path, *places: str, masks: str = "masks", values: tuple[int
             trees.save(tmp / "own" / "frames" / place, trees.frame(place, (12, 8)))
             mask = np.resize(np.repeat(np.asarray(values, np.uint8), 2), (8, 12))
             trees.save(tmp / "own" / masks / place, mask)
-    layouts.find_in.cache_clear()
+    datasets.find_in.cache_clear()
 
 
 FRAMES, MASKS = "frames/{sequence}/{number}.png", "masks/{sequence}/{number}.png"
@@ -54,12 +54,14 @@ def own_config(tmp: pathlib.Path, **changes: str) -> ml_collections.ConfigDict:
 
 def classes(tmp: pathlib.Path, names: str) -> tuple[str, ...]:
     """The classes of such a folder."""
-    return layouts.class_table(own_config(tmp, classes=names).data).names
+    return datasets.class_table(own_config(tmp, classes=names).data).names
 
 
 def coded(**changes: str) -> Callable[[pathlib.Path], object]:
     """Reads how the masks become classes."""
-    return lambda tmp: folder_layout.code(layouts.options(own_config(tmp, **changes).data))
+    return lambda tmp: datasets.TABLE["folder"].on_disk.code(
+        "folder", datasets.options(own_config(tmp, **changes).data)
+    )
 
 
 def splitting(*places: str, below: str = "masks", **changes: str) -> Callable[[pathlib.Path], object]:
@@ -67,7 +69,7 @@ def splitting(*places: str, below: str = "masks", **changes: str) -> Callable[[p
 
     def find(tmp: pathlib.Path) -> list[object]:
         own(tmp, *places, masks=below)
-        return [layouts.find(own_config(tmp, **changes).data, split).frames[0].label for split in ("train", "val")]
+        return [datasets.find(own_config(tmp, **changes).data, split).frames[0].label for split in ("train", "val")]
 
     return find
 
@@ -87,7 +89,7 @@ def watching(**changes: str) -> Callable[[pathlib.Path], object]:
 
     def find(tmp: pathlib.Path) -> object:
         own(tmp, *(f"v/{number:04d}.png" for number in range(0, 12, 2)))
-        return store.videos(own_config(tmp, **changes).data, "train")[0].labels
+        return whole_videos.find(own_config(tmp, **changes).data, "train")[0].labels
 
     return find
 

@@ -14,9 +14,10 @@ from PIL import Image
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
-from dvsnas_jax.data.datasets import frames, layouts
-from dvsnas_jax.data.loading import folders, pipeline
-from dvsnas_jax.data.prepared import clip_builders, encoded, prepare, reading
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.datasets import frames
+from dvsnas_jax.data.loading import clip_index, decode, pipeline
+from dvsnas_jax.data.prepared import builders, file_bytes, plans, prepare, reading
 
 
 def _data(name, root, **changes):
@@ -35,18 +36,18 @@ def _frames(*rows):
 
 def test_windows_are_the_frames_before_a_label():
     found = _frames(("a", 1, True), ("a", 4, False), ("a", 5, True), ("a", 9, True), ("b", 10, False), ("b", 11, True))
-    assert clip_builders.windows(found, 4).tolist() == [[0, 0], [0, 2], [2, 3], [4, 5]]
-    assert clip_builders.windows(found, 0).tolist() == [[0, 0], [2, 2], [3, 3], [5, 5]]
-    assert clip_builders.windows(found[1:2], 4).shape == (0, 2)
+    assert plans.windows(found, 4).tolist() == [[0, 0], [0, 2], [2, 3], [4, 5]]
+    assert plans.windows(found, 0).tolist() == [[0, 0], [2, 2], [3, 3], [5, 5]]
+    assert plans.windows(found[1:2], 4).shape == (0, 2)
 
 
 def test_number_of_shards():
     mega = 1 << 20
-    assert clip_builders.num_shards(3 * mega, 100) == 1  # of 16 MiB at least
-    assert clip_builders.num_shards(160 * mega, 100) == 10
-    assert clip_builders.num_shards(1600 * mega, 100) == 16
-    assert clip_builders.num_shards(1600 * mega, 5) == 5  # an example each
-    assert clip_builders.num_shards(256 * 100 * mega, 10_000) == 100  # of 256 MiB at most
+    assert plans.num_shards(3 * mega, 100) == 1  # of 16 MiB at least
+    assert plans.num_shards(160 * mega, 100) == 10
+    assert plans.num_shards(1600 * mega, 100) == 16
+    assert plans.num_shards(1600 * mega, 5) == 5  # an example each
+    assert plans.num_shards(256 * 100 * mega, 10_000) == 100  # of 256 MiB at most
 
 
 # --- builders -------------------------------------------------------------------------------------
@@ -55,8 +56,8 @@ def test_number_of_shards():
 @pytest.mark.parametrize("layout", ["segnet", "official"])
 def test_camvid_examples_are_the_files(tmp_path, layout):
     root = getattr(trees, f"camvid_{layout}")(tmp_path / "camvid", is_video=True)
-    builder = clip_builders.camvid_clips(
-        data_dir=tmp_path / "out", manual_dir=root, num_frames=2, frame_gap=2, frame_gap_tolerance=1
+    builder = builders.clips(
+        "camvid", data_dir=tmp_path / "out", dir=str(root), num_frames=2, frame_gap=2, frame_gap_tolerance=1
     )
     builder.shard_counts["train"] = 3
     builder.download_and_prepare()
@@ -89,8 +90,8 @@ def test_camvid_examples_are_the_files(tmp_path, layout):
 
 def test_cityscapes_examples_are_the_files(tmp_path):
     root = trees.cityscapes(tmp_path / "cityscapes")
-    builder = clip_builders.cityscapes_clips(
-        data_dir=tmp_path / "out", manual_dir=root, num_frames=4, frame_gap=3, splits=("train", "val")
+    builder = builders.clips(
+        "cityscapes", data_dir=tmp_path / "out", dir=str(root), num_frames=4, frame_gap=3, splits=("train", "val")
     )
     builder.download_and_prepare()
     examples = list(tfds.builder_from_directory(builder.data_path).as_data_source(split="train"))
@@ -111,7 +112,7 @@ def test_folder_clips(tmp_path):
     data = config_lib.defaults().data
     data.update({"name": "folder", "dir": str(root), "num_frames": 2})
     data.folder.update({key: tuple(map(str, v)) if isinstance(v, tuple) else v for key, v in options.items()})
-    builder = clip_builders.make(clip_builders.plan(data), tmp_path / "out")
+    builder = builders.of(plans.make(data), tmp_path / "out")
     builder.download_and_prepare()
     media = reading.open_media(str(tmp_path / "out"), "val")
     assert [frame.number for frame in media.source.frames] == [0, 1, 2, 3, 4, 5] * 2
@@ -128,7 +129,7 @@ def test_resizing_is_lanczos_and_nearest(tmp_path):
     mask.putpalette([value for index in range(12) for value in (index, 2 * index, 3 * index)])
     mask.save(tmp_path / "x_label.png")
     frame = frames.Frame("x", 0, tmp_path / "x.png", tmp_path / "x_label.png")
-    small, small_label = (Image.open(io.BytesIO(content)) for content in encoded.pair(frame, (15, 16)))
+    small, small_label = (Image.open(io.BytesIO(content)) for content in file_bytes.pair(frame, (15, 16)))
     expected = Image.fromarray(image).resize((16, 15), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(np.asarray(small), np.asarray(expected))
     rows, columns = np.arange(15) * 2 + 1, (np.arange(16) * 5 + 2) // 2 + np.arange(16) % 2 * 0
@@ -136,8 +137,8 @@ def test_resizing_is_lanczos_and_nearest(tmp_path):
     assert small_label.mode == "P" and small_label.getpalette()[3:6] == [1, 2, 3]
     np.testing.assert_array_equal(np.asarray(small_label), labels[rows][:, columns])
     contents = (tmp_path / "x.png").read_bytes(), (tmp_path / "x_label.png").read_bytes()
-    assert encoded.pair(frame) == encoded.pair(frame, (30, 40)) == contents  # that size already: unchanged
-    assert encoded.pair(frames.Frame("x", 0, tmp_path / "x.png", None), (15, 16))[1] == b""
+    assert file_bytes.pair(frame) == file_bytes.pair(frame, (30, 40)) == contents  # that size already: unchanged
+    assert file_bytes.pair(frames.Frame("x", 0, tmp_path / "x.png", None), (15, 16))[1] == b""
 
 
 @pytest.mark.parametrize("mode", ["RGB", "I;16", "1"])
@@ -146,14 +147,14 @@ def test_resized_labels_keep_their_kind(tmp_path, mode):
     pixels = {"RGB": np.stack([drawn * 64] * 3, -1).astype(np.uint8), "I;16": drawn.astype(np.uint16), "1": drawn > 0}
     trees.save(tmp_path / "y.png", trees.frame("y"))
     trees.save(tmp_path / "y_label.png", pixels[mode])
-    _, content = encoded.pair(frames.Frame("y", 0, tmp_path / "y.png", tmp_path / "y_label.png"), (15, 20))
+    _, content = file_bytes.pair(frames.Frame("y", 0, tmp_path / "y.png", tmp_path / "y_label.png"), (15, 20))
     with Image.open(io.BytesIO(content)) as image:
         np.testing.assert_array_equal(np.asarray(image), pixels[mode][1::2, 1::2])
 
 
 def _broken(frame):
     with pytest.raises(errors.UserError) as caught:
-        encoded.pair(frame)
+        file_bytes.pair(frame)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -170,7 +171,7 @@ def test_broken_files_are_named(tmp_path):
     frame.image.unlink()
     assert f"{frame.image}: cannot be read (No such file" in _broken(frame)
     with pytest.raises(errors.UserError, match="cannot be read"):
-        encoded.size_of(frame.image)
+        frames.num_bytes(frame.image)
 
 
 # --- the prepared store ---------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def _assert_same_clips(data, folder, splits):
     options = int(data.num_frames), int(data.frame_gap), int(data.frame_gap_tolerance)
     total = 0
     for split in splits:
-        direct = layouts.find(data, split)
+        direct = datasets.find(data, split)
         media = reading.open_media(str(folder), split)
         source = media.source
         assert source.layout == direct.layout and source.frame_rate == direct.frame_rate
@@ -189,7 +190,7 @@ def _assert_same_clips(data, folder, splits):
         np.testing.assert_array_equal(source.table.colors, direct.table.colors)
         np.testing.assert_array_equal(source.code.raw, direct.code.raw)
         np.testing.assert_array_equal(source.code.train, direct.code.train)
-        ours, theirs = (folders.clips(each.frames, *options) for each in (source, direct))
+        ours, theirs = (clip_index.clips(each.frames, *options) for each in (source, direct))
         assert len(ours) == len(theirs)
         for our_places, their_places in zip(ours, theirs, strict=True):
             images, labels = media.read(our_places)
@@ -219,7 +220,7 @@ def test_prepared_clips_equal_the_folder(tmp_path, name):
     assert _assert_same_clips(data, tmp_path / "out", ("train", "val")) >= 5
     targets = [
         [(f.sequence, f.number) for f in each.frames if f.label]
-        for each in (layouts.find(data, "val"), reading.open_media(str(tmp_path / "out"), "val").source)
+        for each in (datasets.find(data, "val"), reading.open_media(str(tmp_path / "out"), "val").source)
     ]
     assert targets[0] == targets[1]
 
@@ -230,7 +231,7 @@ def test_any_frames_in_any_order_from_many_threads(tmp_path):
     prepare.run(data, tmp_path / "out")
     media = reading.open_media(str(tmp_path / "out"), "val")
     source = media.source
-    direct = {(frame.sequence, frame.number): frame for frame in layouts.find(data, "val").frames}
+    direct = {(frame.sequence, frame.number): frame for frame in datasets.find(data, "val").frames}
     rng = np.random.default_rng(0)
     wanted = [rng.integers(0, len(source.frames), 4).astype(np.int32) for _ in range(200)]
     barrier = threading.Barrier(8)
@@ -296,17 +297,17 @@ def test_real_camvid_direct_equals_prepared(tmp_path):
         assert _assert_same_clips(data, tmp_path / split, (split,)) >= minimum
         index = [
             [(frame.sequence, frame.number, frame.image.stem) for frame in source.frames]
-            for source in (layouts.find(data, split), reading.open_media(str(tmp_path / split), split).source)
+            for source in (datasets.find(data, split), reading.open_media(str(tmp_path / split), split).source)
         ]
         assert index[0] == index[1]
         media = reading.open_media(str(tmp_path / split), split)
         source = media.source
         place = len(source.frames) // 2
         (image,), (label,) = media.read(np.array([place]))
-        direct, frame = layouts.find(data, split), source.frames[place]
+        direct, frame = datasets.find(data, split), source.frames[place]
         pixels, ids = (
             image_files.read_image(direct.frames[place].image),
-            folders.read_label(direct.frames[place].label, direct.code),
+            decode.read_label(direct.frames[place].label, direct.code),
         )
         np.testing.assert_array_equal(image_files.read_image(frame.image, image), pixels)
-        np.testing.assert_array_equal(folders.read_label(frame.label, source.code, label), ids)
+        np.testing.assert_array_equal(decode.read_label(frame.label, source.code, label), ids)

@@ -12,9 +12,9 @@ from PIL import Image
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.data import check, preview
-from dvsnas_jax.data.datasets import classes, folder_layout, layouts
-from dvsnas_jax.data.loading import store
+from dvsnas_jax.data import check, datasets, preview
+from dvsnas_jax.data.datasets import camvid, frames, labels
+from dvsnas_jax.data.loading import encoded_frames, store
 
 FRAME, LABEL = "train/0006R0_f00930.png", "trainannot/0006R0_f00930.png"
 COLORS = "LabeledApproved_full/0006R0_f00930_L.png"
@@ -22,9 +22,9 @@ AACHEN = "aachen/aachen_000000_000019"
 
 
 def _options(**changes):
-    section = config_lib.defaults().data.folder
-    section.update(changes)
-    return folder_layout.options(section)
+    data = config_lib.defaults().data
+    data.folder.update(changes)
+    return datasets.options(data)
 
 
 # --- what is right --------------------------------------------------------------------------------
@@ -32,19 +32,21 @@ def _options(**changes):
 
 def test_report_of_a_good_tree(tmp_path):
     report = check.run(str(trees.camvid_segnet(tmp_path)), "auto", _options(), workers=2)
-    assert report.problems == report.notes == () and report.layout == "camvid_segnet"
-    assert [(each.split, len(each.source.frames), each.num_labelled) for each in report.splits] == [
+    assert report.problems == report.notes == () and report.folder.layout == "camvid_segnet"
+    assert [
+        (each.name, len(each.source.frames), frames.num_labelled(each.source.frames)) for each in report.splits
+    ] == [
         ("train", 7, 7),
         ("val", 5, 5),
         ("test", 5, 5),
     ]
     for each in report.splits:
         expected = np.zeros(256, np.int64)
-        for name in trees.SEGNET[each.split]:
+        for name in trees.SEGNET[each.name]:
             ids = trees.blocks(name, range(12)).ravel()
             expected += np.bincount(np.where(ids == 11, 255, ids), minlength=256)
         np.testing.assert_array_equal(each.histogram, expected)
-        assert dict(each.sizes) == {trees.SIZE: len(each.source.frames)}
+    assert [dict(sizes) for sizes in report.sizes] == [{trees.SIZE: len(each.source.frames)} for each in report.splits]
     lines = check.text(report).splitlines()
     assert "40x30 (5); 2 (3 times), 4 (1 times)" in next(line for line in lines if line.startswith("val"))
     val = report.splits[1].histogram
@@ -457,12 +459,12 @@ def test_harmless_input_is_accepted(name, tmp_path, capsys):
     make, change_fn = HARMLESS[name]
     make(tmp_path)
     data = _config(tmp_path, make)
-    before = store.read(layouts.find(data, "train"), range(7), (30, 40), what="train").labels
-    layouts.find_in.cache_clear()
+    before = store.read(encoded_frames.open_media(data, "train"), range(7), (30, 40), what="train").labels
+    datasets.find_in.cache_clear()
     expected = change_fn(tmp_path)
     assert cli.main(["data", "check", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    frames = layouts.find(data, "train").frames
+    frames = datasets.find(data, "train").frames
     stored = store.load(data, "train")
     place = next(i for i, frame in enumerate(frames) if frame.image.stem == "0006R0_f00930")
     if expected is not None:
@@ -498,10 +500,10 @@ def test_several_problems_are_all_listed(tmp_path, capsys):
     assert cli.main(["data", "check", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 4 and "4 problems (listed above)" in err
-    layouts.find_in.cache_clear()
+    datasets.find_in.cache_clear()
     (tmp_path / "trainannot" / "0006R0_f00990.png").unlink()
     with pytest.raises(errors.UserError, match=r"\(1 more problems: run `dvsnas data check"):
-        layouts.find(_config(tmp_path, SEGNET), "train")
+        datasets.find(_config(tmp_path, SEGNET), "train")
 
 
 # --- previews -------------------------------------------------------------------------------------
@@ -522,7 +524,7 @@ def test_animation_shows_frames_and_overlay(ending, tmp_path):
     small = pictures[1][:180:6, ::6]
     np.testing.assert_array_equal(small[:, :40], trees.frame(name))
     ids = trees.blocks(name, range(12))
-    mixed = 0.45 * trees.frame(name) + 0.55 * classes.colorize(ids.astype(np.uint8))
+    mixed = 0.45 * trees.frame(name) + 0.55 * labels.colorize(ids.astype(np.uint8), camvid.CLASSES)
     expected = np.where((ids == 11)[..., None], trees.frame(name), mixed)
     assert np.abs(small[:, 40:] - expected).max() <= 0.51
     path = tmp_path / f"clip.{ending}"

@@ -11,8 +11,8 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.data import coverage
-from dvsnas_jax.data.datasets import frames, layouts
+from dvsnas_jax.data import coverage, datasets
+from dvsnas_jax.data.datasets import labels
 from dvsnas_jax.data.loading import store
 from dvsnas_jax.search import pipeline, reward
 from dvsnas_jax.studies import compare, evidence_runs, table_maker
@@ -76,7 +76,7 @@ def _blank_meta_val(root, config, num=None):
 
 
 def _refused(config, **what):
-    layouts.find_in.cache_clear()
+    datasets.find_in.cache_clear()
     with pytest.raises(errors.UserError) as caught:
         require_labels.check(config, **what)
     assert "\n" not in str(caught.value)
@@ -124,7 +124,7 @@ def test_data_check_with_a_config_looks_where_its_search_measures(tmp_path, caps
     words = ["data", "check", str(root), f"--config={tmp_path / 'own.py'}", *_words(config)]
     assert cli.main(words) == 0
     _blank_meta_val(root, config)
-    layouts.find_in.cache_clear()
+    datasets.find_in.cache_clear()
     assert cli.main(words) == 2
     assert "no labelled pixel in the 3 meta-validation clips" in capsys.readouterr().err
 
@@ -288,8 +288,8 @@ def test_unknown_ids_are_all_named_with_the_key_that_ignores_them(tmp_path, caps
 
 def test_few_masks_are_read_where_they_show_every_class(tmp_path, monkeypatch):
     config, read = _config(_tree(tmp_path)), []
-    real = coverage.folders.read_pixels
-    monkeypatch.setattr(coverage.folders, "read_pixels", lambda path, *rest: read.append(path) or real(path, *rest))
+    real = coverage.decode.read_pixels
+    monkeypatch.setattr(coverage.decode, "read_pixels", lambda path, *rest: read.append(path) or real(path, *rest))
     monkeypatch.setattr(coverage, "FEWEST", 1)
     found = coverage.read(config.data, "train", limit=coverage.LIMIT)
     assert found.num_read == 1 and found.num_masks == NUM and found.counts == {0: 64, 1: 64, 2: 64}
@@ -338,7 +338,7 @@ def test_unknown_colours_are_all_listed_and_the_key_ignores_them(tmp_path, capsy
         store.load(data, "train")
     data.ignore = ("#000001", "#c71585")
     labels = store.load(data, "train").labels
-    place = [str(frame.label) for frame in layouts.find(data, "train").frames].index(str(first))
+    place = [str(frame.label) for frame in datasets.find(data, "train").frames].index(str(first))
     assert labels[place, 0, 0] == labels[place, 1, 1] == 255 and labels[place, 0, 2] != 255
     assert cli.main(["data", "check", str(tmp_path), "--config.data.ignore=7"]) == 2
     assert "data.ignore: '7' is no colour; write it as #rrggbb" in capsys.readouterr().err
@@ -368,7 +368,7 @@ def test_a_folder_of_colours_lists_unknown_ones_and_both_keys(tmp_path, capsys):
 
 
 def test_many_unknown_colours_are_counted_not_listed():
-    code = frames.color_code([((0, 0, 0), 0)])
+    code = labels.code_of({0: 0}, is_color=True)
     pixels = np.arange(1, 1001).astype(np.uint32)
     image = np.stack([pixels >> 16, pixels >> 8 & 255, pixels & 255], -1).astype(np.uint8)[None]
     with pytest.raises(errors.UserError) as caught:

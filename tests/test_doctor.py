@@ -13,13 +13,13 @@ from dvsnas_jax import cli
 from dvsnas_jax.bench import doctor
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.data.datasets import layouts
+from dvsnas_jax.data import datasets
 
 
 @pytest.fixture(autouse=True)
 def _no_datasets(monkeypatch):
-    for variable in layouts.VARIABLES.values():
-        monkeypatch.delenv(variable, raising=False)
+    for dataset in datasets.on_disk().values():
+        monkeypatch.delenv(dataset.on_disk.variable, raising=False)
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
-from dvsnas_jax.data.datasets import layouts
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.datasets import frames
 from dvsnas_jax.data.loading import pipeline, store
-from dvsnas_jax.infer.video import video_in
+from dvsnas_jax.infer.video import sources
 from dvsnas_jax.train import require_labels
 
 SIZE = (12, 8)
@@ -66,11 +67,11 @@ def _data(root, folder, **changes):
 
 def _splits(root, folder):
     """Split -> its frames, as sequence/number."""
-    layouts.find_in.cache_clear()
+    datasets.find_in.cache_clear()
     found = {}
-    for split in layouts.SPLITS:
+    for split in frames.SPLITS:
         try:
-            source = layouts.find(_data(root, folder), split)
+            source = datasets.find(_data(root, folder), split)
         except errors.UserError as error:
             found[split] = str(error)
             continue
@@ -113,8 +114,8 @@ def test_shares_split_whole_videos_and_do_not_depend_on_the_seed(tmp_path):
     assert set().union(*videos.values()) == {f"v{i}" for i in range(10)}
     assert all(len(names) == 2 * len(videos[split]) for split, names in found.items())
     assert _splits(tmp_path, {**VIDEO, "splits": ("6", "2", "2")}) == found
-    layouts.find_in.cache_clear()
-    source = layouts.find(_data(tmp_path, {**VIDEO, "splits": ("6", "2", "2")}, seed=7), "val")
+    datasets.find_in.cache_clear()
+    source = datasets.find(_data(tmp_path, {**VIDEO, "splits": ("6", "2", "2")}, seed=7), "val")
     assert {frame.sequence for frame in source.frames} == videos["val"]
 
 
@@ -133,7 +134,7 @@ def test_one_video_is_cut_only_where_blocks_are_asked_for(tmp_path, capsys):
     one = {**VIDEO, "splits": ("0.7", "0.2", "0.1")}
     assert "1 video with masks cannot be shared among 3 splits" in _splits(tmp_path, one)["train"]
     found = _splits(tmp_path, {**one, "split_by": "blocks"})
-    assert [len(found[split]) for split in layouts.SPLITS] == [7, 2, 1]
+    assert [len(found[split]) for split in frames.SPLITS] == [7, 2, 1]
     assert found["train"] == [f"v0/{i}" for i in range(7)] and found["val"] == ["v0/7", "v0/8"]
     advice = _splits(tmp_path, VIDEO)["val"]
     assert "data.folder.splits=0.8,0.2 with data.folder.split_by=blocks cuts this one video in two" in advice
@@ -234,14 +235,14 @@ def test_a_folder_like_cityscapes(tmp_path):
 def test_ways_to_split_that_make_no_sense(changes, message, tmp_path):
     _videos(tmp_path)
     with pytest.raises(errors.UserError) as caught:
-        layouts.find(_data(tmp_path, {**VIDEO, **changes}), "train")
+        datasets.find(_data(tmp_path, {**VIDEO, **changes}), "train")
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_pattern_with_splits_needs_no_key(tmp_path):
     _tree(tmp_path)
     with pytest.raises(errors.UserError, match="has {split} already; leave one of the two out"):
-        layouts.find(_data(tmp_path, {**SPLIT, "splits": ("0.8", "0.2")}), "train")
+        datasets.find(_data(tmp_path, {**SPLIT, "splits": ("0.8", "0.2")}), "train")
 
 
 def test_broken_lists_are_problems(tmp_path, capsys):
@@ -268,7 +269,7 @@ def test_time_stamps_are_not_called_duplicates_and_the_advice_works(tmp_path, ca
     assert code == 2 and "names hold more than one number" in out and "give data.folder.frames" in out
     assert out.strip().endswith("for example {time}.png") and len(out.splitlines()) == 1
     folder = {"frames": "imgs/{time}.png", "masks": "masks/{time}.png", "classes": ("a", "b")}
-    source = layouts.find(_data(tmp_path, folder), "train")
+    source = datasets.find(_data(tmp_path, folder), "train")
     assert [(frame.number, frame.image.stem, frame.label.stem) for frame in source.frames] == [
         (0, "1403636579.763550", "1403636579.763550"),
         (1, "1403636579.763551", "1403636579.763551"),
@@ -283,7 +284,7 @@ def test_names_of_several_numbers_get_a_pattern_that_works(tmp_path, capsys):
     code, out, _ = _check(tmp_path, {"frames": "*{number}.png"}, capsys)
     pattern = out.strip().rpartition(" ")[2]
     assert code == 2 and "names hold more than one number" in out and pattern == "cam0_{number}_v2.png"
-    assert [f.number for f in layouts.find(_data(tmp_path, {"frames": pattern}), "train").frames] == [0, 1, 2]
+    assert [f.number for f in datasets.find(_data(tmp_path, {"frames": pattern}), "train").frames] == [0, 1, 2]
 
 
 def test_frame_and_mask_side_by_side_and_the_advice_works(tmp_path, capsys):
@@ -296,7 +297,7 @@ def test_frame_and_mask_side_by_side_and_the_advice_works(tmp_path, capsys):
     folder = {key.rpartition(".")[2]: value for key, value in words.items()} | {"classes": ("a", "b")}
     code, out, _ = _check(tmp_path, folder, capsys)
     assert code == 0 and "unused" not in out
-    frames = layouts.find(_data(tmp_path, folder), "train").frames
+    frames = datasets.find(_data(tmp_path, folder), "train").frames
     names = [(frame.image.name, frame.label.name) for frame in frames]
     assert names == [(f"{i:05d}.jpg", f"{i:05d}.png") for i in range(3)]
 
@@ -304,11 +305,11 @@ def test_frame_and_mask_side_by_side_and_the_advice_works(tmp_path, capsys):
 def test_segment_warns_where_masks_are_read_as_frames(tmp_path):
     for i in range(3):
         _pair(tmp_path / f"{i:05d}.jpg", tmp_path / f"{i:05d}.png")
-    source = video_in.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert source.num_frames == 6 and len(source.warnings) == 1
     assert "names repeat: 6 images have 3 names (00000.jpg, 00000.png), all are read as frames" in source.warnings[0]
     pattern = source.warnings[0].rpartition("'")[0].rpartition("'")[2]
-    other = video_in.open_source(pattern)
+    other = sources.open_source(pattern)
     assert other.num_frames == 3 and other.warnings == []
     assert image_files.repeated_names([pathlib.Path("a/1.png"), pathlib.Path("a/2.png")]) == ""
 
@@ -320,13 +321,13 @@ def test_masks_without_classes_are_refused_and_the_ids_are_said(tmp_path, capsys
     _tree(tmp_path, values=(3, 7))
     unnamed = {**SPLIT, "classes": ()}
     with pytest.raises(errors.UserError, match="data.folder.classes: the classes of the masks have no names"):
-        layouts.find(_data(tmp_path, unnamed), "train")
+        datasets.find(_data(tmp_path, unnamed), "train")
     code, out, _ = _check(tmp_path, unnamed, capsys)
     assert code == 2
     assert out.startswith("data.folder.classes: the masks hold the ids 3 (50.0 %), 7 (50.0 %); name a class for each")
     assert "in the order of data.folder.ids (3,7)" in out
     assert pipeline.class_table(_data(tmp_path, {**unnamed, "masks": ""})).names[0] == "sky"
-    camvid = layouts.class_table(_data(tmp_path, {**SPLIT, "classes": ("camvid",)}))
+    camvid = datasets.class_table(_data(tmp_path, {**SPLIT, "classes": ("camvid",)}))
     assert camvid.names[:3] == ("sky", "building", "pole")
 
 
@@ -335,15 +336,15 @@ def test_several_ids_are_one_class(tmp_path):
     folder = {**SPLIT, "classes": ("a", "b"), "ids": ("1", "3 + 4+9")}
     labels = pipeline.load_clips(_data(tmp_path, folder), split="train", num_frames=1).labels
     assert np.unique(labels).tolist() == [1]
-    code = layouts.find(_data(tmp_path, folder), "train").code
+    code = datasets.find(_data(tmp_path, folder), "train").code
     assert code.raw.tolist() == [1, 3, 4, 9, 255] and code.train.tolist() == [0, 1, 1, 1, 255]
 
 
 def test_several_colours_are_one_class(tmp_path):
     data = _data(tmp_path, {**SPLIT, "labels": "colors", "colors": ("#000001", "#0000ff+#0000fe")})
-    code = layouts.folder_layout.code(layouts.options(data))
+    code = datasets.of(data).on_disk.code("folder", datasets.options(data))
     assert code.raw.tolist() == [1, 254, 255] and code.train.tolist() == [0, 1, 1] and code.is_color
-    assert layouts.class_table(data).colors.tolist() == [[0, 0, 1], [0, 0, 255]]
+    assert datasets.class_table(data).colors.tolist() == [[0, 0, 1], [0, 0, 255]]
 
 
 def test_the_id_255_may_be_a_class(tmp_path):
@@ -370,7 +371,7 @@ def test_the_id_255_may_be_a_class(tmp_path):
 def test_classes_that_make_no_sense(changes, message, tmp_path):
     _tree(tmp_path)
     with pytest.raises(errors.UserError) as caught:
-        layouts.find(_data(tmp_path, {**SPLIT, **changes}), "train")
+        datasets.find(_data(tmp_path, {**SPLIT, **changes}), "train")
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -461,7 +462,7 @@ def test_odd_folders_that_work(name, tmp_path, capsys):
     code, out, _ = _check(tmp_path, SPLIT, capsys)
     assert code == 0, out
     data = _data(tmp_path, SPLIT)
-    source = layouts.find(data, "train")
+    source = datasets.find(data, "train")
     assert len(source.frames) == 6 and len({frame.sequence for frame in source.frames}) == 1
     stored = store.load(data, "train")
     place = len([frame for frame in source.frames[:2]])
@@ -604,7 +605,7 @@ def test_the_worked_example_is_checked(tmp_path, monkeypatch, capsys):
     config = config_lib.load("mine.py")
     assert require_labels.check(config, is_rewarded=True, is_evaluated=True) == 10
     labels = pipeline.load_clips(config.data, split="train", num_frames=1).labels
-    masks = [np.asarray(Image.open(frame.label)) for frame in layouts.find(config.data, "train").frames]
+    masks = [np.asarray(Image.open(frame.label)) for frame in datasets.find(config.data, "train").frames]
     np.testing.assert_array_equal(labels[:, 0], np.array([0, 1, 1, 2])[np.stack(masks)])
 
 

@@ -17,6 +17,7 @@ ALLOWED = {
     "core": {"core"},
     "data": {"data", "core"},
     "data.datasets": {"data.datasets", "core"},
+    "data.datasets.synthetic": {"data.street", "data.datasets", "core"},
     "data.street": {"data.street", "data.datasets", "core"},
     "nets": {"nets", "core"},
     "nets.kernels": {"nets.kernels", "core"},

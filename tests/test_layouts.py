@@ -9,8 +9,10 @@ from PIL import Image
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.data.datasets import camvid_layouts, camvid_table, cityscapes_table, folder_layout, frames, layouts
-from dvsnas_jax.data.loading import folders, pipeline, store
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.datasets import camvid, cityscapes, folder, folder_patterns, labels
+from dvsnas_jax.data.datasets import frames as frames_lib
+from dvsnas_jax.data.loading import clip_index, pipeline, store, whole_videos
 
 FOLDER = {
     "frames": "images/{split}/{sequence}/{number}.png",
@@ -19,6 +21,9 @@ FOLDER = {
     "ids": ("10", "20", "30"),
     "ignore": ("0",),
 }
+
+
+OPTIONS = datasets.options(config_lib.defaults().data)
 
 
 def _data(name, root, folder=None, **changes):
@@ -38,19 +43,21 @@ def _labelled(source):
 
 def _frames(*rows):
     """Frames (sequence, number, is labelled)."""
-    return [frames.Frame(s, n, f"{s}/{n}.png", f"{s}/{n}_L.png" if is_labelled else None) for s, n, is_labelled in rows]
+    return [
+        frames_lib.Frame(s, n, f"{s}/{n}.png", f"{s}/{n}_L.png" if is_labelled else None) for s, n, is_labelled in rows
+    ]
 
 
 # --- class tables ---------------------------------------------------------------------------------
 
 
 def test_camvid_table_has_32_rows_and_groups_as_documented():
-    rows = camvid_table.OFFICIAL
+    rows = camvid.OFFICIAL
     assert len(rows) == 32 == len({name for name, _, _ in rows}) == len({color for _, color, _ in rows})
     groups = {}
     for name, _, group in rows:
         groups.setdefault(group, []).append(name)
-    assert set(groups) == {*camvid_table.TABLE.names, None} and groups[None] == ["Void"]
+    assert set(groups) == {*camvid.CLASSES.names, None} and groups[None] == ["Void"]
     assert groups["building"] == ["Archway", "Bridge", "Building", "Tunnel", "Wall"]
     assert groups["pole"] == ["Column_Pole", "TrafficCone"]
     assert groups["road"] == ["LaneMkgsDriv", "LaneMkgsNonDriv", "Road"]
@@ -60,12 +67,15 @@ def test_camvid_table_has_32_rows_and_groups_as_documented():
     assert groups["pedestrian"] == ["Animal", "CartLuggagePram", "Child", "Pedestrian"]
     assert groups["bicyclist"] == ["Bicyclist", "MotorcycleScooter"] and groups["tree"] == ["Tree", "VegetationMisc"]
     pixels = np.array([[[128, 64, 128], [0, 0, 0], [64, 0, 64]]], np.uint8)  # Road, Void, Tunnel
-    np.testing.assert_array_equal(camvid_table.official_code().decode(pixels, "x"), [[3, 255, 1]])
+    np.testing.assert_array_equal(
+        camvid.RECORD.on_disk.code("camvid_official", OPTIONS).decode(pixels, "x"), [[3, 255, 1]]
+    )
 
 
 def test_cityscapes_table_is_the_official_one():
     official = pytest.importorskip("cityscapesscripts.helpers.labels")
-    table, code = cityscapes_table.table(), cityscapes_table.code()
+    table, code = cityscapes.RECORD.classes(OPTIONS), cityscapes.RECORD.on_disk.code("cityscapes", OPTIONS)
+    ids = cityscapes.RECORD.ids(OPTIONS)
     assert table.num_classes == 19
     for row in official.labels:
         raw = np.array([[row.id]]).astype(np.uint8)  # -1 is 255 in 8 bits
@@ -73,8 +83,8 @@ def test_cityscapes_table_is_the_official_one():
         assert code.decode(raw, "x")[0, 0] == expected
         if expected < 255:
             assert table.names[expected] == row.name and tuple(table.colors[expected]) == row.color
-            assert cityscapes_table.train_to_id()[expected] == row.id
-    assert cityscapes_table.train_to_id()[255] == 0
+            assert ids[expected] == row.id
+    assert len(ids) == 19 and labels.id_table(ids)[255] == 0
     with pytest.raises(errors.UserError, match=r"x\.png: label id 77 is out of range; ids are 0\.\.255"):
         code.decode(np.full((2, 2), 77), "x.png")
 
@@ -83,7 +93,8 @@ def test_cityscapes_table_is_the_official_one():
 def test_decoding_equals_a_dictionary(is_color):
     rng = np.random.default_rng(0)
     raw = [(5, 9, 1), (250, 0, 3), (0, 0, 0)] if is_color else [7, 300, 0, 12]
-    code = (frames.color_code if is_color else frames.id_code)([(value, i + 1) for i, value in enumerate(raw)])
+    keys = map(labels.pack_color, raw) if is_color else raw
+    code = labels.code_of({key: i + 1 for i, key in enumerate(keys)}, is_color=is_color)
     chosen = rng.integers(0, len(raw), (6, 8))
     pixels = np.array(raw)[chosen].astype(np.uint8 if is_color else np.uint16)
     np.testing.assert_array_equal(code.decode(pixels, "x"), chosen + 1)
@@ -101,7 +112,7 @@ def test_decoding_equals_a_dictionary(is_color):
 def test_both_camvid_layouts_have_the_same_frames(make, tmp_path):
     data = _data("camvid", make(tmp_path))
     for split, names in trees.SEGNET.items():
-        source = layouts.find(data, split)
+        source = datasets.find(data, split)
         assert source.layout == make.__name__ and source.frame_rate == 30
         expected = sorted((name.split("_")[0], int(name.split("_")[1].lstrip("f"))) for name in names)
         assert _names(source) == _labelled(source) == expected
@@ -110,7 +121,7 @@ def test_both_camvid_layouts_have_the_same_frames(make, tmp_path):
 @pytest.mark.parametrize("make", [trees.camvid_segnet, trees.camvid_official])
 def test_video_frames_join_as_history(make, tmp_path):
     data = _data("camvid", make(tmp_path, is_video=True))
-    train, val = layouts.find(data, "train"), layouts.find(data, "val")
+    train, val = datasets.find(data, "train"), datasets.find(data, "val")
     # 7951..7969 lead to labels of val, 7970 to frame 8190 of train; labelled numbers are not there twice
     assert _names(val) == [("0016E5", n) for n in range(7951, 7970)]
     assert _labelled(val) == [("0016E5", n) for n in (7959, 7961, 7963, 7965, 7969)]
@@ -127,7 +138,7 @@ def test_video_frames_join_as_history(make, tmp_path):
 def test_official_labels_become_the_groups(tmp_path):
     trees.camvid_official(tmp_path)
     clips = pipeline.load_clips(_data("camvid", tmp_path), split="test", num_frames=1)
-    names = [camvid_table.TABLE.names.index(g) if g else 255 for _, _, g in camvid_table.OFFICIAL]
+    names = [camvid.CLASSES.names.index(g) if g else 255 for _, _, g in camvid.OFFICIAL]
     for i, name in enumerate(trees.SEGNET["test"]):  # already in the order of the source
         np.testing.assert_array_equal(clips.labels[i, 0], np.array(names)[trees.blocks(name, range(32))])
         np.testing.assert_array_equal(clips.frames[i, 0], trees.frame(name))
@@ -136,11 +147,11 @@ def test_official_labels_become_the_groups(tmp_path):
 def test_split_files_replace_the_usual_split(tmp_path):
     lists = {"train": ["Seq05VD_f00000", "/SegNet/CamVid/0016E5_07961"], "val": ["0001TP_006690"]}
     data = _data("camvid", trees.camvid_official(tmp_path, lists=lists))
-    assert _names(layouts.find(data, "train")) == [("0016E5", 7961), ("Seq05VD", 0)]
-    assert _names(layouts.find(data, "val")) == [("0001TP", 6690)]
-    assert layouts.present(str(tmp_path), "camvid_official", folder_layout.options(data.folder)) == ["train", "val"]
+    assert _names(datasets.find(data, "train")) == [("0016E5", 7961), ("Seq05VD", 0)]
+    assert _names(datasets.find(data, "val")) == [("0001TP", 6690)]
+    assert datasets.recognise(str(tmp_path), "camvid", datasets.options(data)).present() == ["train", "val"]
     with pytest.raises(errors.UserError, match="no frames of the split test; add them, or list"):
-        layouts.find(data, "test")
+        datasets.find(data, "test")
 
 
 def test_usual_split_is_that_of_the_real_dataset():
@@ -148,9 +159,9 @@ def test_usual_split_is_that_of_the_real_dataset():
     if not root:
         pytest.skip("DVSNAS_CAMVID names no folder with the real CamVid")
     for split, count in (("train", 367), ("val", 101)):
-        names = _names(layouts.find(_data("camvid", root), split))
-        assert len(names) == count and {camvid_layouts.usual_split(*name) for name in names} == {split}
-    assert camvid_layouts.usual_split("0001TP", 8550) == camvid_layouts.usual_split("Seq05VD", 0) == "test"
+        names = _names(datasets.find(_data("camvid", root), split))
+        assert len(names) == count and {camvid.usual_split(*name) for name in names} == {split}
+    assert camvid.usual_split("0001TP", 8550) == camvid.usual_split("Seq05VD", 0) == "test"
 
 
 # --- Cityscapes -----------------------------------------------------------------------------------
@@ -159,7 +170,7 @@ def test_usual_split_is_that_of_the_real_dataset():
 def test_cityscapes_sequences(tmp_path):
     data = _data("cityscapes", trees.cityscapes(tmp_path), height=16, width=32)
     for split, sequences in trees.CITYSCAPES.items():
-        source = layouts.find(data, split)
+        source = datasets.find(data, split)
         assert source.layout == "cityscapes" and source.frame_rate == 17 and source.table.num_classes == 19
         expected = {(s, n) for s, targets in sequences.items() for t in targets for n in range(t - 19, t + 11)}
         assert set(_names(source)) == expected and len(source.frames) == len(expected)
@@ -171,7 +182,7 @@ def test_cityscapes_sequences(tmp_path):
     official = pytest.importorskip("cityscapesscripts.helpers.labels")
     expected = np.vectorize(lambda i: official.id2label[i].trainId)(ids)
     np.testing.assert_array_equal(clips.labels[2, 2], expected)
-    videos = pipeline.sequences(data, "val")
+    videos = whole_videos.find(data, "val")
     assert [(video.name, len(video.frames)) for video in videos] == [
         ("frankfurt_000000_000275", 20),  # what follows the labelled 20th frame changes no score
         ("frankfurt_000000_000557", 20),
@@ -182,14 +193,14 @@ def test_cityscapes_sequences(tmp_path):
 
 def test_cityscapes_stills(tmp_path):
     data = _data("cityscapes", trees.cityscapes(tmp_path, is_video=False), height=16, width=32)
-    source = layouts.find(data, "val")
+    source = datasets.find(data, "val")
     assert source.layout == "cityscapes_stills"
     assert (
         _labelled(source)
         == _names(source)
         == [("frankfurt_000000", 294), ("frankfurt_000000", 576), ("munster_000173", 19)]
     )
-    assert [len(video.frames) for video in pipeline.sequences(data, "val")] == [1, 1, 1]
+    assert [len(video.frames) for video in whole_videos.find(data, "val")] == [1, 1, 1]
     with pytest.raises(errors.UserError, match="set data.history to 'stills'"):
         pipeline.num_clips(data, "train", 2)
     data.history = "stills"
@@ -201,7 +212,7 @@ def test_a_split_without_labels_has_no_clips(tmp_path):
     for path in (tmp_path / "gtFine" / "test").rglob("*.png"):
         path.unlink()
     data = _data("cityscapes", tmp_path)
-    assert len(layouts.find(data, "test").frames) == 30
+    assert len(datasets.find(data, "test").frames) == 30
     with pytest.raises(errors.UserError, match="none of the 30 frames of this split has a label image"):
         pipeline.num_clips(data, "test", 1)
 
@@ -211,14 +222,14 @@ def test_a_split_without_labels_has_no_clips(tmp_path):
 
 def test_folder_with_masks(tmp_path):
     data = _data("folder", trees.folder(tmp_path), FOLDER)
-    source = layouts.find(data, "val")
+    source = datasets.find(data, "val")
     assert len(source.frames) == 12 and source.table.names == ("tree", "road", "sky") and source.frame_rate == 30
     assert _labelled(source) == [(s, n) for s in ("val_a", "val_b") for n in (1, 3, 5)]
     clips = pipeline.load_clips(data, split="val", num_frames=2)
     ids = trees.blocks("val/val_a/0003.png", (10, 20, 30, 0))
     np.testing.assert_array_equal(clips.labels[1, 1], np.where(ids == 0, 255, ids // 10 - 1))
-    assert [len(video.frames) for video in pipeline.sequences(data, "val")] == [6, 6]
-    assert layouts.class_table(data).colors.shape == (3, 3) and len({tuple(c) for c in source.table.colors}) == 3
+    assert [len(video.frames) for video in whole_videos.find(data, "val")] == [6, 6]
+    assert datasets.class_table(data).colors.shape == (3, 3) and len({tuple(c) for c in source.table.colors}) == 3
 
 
 def test_folder_with_colours(tmp_path):
@@ -232,7 +243,7 @@ def test_folder_with_colours(tmp_path):
     clips = pipeline.load_clips(data, split="train", num_frames=1)
     np.testing.assert_array_equal(clips.labels[0, 0], np.array([0, 1, 255])[chosen])
     with pytest.raises(errors.UserError, match="a score on val would be one on the same frames"):
-        layouts.find(data, "val")
+        datasets.find(data, "val")
 
 
 @pytest.mark.parametrize(
@@ -252,18 +263,18 @@ def test_patterns_are_guessed(files, pattern, expected, tmp_path):
             (tmp_path / name).write_text("text")
         else:
             trees.save(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
-    assert folder_layout.guess(tmp_path, layouts.SPLITS) == pattern
-    source = layouts.find(_data("folder", tmp_path), "train")
-    assert _names(source) == expected and source.table.names == camvid_table.TABLE.names
+    assert folder_patterns.guess(tmp_path) == pattern
+    source = datasets.find(_data("folder", tmp_path), "train")
+    assert _names(source) == expected and source.table.names == camvid.CLASSES.names
     with pytest.raises(errors.UserError, match="none of the"):
-        folders.clips(source.frames, 1, 1, 0)
+        clip_index.clips(source.frames, 1, 1, 0)
 
 
 def test_a_pattern_may_repeat_the_sequence(tmp_path):
     for name in ("a/a_1.png", "a/b_1.png"):
         trees.save(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
-    options = folder_layout.options(_data("folder", tmp_path, {"frames": "{sequence}/{sequence}_{number}.png"}).folder)
-    scan = folder_layout.scan(tmp_path, "train", options, layouts.SPLITS)
+    options = datasets.options(_data("folder", tmp_path, {"frames": "{sequence}/{sequence}_{number}.png"}))
+    scan = folder.RECORD.on_disk.scan(tmp_path, "train", "folder", options)
     assert list(scan.frames) == [("a", 1)] and "1 such files are unused" in scan.notes[0]
 
 
@@ -287,7 +298,7 @@ def test_a_pattern_may_repeat_the_sequence(tmp_path):
 def test_errors_of_the_folder_options(options, message, tmp_path):
     trees.folder(tmp_path)
     with pytest.raises(errors.UserError, match=message) as caught:
-        layouts.find(_data("folder", tmp_path, {**FOLDER, **options}), "train")
+        datasets.find(_data("folder", tmp_path, {**FOLDER, **options}), "train")
     assert "\n" not in str(caught.value)
 
 
@@ -302,21 +313,21 @@ def test_layouts_are_recognised_by_looking(tmp_path):
         "folder": trees.folder,
     }
     for layout, make in makers.items():
-        assert layouts.recognise(str(make(tmp_path / layout))) == layout
+        assert datasets.recognise(str(make(tmp_path / layout)), "auto", OPTIONS).layout == layout
     with pytest.raises(errors.UserError, match="no such folder"):
-        layouts.recognise(str(tmp_path / "nowhere"))
+        datasets.recognise(str(tmp_path / "nowhere"), "auto", OPTIONS)
 
 
 def test_the_environment_names_the_folder(tmp_path, monkeypatch):
     for name, make in (("camvid", trees.camvid_segnet), ("cityscapes", trees.cityscapes)):
-        variable = layouts.VARIABLES[name]
+        variable = datasets.TABLE[name].on_disk.variable
         monkeypatch.delenv(variable, raising=False)
         with pytest.raises(errors.UserError, match=f"set data.dir or {variable}"):
-            layouts.find(_data(name, ""), "train")
+            datasets.find(_data(name, ""), "train")
         monkeypatch.setenv(variable, str(make(tmp_path / name)))
-        assert layouts.find(_data(name, ""), "train").frames
+        assert datasets.find(_data(name, ""), "train").frames
     with pytest.raises(errors.UserError, match=r"set data.dir \("):
-        layouts.find(_data("folder", ""), "train")
+        datasets.find(_data("folder", ""), "train")
 
 
 # --- clips and runs -------------------------------------------------------------------------------
@@ -324,14 +335,14 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
 
 def test_only_labelled_frames_are_targets():
     found = _frames(("a", 1, False), ("a", 2, True), ("a", 3, False), ("a", 4, True), ("b", 4, True))
-    np.testing.assert_array_equal(folders.clips(found, 2, 1, 0), [[0, 1], [2, 3]])
-    np.testing.assert_array_equal(folders.clips(found, 1, 1, 0), [[1], [3], [4]])
+    np.testing.assert_array_equal(clip_index.clips(found, 2, 1, 0), [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(clip_index.clips(found, 1, 1, 0), [[1], [3], [4]])
 
 
 def test_runs_hold_every_labelled_frame_once():
     found = _frames(*(("a", n, n % 3 == 0) for n in range(20)), *(("b", n, n == 7) for n in range(4, 12)))
     for gap in (1, 2, 5):
-        runs = folders.runs(found, gap)
+        runs = clip_index.runs(found, gap)
         places = [i for run in runs for i in run]
         assert len(places) == len(set(places))
         assert {i for i, frame in enumerate(found) if frame.label} <= set(places)
@@ -339,9 +350,9 @@ def test_runs_hold_every_labelled_frame_once():
             numbers = [found[i].number for i in run]
             assert len({found[i].sequence for i in run}) == 1 and found[run[-1]].label
             assert numbers == list(range(numbers[0], numbers[-1] + 1, gap))
-    assert [len(run) for run in folders.runs(found, 1)] == [19, 4]
+    assert [len(run) for run in clip_index.runs(found, 1)] == [19, 4]
     bare = _frames(("a", 1, False), ("a", 2, False))
-    assert folders.runs(bare, 1) == [[0, 1]]
+    assert clip_index.runs(bare, 1) == [[0, 1]]
 
 
 # --- the store ------------------------------------------------------------------------------------
@@ -349,27 +360,27 @@ def test_runs_hold_every_labelled_frame_once():
 
 def test_a_split_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     data = _data("camvid", trees.camvid_segnet(tmp_path), height=1000, width=2000, eval_gap=2)
-    monkeypatch.setattr(store, "_free_memory", lambda: 30_000_000)
+    monkeypatch.setattr(store, "free_memory", lambda: 30_000_000)
     message = (
         r"train: 7 frames x 1000 x 2000 pixels x 4 bytes = 0\.1 GB, but 0\.0 GB of memory are free; set data.loader"
     )
     with pytest.raises(errors.UserError, match=message):
         store.load(data, "train")
     with pytest.raises(errors.UserError, match="4 frames x 1000"):
-        store.videos(data, "val")[0]
+        whole_videos.find(data, "val")[0]
 
 
 def test_videos_are_read_one_at_a_time(tmp_path):
     data = _data("camvid", trees.camvid_segnet(tmp_path), eval_gap=2)
     (tmp_path / "val" / "0016E5_07969.png").write_bytes(b"broken")
-    videos = store.videos(data, "val")
+    videos = whole_videos.find(data, "val")
     assert [len(run) for run in videos.runs] == [4, 1] and len(videos) == 2
     assert videos[0].name == "0016E5_007959" and len(videos[0].frames) == 4
     assert len(videos.shortened(2)[0].frames) == 2
     with pytest.raises(errors.UserError, match="0016E5_07969.png: not a readable image"):
         videos[1]
     with pytest.raises(errors.UserError, match="0016E5_07969.png: not a readable image"):
-        list(store.videos(data, "val"))
+        list(whole_videos.find(data, "val"))
 
 
 def test_resizing_averages_frames_and_picks_labels(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from dvsnas_jax.bench import compile_sizes
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.data.datasets import layouts
+from dvsnas_jax.data import datasets
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.train import features, pretrain
 
@@ -125,7 +125,7 @@ def test_config_fits_its_data_and_a_device(name, monkeypatch):
     config = load(name)
     variable = {"cityscapes": "DVSNAS_CITYSCAPES", "camvid": "DVSNAS_CAMVID"}[config.data.name]
     monkeypatch.setenv(variable, "/somewhere")
-    assert config.data.dir == "" and layouts.root(config.data) == "/somewhere"
+    assert config.data.dir == "" and datasets.root(config.data) == "/somewhere"
     assert config.data.crop_height <= config.data.height and config.data.crop_width <= config.data.width
     assert (config.space.channels, config.space.num_layers) == (64, 7)
     train, val = num_clips(config)

@@ -1,7 +1,6 @@
 """`data prepare`: all or nothing, whatever happens to the process and to the disk."""
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import resource
@@ -20,7 +19,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import locking
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.prepared import clip_builders, prepare, reading
+from dvsnas_jax.data.prepared import builders, plans, prepare, reading
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECORDS = "camvid_clips/1.0.0"
@@ -107,7 +106,7 @@ def test_size_splits_and_stills(source, tmp_path):
     assert len(index.frames) == 5  # the labelled ones alone: stills need no history
     assert "has no split train, but val" in _message(reading.open_media, str(tmp_path / "out"), "train")
     assert "give both" in _message(prepare.run, _data(source), tmp_path / "out2", height=15)
-    assert "no 'synthetic' on disk" in _message(clip_builders.plan, config_lib.defaults().data)
+    assert "not for synthetic clips" in _message(plans.make, config_lib.defaults().data, ("val",))
     shutil.rmtree(source / "valannot")
     (source / "valannot").mkdir()
     assert "label image" in _message(prepare.run, _data(source, dir=str(source) + "/"), tmp_path / "out3")
@@ -136,11 +135,10 @@ def test_synthetic(tmp_path):
 @pytest.mark.parametrize("size", [None, (60, 80)])
 def test_estimate_is_near_and_not_below(source, tmp_path, size):
     options = {} if size is None else {"height": size[0], "width": size[1]}
-    planned = clip_builders.plan(_data(source), **options)
-    expected = prepare.estimate(planned)
-    assert expected["all"] == expected["train"] + expected["val"]
+    planned = plans.make(_data(source), **options)
+    expected = sum(planned.estimate().values())
     written = prepare.run(_data(source), tmp_path / "out", **options).num_bytes
-    assert written <= expected["all"] <= 1.25 * written + 2 * (1 << 18)
+    assert written <= expected <= 1.25 * written + 2 * (1 << 18)
     assert prepare.size_text(999) == "999 bytes" and prepare.size_text(999_600) == "1 MB"
     assert prepare.size_text(624_002_261) == "624 MB" and prepare.size_text(3_210_000_000_000) == "3.21 TB"
 
@@ -234,24 +232,25 @@ def test_stopped_half_way(source, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_locks_the_slower_finds_the_faster(source, tmp_path):
-    out = tmp_path / "out"
-    job = prepare._clips_job(clip_builders.plan(_data(source)), out, 1)
+def test_without_locks_the_slower_finds_the_faster(source, tmp_path, monkeypatch):
+    plan, path = plans.make(_data(source)), tmp_path / "out" / RECORDS
     faster = []
+    make = builders.of
 
-    def make(needed, count_fn):
+    def of(plan, data_dir, *, on_example, **options):
         def count():
             if not faster:
                 faster.append(True)
-                prepare._write(job, out, signals.StopFlag())
-            count_fn()
+                prepare._write(plan, path, signals.StopFlag(), 1)
+            on_example()
 
-        return job.make_fn(needed, count)
+        return make(plan, data_dir, on_example=count, **options)
 
-    out.mkdir()
-    prepare._write(dataclasses.replace(job, make_fn=make), out, signals.StopFlag())
-    assert prepare._finished(job, is_new=True).counts == {"train": 7, "val": 5}
-    assert [path.name for path in out.glob("camvid_clips/*")] == ["1.0.0"]
+    monkeypatch.setattr(builders, "of", of)
+    (tmp_path / "out").mkdir()
+    prepare._write(plan, path, signals.StopFlag(), 1)
+    assert prepare._finished(plan, path, is_new=True).counts == {"train": 7, "val": 5}
+    assert [path.name for path in (tmp_path / "out").glob("camvid_clips/*")] == ["1.0.0"]
 
 
 def test_lock_waits_and_can_be_stopped(tmp_path):

@@ -80,7 +80,7 @@ def test_what_is_written_is_json_whatever_the_numbers(tmp_path):
 
 _HOLD = """
 import pathlib, sys, time
-from dvsnas_jax.core import locking
+from dvsnas_jax.core.files import locking
 give_back = locking.take(pathlib.Path(sys.argv[1]), "dvsnas search --workdir=here")
 print("held", flush=True)
 time.sleep(600)

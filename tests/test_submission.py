@@ -14,8 +14,9 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import workdir
+from dvsnas_jax.data import datasets
 from dvsnas_jax.data.datasets import frames
-from dvsnas_jax.data.loading import store
+from dvsnas_jax.data.loading import whole_videos
 from dvsnas_jax.data.prepared import prepare
 from dvsnas_jax.evaluate import metrics, submission
 from dvsnas_jax.nets import static_net
@@ -41,7 +42,7 @@ def _data(root, name="cityscapes", **changes):
 
 def _noisy(data, split, missing=()):
     """A network that is right on about 7 of 10 pixels and never answers the classes `missing`."""
-    truth = {video.frames.tobytes(): video.labels for video in store.videos(data, split)}
+    truth = {video.frames.tobytes(): video.labels for video in whole_videos.find(data, split)}
 
     def segment(video):
         labels = truth[video.tobytes()]
@@ -55,7 +56,7 @@ def _noisy(data, split, missing=()):
 
 def _expected(data, split, segment):
     """The scores of our own metrics at the size of the data section."""
-    videos = store.videos(data, split)
+    videos = whole_videos.find(data, split)
     total = metrics.SequenceScores(tuple(str(k) for k in range(19)))
     for video in videos:
         total.add(video.labels, segment(video.frames)[1])
@@ -79,7 +80,7 @@ def test_official_evaluator_agrees(tmp_path, is_video):
     ]
     with submission.ground_truth(data, "val") as labels:
         assert all(path.name.endswith("_gtFine_labelIds.png") for path in labels) and len(labels) == 3
-        scores = submission.official_scores(tmp_path / "results", labels)
+        scores = datasets.TABLE["cityscapes"].submission.score(tmp_path / "results", labels)
     assert scores["miou"] == pytest.approx(expected["miou"], abs=1e-12) and 0.3 < scores["miou"] < 0.8
     assert list(scores["iou"])[:2] == ["road", "sidewalk"] and len(scores["iou"]) == 19
     assert scores["iou"]["sidewalk"] == 0 and scores["iou"]["bicycle"] is None
@@ -109,7 +110,7 @@ def test_prepared_dataset_is_scored_alike(cityscapes, tmp_path):
     prepare.run(data, tmp_path / "prepared", splits=("val",))
     segment = _noisy(data, "val")
     # by the last frame alone, as the history of a prepared clip is shorter
-    last = {video.frames[-1].tobytes(): segment(video.frames)[1][-1:] for video in store.videos(data, "val")}
+    last = {video.frames[-1].tobytes(): segment(video.frames)[1][-1:] for video in whole_videos.find(data, "val")}
 
     def repeat(video):
         return None, np.repeat(last[video[-1].tobytes()], len(video), axis=0)
@@ -119,7 +120,7 @@ def test_prepared_dataset_is_scored_alike(cityscapes, tmp_path):
         data.prepared = folder
         paths = submission.write(repeat, data, "val", tmp_path / "results")
         with submission.ground_truth(data, "val") as labels:
-            scores = submission.official_scores(tmp_path / "results", labels)
+            scores = datasets.TABLE["cityscapes"].submission.score(tmp_path / "results", labels)
         found.append([scores, {path.name: path.read_bytes() for path in paths}])
     assert found[0] == found[1] and len(found[0][1]) == 3
 
@@ -136,7 +137,7 @@ def test_datasets_of_plain_ids_get_train_ids(tmp_path):
 
     paths = submission.write(segment, data, "val", tmp_path / "results")
     assert [path.name for path in paths] == [f"{name}.png" for name in trees.SEGNET["val"]]  # labelled ones alone
-    (video,) = store.videos(data, "val")
+    (video,) = whole_videos.find(data, "val")
     places = [number - 7951 for number in (7959, 7961, 7963, 7965, 7969)]
     for path, place in zip(paths, places, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), labels[video.frames.tobytes()][place])
@@ -174,7 +175,7 @@ def test_predictions_are_labels_of_the_same_config(kind, tmp_path):
         trees.save(tmp_path / "d" / "masks" / "val" / "v" / f"{number}.png", values)
     data = _folder_data(tmp_path / "d", classes=("a", "b", "c"), ignore=(), **own)
     writer = submission.Writer(data, "val", tmp_path / "p", is_color=kind == "colors")
-    for number, each in enumerate(store.videos(data, "val")):
+    for number, each in enumerate(whole_videos.find(data, "val")):
         writer.add(number, each.labels)
     assert [path.name for path in writer.paths] == ["v_0.png", "v_1.png", "v_2.png"]
     for path in writer.paths:
@@ -191,14 +192,14 @@ def test_colours_of_cityscapes_have_the_official_name(cityscapes, tmp_path):
 
 
 def test_names():
-    def name(layout, sequence, image):
-        return submission.file_name(layout, frames.Frame(sequence, 1, pathlib.Path(image), None))
+    def name(dataset, sequence, image):
+        return submission.file_name(datasets.TABLE[dataset], frames.Frame(sequence, 1, pathlib.Path(image), None))
 
     assert name("cityscapes", "bonn_000001", "bonn_000001_000019_leftImg8bit.png") == (
         "bonn_000001_000019_pred_labelIds.png"
     )
-    assert name("camvid_segnet", "0006R0", "x/0006R0_f00930.png") == "0006R0_f00930.png"
-    assert name("camvid_official", "0006R0", "x/00931.png") == "0006R0_00931.png"
+    assert name("camvid", "0006R0", "x/0006R0_f00930.png") == "0006R0_f00930.png"
+    assert name("camvid", "0006R0", "x/00931.png") == "0006R0_00931.png"
     assert name("folder", "a/b", "x/0001.jpg") == "a_b_0001.png"
 
 
@@ -211,7 +212,7 @@ def test_what_is_wrong_is_told(cityscapes, tmp_path):
         trees.save(paths[0], np.asarray(Image.open(copy)))
         for wrong in ("Found multiple predictions", "Found no prediction", "widths"):
             with pytest.raises(errors.UserError, match=wrong) as caught:
-                submission.official_scores(tmp_path / "results", labels)
+                datasets.TABLE["cityscapes"].submission.score(tmp_path / "results", labels)
             assert "\n" not in str(caught.value)
             if wrong.startswith("Found multiple"):
                 copy.unlink()

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.core import errors
-from dvsnas_jax.data.datasets import classes
+from dvsnas_jax.data.datasets import camvid
 from dvsnas_jax.data.street import degradations, projection, props, scene, synthetic
 
 SIZE = {"height": 96, "width": 128}
 
 
-def _clip(index=0, split="val", num_frames=6, **kwargs):
-    return synthetic.clip(**{"seed": 3, "split": split, "index": index, "num_frames": num_frames, **SIZE, **kwargs})
+def _clip(index=0, split="val", num_frames=6, degrade=1.0, height=SIZE["height"], width=SIZE["width"], **kwargs):
+    return synthetic.Street(3, split, height, width, degrade).clip(index, num_frames, **kwargs)
 
 
 def test_frame_is_the_same_whatever_range_is_asked_for():
@@ -38,7 +38,7 @@ def test_splits_seeds_and_indices_are_different_streets():
     for seed in (0, 1):
         for split in synthetic.SPLITS:
             for index in range(4):
-                video = synthetic.clip(seed=seed, split=split, index=index, num_frames=1, with_flow=False, **SIZE)
+                video = synthetic.Street(seed, split, **SIZE).clip(index, 1, with_flow=False)
                 seen.add(video.labels.tobytes())
     assert len(seen) == 2 * 3 * 4
 
@@ -54,7 +54,7 @@ def test_all_classes_are_common():
     labels = np.stack([_clip(index=i, split="train", num_frames=1, with_flow=False).labels for i in range(40)])
     share = np.bincount(labels.ravel(), minlength=11) / labels.size
     assert len(share) == 11
-    assert (share > 0.003).all(), dict(zip(classes.CAMVID.names, share.round(4), strict=True))
+    assert (share > 0.003).all(), dict(zip(camvid.CLASSES.names, share.round(4), strict=True))
     assert share.max() < 0.5
     present = np.array([[(frame == c).any() for c in range(11)] for frame in labels]).mean(0)
     assert (present > 0.5).all(), present

@@ -88,10 +88,10 @@ def camvid_official(root, *, size=SIZE, is_video=False, lists=None):
       is_video: write `frames/` too.
       lists: split -> names, written as `<split>.txt`.
     """
-    from dvsnas_jax.data.datasets import camvid_table
+    from dvsnas_jax.data.datasets import camvid
 
     root = pathlib.Path(root)
-    colors = np.array([color for _, color, _ in camvid_table.OFFICIAL], np.uint8)
+    colors = np.array([color for _, color, _ in camvid.OFFICIAL], np.uint8)
     for name in sum(SEGNET.values(), []):
         save(root / "701_StillsRaw_full" / f"{name}.png", frame(name, size))
         save(root / "LabeledApproved_full" / f"{name}_L.png", colors[blocks(name, range(32), size)])

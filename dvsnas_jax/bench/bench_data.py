@@ -13,16 +13,11 @@ import ml_collections
 from PIL import Image
 
 from dvsnas_jax.core import errors
+from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import pipeline, store, tf_loader
-from dvsnas_jax.data.street import synthetic
 
-STANDARD = {
-    "data.height": "360",
-    "data.width": "480",
-    "data.crop_height": "360",
-    "data.crop_width": "480",
-    "data.num_frames": "2",
-}
+_SIZE = {"data.height": "360", "data.width": "480", "data.crop_height": "360", "data.crop_width": "480"}
+STANDARD = {**_SIZE, "data.num_frames": "2"}
 """What is measured where no config file says otherwise."""
 _NUM_FRAMES = 48
 
@@ -33,34 +28,25 @@ def run(
     """Clips per second of `pipeline.train_batches` and of decoding their PNG files alone, in turns.
 
     Both use as many threads as `data.workers` says and the same decoder. Before each turn, what is left over from the
-    last one is thrown away.
-
-    Args:
-      data: section of the configuration; loader tf. Synthetic frames are written as PNG files first.
-      repeats: turns of each.
-      seconds: of one turn.
-      batch_size: B.
+    last one is thrown away. Synthetic frames are written as PNG files first.
 
     Returns:
-      Medians of clips per second of both, and median, least and greatest ratio of neighbouring turns.
+      Medians of both over `repeats` turns, and median, least and greatest ratio of neighbouring turns.
 
     Raises:
       UserError: the loader is not tf, or the files are not as they should be.
     """
     if data.loader == "numpy":
         raise errors.UserError("bench data: measures data.loader 'tf', got 'numpy'; set data.loader to 'auto'")
-    if data.name != "synthetic":
-        return _measure(data, repeats, seconds, batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        return _measure(_written(data, pathlib.Path(folder)), repeats, seconds, batch_size)
+        if datasets.of(data).is_computed:
+            data = _written(data, pathlib.Path(folder))
+        return _measure(data, repeats, seconds, batch_size)
 
 
 def _written(data: ml_collections.ConfigDict, folder: pathlib.Path) -> ml_collections.ConfigDict:
     """The same settings for PNG files of a synthetic video, in CamVid's SegNet layout."""
-    video = synthetic.clip(
-        seed=int(data.seed), split="train", index=0, num_frames=_NUM_FRAMES, height=int(data.height),
-        width=int(data.width), degrade=float(data.degrade), with_flow=False,
-    )  # fmt: skip
+    video = datasets.world(data, "train").clip(0, _NUM_FRAMES, with_flow=False)
     for name, images in (("train", video.frames), ("trainannot", video.labels)):
         (folder / name).mkdir()
         for number, image in enumerate(images):
@@ -72,20 +58,23 @@ def _written(data: ml_collections.ConfigDict, folder: pathlib.Path) -> ml_collec
 
 def _measure(data: ml_collections.ConfigDict, repeats: int, seconds: float, batch_size: int) -> dict[str, Any]:
     num_frames = 1 if store.is_still(data) else int(data.num_frames)
-    whole = pipeline.train_batches(data, batch_size=batch_size, num_frames=int(data.num_frames), seed=0)
-    bare = _decode(data, num_frames, batch_size)
-    rates: dict[str, list[float]] = {"bare": [], "pipeline": []}
-    for batches in (bare, whole):
+    streams = {
+        "bare": _decode(data, num_frames, batch_size),
+        "pipeline": pipeline.train_batches(data, batch_size=batch_size, num_frames=int(data.num_frames), seed=0),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in streams}
+    for batches in streams.values():
         next(batches)  # compiles
     for turn in range(repeats):
-        for name, batches in (("bare", bare), ("pipeline", whole)):
+        for name, batches in streams.items():
             rates[name].append(_rate(batches, seconds if turn else seconds / 3) * batch_size)
-    ratios = [b / a for a, b in zip(rates["bare"][1:], rates["pipeline"][1:], strict=True)]
+    bare, whole = rates["bare"][1:], rates["pipeline"][1:]
+    ratios = [b / a for a, b in zip(bare, whole, strict=True)]
     return {
         "frames": f"{data.name}, {num_frames} x {data.height} x {data.width}",
         "workers": tf_loader.num_workers(int(data.workers)),
-        "bare_clips_per_s": statistics.median(rates["bare"][1:]),
-        "pipeline_clips_per_s": statistics.median(rates["pipeline"][1:]),
+        "bare_clips_per_s": statistics.median(bare),
+        "pipeline_clips_per_s": statistics.median(whole),
         "ratio": statistics.median(ratios),
         "ratio_least": min(ratios),
         "ratio_greatest": max(ratios),

@@ -10,13 +10,13 @@ import numpy as np
 
 from dvsnas_jax.core import compilation
 from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.data import datasets
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.train import features
 
 _PAPER = {"batch_size": 32, "channels": 64, "num_layers": 7}
-_CITYSCAPES_CLASSES = 19
 
 
 class Programs(NamedTuple):
@@ -57,9 +57,9 @@ def without_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
         changed.data.prepared = ""
-        if changed.data.name == "cityscapes":
+        if num_classes := datasets.of(config.data).num_classes:
             changed.data.name = "folder"
-            changed.data.folder.classes = tuple(f"class{index}" for index in range(_CITYSCAPES_CLASSES))
+            changed.data.folder.classes = tuple(f"class{index}" for index in range(num_classes))
             changed.data.folder.colors = ()
             changed.data.folder.ids = ()
     return changed

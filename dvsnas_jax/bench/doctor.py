@@ -26,7 +26,8 @@ import psutil
 
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.data.datasets import camvid_table, folder_layout, layouts
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.datasets import camvid, frames
 from dvsnas_jax.data.loading import tf_loader
 from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
@@ -70,7 +71,7 @@ def run(config: ml_collections.ConfigDict | None = None) -> list[Check]:
     checks = [python(), versions()]
     devices_check = devices()
     checks += [devices_check, memory(), tensorflow(is_needed=config is not None and _reads_by_tensorflow(config))]
-    checks += [compile_cache(), *(dataset(name) for name in layouts.VARIABLES)]
+    checks += [compile_cache(), *(dataset(name) for name, each in datasets.on_disk().items() if each.on_disk.variable)]
     if config is not None:
         checks += list(needs(config))
     if devices_check.status != BROKEN:
@@ -198,28 +199,27 @@ def dataset(name: str) -> Check:
     Args:
       name: camvid or cityscapes.
     """
-    variable = layouts.VARIABLES[name]
+    variable = datasets.TABLE[name].on_disk.variable
     folder = os.environ.get(variable, "")
     if not folder:
         return Check(name, NOTE, f"{variable} is not set")
-    options = folder_layout.options(config_lib.defaults().data.folder)
+    options = datasets.options(config_lib.defaults().data)
     try:
-        layout = layouts.recognise(folder, name)
-        present = layouts.present(folder, layout, options)
-        splits = {split: layouts.scan(folder, split, layout, options) for split in present}
+        opened = datasets.recognise(folder, name, options)
+        splits = {split: opened.scan(split) for split in opened.present()}
     except errors.UserError as error:
         return Check(name, BROKEN, str(error), f"set {variable} to the folder, or unset it")
     counts = {
-        split: {"frames": len(scan.frames), "labelled": sum(frame.label is not None for frame in scan.frames.values())}
+        split: {"frames": len(scan.frames), "labelled": frames.num_labelled(scan.frames.values())}
         for split, scan in splits.items()
     }
-    values = {"folder": folder, "layout": layout, "splits": counts}
-    problems = [str(problem) for scan in splits.values() for problem in scan.problems if problem.is_fatal]
+    values = {"folder": folder, "layout": opened.layout, "splits": counts}
+    problems = [str(problem) for scan in splits.values() for problem in scan.fatal]
     if problems or not splits:
-        first = problems[0] if problems else f"{folder}: no split is here; {layouts.expected(layout)}"
+        first = problems[0] if problems else f"{folder}: no split is here; {opened.dataset.on_disk.expected}"
         return Check(name, BROKEN, first, f"look at all of it: dvsnas data check {folder}", values)
     shown = ", ".join(f"{split} {row['frames']} frames ({row['labelled']} labelled)" for split, row in counts.items())
-    return Check(name, OK, f"{layout} in {folder}: {shown}", values=values)
+    return Check(name, OK, f"{opened.layout} in {folder}: {shown}", values=values)
 
 
 def needs(config: ml_collections.ConfigDict) -> Iterator[Check]:
@@ -227,12 +227,12 @@ def needs(config: ml_collections.ConfigDict) -> Iterator[Check]:
     data = config.data
     if data.prepared:
         yield _folder("data.prepared", data.prepared, "write it: dvsnas data prepare --config=CONFIG --output=DIR")
-    elif data.name == "synthetic":
+    elif datasets.of(data).is_computed:
         yield Check("config: data", OK, "embedded clips, no files needed")
     else:
         try:
             splits = dict.fromkeys(("train", config.evaluate.split))
-            counts = ", ".join(f"{split} {len(layouts.find(data, split).frames)} frames" for split in splits)
+            counts = ", ".join(f"{split} {len(datasets.find(data, split).frames)} frames" for split in splits)
             yield Check("config: data", OK, f"{data.name}: {counts}")
         except errors.UserError as error:
             yield Check("config: data", BROKEN, str(error), "set data.dir, or check the folder: dvsnas data check DIR")
@@ -251,7 +251,7 @@ def _folder(key: str, path: str, advice: str) -> Check:
 
 def _reads_by_tensorflow(config: ml_collections.ConfigDict) -> bool:
     """Whether the clips of a config come from tf.data."""
-    return config.data.loader == "tf" or (config.data.loader == "auto" and config.data.name != "synthetic")
+    return config.data.loader == "tf" or (config.data.loader == "auto" and not datasets.of(config.data).is_computed)
 
 
 def self_test() -> Check:
@@ -260,7 +260,7 @@ def self_test() -> Check:
         inputs=("prev_state", "decoder", "logits"), num_layers=2,
         operations=("skip", "conv_3x3", "sep_conv_3x3"), aggregations=("sum", "gate"),
     )  # fmt: skip
-    num_classes = camvid_table.TABLE.num_classes
+    num_classes = camvid.CLASSES.num_classes
     settings = cell_frame.CellSettings(channels=8, feature_channels={"decoder": 8, "logits": num_classes, "image": 3})
     supernet = supernet_lib.make(space, settings)
     rng = np.random.default_rng(0)

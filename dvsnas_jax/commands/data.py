@@ -26,8 +26,8 @@ def register(add: common.Add) -> None:
     check = add("check", _check, "read every file of a dataset and list what is wrong", "/data/camvid")
     check.add_argument("dir", metavar="DIR", help="dataset folder")
     check.add_argument(
-        "--layout", choices=("auto", "camvid", "cityscapes", "folder"), default="auto",
-        help="what the folder should be; default: whatever it looks like",
+        "--layout", metavar="NAME", default="auto",
+        help="the data set that the folder should be, as camvid or folder; default: whatever it looks like",
     )  # fmt: skip
     check.add_argument(
         "--workers", type=int, default=0, metavar="N", help="files read at once; default: as many as cores"
@@ -68,10 +68,11 @@ def _check(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
     if arguments.workers < 0:
         raise errors.UserError(f"--workers: must be at least 0, got {arguments.workers}")
-    from dvsnas_jax.data import check
-    from dvsnas_jax.data.datasets import layouts
+    from dvsnas_jax.data import check, datasets
 
-    report = check.run(arguments.dir, arguments.layout, layouts.options(config.data), workers=arguments.workers)
+    if arguments.layout not in (known := ["auto", *datasets.on_disk()]):
+        raise errors.UserError(f"--layout: must be one of {', '.join(known)}, got {arguments.layout!r}")
+    report = check.run(arguments.dir, arguments.layout, datasets.options(config.data), workers=arguments.workers)
     for problem in report.problems:
         print(problem)
     if report.problems:
@@ -79,7 +80,7 @@ def _check(arguments: argparse.Namespace) -> None:
             f"{arguments.dir}: {len(report.problems)} problems (listed above); correct them and check again"
         )
     print(check.text(report))
-    if arguments.config and config.data.name == report.layout.split("_")[0]:
+    if arguments.config and config.data.name == report.folder.dataset.name:
         from dvsnas_jax.train import require_labels
 
         config.data.dir = arguments.dir

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import json_files, output_files
-from dvsnas_jax.data.datasets import classes
-from dvsnas_jax.data.loading import pipeline, store
+from dvsnas_jax.data.datasets import labels as labels_lib
+from dvsnas_jax.data.loading import pipeline, whole_videos
 
 _GAP = 4
 _LINE = 18
@@ -27,7 +27,7 @@ _OPACITY = 55
 
 def _legend(table: types.ClassTable, width: int, *, is_overlay: bool = False) -> np.ndarray:
     """Names beside their colours, u8 [height, width, 3]; over a frame, ignored pixels have no colour."""
-    entries = [(name, tuple(int(c) for c in color)) for name, color in zip(table.names, table.colors, strict=True)]
+    entries = list(zip(table.names, map(tuple, table.colors.tolist()), strict=True))
     if not is_overlay:
         entries.append(("ignored", (0, 0, 0)))
     lines: list[list[tuple[int, str, tuple[int, ...]]]] = [[]]
@@ -57,19 +57,14 @@ def _row(tiles: np.ndarray) -> np.ndarray:
 def render(
     data: ml_collections.ConfigDict, *, split: str = "val", num_clips: int = 3, num_frames: int = 5
 ) -> np.ndarray:
-    """Draws the first frames of some videos and their true labels; of train, augmented clips as a network gets them.
-
-    Args:
-      data: section of the configuration.
-      split: train, val or test.
-      num_clips: rows at most; the videos are spread over the split.
-      num_frames: columns at most.
+    """Draws the first frames of some videos, a row each, and their labels; of train, augmented clips as a network gets
+    them. At most `num_clips` videos, spread over the split, of `num_frames` each.
 
     Returns:
       u8 [height, width, 3], RGB.
 
     Raises:
-      UserError: see `pipeline.train_batches` and `pipeline.sequences`.
+      UserError: see `pipeline.train_batches` and `whole_videos.find`.
     """
     table = pipeline.class_table(data)
     if num_clips < 1:
@@ -81,12 +76,12 @@ def render(
         clips = next(pipeline.train_batches(data, batch_size=num_clips, num_frames=wanted, seed=int(data.seed)))
         shown = list(zip(clips.frames, clips.labels, strict=True))
     else:
-        videos = store.videos(data, split)
+        videos = whole_videos.find(data, split)
         chosen = np.unique(np.linspace(0, len(videos) - 1, min(num_clips, len(videos))).round().astype(int))
         shown = [(video.frames, video.labels) for video in (_head(videos, number, num_frames) for number in chosen)]
     rows = []
     for frames, labels in shown:
-        rows += [_row(np.asarray(frames)), _row(classes.colorize(np.asarray(labels), table))]
+        rows += [_row(np.asarray(frames)), _row(labels_lib.colorize(np.asarray(labels), table))]
     width = max(row.shape[1] for row in rows)
     rows.append(_legend(table, width))
     return np.concatenate(
@@ -96,26 +91,15 @@ def render(
 
 def _head(videos: Sequence[types.Sequence], number: int, num_frames: int) -> types.Sequence:
     """The first frames of a video; of one on disk no others are read."""
-    if isinstance(videos, store.Videos):
+    if isinstance(videos, whole_videos.Videos):
         videos = videos.shortened(num_frames)
     video = videos[number]
     return types.Sequence(name=video.name, frames=video.frames[:num_frames], labels=video.labels[:num_frames])
 
 
-def save(
-    data: ml_collections.ConfigDict,
-    path: str | os.PathLike[str],
-    *,
-    split: str = "val",
-    num_clips: int = 3,
-    num_frames: int = 5,
-) -> None:
-    """Writes `render(...)` as a picture; the ending of `path` names the format.
-
-    Raises:
-      UserError: the picture cannot be written.
-    """
-    _write(Image.fromarray(render(data, split=split, num_clips=num_clips, num_frames=num_frames)), path)
+def save(data: ml_collections.ConfigDict, path: str | os.PathLike[str], **options: Any) -> None:
+    """Writes `render(data, **options)`; the ending of `path` names the format; UserError where it cannot be written."""
+    _write(Image.fromarray(render(data, **options)), path)
 
 
 def animate(
@@ -123,27 +107,25 @@ def animate(
 ) -> tuple[np.ndarray, float]:
     """A video beside itself under its labels, frame by frame, above the legend of the classes.
 
-    Args:
-      data: section of the configuration.
-      split: train, val or test.
-      number: of the video in `pipeline.sequences`; None: the longest.
-      num_frames: at most.
+    The video is that of the number in `whole_videos.find`, None: the longest; at most `num_frames` of it.
 
     Returns:
       u8 [T, height, width, 3], and frames per second (10 for synthetic streets, which have no rate of their own).
 
     Raises:
-      UserError: no such video, or see `pipeline.sequences`.
+      UserError: no such video, or see `whole_videos.find`.
     """
     table = pipeline.class_table(data)
-    videos = store.videos(data, split, is_split_up=False)
-    lengths = list(map(len, videos.runs)) if isinstance(videos, store.Videos) else [len(v.frames) for v in videos]
+    videos = whole_videos.find(data, split, is_split_up=False)
+    if isinstance(videos, whole_videos.Videos):
+        lengths, rate = list(map(len, videos.runs)), videos.source.frame_rate / int(data.eval_gap)
+    else:
+        lengths, rate = [len(video.frames) for video in videos], 10.0
     if num_frames < 1:
         raise errors.UserError(f"--frames: must be at least 1, got {num_frames}")
     if number is not None and not 0 <= number < len(lengths):
         raise errors.UserError(f"--video: must be from 0 to {len(lengths) - 1}, the videos of {split}, got {number}")
     video = _head(videos, int(np.argmax(lengths)) if number is None else number, num_frames)
-    rate = store.source(data, split).frame_rate / int(data.eval_gap) if data.name != "synthetic" else 10.0
     frames, labels = np.asarray(video.frames), np.asarray(video.labels)
     enlarge = -(-_PANEL // frames.shape[2])
     overlay = overlaid(frames, labels, table)
@@ -154,7 +136,7 @@ def animate(
 
 def overlaid(frames: np.ndarray, labels: np.ndarray, table: types.ClassTable) -> np.ndarray:
     """Frames u8 [..., H, W, 3] under the colours of their labels u8 [..., H, W]; ignored pixels stay as they are."""
-    painted = classes.colorize(labels, table).astype(np.uint16)
+    painted = labels_lib.colorize(labels, table).astype(np.uint16)
     mixed = ((frames.astype(np.uint16) * (100 - _OPACITY) + painted * _OPACITY + 50) // 100).astype(np.uint8)
     return np.where((labels < table.num_classes)[..., None], mixed, frames)
 
@@ -167,20 +149,13 @@ def _foot(name: str, t: int, labels: np.ndarray, table: types.ClassTable, width:
     return np.concatenate([np.asarray(image), _legend(table, width, is_overlay=True)])
 
 
-def save_animation(
-    data: ml_collections.ConfigDict,
-    path: str | os.PathLike[str],
-    *,
-    split: str = "val",
-    number: int | None = None,
-    num_frames: int = 60,
-) -> None:
-    """Writes `animate(...)`: .gif, .webp, or .png and .apng (animated PNG), by the ending of `path`.
+def save_animation(data: ml_collections.ConfigDict, path: str | os.PathLike[str], **options: Any) -> None:
+    """Writes `animate(data, **options)`: .gif, .webp, or .png and .apng (animated PNG), by the ending of `path`.
 
     Raises:
       UserError: the picture cannot be written.
     """
-    pictures, rate = animate(data, split=split, number=number, num_frames=num_frames)
+    pictures, rate = animate(data, **options)
     images = [Image.fromarray(picture) for picture in pictures]
     if os.fspath(path).lower().endswith(".gif"):  # one palette for all, or the colours flicker
         palette = Image.fromarray(pictures[:: max(len(pictures) // 8, 1)].reshape(-1, *pictures.shape[2:]))

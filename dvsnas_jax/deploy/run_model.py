@@ -13,7 +13,7 @@ import dvsnas_jax
 from dvsnas_jax.core import compilation, errors
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.data.datasets import layouts, written_ids
+from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import pipeline
 from dvsnas_jax.infer import artifact, jitted, programs
 from dvsnas_jax.nets import encoders
@@ -54,8 +54,8 @@ def describe(config: ml_collections.ConfigDict, model: programs.Model, genotype:
         **programs.describe(model),
         "versions": {"dvsnas_jax": dvsnas_jax.__version__, "jax": jax.__version__},
         "net": config_lib.to_json_dict(config.net),
-        "ids": written_ids.of(config.data).tolist(),
-        "trained_on": layouts.title(config.data),
+        "ids": datasets.written_ids(config.data).tolist(),
+        "trained_on": datasets.title(config.data),
     }
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from dvsnas_jax.core import errors, progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
-from dvsnas_jax.data.loading import pipeline, store, tf_videos
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.loading import pipeline, whole_videos
 from dvsnas_jax.deploy import run_model
 from dvsnas_jax.evaluate import metrics, timing
 from dvsnas_jax.infer import artifact, dispatch
@@ -64,9 +65,9 @@ def run(
         if is_other_data:
             _check_classes(pipeline.class_table(claims.config_of(folder).data).names, table.names, folder.path)
         model = run_model.jit(config, run_model.read(config, folder)[0])
-        sequences, strip = sequences_of(config), Strip(config.report.strip_frames)
+        split, strip = config.evaluate.split, Strip(config.report.strip_frames)
+        sequences = whole_videos.open_split(config.data, split)
         claims.claim(config, folder, ignore=ignore)
-        split = config.evaluate.split
         file = _other_file(config) if is_other_data else RESULT if split == "val" else f"evaluation_{split}.json"
         if distributed.is_main():
             commonest = None if is_other_data else commonest_class(config, table)
@@ -100,7 +101,8 @@ def run_exported(
             f"--model: {folder} is for {manifest['size']} (height, width), the config's data.height and "
             f"data.width are {size}; set these to the same"
         )
-    result = _evaluate(config, model, sequences_of(config), watch_fns=(watch_fn,))
+    sequences = whole_videos.open_split(config.data, config.evaluate.split)
+    result = _evaluate(config, model, sequences, watch_fns=(watch_fn,))
     workdir.Workdir(folder).write_json(_other_file(config), result)
     return result
 
@@ -112,15 +114,8 @@ def _other_file(config: ml_collections.ConfigDict) -> str:
 
 def check(config: ml_collections.ConfigDict) -> None:
     """A UserError where there are no proper videos of `config.evaluate.split`; the frames are not read."""
-    if config.data.name != "synthetic":
-        sequences_of(config)
-
-
-def sequences_of(config: ml_collections.ConfigDict) -> Sequence[types.Sequence]:
-    """The videos of `config.evaluate.split`; decoded by tf.data where `data.loader` is "tf", else by Pillow."""
-    if config.data.loader == "tf":
-        return tf_videos.Videos(config.data, config.evaluate.split)
-    return pipeline.sequences(config.data, config.evaluate.split)
+    if not datasets.of(config.data).is_computed:
+        whole_videos.open_split(config.data, config.evaluate.split)
 
 
 def _check_classes(trained: Sequence[str], given: Sequence[str], where: os.PathLike[str]) -> None:
@@ -209,11 +204,11 @@ def score(
 
 def commonest_class(config: ml_collections.ConfigDict, table: types.ClassTable) -> int:
     """The class with most pixels in the train split: on disk, in at most `COUNTED_FRAMES` frames spread over it."""
-    if config.data.name == "synthetic":
+    if datasets.of(config.data).is_computed:
         clips = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames)
         images = [np.asarray(clips.labels)[:, -1]]
     else:
-        frames = store.videos(config.data, "train", is_split_up=True)
+        frames = whole_videos.find(config.data, "train", is_split_up=True)
         chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), COUNTED_FRAMES)).round().astype(int))
         images = [frames[number].labels for number in chosen]
     counts = sum(np.bincount(image.ravel(), minlength=256)[: table.num_classes] for image in images)

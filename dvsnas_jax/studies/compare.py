@@ -24,7 +24,7 @@ from dvsnas_jax.core import compilation, errors, progress, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.data.loading import pipeline, whole_videos
 from dvsnas_jax.evaluate import evaluation, timing
 from dvsnas_jax.infer import jitted, programs
 from dvsnas_jax.nets import static_net
@@ -217,7 +217,7 @@ def _prepare(
     return Shared(
         variables=variables,
         store=features_lib.train_store(config, variables, clips, names),
-        sequences=pipeline.sequences(config.data, config.evaluate.split),
+        sequences=whole_videos.find(config.data, config.evaluate.split),
         table=pipeline.class_table(config.data),
         folder=folder,
         stop=stop,

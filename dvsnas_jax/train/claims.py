@@ -21,7 +21,8 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
-from dvsnas_jax.data.datasets import frames, layouts
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.datasets import frames
 from dvsnas_jax.data.loading import pipeline, store
 from dvsnas_jax.space import genotype as genotype_lib
 
@@ -73,12 +74,12 @@ def config_of(folder: workdir.Workdir) -> ml_collections.ConfigDict:
     classes = _read_identity(folder).get("classes")
     if not config.data.prepared:
         return config
-    is_known = config.data.name != "folder" or classes is not None
-    if not is_known and os.path.exists(config.data.prepared):
+    is_own = datasets.of(config.data).is_own
+    if is_own and classes is None and os.path.exists(config.data.prepared):
         return config
     config = config.copy_and_resolve_references().unlock()
     config.data.prepared = ""
-    if config.data.name == "folder" and classes is not None:
+    if is_own and classes is not None:
         config.data.folder.update({name: tuple(classes[name]) for name in ("classes", "colors")})
     return config.lock()
 
@@ -175,19 +176,18 @@ def describe(data: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
 
 def _sizes(frame: frames.Frame) -> list[int]:
     """Bytes of the image and of the mask; 0 where it is no file of its own."""
-    paths = [path for path in (frame.image, frame.label) if path is not None]
-    return [path.stat().st_size if path.is_file() else 0 for path in paths]
+    return [path.stat().st_size if path.is_file() else 0 for path in frame.paths]
 
 
 def _root(data: ml_collections.ConfigDict) -> str | None:
     """Where data on disk lies, absolute and without links; None: it is made, or no place is known."""
-    root = "" if data.name == "synthetic" else str(data.prepared) or layouts.root(data)
+    root = "" if datasets.of(data).is_computed else str(data.prepared) or datasets.root(data)
     return os.path.realpath(root) if root else None
 
 
 def _is_like(a: ml_collections.ConfigDict, b: ml_collections.ConfigDict) -> bool:
     """Whether two sections describe data on disk of one kind, so that its place may differ."""
-    return a.name == b.name != "synthetic" and bool(a.prepared) == bool(b.prepared)
+    return a.name == b.name and not datasets.of(a).is_computed and bool(a.prepared) == bool(b.prepared)
 
 
 def _places(

@@ -24,7 +24,7 @@ import numpy as np
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import types
 from dvsnas_jax.core.processes import distributed
-from dvsnas_jax.data.datasets import layouts
+from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import store as clips_store
 
 CLIPS_PER_FILE = 16
@@ -106,14 +106,14 @@ def _code(package: pathlib.Path) -> str:
 
 def _files(data: ml_collections.ConfigDict) -> str:
     """Names, sizes and times of the files of the train split; empty where the clips are computed."""
-    if data.name == "synthetic":
+    if datasets.of(data).is_computed:
         return ""
-    root = data.prepared or layouts.root(data)
+    root = data.prepared or datasets.root(data)
     if data.prepared:
         paths = sorted(path for path in pathlib.Path(data.prepared).rglob("*") if path.is_file())
     else:
         found = clips_store.source(data, "train").frames
-        paths = [path for frame in found for path in (frame.image, frame.label) if path is not None]
+        paths = [path for frame in found for path in frame.paths]
     # Named from the folder on: however its path is spelled, and wherever it was moved, it is the same data.
     stats = [(os.path.relpath(path, root), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return json.dumps(stats)

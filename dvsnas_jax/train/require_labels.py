@@ -10,8 +10,8 @@ import numpy as np
 
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.processes import distributed
-from dvsnas_jax.data import coverage
-from dvsnas_jax.data.loading import pipeline, store
+from dvsnas_jax.data import coverage, datasets
+from dvsnas_jax.data.loading import pipeline, store, whole_videos
 from dvsnas_jax.train import pretrain
 
 
@@ -39,10 +39,10 @@ def check(
             "data: the train split has one clip; at least two are needed, one to train and one to measure on: add "
             "labelled frames, or lower data.num_frames or data.frame_gap"
         )
-    if data.name == "synthetic":
+    if datasets.of(data).is_computed:
         return num_clips
     if is_evaluated:
-        store.videos(data, config.evaluate.split)  # says so where there are none
+        whole_videos.find(data, config.evaluate.split)  # says so where there are none
     names = dict.fromkeys(("train", *([config.evaluate.split] if is_evaluated else [])))
     notes = _require_classes(data, list(names))
     for note in notes if do_note and distributed.is_main() else ():
@@ -86,11 +86,11 @@ def _require_classes(data: ml_collections.ConfigDict, names: list[str]) -> list[
             f"split {bare[0]}: none of its frames has a label image, and the run is scored on it; add some, or name "
             "another split in evaluate.split"
         )
-    options = {"is_own": data.name == "folder", "absent": tuple(data.folder.absent)}
-    problems, notes = coverage.judge(splits, **options)
+    rules = datasets.of(data), datasets.options(data)
+    problems, notes = coverage.judge(splits, *rules)
     if problems and not all(split.is_whole for split in splits):
         splits = [split if split.is_whole else coverage.read(data, split.name) for split in splits]
-        problems, notes = coverage.judge(splits, **options)
+        problems, notes = coverage.judge(splits, *rules)
     if problems:
         more = f" ({len(problems) - 1} more problems: run `dvsnas data check`)" if len(problems) > 1 else ""
         raise errors.UserError(f"{problems[0]}{more}")

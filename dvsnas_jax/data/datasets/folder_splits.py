@@ -6,16 +6,15 @@ frames of one video are nearly equal, and a score on them would be one on the tr
 
 from __future__ import annotations
 
-import bisect
-import dataclasses
 import fnmatch
+import itertools
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from dvsnas_jax.core import errors
-from dvsnas_jax.data.datasets import listing
+from dvsnas_jax.data.datasets import frames, listing, record
 
 Key = tuple[str, int]
 """Sequence and number of a frame."""
@@ -23,65 +22,49 @@ _KEY = "data.folder.splits"
 _FORMS = "give shares (0.8,0.2), files of names (lists/{split}.txt) or videos (val:NAME,test:NAME)"
 
 
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """The keys of the configuration, see `core.defaults`."""
-
-    splits: tuple[str, ...]
-    split_by: str
-
-
 def owners(
     root: pathlib.Path,
     images: Mapping[Key, pathlib.Path],
     labelled: Collection[Key],
-    rule: Rule,
-    names: Sequence[str],
-    found: listing.Scan,
+    options: record.Options,
+    found: frames.Scan,
 ) -> dict[Key, str]:
-    """The split of every frame; frames in none are left out.
-
-    Args:
-      root: of the dataset.
-      images: all frames of the folder.
-      labelled: those with a mask.
-      rule: how they are split.
-      names: of the splits: train first, then those of scores.
-      found: gets problems and notes.
+    """The split of every frame, of which some are labelled; frames in none are left out.
 
     Raises:
       UserError: the keys make no sense, or there are too few videos.
     """
-    if not rule.splits:
-        lists = {name: root / f"{name}.txt" for name in names if (root / f"{name}.txt").is_file()}
+    parts = options.splits
+    is_pattern = len(parts) == 1 and "{split}" in parts[0]
+    if not parts or is_pattern:
+        pattern = parts[0] if parts else "{split}.txt"
+        paths = {name: root / pattern.replace("{split}", name) for name in frames.SPLITS}
+        lists = {name: path for name, path in paths.items() if path.is_file()}
         if lists:
             return _listed(root, images, labelled, lists, found)
-        found.notes.append(f"{root}: all frames are train, there is nothing to score on; {advice(images)}")
-        return dict.fromkeys(images, names[0])
-    if len(rule.splits) == 1 and "{split}" in rule.splits[0]:
-        paths = {name: root / rule.splits[0].replace("{split}", name) for name in names}
-        lists = {name: path for name, path in paths.items() if path.is_file()}
-        if not lists:
-            raise errors.UserError(f"{_KEY}: {paths[names[0]]}: no such file; correct the pattern of the lists")
-        return _listed(root, images, labelled, lists, found)
-    if all(":" in part for part in rule.splits):
-        return _named(images, rule.splits, names, found)
-    return _shared(images, labelled, _shares(rule.splits, names), rule.split_by, names)
+        if parts:
+            raise errors.UserError(f"{_KEY}: {paths['train']}: no such file; correct the pattern of the lists")
+        found.notes.append(f"{root}: all frames are train, there is nothing to score on; {_advice(images)}")
+        return dict.fromkeys(images, "train")
+    if all(":" in part for part in parts):
+        return _named(images, parts, found)
+    shares = _shares(parts)
+    return _blocks(images, shares) if options.split_by == "blocks" else _shared(images, labelled, shares)
 
 
-def why_empty(images: Mapping[Key, pathlib.Path], rule: Rule, split: str, owner: Mapping[Key, str]) -> str:
+def why_empty(images: Mapping[Key, pathlib.Path], options: record.Options, split: str, owner: Mapping[Key, str]) -> str:
     """Why a split has no frames, and what to do."""
-    if rule.splits:
-        return f"{_KEY}={','.join(rule.splits)} gives it none; add a share, a video or a list of it"
+    if options.splits:
+        return f"{_KEY}={','.join(options.splits)} gives it none; add a share, a video or a list of it"
     if split != "train" and set(owner.values()) == {"train"} and len(owner) == len(images):
         return (
             f"without {{split}} in data.folder.frames all frames are train, and a score on {split} would be one on the "
-            f"same frames; {advice(images)}"
+            f"same frames; {_advice(images)}"
         )
     return f"the lists of frames beside the data give it none; add {split}.txt, or set {_KEY}"
 
 
-def advice(images: Mapping[Key, pathlib.Path]) -> str:
+def _advice(images: Mapping[Key, pathlib.Path]) -> str:
     """What to set where nothing splits the frames."""
     num_videos = len({sequence for sequence, _ in images})
     if num_videos == 1:
@@ -91,71 +74,62 @@ def advice(images: Mapping[Key, pathlib.Path]) -> str:
     return f"{how} (other ways: val:NAME, or files of names as lists/{{split}}.txt, or {{split}} in the pattern)"
 
 
-def _shares(parts: Sequence[str], names: Sequence[str]) -> list[float]:
+def _shares(parts: Sequence[str]) -> list[float]:
     """Share of each split, of sum 1."""
     try:
         values = [float(part) for part in parts]
     except ValueError:
         raise errors.UserError(f"{_KEY}: {','.join(parts)!r} is no way to split; {_FORMS}") from None
-    is_fine = 2 <= len(values) <= len(names) and all(np.isfinite(values)) and min(values) >= 0
+    is_fine = 2 <= len(values) <= len(frames.SPLITS) and all(np.isfinite(values)) and min(values) >= 0
     if not is_fine or not values[0] or sum(value > 0 for value in values) < 2:
         raise errors.UserError(
-            f"{_KEY}: {','.join(parts)!r} are no shares of {', '.join(names)}; give two or three numbers, as 0.8,0.2"
+            f"{_KEY}: {','.join(parts)!r} are no shares of {', '.join(frames.SPLITS)}; give two or three numbers, as "
+            "0.8,0.2"
         )
     return [value / sum(values) for value in values]
 
 
-def _shared(
-    images: Mapping[Key, pathlib.Path],
-    labelled: Collection[Key],
-    shares: Sequence[float],
-    split_by: str,
-    names: Sequence[str],
-) -> dict[Key, str]:
-    """By shares: of the videos that have masks (the others are train), or of the frames of each."""
-    if split_by == "blocks":
-        return _blocks(images, shares, names)
+def _shared(images: Mapping[Key, pathlib.Path], labelled: Collection[Key], shares: Sequence[float]) -> dict[Key, str]:
+    """By shares of the videos that have masks; the others are train."""
     every = sorted({sequence for sequence, _ in images})
     has_masks = {sequence for sequence, _ in labelled}
     videos = [name for name in every if name in has_masks or not labelled]
     wanted = [i for i, share in enumerate(shares) if share > 0]
     if len(videos) < len(wanted):
+        names = ", ".join(frames.SPLITS[i] for i in wanted)
         raise errors.UserError(
             f"{_KEY}: {len(videos)} video{'s' * (len(videos) != 1)} with masks cannot be shared among {len(wanted)} "
-            f"splits ({', '.join(names[i] for i in wanted)}); set data.folder.split_by=blocks to cut each in pieces"
+            f"splits ({names}); set data.folder.split_by=blocks to cut each in pieces"
         )
     counts = np.array([max(round(share * len(videos)), 1) if share else 0 for share in shares])
     while counts.sum() != len(videos):  # rounding: what is too much or too little is that of the largest split
         counts[counts.argmax()] += np.sign(len(videos) - counts.sum())
     drawn = np.random.default_rng(0).permutation(len(videos))  # the same whatever the run's seed
-    owner = dict.fromkeys(every, names[0])
-    for split, part in zip(names, np.split(drawn, np.cumsum(counts)[:-1]), strict=False):
+    owner = dict.fromkeys(every, "train")
+    for split, part in zip(frames.SPLITS, np.split(drawn, np.cumsum(counts)[:-1]), strict=False):
         owner.update((videos[i], split) for i in part)
     return {key: owner[key[0]] for key in images}
 
 
-def _blocks(images: Mapping[Key, pathlib.Path], shares: Sequence[float], names: Sequence[str]) -> dict[Key, str]:
+def _blocks(images: Mapping[Key, pathlib.Path], shares: Sequence[float]) -> dict[Key, str]:
     """Contiguous pieces of every video, train first."""
-    videos: dict[str, list[Key]] = {}
-    for key in sorted(images):
-        videos.setdefault(key[0], []).append(key)
     found: dict[Key, str] = {}
-    for keys in videos.values():
+    for _, group in itertools.groupby(sorted(images), lambda key: key[0]):
+        keys = list(group)
         ends = np.rint(np.cumsum(shares) * len(keys)).astype(int)
-        found.update((key, names[int(np.searchsorted(ends, i, side="right"))]) for i, key in enumerate(keys))
+        places = np.searchsorted(ends, np.arange(len(keys)), side="right")
+        found.update((key, frames.SPLITS[place]) for key, place in zip(keys, places, strict=True))
     return found
 
 
-def _named(
-    images: Mapping[Key, pathlib.Path], parts: Sequence[str], names: Sequence[str], found: listing.Scan
-) -> dict[Key, str]:
+def _named(images: Mapping[Key, pathlib.Path], parts: Sequence[str], found: frames.Scan) -> dict[Key, str]:
     """By names of videos, `split:NAME`, with `*` for anything; the others are train where no part names train."""
     videos = sorted({sequence for sequence, _ in images})
     owner: dict[str, str] = {}
     for part in parts:
         split, pattern = part.split(":", 1)
-        if split not in names:
-            raise errors.UserError(f"{_KEY}: {part!r} names no split; use {', '.join(names)}, as val:NAME")
+        if split not in frames.SPLITS:
+            raise errors.UserError(f"{_KEY}: {part!r} names no split; use {', '.join(frames.SPLITS)}, as val:NAME")
         matches = fnmatch.filter(videos, pattern)
         if not matches:
             shown = ", ".join(videos[:6]) + (", ..." if len(videos) > 6 else "")
@@ -164,8 +138,8 @@ def _named(
             if owner.setdefault(video, split) != split:
                 raise errors.UserError(f"{_KEY}: {video} is {owner[video]} and {split}; keep it in one of them")
     rest = [video for video in videos if video not in owner]
-    if not any(part.startswith(f"{names[0]}:") for part in parts):
-        owner.update(dict.fromkeys(rest, names[0]))
+    if not any(part.startswith("train:") for part in parts):
+        owner.update(dict.fromkeys(rest, "train"))
     elif rest:
         found.notes.append(f"{_KEY}: {', '.join(rest[:6])}{', ...' * (len(rest) > 6)}: videos in no split")
     return {key: owner[key[0]] for key in images if key[0] in owner}
@@ -176,7 +150,7 @@ def _listed(
     images: Mapping[Key, pathlib.Path],
     labelled: Collection[Key],
     lists: Mapping[str, pathlib.Path],
-    found: listing.Scan,
+    found: frames.Scan,
 ) -> dict[Key, str]:
     """By files that hold a video or a frame a line; frames by the end of their path, with or without suffix."""
     names: dict[str, list[Key]] = {}
@@ -200,7 +174,9 @@ def _listed(
                     found.fail(path, f"lists {line}, which {other} lists too; keep it in one of them")
                     break
     if has_frames:
-        _give_history(images, labelled, owner)
+        owner_fn = frames.history_owner(owner)
+        missing = [key for key in images if key not in owner and key not in labelled]
+        owner.update((key, split) for key in missing if (split := owner_fn(*key)))
     rest = sorted(set(images) - set(owner))
     if rest:
         shown = ", ".join(path.name for path in lists.values())
@@ -217,15 +193,3 @@ def _lookup(names: Mapping[str, list[Key]], line: str) -> list[Key] | None:
             if keys is not None:
                 return keys
     return None
-
-
-def _give_history(images: Mapping[Key, pathlib.Path], labelled: Collection[Key], owner: dict[Key, str]) -> None:
-    """Frames without a mask between listed ones belong to the next listed frame, whose history they are."""
-    listed: dict[str, list[int]] = {}
-    for sequence, number in sorted(owner):
-        listed.setdefault(sequence, []).append(number)
-    for key in sorted(set(images) - set(owner) - set(labelled)):
-        numbers = listed.get(key[0], [])
-        after = bisect.bisect(numbers, key[1])
-        if after < len(numbers):
-            owner[key] = owner[key[0], numbers[after]]

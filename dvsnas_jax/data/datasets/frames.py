@@ -1,18 +1,19 @@
-"""What every dataset on disk is to the rest: an ordered list of frames, some with labels, and how labels are coded."""
+"""The frames of a data set on disk: an ordered index of files, some with labels, and what is wrong with them."""
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import dataclasses
 import pathlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from dvsnas_jax.core import errors, types
+from dvsnas_jax.data.datasets import labels
 
-_SHOWN_VALUES = 12
-"""Unknown values that a message names."""
+SPLITS = ("train", "val", "test")
+WITHHELD = "test"
+"""The split whose labels are often kept by the owners of the data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,188 +25,110 @@ class Frame:
     image: pathlib.Path
     label: pathlib.Path | None
 
+    @property
+    def paths(self) -> list[pathlib.Path]:
+        """Of the image, and of the label where there is one."""
+        return [path for path in (self.image, self.label) if path is not None]
 
-def read_bytes(path: pathlib.Path) -> bytes:
-    """The content of a file of the dataset.
 
-    Raises:
-      UserError: it is not there or cannot be read.
-    """
+def num_labelled(found: Iterable[Frame]) -> int:
+    """How many have a label."""
+    return sum(frame.label is not None for frame in found)
+
+
+@contextlib.contextmanager
+def _restorable(path: pathlib.Path) -> Iterator[None]:
     try:
-        return path.read_bytes()
+        yield
     except OSError as error:
         raise errors.UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
 
 
+def read_bytes(path: pathlib.Path) -> bytes:
+    """The content of a file of the data set; UserError where it cannot be read."""
+    with _restorable(path):
+        return path.read_bytes()
+
+
+def num_bytes(path: pathlib.Path) -> int:
+    """The size of a file of the data set; UserError where it is not there."""
+    with _restorable(path):
+        return path.stat().st_size
+
+
 @dataclasses.dataclass(frozen=True)
-class LabelCode:
-    """How the pixels of a label file become train ids.
+class Problem:
+    """Something wrong with a file or folder."""
 
-    Attributes:
-      raw: i32 [n], sorted: what a pixel may hold: an id or palette index, or 65536 r + 256 g + b.
-      train: u8 [n], its train id; 255 = ignore.
-      is_color: label files are RGB colours.
-      ignore_key: config key that names more values to ignore.
-      ignore: what that key holds now.
+    path: pathlib.Path
+    text: str  # what, and what to do
+    is_fatal: bool = True  # the split cannot be used; else it can, without that file
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
+
+
+@dataclasses.dataclass
+class Scan:
+    """What is in one split."""
+
+    frames: dict[tuple[str, int], Frame] = dataclasses.field(default_factory=dict)  # by (sequence, number)
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)  # harmless, worth a line in a report
+    layout: str = ""  # of this split, where it is not that of the whole folder
+
+    @property
+    def fatal(self) -> list[Problem]:
+        """The problems with which the split cannot be used."""
+        return [problem for problem in self.problems if problem.is_fatal]
+
+    @property
+    def ordered(self) -> tuple[Frame, ...]:
+        """By (sequence, number)."""
+        return tuple(self.frames[key] for key in sorted(self.frames))
+
+    def fail(self, path: pathlib.Path, text: str, *, is_fatal: bool = True) -> None:
+        """Records a problem."""
+        self.problems.append(Problem(path, text, is_fatal))
+
+    def add(self, sequence: str, number: int, image: pathlib.Path, label: pathlib.Path | None) -> None:
+        """Records a frame; two files for one frame are a problem."""
+        key = (sequence, number)
+        if key in self.frames:
+            first = self.frames[key].image.name
+            self.fail(image, f"frame {number} of sequence {sequence} is {first} already; rename or remove one of them")
+        else:
+            self.frames[key] = Frame(sequence, number, image, label)
+
+
+def history_owner(owner: Mapping[tuple[str, int], str]) -> Callable[[str, int], str]:
+    """Which split a frame belongs to that is not among those that are owned, (sequence, number) -> split.
+
+    That of the next one of its sequence, whose history it is; "" = after the last.
     """
+    marks: dict[str, list[tuple[int, str]]] = {}
+    for (sequence, number), split in sorted(owner.items()):
+        marks.setdefault(sequence, []).append((number, split))
 
-    raw: np.ndarray
-    train: np.ndarray
-    is_color: bool
-    ignore_key: str = "data.ignore"
-    ignore: tuple[str, ...] = ()
+    def owner_fn(sequence: str, number: int) -> str:
+        known = marks.get(sequence, [])
+        after = bisect.bisect(known, (number, ""))
+        return known[after][1] if after < len(known) else ""
 
-    def pack(self, pixels: np.ndarray) -> np.ndarray:
-        """What the pixels [H, W] or u8 [H, W, 3] of a label image hold, as `raw` writes it: integers [H, W]."""
-        return pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32) if self.is_color else pixels
-
-    def decode(self, pixels: np.ndarray, where: str) -> np.ndarray:
-        """Train ids of a label image.
-
-        Args:
-          pixels: integers [H, W], or u8 [H, W, 3] of colours.
-          where: the file, for the error.
-
-        Returns:
-          u8 [H, W].
-
-        Raises:
-          UserError: values that the code does not know, each named.
-        """
-        pixels = self.pack(pixels)
-        place = np.minimum(np.searchsorted(self.raw, pixels), len(self.raw) - 1)
-        is_unknown = self.raw[place] != pixels
-        if is_unknown.any():
-            raise errors.UserError(f"{where}: {self.unknown(count_values(pixels[is_unknown]))}")
-        return self.train[place].astype(np.uint8)
-
-    def train_of(self, value: int) -> int | None:
-        """The train id of one value, None where the code does not know it."""
-        place = min(int(np.searchsorted(self.raw, value)), len(self.raw) - 1)
-        return int(self.train[place]) if place >= 0 and self.raw[place] == value else None
-
-    def text(self, value: int) -> str:
-        """A value as people, and the config, write it."""
-        return f"#{value:06x}" if self.is_color else str(value)
-
-    def unknown(self, counts: Mapping[int, int], *, num_masks: int = 0, together: Sequence[int] = ()) -> str:
-        """Says that values are not known, and what to do.
-
-        Args:
-          counts: value -> its pixels; the commonest are named.
-          num_masks: files that hold them; 0: one, which is named elsewhere.
-          together: values that the setting leaves out; none: those that are named.
-        """
-        known = sorted(counts, key=lambda value: (-counts[value], value))
-        shown, rest = sorted(known[:_SHOWN_VALUES]), known[_SHOWN_VALUES:]
-        numbers = ", ".join(f"{counts[value]:,}" for value in shown)
-        pixels = f"{numbers} pixel{'s' * (sum(counts[value] for value in shown) != 1)}"
-        pixels += f" in {num_masks} mask{'s' * (num_masks != 1)}" if num_masks else ""
-        more = f" and {len(rest)} more with {sum(counts[value] for value in rest):,} pixels" if rest else ""
-        setting = f"--config.{self.ignore_key}={','.join([*self.ignore, *map(self.text, together or shown)])}"
-        is_one = len(known) == 1
-        them = "it" if is_one else "them"
-        if self.is_color:
-            names = ", ".join(f"{(v >> 16, v >> 8 & 255, v & 255)}" for v in shown)
-            hint = "; smoothed or resized labels hold many: save them without" if rest else ""
-            return (
-                f"the colour{'s' * (not is_one)} {names}{more} belong{'s' * is_one} to no class ({pixels}{hint}); "
-                f"{self._class_hint()}leave {them} out: {setting}"
-            )
-        ignored = list(map(int, self.raw[self.train == types.IGNORE]))
-        ids = ", ".join(str(v) for v in self.raw) if len(self.raw) <= 16 else f"{self.raw[0]}..{self.raw[-1]}"
-        names = ", ".join(map(str, shown))
-        return (
-            f"label id{'s' * (not is_one)} {names}{more} {'is' if is_one else 'are'} out of range; "
-            f"ids are {ids}, of which {ignored} are ignored ({pixels}); "
-            f"{self._class_hint()}leave {them} out: {setting}"
-        )
-
-    def _class_hint(self) -> str:
-        is_own = self.ignore_key.startswith("data.folder")
-        key = "data.folder.colors" if self.is_color else "data.folder.ids"
-        return f"make a class of it by {key}, or " if is_own else ""
-
-
-def count_values(values: np.ndarray) -> dict[int, int]:
-    """How often each value occurs in integers of any shape."""
-    flat = values.ravel()
-    if flat.size and 0 <= flat.min() and flat.max() <= 65535:  # much faster than sorting
-        counts = np.bincount(flat)
-        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    return {int(value): int(count) for value, count in zip(*np.unique(flat, return_counts=True), strict=True)}
-
-
-def parse_color(text: str, key: str) -> int:
-    """`#rrggbb` as 65536 r + 256 g + b.
-
-    Raises:
-      UserError: it is no colour; `key` of the config is named.
-    """
-    if re.fullmatch(r"#[0-9a-fA-F]{6}", text) is None:
-        raise errors.UserError(f"{key}: {text!r} is no colour; write it as #rrggbb, for example #804080")
-    return int(text[1:], 16)
-
-
-def parse_id(text: str, key: str) -> int:
-    """An id of a label image, 0..65535.
-
-    Raises:
-      UserError: it is none; `key` of the config is named.
-    """
-    if re.fullmatch(r"\d{1,5}", text) is None or int(text) > 65535:
-        raise errors.UserError(f"{key}: {text!r} is no id; write whole numbers in 0..65535")
-    return int(text)
-
-
-def with_ignored(code: LabelCode, texts: Sequence[str]) -> LabelCode:
-    """The code with data.ignore: ids or colours `#rrggbb` that are ignored, whatever the code makes of them.
-
-    Raises:
-      UserError: one is no id, or no colour where the labels are colours.
-    """
-    if not texts:
-        return code
-    parse = parse_color if code.is_color else parse_id
-    train = dict(zip(code.raw.tolist(), code.train.tolist(), strict=True))
-    train.update((parse(text, "data.ignore"), types.IGNORE) for text in texts)
-    ignore = code.ignore if code.ignore_key != "data.ignore" else tuple(texts)
-    return code_of(train, is_color=code.is_color, ignore_key=code.ignore_key, ignore=ignore)
+    return owner_fn
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One split of a dataset on disk.
+    """One split of a data set on disk."""
 
-    Attributes:
-      layout: camvid_segnet | camvid_official | cityscapes | cityscapes_stills | folder.
-      frames: ordered by (sequence, number).
-      table: names and colours of the train ids.
-      code: of the label files.
-      frame_rate: frames per second where frame numbers are consecutive.
-    """
-
-    layout: str
-    frames: tuple[Frame, ...]
+    layout: str  # camvid_segnet, cityscapes_stills, ...
+    frames: tuple[Frame, ...]  # ordered by (sequence, number)
     table: types.ClassTable
-    code: LabelCode
-    frame_rate: float
+    code: labels.LabelCode
+    frame_rate: float  # Hz, where frame numbers are consecutive
 
-
-def id_code(pairs: Iterable[tuple[int, int]]) -> LabelCode:
-    """A code of ids, from (id in the file, train id)."""
-    return code_of(dict(pairs), is_color=False)
-
-
-def color_code(pairs: Iterable[tuple[tuple[int, int, int], int]]) -> LabelCode:
-    """A code of colours, from ((r, g, b), train id)."""
-    return code_of({65536 * r + 256 * g + b: train for (r, g, b), train in pairs}, is_color=True)
-
-
-def code_of(
-    train: Mapping[int, int], *, is_color: bool, ignore_key: str = "data.ignore", ignore: tuple[str, ...] = ()
-) -> LabelCode:
-    """A code from what a pixel holds -> train id; the other fields as in `LabelCode`."""
-    raw = sorted(train)
-    values = np.array([train[value] for value in raw], np.uint8)
-    return LabelCode(np.array(raw, np.int32), values, is_color, ignore_key, ignore)
+    @property
+    def is_still(self) -> bool:
+        """Of single frames, not of videos."""
+        return self.layout.endswith("_stills")

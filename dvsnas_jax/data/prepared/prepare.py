@@ -10,23 +10,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import os
 import pathlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import ml_collections
-import numpy as np
 
 from dvsnas_jax.core import errors, progress
 from dvsnas_jax.core.files import locking
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.datasets import frames
-from dvsnas_jax.data.prepared import builders, clip_builders, encoded, reading
+from dvsnas_jax.data.prepared import builders, plans, reading
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -34,30 +29,17 @@ _FULL = {
     errno.EFBIG: "files may not become so large (ulimit -f)",
 }
 """What the system says of a disk that takes no more, in words."""
-_NUM_SAMPLES = 6
-"""Frames that are resized to estimate the bytes of all."""
-_EXAMPLE_BYTES, _FRAME_BYTES, _SPLIT_BYTES = 256, 160, 1 << 18
-"""About what an example, each frame in it, and a split take beside the images."""
-_DIGEST = "digest"
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a preparation did.
+    """What a preparation did."""
 
-    Attributes:
-      path: folder of the records.
-      is_new: written now; else it was there, with the same options.
-      counts: examples by split.
-      num_bytes: of the records.
-      left_out: splits of the folder that have no labels.
-    """
-
-    path: pathlib.Path
-    is_new: bool
-    counts: dict[str, int]
-    num_bytes: int
-    left_out: tuple[str, ...] = ()
+    path: pathlib.Path  # folder of the records
+    is_new: bool  # written now; else it was there, with the same options
+    counts: dict[str, int]  # examples by split
+    num_bytes: int  # of the records
+    left_out: tuple[str, ...] = ()  # splits of the folder that have no labels
 
 
 def run(
@@ -69,140 +51,41 @@ def run(
     width: int = 0,
     num_workers: int = 0,
 ) -> Result:
-    """The command `data prepare`: writes the clips of a dataset as TFDS records.
+    """The command `data prepare`: writes the clips of a dataset as TFDS records, into `<dataset>_clips/<version>`.
 
-    Args:
-      data: section of the configuration.
-      output: folder; the records come into `<dataset>_clips/<version>` in it.
-      splits: which; () = all that have labels.
-      height: of the frames, pixels; 0 = the bytes of the files, unchanged. (Synthetic: data.height and data.width.)
-      width: likewise.
-      num_workers: threads; 0 = one a core, 16 at most.
+    `splits`, `height` and `width` are those of `plans.make`; `num_workers` threads, 0 = one a core, 16 at most.
 
     Raises:
       UserError: the dataset is not as it should be, other options are prepared there, or the disk is too small.
       Stopped: SIGTERM or SIGINT came; nothing is left behind.
     """
     root = pathlib.Path(os.path.abspath(os.path.expanduser(os.fspath(output))))
-    if data.name == "synthetic":
-        job = _synthetic_job(data, root, splits, (height, width))
-    else:
-        planned = clip_builders.plan(data, splits, height=height, width=width)
-        job = _clips_job(planned, root, num_workers)
+    plan = plans.make(data, splits, height=height, width=width)
+    path = root / builders.folder_name(plan.dataset) / plans.VERSION
     with signals.stop_on_signal() as stop, locking.exclusive(root, stop) as is_locked:
-        if job.path.exists():
-            return _finished(job, is_new=False)
-        if is_locked:
-            _remove_rests(job.path)
-        _write(job, root, stop)
-        return _finished(job, is_new=True)
+        is_new = not path.exists()
+        if is_new:
+            for rest in path.parent.glob(f"incomplete.*_{path.name}") if is_locked else ():  # else another's work
+                shutil.rmtree(rest, ignore_errors=True)  # what a killed preparation left
+            _write(plan, path, stop, num_workers)
+        return _finished(plan, path, is_new=is_new)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """What to write where.
-
-    Attributes:
-      path: folder of the records.
-      options: what has to be the same for a folder that is there already.
-      counts: examples by split.
-      estimate_fn: bytes by split, and of all as `all`.
-      make_fn: `(bytes by split, function to call after every example) -> builder`.
-      left_out: splits of the folder that have no labels.
-    """
-
-    path: pathlib.Path
-    options: Mapping[str, Any]
-    counts: Mapping[str, int]
-    estimate_fn: Callable[[], dict[str, int]]
-    make_fn: Callable[[dict[str, int], Callable[[], None]], Any]
-    left_out: tuple[str, ...] = ()
-
-
-def _clips_job(planned: clip_builders.Plan, root: pathlib.Path, num_workers: int) -> _Job:
-    """The job of a dataset on disk."""
-
-    def make(needed: dict[str, int], count_fn: Callable[[], None]) -> Any:
-        builder = clip_builders.make(planned, root)
-        builder.num_workers = num_workers or builder.num_workers
-        builder.on_example = count_fn
-        builder.shard_counts = {
-            split: clip_builders.num_shards(needed[split], len(clips)) for split, clips in planned.clips.items()
-        }
-        return builder
-
-    return _Job(
-        path=root / clip_builders.NAMES[planned.dataset] / reading.VERSION,
-        options={**planned.options, _DIGEST: clip_builders.digest(planned)},
-        counts={split: len(clips) for split, clips in planned.clips.items()},
-        estimate_fn=functools.partial(estimate, planned),
-        make_fn=make,
-        left_out=planned.left_out,
-    )
-
-
-def _synthetic_job(
-    data: ml_collections.ConfigDict, root: pathlib.Path, splits: tuple[str, ...], size: tuple[int, int]
-) -> _Job:
-    """The job of the procedural video: frames as arrays, not as files."""
-    if splits or any(size):
-        raise errors.UserError("--splits, --height, --width: not for synthetic clips; set data.height and data.width")
-    options = {"num_frames": data.num_frames, "seed": data.seed, "height": data.height, "width": data.width}
-    counts = {"num_train": int(data.num_train_clips), "num_eval": int(data.num_val_clips)}
-
-    def make(needed: dict[str, int], count_fn: Callable[[], None]) -> Any:
-        del needed
-        return builders.synthetic_clips(
-            data_dir=root, degrade=float(data.degrade), on_example=count_fn, **options, **counts
-        )
-
-    by_split = {"train": counts["num_train"], "val": counts["num_eval"], "test": counts["num_eval"]}
-    frame_bytes = 4 * int(data.num_frames) * int(data.height) * int(data.width)
-    needed = {split: frame_bytes * count for split, count in by_split.items()}
-    return _Job(
-        path=root / "synthetic_clips" / "1.0.0",
-        options={**options, "degrade": float(data.degrade)},
-        counts=by_split,
-        estimate_fn=lambda: {**needed, "all": sum(needed.values())},
-        make_fn=make,
-    )
-
-
-def estimate(planned: clip_builders.Plan) -> dict[str, int]:
-    """Bytes that each split will take, and `all`: sums of file sizes, scaled by some resized frames where asked for."""
-    total = {}
-    for split, source in planned.sources.items():
-        clips = planned.clips[split]
-        sizes = np.array([_bytes_of(frame) for frame in source.frames], np.float64)
-        if planned.size is not None:
-            chosen = np.unique(np.linspace(0, len(sizes) - 1, min(_NUM_SAMPLES, len(sizes))).astype(int))
-            made = [sum(map(len, encoded.pair(source.frames[i], planned.size))) for i in chosen]
-            sizes *= 1.1 * sum(made) / max(sizes[chosen].sum(), 1)
-        sums = np.concatenate([[0.0], np.cumsum(sizes)])
-        content = float((sums[clips[:, 1] + 1] - sums[clips[:, 0]]).sum())
-        num_frames = int((clips[:, 1] + 1 - clips[:, 0]).sum())
-        total[split] = int(content * 1.005) + _EXAMPLE_BYTES * len(clips) + _FRAME_BYTES * num_frames + _SPLIT_BYTES
-    return {**total, "all": sum(total.values())}
-
-
-def _bytes_of(frame: frames.Frame) -> int:
-    return encoded.size_of(frame.image) + (encoded.size_of(frame.label) if frame.label else 0)
-
-
-def _write(job: _Job, root: pathlib.Path, stop: signals.StopFlag) -> None:
-    """Lets TFDS write. After an error nothing is left.
+def _write(plan: plans.Plan | plans.Computed, path: pathlib.Path, stop: signals.StopFlag, num_workers: int) -> None:
+    """Lets TFDS write into `path`. After an error nothing is left.
 
     Raises:
       UserError: the disk is, or gets, too full; or what the builder raises.
     """
-    needed = job.estimate_fn()
-    free = shutil.disk_usage(root).free
-    if needed["all"] > free:
-        raise errors.UserError(_too_small(root, "not enough disk space", needed["all"], free))
+    root = path.parents[1]
+    num_bytes = plan.estimate()
+    needed, free = sum(num_bytes.values()), shutil.disk_usage(root).free
+    if needed > free:
+        raise errors.UserError(_too_small(root, "not enough disk space", needed, free))
     tfds = builders.tensorflow_datasets()
     tfds.disable_progress_bar()
     lock = threading.Lock()
-    with progress.bar(sum(job.counts.values()), "prepare") as bar:
+    with progress.bar(sum(plan.counts.values()), "prepare") as bar:
 
         def count() -> None:
             if stop.requested:
@@ -210,18 +93,17 @@ def _write(job: _Job, root: pathlib.Path, stop: signals.StopFlag) -> None:
             with lock:
                 bar.update()
 
-        builder = job.make_fn(needed, count)
+        builder = builders.of(plan, root, on_example=count, num_bytes=num_bytes, num_workers=num_workers)
         settings = tfds.download.DownloadConfig(try_download_gcs=False)
         try:
             with tempfile.TemporaryDirectory() as unused:  # TFDS makes folders for downloads
                 builder.download_and_prepare(download_dir=unused, download_config=settings)
         except Exception as error:
-            is_there = job.path.exists()  # without locks: another process was faster
+            is_there = path.exists()  # without locks: another process was faster
             with contextlib.suppress(OSError):
-                job.path.parent.rmdir()
-            reason = _why_full(error)
-            if reason:
-                raise errors.UserError(_too_small(root, reason, needed["all"], free)) from error
+                path.parent.rmdir()
+            if reason := _why_full(error):
+                raise errors.UserError(_too_small(root, reason, needed, free)) from error
             if not is_there:
                 raise
 
@@ -255,32 +137,26 @@ def size_text(num_bytes: int) -> str:
     return f"{amount:.3g} {units[0]}"
 
 
-def _remove_rests(path: pathlib.Path) -> None:
-    """Removes what a killed preparation left; only with the lock, as it may be another's work."""
-    for rest in path.parent.glob(f"incomplete.*_{path.name}"):
-        shutil.rmtree(rest, ignore_errors=True)
-
-
-def _finished(job: _Job, *, is_new: bool) -> Result:
+def _finished(plan: plans.Plan | plans.Computed, path: pathlib.Path, *, is_new: bool) -> Result:
     """The result, from the folder that is there.
 
     Raises:
       UserError: it was prepared with other options, or is damaged.
     """
-    about = reading.metadata(job.path)
+    about = reading.metadata(path)
     have = {**about, **about.get("options", {})}
-    differing = [key for key, value in job.options.items() if have.get(key) != value]
-    texts = [f"{key} is {have.get(key)}, asked for is {job.options[key]}" for key in differing if key != _DIGEST]
-    if _DIGEST in differing and not texts:
+    differing = {key: value for key, value in plan.identity.items() if have.get(key) != value}
+    has_changed = differing.pop(plans.DIGEST, None) is not None
+    texts = [f"{key} is {have.get(key)}, asked for is {value}" for key, value in differing.items()]
+    if has_changed and not texts:
         texts = ["the files of the dataset have changed since"]
     if texts:
         raise errors.UserError(
-            f"--output: {job.path} was prepared with other options: {'; '.join(texts)}; "
+            f"--output: {path} was prepared with other options: {'; '.join(texts)}; "
             "choose another --output, or delete that folder"
         )
     reading.open_media.cache_clear()  # a folder may have been deleted and written again
-    if "options" in about:
-        for split in job.counts:
-            reading.open_media(str(job.path), split)
-    num_bytes = sum(path.stat().st_size for path in job.path.iterdir())
-    return Result(job.path, is_new, dict(job.counts), num_bytes, job.left_out)
+    for split in plan.counts if "options" in about else ():
+        reading.open_media(str(path), split)
+    num_bytes = sum(file.stat().st_size for file in path.iterdir())
+    return Result(path, is_new, plan.counts, num_bytes, plan.left_out)

@@ -16,28 +16,21 @@ import numpy as np
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import json_files
-from dvsnas_jax.data.datasets import frames
-from dvsnas_jax.data.prepared import builders
+from dvsnas_jax.data.datasets import frames, labels
+from dvsnas_jax.data.prepared import builders, plans
 
-VERSION = "1.0.0"
-"""Of the form of the examples: another first number cannot be read by this program."""
-INDEX = "clips.json"
-"""Beside the records: which frames each example holds."""
 _AGAIN = "delete it and run `dvsnas data prepare` again"
 
 
 class PreparedMedia:
-    """The frames of one split, as encoded bytes.
+    """The frames of one split, as encoded bytes; the paths of `source` name the files they were, nothing lies there.
 
-    Attributes:
-      source: index of the frames. Their paths end in the names of the files they were; nothing lies there.
+    `clips` i32 [N, 2] are the first and last place of each example.
     """
 
     def __init__(self, path: pathlib.Path, split: str, source: frames.Source, clips: np.ndarray, records: Any) -> None:
-        """See `open_media`; `clips` i32 [N, 2] are the first and last place of each example."""
         self.source = source
-        self._path, self._split = path, split
-        self._clips, self._records = clips, records
+        self._path, self._split, self._clips, self._records = path, split, clips, records
         home = np.full(len(source.frames), -1, np.int32)
         for number, (first, last) in enumerate(clips):
             held = home[first:last]
@@ -46,13 +39,7 @@ class PreparedMedia:
         self._home = home
 
     def read(self, places: np.ndarray) -> tuple[list[bytes], list[bytes]]:
-        """The files of some frames; threads may call it at once.
-
-        Args:
-          places: i32 [T] in `source.frames`; the last one is the target.
-
-        Returns:
-          T encoded images and T encoded labels, b"" for a frame without label.
+        """Encoded images and labels (b"" = none) of frames i32 [T] of the source, the target last; thread-safe.
 
         Raises:
           UserError: the records are damaged.
@@ -61,27 +48,29 @@ class PreparedMedia:
         first, last = self._clips[target]
         wanted = [int(target if first <= place <= last else self._home[place]) for place in places]
         held = {number: self._example(number) for number in set(wanted)}
-        pairs = [
-            (held[number]["images"][slot], held[number]["labels"][slot])
-            for number, slot in zip(wanted, places - self._clips[wanted, 0], strict=True)
+        slots = [(held[number], place - self._clips[number, 0]) for number, place in zip(wanted, places, strict=True)]
+        return [example["images"][slot] for example, slot in slots], [
+            example["labels"][slot] for example, slot in slots
         ]
-        return [image for image, _ in pairs], [label for _, label in pairs]
 
     def _example(self, number: int) -> dict[str, Any]:
         first, last = self._clips[number]
         try:
             example = self._records[int(number)]
         except Exception as error:  # whatever the reader of the records makes of damaged bytes
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise errors.UserError(
-                f"{self._path}: example {number} of {self._split} cannot be read ({reason}); {_AGAIN}"
+                f"{self._path}: example {number} of {self._split} cannot be read ({_reason(error)}); {_AGAIN}"
             ) from error
         expected = [frame.number for frame in self.source.frames[first : last + 1]]
         if list(example["numbers"]) != expected:
             raise errors.UserError(
-                f"{self._path}: example {number} of {self._split} holds other frames than {INDEX} says; " + _AGAIN
+                f"{self._path}: example {number} of {self._split} holds other frames than {plans.INDEX} says; " + _AGAIN
             )
         return example
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def locate(folder: str | os.PathLike[str]) -> pathlib.Path:
@@ -91,9 +80,9 @@ def locate(folder: str | os.PathLike[str]) -> pathlib.Path:
       UserError: nothing is prepared there, or more than one dataset.
     """
     root = pathlib.Path(folder)
-    if os.path.isfile(root / INDEX):
+    if os.path.isfile(root / plans.INDEX):
         return root
-    found = sorted(path.parent for path in root.glob(f"*/[0-9]*/{INDEX}"))
+    found = sorted(path.parent for path in root.glob(f"*/[0-9]*/{plans.INDEX}"))
     if len(found) == 1:
         return found[0]
     if found:
@@ -106,20 +95,16 @@ def locate(folder: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def metadata(path: pathlib.Path) -> dict[str, Any]:
-    """What `clip_builders.metadata` wrote.
+    """What `plans.metadata` wrote.
 
     Raises:
       UserError: not readable, or of another version of the program.
     """
-    if path.name.split(".")[0] != VERSION.split(".")[0]:
+    if path.name.split(".")[0] != plans.VERSION.split(".")[0]:
         raise errors.UserError(
-            f"{path}: version {path.name} of the prepared form, this program reads {VERSION}; {_AGAIN}"
+            f"{path}: version {path.name} of the prepared form, this program reads {plans.VERSION}; {_AGAIN}"
         )
-    return _json(path / "metadata.json")
-
-
-def _json(path: pathlib.Path) -> Any:
-    return json_files.read(path, advice=_AGAIN)
+    return json_files.read(path / "metadata.json", advice=_AGAIN)
 
 
 def of(data: ml_collections.ConfigDict, split: str) -> PreparedMedia | None:
@@ -144,21 +129,18 @@ def of(data: ml_collections.ConfigDict, split: str) -> PreparedMedia | None:
 def open_media(folder: str, split: str, also_ignored: tuple[str, ...] = ()) -> PreparedMedia:
     """Opens one split of a prepared dataset; kept for the life of the process.
 
-    Args:
-      folder: what `dvsnas data prepare` was given as --output, or the folder of the records in it.
-      split: train, val or test.
-      also_ignored: the key data.ignore.
+    The folder is what `dvsnas data prepare` was given as --output, or that of the records in it; `also_ignored` is the
+    key data.ignore.
 
     Raises:
       UserError: nothing is prepared there, the split is not in it, or a file is missing or damaged.
     """
     path = locate(folder)
     about = metadata(path)
-    index = _json(path / INDEX)
+    index = json_files.read(path / plans.INDEX, advice=_AGAIN)
     if split not in index:
         raise errors.UserError(
-            f"{path}: has no split {split}, but {', '.join(index)}; {_AGAIN} with "
-            f"--splits={','.join([*index, split])}"
+            f"{path}: has no split {split}, but {', '.join(index)}; {_AGAIN} with --splits={','.join([*index, split])}"
         )
     tfds = builders.tensorflow_datasets()
     try:
@@ -166,29 +148,22 @@ def open_media(folder: str, split: str, also_ignored: tuple[str, ...] = ()) -> P
         records = builder.as_data_source(split=split)
         sizes = sum(os.path.getsize(name) for name in builder.info.splits[split].filepaths)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise errors.UserError(f"{path}: split {split} cannot be opened ({reason}); {_AGAIN}") from error
+        raise errors.UserError(f"{path}: split {split} cannot be opened ({_reason(error)}); {_AGAIN}") from error
     clips = np.array(index[split]["clips"], np.int32).reshape(-1, 2)
     if sizes != builder.info.splits[split].num_bytes or len(records) != len(clips):
         raise errors.UserError(f"{path}: files of {split} are cut short or changed; {_AGAIN}")
+    train = dict(zip(about["label_raw"], about["label_train"], strict=True))
+    code = labels.code_of(train, is_color=about["label_is_color"])
     source = frames.Source(
         layout=about["layouts"][split],
-        frames=tuple(_frame(path / split, *row) for row in index[split]["frames"]),
+        frames=tuple(
+            frames.Frame(sequence, number, path / split / image, path / split / label if label else None)
+            for sequence, number, image, label in index[split]["frames"]
+        ),
         table=types.ClassTable(
             names=tuple(about["class_names"]), colors=np.array(about["class_colors"], np.uint8).reshape(-1, 3)
         ),
-        code=frames.with_ignored(
-            frames.LabelCode(
-                raw=np.array(about["label_raw"], np.int32),
-                train=np.array(about["label_train"], np.uint8),
-                is_color=about["label_is_color"],
-            ),
-            also_ignored,
-        ),
+        code=labels.with_ignored(code, also_ignored),
         frame_rate=float(about["frame_rate"]),
     )
     return PreparedMedia(path, split, source, clips, records)
-
-
-def _frame(folder: pathlib.Path, sequence: str, number: int, image: str, label: str) -> frames.Frame:
-    return frames.Frame(sequence, number, folder / image, folder / label if label else None)

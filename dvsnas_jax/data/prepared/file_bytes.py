@@ -1,9 +1,8 @@
-"""Image and label files as bytes: as they are, or made smaller without loss of a label."""
+"""A frame and its label as the bytes of two files: as they lie there, or made smaller without loss of a label."""
 
 from __future__ import annotations
 
 import io
-import os
 import pathlib
 
 import numpy as np
@@ -12,31 +11,14 @@ from PIL import Image
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import frames
-from dvsnas_jax.data.loading import folders
-
-
-def size_of(path: pathlib.Path) -> int:
-    """Bytes of a file.
-
-    Raises:
-      UserError: it is not there or cannot be read.
-    """
-    try:
-        return os.stat(path).st_size
-    except OSError as error:
-        raise errors.UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
+from dvsnas_jax.data.loading import decode
 
 
 def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[bytes, bytes]:
-    """The image and the label of a frame.
+    """The encoded image of a frame, and its encoded label, b"" where it has none.
 
-    Args:
-      frame: where it lies.
-      size: height and width to resize to (image: Lanczos, label: nearest, both as PNG); None: the bytes of the files.
-
-    Returns:
-      Encoded image, and encoded label or b"" where the frame has none. Resized ones are upright; the bytes of files
-      keep what they say of their orientation, for who reads them.
+    Resized to height and width (image: Lanczos, label: nearest, both as PNG) they are upright; None: the bytes of the
+    files, which keep what they say of their orientation, for who reads them.
 
     Raises:
       UserError: a file cannot be read or is no image, or the two have other sizes.
@@ -46,7 +28,7 @@ def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[byte
     if frame.label is not None:
         label, label_size = _checked(frame.label)
         if label_size != image_size:
-            raise errors.UserError(folders.size_problem(frame, image_size, label_size))
+            raise errors.UserError(decode.size_problem(frame, image_size, label_size))
     if size is None or size == image_size[::-1]:
         return image, label
     small = Image.fromarray(image_files.read_image(frame.image, image)).resize(size[::-1], Image.Resampling.LANCZOS)
@@ -72,8 +54,7 @@ def _resized_label(content: bytes, size: tuple[int, int]) -> bytes:
     """Nearest pixels, upright, with their values and palette."""
     with Image.open(io.BytesIO(content)) as image:
         pixels = np.asarray(image_files.upright(image))
-        rows, columns = (image_files.nearest(have, want) for have, want in zip(pixels.shape[:2], size, strict=True))
-        small = Image.fromarray(np.ascontiguousarray(pixels[rows[:, None], columns[None, :]]))
+        small = Image.fromarray(np.ascontiguousarray(image_files.resized_nearest(pixels, size)))
         if image.mode == "P":
             small.putpalette(image.getpalette() or [])
     return _png(small)

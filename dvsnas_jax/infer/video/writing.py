@@ -12,10 +12,9 @@ from av import error as av_error
 from av.video import reformatter
 from PIL import Image
 
-from dvsnas_jax.core.files import image_files, output_files
+from dvsnas_jax.core.files import output_files
 
 SUFFIXES = (".mp4", ".mov", ".mkv")
-MASK_FORMATS = ("ids", "colors")
 # Encoding shares the processor with the network: this preset takes half the time of "superfast" and a quarter of that
 # of "veryfast", for a file that is 1.7 and 2.3 times as large.
 _OPTIONS = {"preset": "ultrafast", "crf": "20"}
@@ -24,49 +23,18 @@ _LIMITED = 1  # AVCOL_RANGE_MPEG
 
 
 class Palette:
-    """Colours laid over frames.
-
-    Args:
-      colors: u8 [K, 3].
-      alpha: weight of the colours, 0 .. 1; the frame has the rest.
-    """
+    """Colours u8 [K, 3] laid over frames with a weight `alpha` of 0 .. 1; `table` u8 [256, 3] has them."""
 
     def __init__(self, colors: np.ndarray, alpha: float):
         self.table = np.zeros((256, 3), np.uint8)
         self.table[: len(colors)] = colors
-        self._bytes = self.table.tobytes()
         self._alpha = alpha
 
     def overlay(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """The frame under the colours of its labels.
-
-        Args:
-          image: u8 [H, W, 3].
-          labels: u8 [H, W].
-
-        Returns:
-          u8 [H, W, 3].
-        """
+        """The frame u8 [H, W, 3] under the colours of its labels u8 [H, W]."""
         colored = Image.fromarray(labels)
-        colored.putpalette(self._bytes)
+        colored.putpalette(self.table.tobytes())
         return np.asarray(Image.blend(Image.fromarray(image), colored.convert("RGB"), self._alpha))
-
-
-def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest labels, [h, w] -> [*size]."""
-    if labels.shape == tuple(size):
-        return labels
-    rows, columns = (image_files.nearest(old, new) for old, new in zip(labels.shape, size, strict=True))
-    return labels.take(rows, axis=0).take(columns, axis=1)
-
-
-def check_output(path: str) -> pathlib.Path:
-    """A path that a video can be written to, once its folder is made.
-
-    Raises:
-      UserError: another file type, or a place that cannot be written.
-    """
-    return output_files.check_file(path, suffixes=SUFFIXES)
 
 
 class VideoWriter:
@@ -87,44 +55,30 @@ class VideoWriter:
     ) -> None:
         """For frames u8 [*size, 3]; an odd size is padded by its last row or column.
 
-        Raises:
-          UserError: the file cannot be written.
+        Raises UserError where the file cannot be written, as `write` does where the disk is full.
         """
-        self._path = path
+        self._path, self._time_base = path, time_base
         self.size = (size[0] + size[0] % 2, size[1] + size[1] % 2)
         self._padding = ((0, size[0] % 2), (0, size[1] % 2), (0, 0))
-        self._time_base = time_base
         # One for all frames: to make one takes longer than to use it.
         self._reformatter = reformatter.VideoReformatter()
         self._container: Any = None
         try:
             self._container = av.open(f"file:{path}", "w")  # a name with a colon is no address
             self._stream = self._container.add_stream("libx264", rate=rate, options=dict(_OPTIONS))
-            self._describe(self._stream.codec_context, aspect)
+            context = self._stream.codec_context
+            context.height, context.width = self.size
+            context.pix_fmt = "yuv420p"
+            context.time_base, context.sample_aspect_ratio = time_base, aspect
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = _LIMITED
             self._container.start_encoding()
         except (av_error.FFmpegError, OSError) as error:
             self._container = None
             raise output_files.refusal(path, error) from None
 
-    def _describe(self, context: Any, aspect: fractions.Fraction) -> None:
-        """What the file says of its frames."""
-        context.height, context.width = self.size
-        context.pix_fmt = "yuv420p"
-        context.time_base = self._time_base
-        context.sample_aspect_ratio = aspect
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED
-
     def write(self, image: np.ndarray, pts: int) -> None:
-        """Appends a frame.
-
-        Args:
-          image: u8 [H, W, 3], of the writer's size before padding.
-          pts: its time in units of the time base; later than that of the frame before.
-
-        Raises:
-          UserError: the disk is full.
-        """
+        """Appends a frame u8 [H, W, 3]; its time, in units of the time base, is later than that of the one before."""
         if any(after for _, after in self._padding):
             image = np.pad(image, self._padding, mode="edge")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
@@ -151,20 +105,12 @@ class VideoWriter:
 
 
 def write_mask(folder: pathlib.Path, name: str, labels: np.ndarray, table: np.ndarray) -> None:
-    """Writes one mask as PNG.
+    """Writes labels u8 [H, W] as `name`.png, each as the table has it: ids u8 or u16 [256], or colours u8 [256, 3].
 
-    Args:
-      folder: that exists.
-      name: of the file, without the suffix.
-      labels: u8 [H, W].
-      table: what to write for each label: ids u8 or u16 [256], or colours u8 [256, 3].
-
-    Raises:
-      UserError: it cannot be written.
+    Raises UserError: it cannot be written.
     """
-    image = Image.fromarray(table[labels])
     path = folder / f"{name}.png"
     try:
-        image.save(path, compress_level=1)
+        Image.fromarray(table[labels]).save(path, compress_level=1)
     except OSError as error:
         raise output_files.refusal(path, error, flag="--masks") from None
