@@ -106,7 +106,7 @@ class _Recorded:
         self.shard_counts = {
             split: plans.num_shards(num_bytes.get(split, 0), count) for split, count in plan.counts.items()
         }
-        super().__init__(file_format="array_record", **kwargs)
+        super().__init__(**kwargs | {"file_format": "array_record"})
 
     def _info(self) -> Any:
         tfds = tensorflow_datasets()
