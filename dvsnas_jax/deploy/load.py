@@ -35,24 +35,15 @@ class Segmenter:
 
     Labels are `jax.Array`s: the call returns while the device still computes, `np.asarray(labels)` waits for it. So
     read the labels of a frame after the next frame was given, and both sides work at the same time.
-
-    Attributes:
-      size: height and width of the frames, pixels.
-      classes: K names.
-      colors: u8 [K, 3], RGB.
-      ids: i32 [K], what masks of the data set hold for each class.
-      mode: "refine" or "propagate".
-      trained_on: name of the data set; "" where an exported folder does not say it.
-      dispatch: the same for batches of videos.
     """
 
-    size: tuple[int, int]
-    classes: tuple[str, ...]
-    colors: np.ndarray
-    ids: np.ndarray
-    mode: str
-    trained_on: str
-    dispatch: dispatch_lib.Dispatch
+    size: tuple[int, int]  # height and width of the frames, pixels
+    classes: tuple[str, ...]  # K names
+    colors: np.ndarray  # u8 [K, 3], RGB
+    ids: np.ndarray  # i32 [K], what masks of the data set hold for each class
+    mode: str  # "refine" or "propagate"
+    trained_on: str  # name of the data set; "" where an exported folder does not say it
+    dispatch: dispatch_lib.Dispatch  # the same for batches of videos
 
     @property
     def has_cell(self) -> bool:

@@ -78,17 +78,11 @@ def _summary(kinds: dict[str, list[tuple[int, float]]]) -> dict[str, Any]:
 
 
 class Change(NamedTuple):
-    """How much longer a frame takes with the cell than by the static network alone.
+    """How much longer a frame takes with the cell than by the static network alone, milliseconds."""
 
-    Attributes:
-      difference: milliseconds, negative where the cell saves time.
-      noise: milliseconds; a difference that is no larger means nothing.
-      is_measured: the noise is that of the single times; otherwise it is assumed.
-    """
-
-    difference: float
-    noise: float
-    is_measured: bool
+    difference: float  # negative where the cell saves time
+    noise: float  # a difference that is no larger means nothing
+    is_measured: bool  # the noise is that of the single times; otherwise it is assumed
 
     @property
     def is_clear(self) -> bool:
@@ -128,9 +122,8 @@ def _is_time(value: Any) -> TypeGuard[float]:
 def _draw(static: np.ndarray, kinds: list[Mapping[str, Any]]) -> np.ndarray:
     """The difference in redrawn sets of frames, f64 [_NUM_DRAWS]; each kind of frame keeps its number.
 
-    Args:
-      static: f64 [n], of the static network, in order.
-      kinds: of frames with the cell: `samples`, and `frames`, the place of each in that order.
+    Of the static network's times f64 [n] in order, and for each kind of frame with the cell the `samples`, and
+    `frames`, the place of each in that order.
     """
     rng = np.random.default_rng(0)
     total = sum(len(row["samples"]) for row in kinds)

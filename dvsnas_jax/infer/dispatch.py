@@ -63,7 +63,7 @@ class Dispatch:
         return self._programs["static"](frame)
 
     def step(self, state: State, frame: Any) -> tuple[State, jax.Array]:
-        """Segments the next frames u8 [B, H, W, 3]; returns the state and labels u8 [B, H, W].
+        """Segments the next frames u8 [B, H, W, 3]: the state and labels u8 [B, H, W].
 
         In propagate mode one decision holds for a batch: a key frame for one video is one for all. Regions: B = 1.
         """

@@ -87,13 +87,8 @@ class Program(NamedTuple):
 class Model:
     """A trained network and cell. Its methods from `static` on are the programs; `make` says what they are for.
 
-    Attributes:
-      net: the static network.
-      variables: of it, as trained.
-      cell: the static graph; None: the network is used alone.
-      params: of it, with running statistics; None without one.
-      settings: of the cell.
-      size: height and width of the frames.
+    `variables` are those of the static network as trained, `params` those of the cell with running statistics; both
+    cell and params are None where the network is used alone. `size` is height and width of the frames.
     """
 
     net: static_net.StaticNet
@@ -289,8 +284,7 @@ def _regions(model: Model) -> list[list[Region]]:
 def crop(bounds: tuple[int, int], pixels: int) -> tuple[int, int, int, int, int]:
     """What is cut out along an axis of so many pixels for a region (first and last + 1 grid cell) with its halo.
 
-    First pixel and number of pixels of the crop; first grid cell of the region in the crop and in the whole; number of
-    its grid cells.
+    First pixel and number of pixels of the crop; first cell of the region in the crop and in the whole; its cells.
     """
     first, last = bounds
     start = max(first * static_net.GRID_STRIDE - HALO, 0)
