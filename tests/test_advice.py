@@ -130,7 +130,7 @@ _MADE_ELSEWHERE = {
     "dvsnas_jax/core/overrides.py": "…, line ………: …",  # `_unknown`: the nearest key, or the sections
     "dvsnas_jax/core/files/workdir.py": "…",  # `locking` of another process, `Workdir._unwritable`
     "dvsnas_jax/data/prepared/file_bytes.py": "…",  # `decode.size_problem`
-    "dvsnas_jax/data/loading/folders.py": "…",
+    "dvsnas_jax/data/loading/decode.py": "…",  # `size_problem`
     "dvsnas_jax/data/datasets/labels.py": "…: …",  # `LabelCode._unknown`
     "dvsnas_jax/data/prepared/prepare.py": "…",  # `_too_small`
     "dvsnas_jax/studies/compare.py": "…: …",  # of the check that is passed on

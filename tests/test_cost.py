@@ -89,7 +89,7 @@ def test_each_operation_costs_what_xla_counts(name, backend, monkeypatch):
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_random_genotypes_cost_what_xla_counts(backend, monkeypatch):
     use_backend(monkeypatch, backend)
-    for genotype in genotype_lib.random(SPACE, np.random.default_rng(7), 20):
+    for genotype in genotype_lib.random(SPACE, np.random.default_rng(7), 6):
         step, shapes = built(genotype)
         found = cost.of(SPACE, genotype, SETTINGS, SIZE, backend=backend)
         where = genotype_lib.to_dict(SPACE, genotype)
@@ -105,7 +105,7 @@ def test_a_frame_between_key_frames_costs_what_xla_counts(kind, monkeypatch):
     frame = feature_shapes()
     cheap = {name: frame.maps[name] for name in ("stage1", "stage2", "image")}
     between = types.Features(maps=cheap, logits=jax.ShapeDtypeStruct((1, *SIZE, 0), jnp.float32))
-    for genotype in genotype_lib.random(space, np.random.default_rng(1), 4):
+    for genotype in genotype_lib.random(space, np.random.default_rng(1), 2):
         cell = cell_lib.make(space, genotype, settings)
         params = retrained(jax.eval_shape(cell.init, jax.random.key(0)))
         state = jax.eval_shape(cell.initial_state, frame)

@@ -129,6 +129,7 @@ def test_the_budget_is_that_of_the_config():
     assert config["budget"] == 4 * 2 and config["per_step"] == 2
 
 
+@pytest.mark.slow
 def test_the_settings_of_short_searches_learn():
     report = replay.run_made_up(
         ["ppo", "random"], config_path="configs/scratch.py", budget=150, num_runs=12, tau=0.55, is_cached=True

@@ -228,7 +228,7 @@ def test_what_is_not_valid_is_left_out_and_the_oldest_is_forgotten():
     assert (start.reward == 0).all() and int(start.num_added) == 0  # the state that went in is as it was
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_it_finds_the_best_cell_sooner_than_random_draws(seed):
     made = table.made_up(SPACE, seed, noise=0.0)
     settings = evidence.Settings(budget=24, num_runs=8, per_step=3, training_seeds=(0,))

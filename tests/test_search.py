@@ -26,7 +26,12 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.train import feature_store, features, losses, optim
 
-SPACE = genotype_lib.Space(inputs=("prev_state", "prev_logits", "decoder", "logits"), num_layers=2)
+SPACE = genotype_lib.Space(
+    inputs=("prev_state", "prev_logits", "decoder", "logits"),
+    num_layers=2,
+    operations=("none", "skip", "conv_1x1", "sep_conv_3x3", "max_pool_3x3"),
+    aggregations=("sum", "gate"),
+)  # few programs to compile; the whole vocabulary is tested where its gradient is
 SETTINGS = cell_frame.CellSettings(channels=6, feature_channels={"decoder": 5, "logits": 3, "image": 3})
 
 

@@ -1,6 +1,7 @@
 """Import of PyTorch weights: exact names, strict reports, clear refusals; nothing in a file is ever run."""
 
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
 
 
+@functools.cache
 def _published_shapes(net: str, width: float = 1.0, classes: int = 11) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a file for a network."""
     source = torch_import.sources(width)[net]

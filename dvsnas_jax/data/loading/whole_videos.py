@@ -60,7 +60,6 @@ def find(data: ml_collections.ConfigDict, split: str, *, is_split_up: bool | Non
       UserError: bad files, or no two frames `eval_gap` apart.
     """
     store.check(data, split)
-    size = store.size_of(data)
     if datasets.of(data).is_computed:
         return _computed(datasets.world(data, split), *store.computed_counts(data, split))
     media = encoded_frames.open_media(data, split)
@@ -69,7 +68,7 @@ def find(data: ml_collections.ConfigDict, split: str, *, is_split_up: bool | Non
         runs = [[i] for i, frame in enumerate(found.frames) if frame.label]
     else:
         runs = clip_index.runs(found.frames, int(data.eval_gap), is_still=found.is_still)
-    return Videos(media, runs, size)
+    return Videos(media, runs, store.size_of(data))
 
 
 class Streamed(collections.abc.Sequence[types.Sequence]):
