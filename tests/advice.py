@@ -12,6 +12,7 @@ from typing import NamedTuple, NoReturn
 
 import command_line
 import looked_at
+import made_up_table
 import ml_collections
 import numpy as np
 import pytest
@@ -208,7 +209,7 @@ def other_config(tmp: pathlib.Path) -> None:
 def small_table(tmp: pathlib.Path, **changes) -> pathlib.Path:
     """A table file."""
     path = tmp / "table.json"
-    table.save(table.made_up(few_cells(), 0), path)
+    table.save(made_up_table.make(few_cells(), 0), path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     return path
 
@@ -239,7 +240,7 @@ def fitting(tmp: pathlib.Path, name: str) -> object:
     """Reads a genotype as `ablate` does, in the space of the run folder `run`."""
     folder = workdir.Workdir(tmp / "run")
     config = claims.config_of(folder)
-    return ablate._genotype(config, folder, features.space_of(config), name)
+    return ablate.read_genotype(config, folder, name)
 
 
 _HELD: list[int] = []

@@ -1,4 +1,4 @@
-"""The command that shows whether a search finds anything: compare-strategies."""
+"""The commands that set cells, tokens and strategies side by side: compare, ablate, compare-strategies."""
 
 from __future__ import annotations
 
@@ -16,10 +16,61 @@ SEARCHED = "ppo,random"
 
 
 def register(add: common.Add) -> None:
-    """Adds the command."""
+    """Adds the commands."""
+    _add_compare(add)
+    _add_ablate(add)
+    _add_strategies(add)
+
+
+def _add_compare(add: common.Add) -> None:
+    compare = add(
+        "compare", _compare,
+        "train and evaluate the hand-designed cells and given genotypes on one static network, with several seeds",
+        "--config=configs/smoke.py --workdir=runs/zoo --genotypes=zoo,runs/smoke/best_genotype.json --seeds=3",
+    )  # fmt: skip
+    common.add_config(compare, is_of_run=True)
+    compare.add_argument(
+        "--workdir", metavar="DIR", required=True,
+        help="run folder; the same command resumes it, more genotypes or seeds are added to its table",
+    )  # fmt: skip
+    compare.add_argument(
+        "--genotypes", metavar="A,B", required=True,
+        help="zoo:NAME, genotype JSON files, or zoo for all hand-designed cells of config.space.mode",
+    )  # fmt: skip
+    compare.add_argument("--seeds", type=int, metavar="N", default=3, help="cells trained of each genotype; default: 3")
+    common.add_compile_cache(compare)
+
+
+def _add_ablate(add: common.Add) -> None:
+    text = "measure what each token of a cell, or each operation of a search, contributes"
+    ablate = add("ablate", _ablate, text, "--workdir=runs/smoke --what=replace")
+    common.add_config(ablate, is_of_run=True)
+    ablate.add_argument(
+        "--workdir", metavar="DIR", required=True, help="folder of a finished search; retrain: of a trained cell"
+    )
+    ablate.add_argument(
+        "--what", metavar="WHAT", default="replace",
+        help="replace (default): one token changed, scored as in the search (its shared weights; mode scratch: each "
+        "trained alone); leave-one-out: a search without each operation; retrain: one token changed, trained from "
+        "scratch as a static graph",
+    )  # fmt: skip
+    ablate.add_argument("--genotype", metavar="FILE", help="genotype JSON, or zoo:NAME; default: the run's winner")
+    ablate.add_argument(
+        "--steps", type=int, metavar="N",
+        help="iterations of each search of leave-one-out (default: config.ablate.steps), or training steps of each "
+        "cell of retrain (default: config.train.steps)",
+    )  # fmt: skip
+    ablate.add_argument(
+        "--limit", type=int, metavar="N",
+        help="at most so many variants, or operations left out; default: all, retrain: one for each token",
+    )  # fmt: skip
+    common.add_compile_cache(ablate)
+
+
+def _add_strategies(add: common.Add) -> None:
     compare = add(
         "compare-strategies",
-        _compare,
+        _compare_strategies,
         "compare search strategies on equal budgets, on a table of rewards or by real searches",
         "--table --strategies=ppo,random --seeds=200 --budget=0.05 --output=runs/strategies",
     )
@@ -28,11 +79,8 @@ def register(add: common.Add) -> None:
         "--table", nargs="?", const=PACKAGED, metavar="FILE",
         help="replay against a table of rewards; alone: the table of the package",
     )  # fmt: skip
-    compare.add_argument(
-        "--made-up",
-        action="store_true",
-        help="replay against made-up rewards in the config's space, to choose settings on",
-    )
+    text = "replay against made-up rewards in the config's space, to choose settings on"
+    compare.add_argument("--made-up", action="store_true", help=text)
     compare.add_argument(
         "--tau", type=float, metavar="X", default=0.4,
         help="of made-up rewards: Kendall's rank correlation with the quality of a cell (default: 0.4)",
@@ -76,7 +124,31 @@ def register(add: common.Add) -> None:
     common.add_compile_cache(compare)
 
 
+def _print(report: Any) -> None:
+    print(report.text)
+    for path in report.paths:
+        print(f"written: {path}")
+
+
 def _compare(arguments: argparse.Namespace) -> None:
+    config = common.load_config(arguments)
+    from dvsnas_jax.studies import compare
+
+    folder = common.open_workdir(arguments.workdir)
+    _print(compare.run(config, folder, arguments.genotypes.split(","), num_seeds=arguments.seeds))
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    common.existing(arguments.workdir, "--workdir")
+    config = common.load_config(arguments)
+    from dvsnas_jax.studies import ablate
+
+    folder, words = common.open_workdir(arguments.workdir), ("what", "genotype", "limit")
+    options = {name: getattr(arguments, name) for name in words}
+    _print(ablate.run(config, folder, **options, num_steps=arguments.steps))
+
+
+def _compare_strategies(arguments: argparse.Namespace) -> None:
     if arguments.output:
         output_files.check_folder(arguments.output)
     if arguments.seeds is not None and arguments.seeds < 1:
@@ -86,7 +158,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.made_up and (arguments.table or arguments.make_table):
         raise errors.UserError("--made-up: replays without a table; leave out --table and --make-table")
     if arguments.table or arguments.made_up:
-        _print(_replay_made_up(arguments) if arguments.made_up else _replay(arguments))
+        _print(_replay(arguments))
         return
     if not arguments.workdir:
         raise errors.UserError("--workdir: is needed, or --table to replay against the table of the package")
@@ -94,12 +166,6 @@ def _compare(arguments: argparse.Namespace) -> None:
         _make_table(arguments)
     else:
         _print(_search(arguments))
-
-
-def _print(report: Any) -> None:
-    print(report.text)
-    for path in report.paths:
-        print(f"written: {path}")
 
 
 def _names(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -114,36 +180,18 @@ def _output(arguments: argparse.Namespace) -> pathlib.Path | None:
 
 
 def _replay(arguments: argparse.Namespace) -> Any:
-    from dvsnas_jax.studies import replay, table
+    from dvsnas_jax.studies import compare_strategies, table
 
-    return replay.run(
-        table.load(table.PACKAGED if arguments.table == PACKAGED else pathlib.Path(arguments.table)),
-        _names(arguments),
-        config_path=arguments.config,
-        overrides=arguments.overrides,
-        budget=0.05 if arguments.budget is None else arguments.budget,
-        num_runs=200 if arguments.seeds is None else arguments.seeds,
-        per_step=3 if arguments.per_step is None else arguments.per_step,
-        training_seeds=arguments.training_seeds,
-        is_cached=arguments.cached,
-        output=_output(arguments),
-    )
-
-
-def _replay_made_up(arguments: argparse.Namespace) -> Any:
-    from dvsnas_jax.studies import replay
-
-    return replay.run_made_up(
-        _names(arguments),
-        config_path=arguments.config,
-        overrides=arguments.overrides,
-        budget=arguments.budget,
-        num_runs=24 if arguments.seeds is None else arguments.seeds,
-        per_step=arguments.per_step,
-        tau=arguments.tau,
-        is_cached=arguments.cached,
-        output=_output(arguments),
-    )
+    options = compare_strategies.Options(
+        config_path=arguments.config, overrides=arguments.overrides, budget=arguments.budget,
+        num_runs=arguments.seeds, per_step=arguments.per_step, is_cached=arguments.cached,
+    )  # fmt: skip
+    names, output = _names(arguments), _output(arguments)
+    if arguments.made_up:
+        return compare_strategies.on_made_up(names, options, tau=arguments.tau, output=output)
+    rewards = table.load(table.PACKAGED if arguments.table == PACKAGED else pathlib.Path(arguments.table))
+    seeds = arguments.training_seeds
+    return compare_strategies.on_table(rewards, names, options, training_seeds=seeds, output=output)
 
 
 def _make_table(arguments: argparse.Namespace) -> None:
@@ -164,14 +212,9 @@ def _make_table(arguments: argparse.Namespace) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> Any:
-    from dvsnas_jax.studies import evidence_runs
+    from dvsnas_jax.studies import strategies_search
 
-    return evidence_runs.run(
-        common.load_config(arguments),
-        common.open_workdir(arguments.workdir),
-        _names(arguments),
-        num_seeds=3 if arguments.seeds is None else arguments.seeds,
-        num_top=arguments.top,
-        num_correlated=arguments.correlate,
-        output=_output(arguments),
-    )
+    config, folder = common.load_config(arguments), common.open_workdir(arguments.workdir)
+    num_seeds = 3 if arguments.seeds is None else arguments.seeds
+    budget = strategies_search.Budget(num_seeds, arguments.top, arguments.correlate)
+    return strategies_search.run(config, folder, _names(arguments), budget, output=_output(arguments))

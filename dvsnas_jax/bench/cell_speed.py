@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dvsnas_jax.bench import stopwatch
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import types
 from dvsnas_jax.space import cell as cell_lib
@@ -21,23 +21,16 @@ from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.train import features, losses
 
 
-def cell(num_genotypes: int = 20, repeats: int = 5, batch_size: int = 8, num_frames: int = 3) -> dict[str, Any]:
-    """Loss and gradient of random genotypes on random features, default sizes, one process.
+def run(num_genotypes: int = 20, repeats: int = 5, batch_size: int = 8, num_frames: int = 3) -> dict[str, Any]:
+    """Loss and gradient of random genotypes on random features [B, T, ...], default sizes, one process.
 
-    Args:
-      num_genotypes: uniformly drawn.
-      repeats: timed runs of each; the median counts.
-      batch_size: B.
-      num_frames: T.
-
-    Returns:
-      Milliseconds (median over repeats, then mean over genotypes) of both, their ratio, traces of
-      the supernet, and compile seconds.
+    Milliseconds (median over repeats, then mean over genotypes) of both, their ratio, traces of the supernet, and
+    compile seconds.
     """
     config = config_lib.defaults()
     space, settings = features.space_of(config), features.settings_of(config)
     size = config.data.height // 4, config.data.width // 4
-    batch = random_features(settings, (num_frames, batch_size, *size))
+    batch = _random_features(settings, (num_frames, batch_size, *size))
     labels = np.random.default_rng(1).integers(0, settings.num_classes, (num_frames, batch_size, *size), np.uint8)
     supernet = supernet_lib.make(space, settings)
     params = supernet.init(jax.random.key(0))
@@ -55,10 +48,9 @@ def cell(num_genotypes: int = 20, repeats: int = 5, batch_size: int = 8, num_fra
         cut = cell_lib.gather_params(space, genotype, params)
         shared_call = functools.partial(shared_fn, params, genotype)
         static_call = functools.partial(jax.jit(jax.value_and_grad(_static_loss(static, batch, labels))), cut)
-        compile_seconds = _seconds(shared_call), _seconds(static_call)
-        shared = [_seconds(shared_call) for _ in range(repeats)]
-        alone = [_seconds(static_call) for _ in range(repeats)]
-        rows.append((statistics.median(shared), statistics.median(alone), *compile_seconds))
+        compile_seconds = stopwatch.seconds(shared_call), stopwatch.seconds(static_call)
+        times = (stopwatch.median_seconds(call, repeats) for call in (shared_call, static_call))
+        rows.append((*times, *compile_seconds))
     shared_ms, static_ms, _, static_compile = (statistics.mean(column) for column in zip(*rows, strict=True))
     return {
         "genotypes": num_genotypes,
@@ -78,7 +70,7 @@ def _static_loss(
     return lambda params: losses.cross_entropy(static.unroll(params, batch), labels)[0]
 
 
-def random_features(settings: cell_frame.CellSettings, shape: tuple[int, ...]) -> types.Features:
+def _random_features(settings: cell_frame.CellSettings, shape: tuple[int, ...]) -> types.Features:
     """Normal features f32 of shape [*shape, C], every map that a cell may read."""
     rng = np.random.default_rng(0)
     maps = {
@@ -87,9 +79,3 @@ def random_features(settings: cell_frame.CellSettings, shape: tuple[int, ...]) -
     }
     logits = maps.pop("logits")
     return types.Features(maps=maps, logits=logits)
-
-
-def _seconds(fn: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    jax.block_until_ready(fn())
-    return time.perf_counter() - started

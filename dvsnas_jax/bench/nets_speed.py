@@ -49,13 +49,11 @@ def run(
     train_batch: int = 4,
     repeats: int = 10,
 ) -> dict[str, Any]:
-    """Measures networks (name -> section `net`; None: `STANDARD`) on the default device.
+    """Measures networks on the default device: the forward pass of one image, and the training step.
 
     Args:
-      nets: see above.
-      size: height and width of the forward pass, one image.
-      train_size: of the training step, see `training`.
-      train_batch: its images.
+      nets: name -> section `net`; None: `STANDARD`.
+      size: height and width of the forward pass; `train_size` and `train_batch` are the training step's.
       repeats: timed calls of each; the median counts.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The commands that need no run folder: show, bench."""
+"""The command that measures the speed of the parts: bench."""
 
 from __future__ import annotations
 
@@ -26,14 +26,9 @@ _SEARCH_NUMBERS = (
 
 
 def register(add: common.Add) -> None:
-    """Adds the commands."""
-    show = add(
-        "show", _show, "print a genotype as a graph and draw it", "runs/smoke/best_genotype.json --output=cell.svg"
-    )
-    show.add_argument("genotype", metavar="GENOTYPE.json", help="or zoo:NAME, a hand-designed cell; zoo lists them all")
-    show.add_argument("--output", metavar="FILE", help="picture, .svg or .png; without it only text is printed")
+    """Adds the command."""
     bench = add("bench", _bench, "measure the speed of a part", "data --config.data.name=camvid --json=data.json")
-    bench.add_argument("part", choices=("controller", "cell", "data", "nets", "search"))
+    bench.add_argument("part", choices=tuple(_PARTS))
     common.add_config(bench, is_required=False)
     bench.add_argument("--json", "--output", metavar="FILE", help="write the figures there too")
     common.add_compile_cache(bench)
@@ -45,32 +40,6 @@ def register(add: common.Add) -> None:
     for name, default, text in _SEARCH_NUMBERS:
         search.add_argument(f"--{name}", type=type(default), metavar="N", help=f"{text} (default {default:g})")
     search.add_argument("--profile", metavar="DIR", help="write a profile of three optimizer steps there")
-
-
-def _show(arguments: argparse.Namespace) -> None:
-    from dvsnas_jax.space import draw, genotype, zoo
-
-    if arguments.genotype == zoo.ALL:
-        if arguments.output:
-            example = next(iter(zoo.TABLE.values())).title
-            raise errors.UserError(f"--output: draws one genotype; choose one, for example {example}")
-        print(zoo.listing())
-        return
-    member = None
-    if arguments.genotype.startswith(zoo.PREFIX):
-        member = zoo.get(arguments.genotype)
-        space, tokens = zoo.genotype(member)
-    else:
-        space, tokens = zoo.read(arguments.genotype, name="GENOTYPE.json")
-    output = common.picture(arguments.output) if arguments.output else None
-    if member is not None:
-        print(zoo.describe(member))
-    print(f"genotype {genotype.digest(space, tokens)}, inputs {', '.join(space.inputs)}")
-    print(draw.text(space, tokens))
-    if output:
-        output_files.make_folder(pathlib.Path(output).parent)
-        draw.render(space, tokens, output, title=member.title if member else None)
-        print(f"written: {output}")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -85,11 +54,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         _check_writable(arguments.json)
     if arguments.profile:
         output_files.check_folder(arguments.profile, flag="--profile")
-    parts = {
-        "controller": _bench_controller, "cell": _bench_cell, "data": _bench_data, "nets": _bench_nets,
-        "search": _bench_search,
-    }  # fmt: skip
-    result = parts[arguments.part](arguments)
+    result = _PARTS[arguments.part](arguments)
     if arguments.part not in ("nets", "search"):  # they print a table
         common.print_summary(result)
     if arguments.json:
@@ -110,73 +75,79 @@ def _check_writable(path: str) -> None:
         ) from None
 
 
-def _bench_controller(arguments: argparse.Namespace) -> dict[str, Any]:
+def _controller(arguments: argparse.Namespace) -> dict[str, Any]:
     del arguments
-    from dvsnas_jax.bench import bandit
+    from dvsnas_jax.bench import controller_speed
 
-    return bandit.benchmark()
+    return controller_speed.run()
 
 
-def _bench_cell(arguments: argparse.Namespace) -> dict[str, Any]:
-    from dvsnas_jax.bench import bench_cell
-
+def _cell(arguments: argparse.Namespace) -> dict[str, Any]:
     del arguments
-    return bench_cell.cell()
+    from dvsnas_jax.bench import cell_speed
+
+    return cell_speed.run()
 
 
-def _bench_data(arguments: argparse.Namespace) -> dict[str, Any]:
-    from dvsnas_jax.bench import bench_data
+def _data(arguments: argparse.Namespace) -> dict[str, Any]:
+    from dvsnas_jax.bench import data_speed
 
     if arguments.config is None:
-        arguments.overrides = {**bench_data.STANDARD, **arguments.overrides}
-    return bench_data.run(common.load_config(arguments).data)
+        arguments.overrides = {**data_speed.STANDARD, **arguments.overrides}
+    return data_speed.run(common.load_config(arguments).data)
 
 
-def _bench_search(arguments: argparse.Namespace) -> dict[str, Any]:
+def _search(arguments: argparse.Namespace) -> dict[str, Any]:
     """The search of a config on random features; `--paper-size`: at two crops."""
     config = common.load_config(arguments)
     import jax
 
-    from dvsnas_jax.bench import bench_search, compile_sizes
+    from dvsnas_jax.bench import compile_sizes, search_speed
     from dvsnas_jax.search import estimate, search_cost
 
-    number: dict[str, Any] = {}
-    for name, default, _ in _SEARCH_NUMBERS:
-        given = getattr(arguments, name.replace("-", "_"))
-        is_share = name.endswith("-share")
-        if given is not None and not (0 < given <= (1 if is_share else math.inf) and math.isfinite(given)):
-            allowed = "above 0 and at most 1" if is_share else "above 0"
-            raise errors.UserError(f"--{name}: must be {allowed}, got {given:g}")
-        number[name] = default if given is None else given
+    number = {name: _number(arguments, name, default) for name, default, _ in _SEARCH_NUMBERS}
     links = estimate.Links(
         number["devices-per-host"], number["inside"] * 1e9, number["between"] * 1e9, number["latency"] * 1e-6
     )
     device = search_cost.Device(
         number["tflops"] * 1e12, number["tflops-share"], number["bandwidth"] * 1e12, number["bandwidth-share"]
     )
-    crops = bench_search.PAPER_CROPS if arguments.paper_size else ()
+    crops = search_speed.PAPER_CROPS if arguments.paper_size else ()
     configs = [compile_sizes.paper_size(config, crop) for crop in crops] or [config]
     results = []
     for changed in configs:
         if crops and jax.default_backend() == "cpu":
-            found = bench_search.count(changed, links=links, num_candidates=number["candidates"], device=device)
+            found = search_speed.count(changed, links=links, num_candidates=number["candidates"], device=device)
         else:
-            effort = bench_search.Effort(profile=arguments.profile or "")
-            found = bench_search.run(changed, links=links, num_candidates=number["candidates"], effort=effort)
+            effort = search_speed.Effort(profile=arguments.profile or "")
+            found = search_speed.run(changed, links=links, num_candidates=number["candidates"], effort=effort)
         results.append(found)
-        print(bench_search.table(found, device, number["candidates"]), end="\n\n")
+        print(search_speed.table(found, device, number["candidates"]), end="\n\n")
     return {"searches": results}
 
 
-def _bench_nets(arguments: argparse.Namespace) -> dict[str, Any]:
+def _number(arguments: argparse.Namespace, name: str, default: float) -> Any:
+    """What is assumed of a search, checked."""
+    given = getattr(arguments, name.replace("-", "_"))
+    is_share = name.endswith("-share")
+    if given is not None and not (0 < given <= (1 if is_share else math.inf) and math.isfinite(given)):
+        allowed = "above 0 and at most 1" if is_share else "above 0"
+        raise errors.UserError(f"--{name}: must be {allowed}, got {given:g}")
+    return default if given is None else given
+
+
+def _nets(arguments: argparse.Namespace) -> dict[str, Any]:
     """The standard networks, or the one of a config at the size of its frames."""
-    from dvsnas_jax.bench import bench_nets
+    from dvsnas_jax.bench import nets_speed
 
     if arguments.config or arguments.overrides:
         config = common.load_config(arguments)
         frames, crops = (config.data.height, config.data.width), (config.data.crop_height, config.data.crop_width)
-        result = bench_nets.run({"config.net": config.net}, size=frames, train_size=crops)
+        result = nets_speed.run({"config.net": config.net}, size=frames, train_size=crops)
     else:
-        result = bench_nets.run()
-    print(bench_nets.table(result))
+        result = nets_speed.run()
+    print(nets_speed.table(result))
     return result
+
+
+_PARTS = {"controller": _controller, "cell": _cell, "data": _data, "nets": _nets, "search": _search}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import shlex
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import numpy as np
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import json_files
-from dvsnas_jax.evaluate import figures
+from dvsnas_jax.evaluate import figures, score_tables
+from dvsnas_jax.report import markup
 from dvsnas_jax.space import genotype as genotypes
 from dvsnas_jax.studies import compare_rows
 
@@ -26,27 +28,15 @@ ABLATIONS = ("replace", "leave_one_out", "retrain")
 LINE_FILES = ("genotypes.jsonl", "metrics.jsonl")
 STRIP, CLIP = f"{FIGURES}/strip.npz", f"{FIGURES}/clip.npz"
 KNOWN = (*JSON_FILES, *(f"ablation_{what}.json" for what in ABLATIONS), *LINE_FILES, STRIP, CLIP)
-NETWORKS = {
-    "static": "static network",
-    "cell": "dynamic cell",
-    "static_clean": "static, undegraded frames",
-    "commonest_class": "always the commonest class",
-}
+NETWORKS = {**score_tables.ROWS, "cell": "dynamic cell"}
+"""What was evaluated, and what the page calls it."""
 _ARRAYS = ("frames", "labels", "static", "colors")
 
 
 class Run:
-    """What a run folder holds, and where its figures go.
+    """What a run folder holds, what the page calls it, where its figures go; `level` and `prefix` are of its headings.
 
-    Args:
-      path: the run folder.
-      name: what the page calls it.
-      figures_dir: where the figures go.
-      level: of the headings of its parts.
-      prefix: of the anchors of its parts.
-
-    Raises:
-      UserError: it is no run folder, or one of its files cannot be read.
+    A UserError where it is no run folder, or one of its files cannot be read.
     """
 
     def __init__(
@@ -82,6 +72,14 @@ class Run:
             self.written.append(str(path))
         return path
 
+    def chart(
+        self, name: str, words: str, draw_fn: Callable[[pathlib.Path], None], anchor: str = "", *, is_wide: bool = False
+    ) -> str:
+        """A figure of matplotlib, drawn into `<name>.svg`, as a piece of the page; `words` say what it shows."""
+        path = self.figure(f"{name}.svg")
+        draw_fn(path)
+        return markup.svg(path.read_text(), words, f"{self.prefix}f-{anchor or name}", is_wide=is_wide)
+
     def _compare(self) -> dict[str, Any]:
         """The comparison of all finished jobs, whatever command wrote `compare.json` last; {} where there are none."""
         jobs = compare_rows.read_jobs(self.path)
@@ -92,10 +90,7 @@ class Run:
         return compare_rows.collect(config, jobs, read_lines(self.path / compare_rows.LOG)) if config else {}
 
     def lacks(self, part: str, command: str, reason: str = "") -> str:
-        """Notes that a part is left out and which command makes its data; gives the empty text of that part.
-
-        Without a command the `reason` is told, if none is given that there is no config.
-        """
+        """Notes that a part is left out, and the command that makes its data, or why none does; gives "", the part."""
         self.missing.append((part, command, reason))
         return ""
 
@@ -114,11 +109,7 @@ class Run:
         return tuple(self.config.get("controller", {}).get("masked_operations") or ())
 
     def arrays(self, file: str) -> dict[str, np.ndarray] | None:
-        """Frames, labels and predictions of a stretch of video, None where there is no such file.
-
-        Returns:
-          `frames` u8 [n, H, W, 3]; `labels`, `static` and, where there is one, `cell` u8 [n, H, W]; `colors` u8 [K, 3].
-        """
+        """A stretch of video, see `frame_pictures.Arrays`; None where there is no such file."""
         path = self.path / file
         if not path.is_file() or not self._is_of_winner(read_json(self.path / "evaluation.json")):
             return None
@@ -152,12 +143,9 @@ class Run:
         section = self.config.get("space")
         if not isinstance(section, dict) or not {"inputs", "num_layers"} <= set(section):
             return None
-        return genotypes.Space(
-            inputs=tuple(section["inputs"]),
-            num_layers=int(section["num_layers"]),
-            operations=tuple(section.get("operations") or genotypes.FIRST_OPERATIONS),
-            aggregations=tuple(section.get("aggregations") or genotypes.FIRST_AGGREGATIONS),
-        )
+        kinds = {"operations": genotypes.FIRST_OPERATIONS, "aggregations": genotypes.FIRST_AGGREGATIONS}
+        named = {kind: tuple(section.get(kind) or first) for kind, first in kinds.items()}
+        return genotypes.Space(inputs=tuple(section["inputs"]), num_layers=int(section["num_layers"]), **named)
 
 
 def _is_writable(folder: pathlib.Path) -> bool:
@@ -168,11 +156,7 @@ def _is_writable(folder: pathlib.Path) -> bool:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no file.
-
-    Raises:
-      UserError: the file holds something else.
-    """
+    """A JSON object, {} where there is no file; a UserError where it holds something else."""
     if not path.is_file():
         return {}
     value = json_files.read(path, advice="delete the file to have a report without it")
@@ -187,13 +171,9 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
         return []
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -208,10 +188,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Dotted keys whose values are not the same in all configs, each with its value in every config ("–": no such key).
-
-    A key whose section another config lacks altogether counts, too.
-    """
+    """Dotted keys whose values are not the same in all configs, each with its value in every one ("–": no such key)."""
     tables = [dict(flat(config)) for config in configs]
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = [(key, [table.get(key, "–") for table in tables]) for key in keys]

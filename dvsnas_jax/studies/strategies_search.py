@@ -25,13 +25,27 @@ from dvsnas_jax.core.processes import signals
 from dvsnas_jax.search import derive, loop, pipeline, relaxed_steps, scratch
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.studies import evidence_searches, study_report, table_maker
+from dvsnas_jax.studies import strategies_report, strategies_statistics, study_report, table_maker
 from dvsnas_jax.train import claims, features, pretrain, require_labels
 
 LOG = "strategies.jsonl"
 FOLDER = "searches"
 MAY_DIFFER = ("ablate", "evaluate", "report", "search.strategy")
-SEARCH, RETRAIN, ALONE = evidence_searches.WHATS
+SEARCH, RETRAIN, ALONE = strategies_statistics.WHATS
+
+
+class Budget(NamedTuple):
+    """Of a comparison.
+
+    Attributes:
+      num_seeds: searches of each strategy.
+      num_top: derived cells of each search that are trained from scratch.
+      num_correlated: uniformly drawn genotypes behind the rank correlation, trained alone; 0: none.
+    """
+
+    num_seeds: int = 3
+    num_top: int = 5
+    num_correlated: int = 30
 
 
 class _Plan(NamedTuple):
@@ -49,31 +63,21 @@ def run(
     config: ml_collections.ConfigDict,
     folder: workdir.Workdir,
     names: Sequence[str],
+    budget: Budget,
     *,
-    num_seeds: int,
-    num_top: int,
-    num_correlated: int,
     output: pathlib.Path | None = None,
 ) -> study_report.Report:
     """Runs the searches that the folder does not hold yet, and writes what they amount to.
 
-    Args:
-      config: of every search but for its strategy and its seed (config.seed, config.seed + 1, ...).
-      folder: of the comparison; holds the static network.
-      names: of the strategies.
-      num_seeds: searches of each strategy.
-      num_top: derived cells of each search that are trained from scratch.
-      num_correlated: uniformly drawn genotypes behind the rank correlation, trained alone; 0: none.
-      output: folder of the report; None: the run folder.
+    `config` is that of every search but for its strategy and its seed (config.seed, config.seed + 1, ...); `folder`
+    holds the static network; the report goes to `output`, None: the run folder.
 
     Raises:
       UserError: the words make no sense, or the folder belongs to another run.
       Stopped: a signal arrived; what is finished was saved.
     """
     strategies.check_names(names)
-    for flag, value in (("--top", num_top), ("--correlate", num_correlated)):
-        if value < 0:
-            raise errors.UserError(f"{flag}: must be at least 0, got {value}")
+    study_report.check_at_least(0, top=budget.num_top, correlate=budget.num_correlated)
     with folder.hold(), compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
         config = claims.check(config, folder, ignore=MAY_DIFFER)
         space = features.space_of(config)
@@ -83,20 +87,20 @@ def run(
         pretrain.check(config, folder)
         require_labels.check(config, is_rewarded=True)
         claims.claim(config, folder, ignore=MAY_DIFFER)
-        probes = draw_probes(space, num_correlated, config.seed, made[names[0]].op_mask)
+        probes = draw_probes(space, budget.num_correlated, config.seed, made[names[0]].op_mask)
         parts = table_maker.assemble(config, folder, stop)
         # Made when the first cell is to be trained: a comparison that is finished, or retrains nothing, needs none.
         trainer_fn = functools.cache(lambda: table_maker.make_trainer(parts, 1))
-        plan = _Plan(parts, folder, stop, num_top, probes, trainer_fn)
-        for seed in range(num_seeds):
+        plan = _Plan(parts, folder, stop, budget.num_top, probes, trainer_fn)
+        for seed in range(budget.num_seeds):
             for name in names:
                 _search(plan, made[name], name, seed)
-        if num_correlated:
+        if budget.num_correlated:
             _train_alone(plan)
         # A shorter list of probes than that of an earlier start is its beginning.
         lines = [line for line in folder.read(LOG) if line["what"] != ALONE or line["index"] < len(probes)]
-        content = evidence_searches.summarize(lines, names, num_seeds=num_seeds)
-        return evidence_searches.write(content, output or folder.path)
+        content = strategies_statistics.summarize_searches(lines, names, num_seeds=budget.num_seeds)
+        return strategies_report.write_searches(content, output or folder.path)
 
 
 def draw_probes(space: genotype_lib.Space, num: int, seed: int, op_mask: np.ndarray) -> np.ndarray:
@@ -107,18 +111,20 @@ def draw_probes(space: genotype_lib.Space, num: int, seed: int, op_mask: np.ndar
         found.setdefault(canonical.of(space, genotype), genotype)
         if len(found) == num:
             break
-    empty = np.zeros((0, space.num_layers, len(genotype_lib.FIELDS)), np.int32)
-    return np.stack(list(found.values())) if found else empty
+    return np.stack(list(found.values())) if found else _no_genotypes(space)
+
+
+def _no_genotypes(space: genotype_lib.Space) -> np.ndarray:
+    return np.zeros((0, space.num_layers, len(genotype_lib.FIELDS)), np.int32)
 
 
 def _search(plan: _Plan, strategy: strategies.Strategy, name: str, seed: int) -> None:
     """One search, its derived cells, and what it says of the probes at its end."""
-    lines = plan.folder.read(LOG)
     key = {"strategy": name, "seed": seed}
-    wanted = {"what": SEARCH, **key, "num_probes": len(plan.probes)}
-    retrained = [line for line in lines if {"what": RETRAIN, **key}.items() <= line.items()]
-    is_searched = any(wanted.items() <= line.items() for line in lines)
-    if is_searched and len(retrained) >= plan.num_top:
+    searches = study_report.Finished(plan.folder, LOG, {"what": SEARCH, **key}, "num_probes")
+    retrained = study_report.Finished(plan.folder, LOG, {"what": RETRAIN, **key}, "hash")
+    is_searched = len(plan.probes) in searches.lines
+    if is_searched and len(retrained.lines) >= plan.num_top:
         return
     config = plan.parts.config.copy_and_resolve_references()
     config.seed += seed
@@ -133,14 +139,13 @@ def _search(plan: _Plan, strategy: strategies.Strategy, name: str, seed: int) ->
     found = [record["reward"] for record in folder.read(loop.LOG)]
     if not is_searched:
         scored = _score(parts, state.shared.params, plan.probes)
-        line = {**wanted, "rewards": found, "probes": scored, "seconds": seconds if is_fresh else None}
-        plan.folder.append(LOG, line)
-    done = {line["hash"] for line in retrained}
+        line = {"rewards": found, "probes": scored, "seconds": seconds if is_fresh else None}
+        searches.append(len(plan.probes), line)
     pending, lines = [], []
     for rank, (genotype, shared) in enumerate(_derived(parts, state, folder, plan.num_top)):
         digest = genotype_lib.digest(parts.space, genotype)
         folder.write_json(f"derived_{rank}.json", genotype_lib.to_dict(parts.space, genotype))
-        if digest not in done:
+        if digest not in retrained.lines:
             pending.append(genotype)
             lines.append({"what": RETRAIN, **key, "rank": rank, "hash": digest, "shared_reward": shared})
     _train(plan, pending, lines)
@@ -161,7 +166,7 @@ def _derived(
     if not num:
         return []
     section, num_rewarded = parts.config.derive, max(parts.config.derive.num_rewarded, 2 * num)
-    probable = np.zeros((0, parts.space.num_layers, len(genotype_lib.FIELDS)), np.int32)
+    probable = _no_genotypes(parts.space)
     if section.num_probable:
         rng = jax.random.fold_in(jax.random.key(parts.config.seed), 6)
         probable = np.asarray(parts.strategy.probable(state.strategy, rng, section.num_probable))
@@ -177,7 +182,7 @@ def _derived(
 
 def _train_alone(plan: _Plan) -> None:
     """Trains every probe that the log does not hold."""
-    done = {line["hash"] for line in plan.folder.read(LOG) if line["what"] == ALONE}
+    done = study_report.Finished(plan.folder, LOG, {"what": ALONE}, "hash").lines
     digests = [genotype_lib.digest(plan.parts.space, genotype) for genotype in plan.probes]
     pending = [index for index, digest in enumerate(digests) if digest not in done]
     lines = [{"what": ALONE, "index": index, "hash": digests[index]} for index in pending]

@@ -25,16 +25,11 @@ WORST = -3.0
 NUM_REFERENCES = 400
 """Uniformly drawn genotypes whose qualities have mean 0 and variance 1."""
 Effect = Callable[[Hashable, float], float]
+"""`(key, scale) -> value`, normal with deviation scale and the same for the same key."""
 
 
 def quality(form: canonical.Form, effect: Effect, softness: float) -> float:
-    """Of a cell, before it saturates.
-
-    Args:
-      form: of the cell.
-      effect: `(key, scale) -> value`, normal with deviation scale and the same for the same key.
-      softness: how much a second branch adds to the better one.
-    """
+    """Of a cell, before it saturates; `softness` is how much a second branch adds to the better one."""
     total = effect(form.outputs, 0.5)
     for node in form.nodes:
         total += effect(node.aggregation, 0.5) + effect(node, 0.5)
@@ -59,11 +54,8 @@ def noise_of(tau: float) -> float:
 class World:
     """Rewards of all cells of a space of any size; a cell gets its row when it is first met.
 
-    Args:
-      space: of the cells.
-      seed: the world is a function of it, whatever is asked first.
-      noise: standard deviation of a reward around the quality.
-      op_mask: bool [num_ops], operations of the cells whose qualities have mean 0 and variance 1.
+    The world is a function of its seed, whatever is asked first. `noise` is the standard deviation of a reward around
+    the quality; qualities of cells of the operations in `op_mask` bool [num_ops] have mean 0 and variance 1.
     """
 
     def __init__(

@@ -25,14 +25,10 @@ _WRONG = np.array((213, 94, 0), np.float64)
 
 
 def rows(arrays: Arrays) -> dict[str, tuple[bytes, str]]:
-    """The strip as pictures of consecutive frames side by side.
+    """The strip as pictures of consecutive frames: name of the row -> WebP file and what is said beside it.
 
-    Args:
-      arrays: a short stretch.
-
-    Returns:
-      Name of the row -> WebP file and what is said beside it: `frame`, `label`, `static`, `static errors`, `cell`,
-      `cell errors`. Errors lie in orange on the frame in grey; what has no label is dark.
+    Rows are `frame`, `label`, `static`, `static errors`, `cell`, `cell errors`. Errors lie in orange on the frame in
+    grey; what has no label is dark.
     """
     thin = _thinned(arrays)
     colors = _palette(arrays)
@@ -61,16 +57,7 @@ def wrong_share(labels: np.ndarray, predictions: np.ndarray) -> float | None:
 
 
 def marked_errors(frames: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Frames in grey, wrong pixels in orange, pixels without a label dark.
-
-    Args:
-      frames: u8 [n, H, W, 3].
-      labels: u8 [n, H, W], 255 = ignore.
-      predictions: u8 [n, H, W].
-
-    Returns:
-      u8 [n, H, W, 3].
-    """
+    """Frames u8 [n, H, W, 3] in grey, wrong pixels (of ids u8 [n, H, W]) in orange, pixels without a label dark."""
     grey = frames.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     is_labelled = labels != types.IGNORE
     is_wrong = is_labelled & (labels != predictions)
@@ -81,11 +68,7 @@ def marked_errors(frames: np.ndarray, labels: np.ndarray, predictions: np.ndarra
 def clip(arrays: Arrays) -> tuple[bytes, bytes]:
     """A looping video: frame, labels, static network and cell in a square; without a cell the network's errors.
 
-    Args:
-      arrays: a stretch of video.
-
-    Returns:
-      An animated WebP file of at most `MAX_CLIP_BYTES`, and its first picture alone.
+    An animated WebP file of at most `MAX_CLIP_BYTES`, and its first picture alone.
     """
     thin, colors = _thinned(arrays), _palette(arrays)
     factor = max(1, TILE_WIDTH // thin["frames"].shape[2])
@@ -161,32 +144,20 @@ def _webp(*images: np.ndarray, quality: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def strip(
-    arrays: Arrays,
-    names: Sequence[str],
-    path: str | pathlib.Path,
-    *,
-    notes: Mapping[str, str] | None = None,
-) -> None:
-    """Consecutive frames side by side: frame, label, what the static network says, what the cell says.
+def strip(arrays: Arrays, names: Sequence[str], path: str | pathlib.Path, notes: Mapping[str, str]) -> None:
+    """Consecutive frames side by side as one PNG: frame, label, what the static network says, what the cell says.
 
-    Args:
-      arrays: a short stretch.
-      names: of the K classes.
-      path: PNG to write.
-      notes: row -> a few words under its name.
+    `names` are those of the K classes, `notes` a few words under the name of a row.
     """
-    colors = np.zeros((256, 3), np.uint8)
-    colors[: len(arrays["colors"])] = arrays["colors"]
+    colors, num_classes = _palette(arrays), len(arrays["colors"])
     maps = {"label": arrays["labels"], **{name: arrays[name] for name in networks(arrays)}}
     rows = {"frame": arrays["frames"], **{row: colors[ids] for row, ids in maps.items()}}
     present = np.unique(np.stack(list(maps.values())))
     entries = [
         (names[index] if index < len(names) else f"class {index}", colors[index] / 255)
-        for index in present.tolist()
-        if index < len(arrays["colors"])
+        for index in present[present < num_classes].tolist()
     ]
-    entries += [("ignored", colors[255] / 255)] if present[-1] >= len(arrays["colors"]) else []
+    entries += [("ignored", colors[255] / 255)] if present[-1] >= num_classes else []
     num, height, width = arrays["frames"].shape[:3]
     tile_width, left, top, space, entry_width = 2.1, 1.05, 0.32, 0.06, 1.3
     tile_height = tile_width * height / width
@@ -198,7 +169,7 @@ def strip(
         figure.set_layout_engine("none")
         for row, (label, images) in enumerate(rows.items()):
             y = total_height - top - (row + 1) * (tile_height + space) + space
-            _strip_label(figure, 0.12, y + tile_height / 2, label, (notes or {}).get(label, ""))
+            _strip_label(figure, 0.12, y + tile_height / 2, label, notes.get(label, ""))
             for column, image in enumerate(images):
                 box = (left + column * (tile_width + space), y, tile_width, tile_height)
                 totals = (total_width, total_height, total_width, total_height)

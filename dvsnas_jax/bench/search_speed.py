@@ -10,6 +10,7 @@ measures crops of 321 and of 512 pixels with batch 32, C = 64, L = 7. On a CPU `
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.bench import bench_nets, collectives, compile_sizes
+from dvsnas_jax.bench import collectives, compile_sizes, nets_speed, stopwatch
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core import mesh as mesh_lib
@@ -30,16 +31,11 @@ from dvsnas_jax.train import cell_training
 
 PAPER_CROPS = (321, 512)
 PHASES = ("sample", "input", "train", "evaluate", "update")
+UNITS = {"sample": "iteration", "input": "optimizer step", "train": "optimizer step"}
 
 
 class Effort(NamedTuple):
-    """How much is timed.
-
-    Attributes:
-      groups: groups of random genotypes.
-      repeats: timed calls of each; the median counts.
-      profile: folder for a profile of three optimizer steps; empty = none.
-    """
+    """How much is timed: groups of random genotypes, calls of each (the median counts); a profile of three steps."""
 
     groups: int = 6
     repeats: int = 3
@@ -47,36 +43,25 @@ class Effort(NamedTuple):
 
 
 def run(
-    config: ml_collections.ConfigDict,
-    *,
-    links: estimate.Links | None = None,
-    num_candidates: int = 1000,
-    effort: Effort | None = None,
-) -> dict[str, Any]:
-    """Measures the phases of a search on all devices and estimates the whole from them.
+    config: ml_collections.ConfigDict, *,
+    links: estimate.Links | None = None, num_candidates: int = 1000, effort: Effort | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures the phases of a search on all devices, and estimates one of `num_candidates` from them.
 
-    Args:
-      config: of the search; its data set is not read.
-      links: assumed between devices.
-      num_candidates: of the search that is estimated.
-      effort: of the measurement.
-
-    Returns:
-      Device, sizes, the compiled programs (seconds, bytes of memory and of collectives), seconds of each phase, shares
-      of the peak of matrix products, candidates per hour, and the estimate with all that it assumes.
-
-    Raises:
-      UserError: the candidates of the search do not share weights.
+    The config's data set is not read; `links` between devices are assumed. Found are device, sizes, the compiled
+    programs (seconds, bytes of memory and of collectives), seconds of each phase, shares of the peak of matrix
+    products, candidates per hour, and the estimate with all that it assumes. A UserError where the candidates do not
+    share weights.
     """
     config, links, effort = _prepared(config), links or estimate.Links(), effort or Effort()
     section, mesh = config.search, compile_sizes.make_mesh(config.search)
     programs = compile_sizes.make(config, mesh, train_clips=2 * section.batch_size, val_clips=section.batch_size)
     compiled, described = _compile(programs)
-    peak = bench_nets.matrix_peak("float32")
+    peak = nets_speed.matrix_peak("float32")
     with compilation.effort(config.compile_effort):
         timed = _Timed(config, programs, compiled, mesh, effort)
     phases = timed.phases()
-    peak = max(peak, bench_nets.matrix_peak("float32"))  # on a shared machine one look may be too low
+    peak = max(peak, nets_speed.matrix_peak("float32"))  # on a shared machine one look may be too low
     _add_collectives(config, compiled, described)
     # Virtual CPU devices share the cores that the peak was measured on.
     flops = peak * 1e9 * (1 if jax.default_backend() == "cpu" else jax.device_count())
@@ -85,7 +70,7 @@ def run(
     return {
         **_machine(),
         "matrix_peak_gflops": peak,
-        "sizes": sizes(config),
+        "sizes": _sizes(config),
         "programs": described,
         "phases": {name: statistics.mean(phases[name]) for name in PHASES},
         "features_from_host": timed.features_from_host(),
@@ -98,12 +83,9 @@ def run(
 
 
 def count(
-    config: ml_collections.ConfigDict,
-    *,
-    links: estimate.Links | None = None,
-    num_candidates: int = 1000,
-    device: search_cost.Device | None = None,
-) -> dict[str, Any]:
+    config: ml_collections.ConfigDict, *,
+    links: estimate.Links | None = None, num_candidates: int = 1000, device: search_cost.Device | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Sizes and counted work of a search, and what it would take on assumed devices, without compiling or running."""
     config, links, device = _prepared(config), links or estimate.Links(), device or search_cost.Device()
     programs = compile_sizes.make(config, compile_sizes.make_mesh(config.search), train_clips=1, val_clips=1)
@@ -114,7 +96,7 @@ def count(
     rows = estimate.scaling(assumed, links, num_candidates=num_candidates)
     return {
         **_machine(),
-        "sizes": sizes(config),
+        "sizes": _sizes(config),
         "num_params": num_params,
         "counted": counted,
         "estimate": {"rows": rows, "assumptions": assumptions},
@@ -144,7 +126,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def sizes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _sizes(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What the cost of a search depends on."""
     section = config.search
     train_size, evaluate_size = search_cost.image_sizes(config)
@@ -155,9 +137,7 @@ def sizes(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "batch": section.batch_size,
         "channels": config.space.channels,
         "layers": config.space.num_layers,
-        "shared_genotypes": section.shared_genotypes,
-        "shared_steps": section.shared_steps,
-        "genotypes_per_step": section.genotypes_per_step,
+        **{name: section[name] for name in ("shared_genotypes", "shared_steps", "genotypes_per_step")},
         "scored_clips": int(np.prod(compile_sizes.scored_shape(section))),
     }
 
@@ -188,7 +168,7 @@ def _add_collectives(
     for name, items in found.items():
         described[name] |= {
             "collectives": [[item.kind, item.num_bytes, item.is_entry] for item in items],
-            "collective_bytes": collectives.total(items),
+            "collective_bytes": sum(item.num_bytes for item in items),
             "compiled_for": where,
         }
 
@@ -215,37 +195,28 @@ def _measured(
 
 
 class _Timed:
-    """The parts of a search on random features, and the seconds that each takes.
-
-    Attributes:
-      macs: multiply-adds behind all timed values of `train` and of `evaluate`.
-    """
+    """The parts of a search on random features and the seconds that each takes; `macs`: multiply-adds behind them."""
 
     def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        programs: compile_sizes.Programs,
-        compiled: Mapping[str, Any],
-        mesh: jax.sharding.Mesh,
-        effort: Effort,
-    ) -> None:
+        self, config: ml_collections.ConfigDict, programs: compile_sizes.Programs, compiled: Mapping[str, Any],
+        mesh: jax.sharding.Mesh, effort: Effort,
+    ) -> None:  # fmt: skip
         self._config, self._section, self._effort, self._compiled = config, config.search, effort, compiled
-        self._mesh = mesh
+        self._mesh, self._space = mesh, programs.space
         self._strategy = strategies.make(config.search.strategy, programs.space, config.controller)
-        self._space = programs.space
         self._stores = {
             name: _random_store(shapes[2], jax.random.key(index))
             for index, (name, shapes) in enumerate((("train", programs.train), ("evaluate", programs.evaluate)))
         }
         self._state = programs.steps.init(jax.random.key(2))
-        self.macs = {"train": 0.0, "evaluate": 0.0}
+        self.macs: dict[str, float] = {}
 
     def phases(self) -> dict[str, list[float]]:
         """Seconds of each phase, a value for every group of genotypes (and for every call of the policy's)."""
         sample, update = self._policy()
         return {
             "sample": sample,
-            "input": [_median(self._input, self._effort.repeats) for _ in range(self._effort.groups)],
+            "input": [self._median(self._input) for _ in range(self._effort.groups)],
             "train": self._train(),
             "evaluate": self._evaluate(),
             "update": update,
@@ -256,53 +227,55 @@ class _Timed:
         store = self._stores["train"]
         batch = jax.tree.map(lambda x: np.asarray(x[: self._section.batch_size]), store)
         where = mesh_lib.replicated(self._mesh)
-        seconds = _median(lambda: jax.block_until_ready(jax.device_put(batch, where)), self._effort.repeats)
+        seconds = self._median(lambda: jax.device_put(batch, where))
         return {"bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(batch)), "seconds": seconds}
 
-    def _groups(self, num: int, seed: int) -> list[np.ndarray]:
+    def _median(self, call_fn: Callable[[], object]) -> float:
+        return stopwatch.median_seconds(call_fn, self._effort.repeats)
+
+    def _random(self, rng: np.random.Generator, num: int) -> np.ndarray:
+        return genotype_lib.random(self._space, rng, num, op_mask=self._strategy.op_mask)
+
+    def _groups(self, name: str, num: int, seed: int) -> list[np.ndarray]:
+        """Groups of random genotypes, and how many multiply-adds they are of a program."""
         rng = np.random.default_rng(seed)
-        draw = (genotype_lib.random(self._space, rng, num, op_mask=self._strategy.op_mask) for _ in range(1000))
-        return [next(draw) for _ in range(self._effort.groups)]
+        groups = [self._random(rng, num) for _ in range(self._effort.groups)]
+        self.macs[name] = search_cost.of_genotypes(self._config, np.concatenate(groups))[f"{name}_macs"]
+        return groups
 
     def _input(self) -> tuple[np.ndarray, np.ndarray]:
         """The arguments of one optimizer step, on the host: the program's call moves them."""
         shape = (self._section.shared_genotypes, self._section.batch_size)
         clips = cell_training.draw_clips((0, 1, 2), self._stores["train"].num_clips, shape)
-        rng = np.random.default_rng(0)
-        return genotype_lib.random(self._space, rng, shape[0], op_mask=self._strategy.op_mask), clips
+        return self._random(np.random.default_rng(0), shape[0]), clips
 
     def _train(self) -> list[float]:
         _, clips = self._input()
 
-        def call(genotypes: np.ndarray) -> Callable[[], Any]:
-            def step() -> Any:
-                self._state, metrics = self._compiled["train"](self._state, genotypes, self._stores["train"], clips)
-                return jax.block_until_ready(metrics)
+        def step(genotypes: np.ndarray) -> Any:
+            self._state, metrics = self._compiled["train"](self._state, genotypes, self._stores["train"], clips)
+            return jax.block_until_ready(metrics)
 
-            return step
-
-        groups = self._groups(self._section.shared_genotypes, 1)
-        call(groups[0])()
-        self.macs["train"] = search_cost.of_genotypes(self._config, np.concatenate(groups))["train_macs"]
-        found = [_median(call(group), self._effort.repeats) for group in groups]
+        groups = self._groups("train", self._section.shared_genotypes, 1)
+        step(groups[0])
+        found = [self._median(functools.partial(step, group)) for group in groups]
         if self._effort.profile:
             with jax.profiler.trace(self._effort.profile):
                 for group in groups[:3]:
-                    call(group)()
+                    step(group)
         return found
 
     def _evaluate(self) -> list[float]:
         batches, size = compile_sizes.scored_shape(self._section)
         clips = np.arange(batches * size, dtype=np.int32).reshape(batches, size) % self._stores["evaluate"].num_clips
 
-        def call(genotypes: np.ndarray) -> Callable[[], Any]:
+        def score(genotypes: np.ndarray) -> Any:
             arguments = (self._state.params, genotypes, self._stores["evaluate"], clips)
-            return lambda: steps.add_scores([self._compiled["evaluate"](*arguments)])
+            return steps.add_scores([self._compiled["evaluate"](*arguments)])
 
-        groups = self._groups(self._section.genotypes_per_step, 2)
-        call(groups[0])()
-        self.macs["evaluate"] = search_cost.of_genotypes(self._config, np.concatenate(groups))["evaluate_macs"]
-        return [_median(call(group), self._effort.repeats) for group in groups]
+        groups = self._groups("evaluate", self._section.genotypes_per_step, 2)
+        score(groups[0])
+        return [self._median(functools.partial(score, group)) for group in groups]
 
     def _policy(self) -> tuple[list[float], list[float]]:
         """Seconds of drawing for an iteration, and of learning from one: a mean, as most calls only fill the buffer."""
@@ -316,7 +289,7 @@ class _Timed:
             return jax.block_until_ready(strategy.sample(state, rng, num))
 
         samples = draw()
-        sample = [_median(draw, self._effort.repeats)]
+        sample = [self._median(draw)]
         state, _ = strategy.update(state, samples, rewards, valid, rng)
         num_calls = -(-2 * self._config.controller.buffer // num)
         started = time.perf_counter()
@@ -340,18 +313,11 @@ def _random_store(shapes: types.FeatureStore, rng: jax.Array) -> types.FeatureSt
     return jax.tree.unflatten(tree, [draw(index, leaf) for index, leaf in enumerate(leaves)])
 
 
-def _median(fn: Callable[[], Any], repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        fn()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
-
-
 def table(result: Mapping[str, Any], device: search_cost.Device | None = None, num_candidates: int = 1000) -> str:
     """What `run` or `count` returned, as text."""
     size = result["sizes"]
+    is_measured = "phases" in result
+    found = result["estimate"]
     lines = [
         f"{result['devices']} x {result['backend']} ({result['device']}), JAX {result['jax']}",
         f"training {'x'.join(map(str, size['train_size']))}, scoring {'x'.join(map(str, size['evaluate_size']))}, "
@@ -359,28 +325,22 @@ def table(result: Mapping[str, Any], device: search_cost.Device | None = None, n
         f"{size['shared_genotypes']} genotypes an optimizer step, {size['shared_steps']} steps an iteration, "
         f"{size['genotypes_per_step']} candidates, each on {size['scored_clips']} clips",
     ]
-    if "phases" in result:
-        lines += _measured_lines(result)
+    estimated = [estimate.table(found["rows"]), *(f"- {line}" for line in found["assumptions"])]
+    if is_measured:
+        lines += [*_measured_lines(result), "", "estimated, not measured:", *estimated]
     lines += ["", "counted work:", *search_cost.text(result["counted"], num_candidates, device or search_cost.Device())]
-    if "phases" not in result:
-        lines += ["", "on that device, estimated, nothing of it measured:", *_estimate_lines(result)]
+    if not is_measured:
+        lines += ["", "on that device, estimated, nothing of it measured:", *estimated]
     return "\n".join(lines)
 
 
-def _estimate_lines(result: Mapping[str, Any]) -> list[str]:
-    found = result["estimate"]
-    return [estimate.table(found["rows"]), *(f"- {line}" for line in found["assumptions"])]
-
-
 def _measured_lines(result: Mapping[str, Any]) -> list[str]:
-    phases, programs, shares = result["phases"], result["programs"], result["shares"]
     lines = ["", f"matrix product {result['matrix_peak_gflops']:.0f} GFLOP/s a device in float32", ""]
-    units = {"sample": "iteration", "input": "optimizer step", "train": "optimizer step"}
     for name in PHASES:
-        share = f", {100 * shares[name]:.1f} % of the peak" if name in shares else ""
-        lines.append(f"{name:9}{phases[name]:10.4f} s an {units.get(name, 'iteration')}{share}")
+        share = f", {100 * result['shares'][name]:.1f} % of the peak" if name in result["shares"] else ""
+        lines.append(f"{name:9}{result['phases'][name]:10.4f} s an {UNITS.get(name, 'iteration')}{share}")
     lines.append("")
-    for name, part in programs.items():
+    for name, part in result["programs"].items():
         lines.append(
             f"{name:9}compiled in {part['lower_s']:.0f} + {part['compile_s']:.0f} s; "
             f"{part['memory']['total'] / 1e9:.2f} GB a device ({part['memory']['temp'] / 1e9:.2f} of its own); "
@@ -392,5 +352,4 @@ def _measured_lines(result: Mapping[str, Any]) -> list[str]:
     moved = result["features_from_host"]
     lines.append(f"a batch of features from host memory: {moved['bytes'] / 1e6:.0f} MB in {moved['seconds']:.3f} s")
     rate, seconds = result["candidates_per_hour"], result["iteration_seconds"]
-    lines += ["", f"{rate:.0f} candidates an hour, {seconds:.2f} s an iteration"]
-    return [*lines, "", "estimated, not measured:", *_estimate_lines(result)]
+    return [*lines, "", f"{rate:.0f} candidates an hour, {seconds:.2f} s an iteration"]

@@ -20,6 +20,7 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import operations
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.studies import study_report
 from dvsnas_jax.train import cell_training, claims, features, pretrain, training_loop
 
 REPLACE, LEAVE_ONE_OUT, RETRAIN = "replace", "leave-one-out", "retrain"
@@ -29,20 +30,12 @@ MAY_DIFFER = ("ablate", "evaluate", "report")
 
 
 def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, is_training: bool) -> pipeline.Parts:
-    """The parts of a search on the run's static network, nothing compiled yet.
+    """The parts of a search on the run's trained static network, nothing compiled yet.
 
-    Args:
-      config: of the run.
-      folder: that holds the static network.
-      is_training: whether the training clips are needed; otherwise those of the meta-validation split stand in.
-
-    Raises:
-      UserError: the static network is not trained.
+    Without training the clips of the meta-validation split stand in for those of the other one.
     """
-    space, mesh = features.space_of(config), mesh_lib.make()
-    strategy = strategies.make(config.search.strategy, space, config.controller)
+    space, mesh, strategy, made = _steps(config)
     variables = static_network(config, folder)
-    made = steps.make(supernet_lib.make(space, features.settings_of(config)), config.search, mesh)
     num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     if is_training:
         return pipeline.assemble(config, space, strategy, variables, num_clips, compiled=made)
@@ -50,12 +43,18 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, is_t
     return pipeline.Parts(config, space, mesh, made, strategy, store, store)
 
 
-def static_network(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any:
-    """The variables of the run's static network.
+def _steps(
+    config: ml_collections.ConfigDict,
+) -> tuple[genotype_lib.Space, jax.sharding.Mesh, strategies.Strategy, steps.Steps]:
+    """The space of a run, its devices, and what a search calls on them."""
+    space, mesh = features.space_of(config), mesh_lib.make()
+    strategy = strategies.make(config.search.strategy, space, config.controller)
+    supernet = supernet_lib.make(space, features.settings_of(config))
+    return space, mesh, strategy, steps.make(supernet, config.search, mesh)
 
-    Raises:
-      UserError: it is not trained.
-    """
+
+def static_network(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any:
+    """The variables of the run's static network; a UserError where it is not trained."""
     variables = pretrain.restore(config, folder)
     if variables is None:
         raise errors.UserError(f"{folder.path}: holds no trained static network; run `dvsnas search` there first")
@@ -74,14 +73,16 @@ def validation_features(
 
 def shared_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> types.Params | None:
     """The shared weights of a finished search; None where they are not there, or were never trained (mode scratch)."""
-    done = folder.checkpointer(loop.STAGE).latest_step() or 0
-    if config.search.mode == "scratch" or done < config.search.steps:
+    if config.search.mode == "scratch" or _num_done(folder) < config.search.steps:
         return None
-    space, mesh = features.space_of(config), mesh_lib.make()
     with compilation.effort(config.compile_effort):
-        strategy = strategies.make(config.search.strategy, space, config.controller)
-        made = steps.make(supernet_lib.make(space, features.settings_of(config)), config.search, mesh)
+        _, mesh, strategy, made = _steps(config)
     return _restore(folder, strategy, made, mesh)
+
+
+def _num_done(folder: workdir.Workdir) -> int:
+    """Steps of the search in a folder."""
+    return folder.checkpointer(loop.STAGE).latest_step() or 0
 
 
 def untrained(config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -91,12 +92,8 @@ def untrained(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 
 def trained_weights(parts: pipeline.Parts, folder: workdir.Workdir) -> types.Params:
-    """The shared weights at the end of a search.
-
-    Raises:
-      UserError: the folder holds no finished search.
-    """
-    done, num_steps = folder.checkpointer(loop.STAGE).latest_step() or 0, parts.config.search.steps
+    """The shared weights at the end of a search; a UserError where the folder holds no finished one."""
+    done, num_steps = _num_done(folder), parts.config.search.steps
     if done < num_steps:
         raise errors.UserError(
             f"{folder.path}: holds no finished search ({done} of {num_steps} steps); run `dvsnas search` there first"
@@ -113,84 +110,57 @@ def _restore(
 
 
 def replace(
-    config: ml_collections.ConfigDict,
-    folder: workdir.Workdir,
-    stop: signals.StopFlag,
-    rows: np.ndarray,
-    chosen: Sequence[variants_lib.Variant],
-) -> list[dict[str, Any]]:
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag,
+    rows: np.ndarray, chosen: Sequence[variants_lib.Variant],
+) -> list[dict[str, Any]]:  # fmt: skip
     """Rewards as in the search, of the genotype first; all of them run the same compiled program."""
-    space = features.space_of(config)
-    log = _Log(folder, space, {"what": REPLACE, "base": genotype_lib.digest(space, rows)})
-    pending = log.pending(rows, chosen)
-    if pending:
+    log = _Variants(config, folder, {"what": REPLACE}, rows, chosen)
+    if log.pending:
         parts = assemble(config, folder, is_training=config.search.mode == "scratch")
         params = trained_weights(parts, folder)
         size = config.search.genotypes_per_step
-        with progress.bar(len(pending), REPLACE) as bar:
-            for start in range(0, len(pending), size):
-                _raise_if(stop, REPLACE, start, len(pending))
-                group = pending[start : start + size]
+        with progress.bar(len(log.pending), REPLACE) as bar:
+            for start in range(0, len(log.pending), size):
+                _raise_if(stop, REPLACE, start, len(log.pending))
+                group = log.pending[start : start + size]
                 genotypes = np.stack([variant.genotype for variant in group])
                 scored = pipeline.score(parts, params, genotypes, parts.val_store.num_clips)
                 for variant, record in zip(group, scored, strict=True):
                     log.append(variant, record)
                 bar.update(len(group))
-    return log.records(rows, chosen)
+    return log.records()
 
 
 def retrain(
-    config: ml_collections.ConfigDict,
-    folder: workdir.Workdir,
-    stop: signals.StopFlag,
-    rows: np.ndarray,
-    chosen: Sequence[variants_lib.Variant],
-    *,
-    num_steps: int,
-) -> list[dict[str, Any]]:
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag,
+    rows: np.ndarray, chosen: Sequence[variants_lib.Variant], *, num_steps: int,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Rewards of static graphs that are trained from scratch, each `num_steps` steps, the genotype's first."""
-    space = features.space_of(config)
-    log = _Log(folder, space, {"what": RETRAIN, "base": genotype_lib.digest(space, rows), "steps": num_steps})
-    pending = log.pending(rows, chosen)
-    if pending:
+    log = _Variants(config, folder, {"what": RETRAIN, "steps": num_steps}, rows, chosen)
+    if log.pending:
         changed = config.copy_and_resolve_references()
         changed.train.steps = num_steps
         parts = assemble(config, folder, is_training=True)
         trained = workdir.Workdir(folder.path / FOLDER / f"retrain_{num_steps}_steps")
         claims.claim(changed, trained, ignore=MAY_DIFFER)
-        for done, variant in enumerate(pending):
-            _raise_if(stop, RETRAIN, done, len(pending))
-            name = f"cell_{genotype_lib.digest(space, variant.genotype)}"
+        for done, variant in enumerate(log.pending):
+            _raise_if(stop, RETRAIN, done, len(log.pending))
+            name = f"cell_{genotype_lib.digest(parts.space, variant.genotype)}"
             stage = training_loop.Stage.of(changed.train, name, trained, stop)
-            params = cell_training.train_cell(changed, space, variant.genotype, parts.train_store, stage)
+            params = cell_training.train_cell(changed, parts.space, variant.genotype, parts.train_store, stage)
             log.append(variant, pipeline.score_cell(parts, variant.genotype, params))
-    return log.records(rows, chosen)
+    return log.records()
 
 
 def leave_one_out(
-    config: ml_collections.ConfigDict,
-    folder: workdir.Workdir,
-    stop: signals.StopFlag,
-    *,
-    num_steps: int,
-    limit: int | None = None,
-    parts: pipeline.Parts | None = None,
-) -> list[dict[str, Any]]:
-    """A search with every operation, then one without each: same seeds, same compiled functions, other masks.
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag, *,
+    num_steps: int, limit: int | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A search with every operation, then one without each, at most `limit`: same seeds and functions, other masks.
 
-    Args:
-      config: of the run.
-      folder: each search has a folder of its own in `ablation/`.
-      stop: a signal asks to save and stop.
-      num_steps: iterations of each search.
-      limit: at most so many operations.
-      parts: from `assemble`; None: made here.
-
-    Returns:
-      A record for each search: `without` (None: with all), `best`, `mean_last_quarter`, `num_scored`, `num_diverged`.
-
-    Raises:
-      UserError: the mask of the config leaves one operation, so that none can be left out.
+    Each search has a folder of its own in `ablation/` of the run folder. Its record has `without` (None: with all),
+    `best`, `mean_last_quarter`, `num_scored`, `num_diverged`. A UserError where the mask of the config leaves one
+    operation.
     """
     space = features.space_of(config)
     full = strategies.operation_mask(space, tuple(config.controller.masked_operations))
@@ -201,11 +171,12 @@ def leave_one_out(
     changed = config.copy_and_resolve_references()
     changed.search.update({"steps": num_steps, "warmup_steps": config.ablate.warmup_steps, "num_random": 0})
     key = {"what": LEAVE_ONE_OUT, "steps": num_steps, "warmup_steps": config.ablate.warmup_steps}
-    finished = {record["without"]: record for record in folder.read(LOG) if key.items() <= record.items()}
+    finished = study_report.Finished(folder, LOG, key, "without")
     wanted: list[str | None] = [None, *np.asarray(space.operations)[full].tolist()[:limit]]
+    parts: pipeline.Parts | None = None
     place = f"search_{num_steps}_steps_{changed.search.warmup_steps}_warmup"
     for done, name in enumerate(wanted):
-        if name in finished:
+        if name in finished.lines:
             continue
         _raise_if(stop, LEAVE_ONE_OUT, done, len(wanted))
         parts = parts or assemble(config, folder, is_training=True)
@@ -217,19 +188,15 @@ def leave_one_out(
         claims.claim(named, searched, ignore=(*MAY_DIFFER, "controller.masked_operations"))
         pipeline.run_search(parts._replace(config=changed, strategy=parts.strategy.with_mask(mask)), searched, stop)
         searched.close()
-        finished[name] = {**key, "without": name, **_summary(searched.read(loop.LOG), num_steps)}
-        folder.append(LOG, finished[name])
-    return [finished[name] for name in wanted]
+        finished.append(name, _summary(searched.read(loop.LOG), num_steps))
+    return [finished.lines[name] for name in wanted]
 
 
 def _summary(records: Sequence[dict[str, Any]], num_steps: int) -> dict[str, Any]:
     """Best reward of a search and the mean of the candidates of its last quarter."""
-    rewards = [record["reward"] for record in records if record["reward"] is not None]
-    late = [
-        record["reward"]
-        for record in records
-        if record["reward"] is not None and record["step"] >= num_steps - max(num_steps // 4, 1)
-    ]
+    scored = [record for record in records if record["reward"] is not None]
+    rewards = [record["reward"] for record in scored]
+    late = [record["reward"] for record in scored if record["step"] >= num_steps - max(num_steps // 4, 1)]
     return {
         "best": max(rewards, default=None),
         "mean_last_quarter": float(np.mean(late)) if late else None,
@@ -244,28 +211,28 @@ def _raise_if(stop: signals.StopFlag, what: str, done: int, total: int) -> None:
         raise errors.Stopped(f"ablate {what}: stopped, {done} of {total} were finished")
 
 
-class _Log:
-    """The lines of `ablation.jsonl` that answer one question about one genotype."""
+class _Variants:
+    """A genotype and what it becomes by one token; those that have a line in `ablation.jsonl` are not scored again."""
 
-    def __init__(self, folder: workdir.Workdir, space: genotype_lib.Space, key: dict[str, Any]) -> None:
-        self._folder, self._space, self._key = folder, space, key
-        self._found = {line["hash"]: line for line in folder.read(LOG) if key.items() <= line.items()}
+    def __init__(
+        self, config: ml_collections.ConfigDict, folder: workdir.Workdir, question: dict[str, Any],
+        rows: np.ndarray, chosen: Sequence[variants_lib.Variant],
+    ) -> None:  # fmt: skip
+        self._space = features.space_of(config)
+        what, *rest = question.items()
+        key = dict([what, ("base", self._hash(rows)), *rest])
+        self._finished = study_report.Finished(folder, LOG, key, "hash")
+        self._all = [variants_lib.Variant(rows, -1, "", "", ""), *chosen]
+        self.pending = [variant for variant in self._all if self._hash(variant.genotype) not in self._finished.lines]
 
     def _hash(self, genotype: np.ndarray) -> str:
         return genotype_lib.digest(self._space, genotype)
 
-    def pending(self, rows: np.ndarray, chosen: Sequence[variants_lib.Variant]) -> list[variants_lib.Variant]:
-        """The genotype itself and the variants that have no line yet."""
-        everything = [variants_lib.Variant(rows, -1, "", "", ""), *chosen]
-        return [variant for variant in everything if self._hash(variant.genotype) not in self._found]
-
     def append(self, variant: variants_lib.Variant, record: dict[str, Any]) -> None:
         """Writes the line of one variant."""
         names = {name: value for name, value in variant._asdict().items() if name != "genotype"}
-        line = {**self._key, "hash": self._hash(variant.genotype), **names, **record}
-        self._folder.append(LOG, line)
-        self._found[line["hash"]] = line
+        self._finished.append(self._hash(variant.genotype), {**names, **record})
 
-    def records(self, rows: np.ndarray, chosen: Sequence[variants_lib.Variant]) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, Any]]:
         """All lines, the genotype's first."""
-        return [self._found[self._hash(genotype)] for genotype in [rows, *(variant.genotype for variant in chosen)]]
+        return [self._finished.lines[self._hash(variant.genotype)] for variant in self._all]

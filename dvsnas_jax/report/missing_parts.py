@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import ml_collections
+
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.report import report_data, report_html
+from dvsnas_jax.report import markup, run_files
 from dvsnas_jax.space import genotype as genotypes
 from dvsnas_jax.space import zoo
 from dvsnas_jax.studies import compare
@@ -12,7 +16,7 @@ from dvsnas_jax.studies import compare
 _NO_CONFIG = "the folder holds no config.json, which every command reads"
 
 
-def evaluate(run: report_data.Run, *, is_timed: bool = False) -> str:
+def evaluate(run: run_files.Run, *, is_timed: bool = False) -> str:
     """The command that makes the scores that the report shows; with times where the run takes none."""
     section, words = run.config.get("evaluate", {}), []
     if section.get("split", "val") != "val":
@@ -22,7 +26,7 @@ def evaluate(run: report_data.Run, *, is_timed: bool = False) -> str:
     return run.command("evaluate", *words)
 
 
-def scores(run: report_data.Run) -> str:
+def scores(run: run_files.Run) -> str:
     """The command that makes scores: of what is trained, else the one that started the run, which goes on with it."""
     started = str(run.environment.get("command") or "")
     if run.best or not started.startswith(("dvsnas search ", "dvsnas train ")):
@@ -30,30 +34,28 @@ def scores(run: report_data.Run) -> str:
     return started
 
 
-def comparison(run: report_data.Run) -> str:
+def comparison(run: run_files.Run) -> str:
     """The command that sets hand-designed cells, and the winner, side by side: those that the run's config feeds."""
     names = [zoo.ALL]
-    try:
+    with contextlib.suppress(errors.UserError):  # the config is of another version
         config = config_lib.from_json_dict(run.config, str(run.path / "config.json"))
         members = [member.title for member in zoo.of_mode(config.space.mode)]
         fitting = [title for title in members if _is_fed(config, title)]
         names = names if fitting == members else fitting
-    except errors.UserError:  # of another version
-        pass
-    winner = str(run.path / report_data.BEST)
+    winner = str(run.path / run_files.BEST)
     names += [winner] if run.best and "," not in winner else []
     return run.command("compare", f"--genotypes={','.join(names)}") if names else ""
 
 
-def _is_fed(config: object, title: str) -> bool:
+def _is_fed(config: ml_collections.ConfigDict, title: str) -> bool:
     """Whether a config provides what a hand-designed cell reads."""
     try:
-        return bool(compare.resolve(config, [title]))  # type: ignore[arg-type]
+        return bool(compare.resolve(config, [title]))
     except errors.UserError:
         return False
 
 
-def ablation(run: report_data.Run) -> str:
+def ablation(run: run_files.Run) -> str:
     """The command that takes the winner apart: with the shared weights of a search, else by training anew.
 
     "" where the run's space cannot express the winner, which `ablate` refuses.
@@ -65,7 +67,7 @@ def ablation(run: report_data.Run) -> str:
     return run.command("ablate", f"--what={'replace' if run.searched else 'retrain'}")
 
 
-def part(run: report_data.Run) -> str:
+def part(run: run_files.Run) -> str:
     """The list at the end of the page: what is not there, and which command makes it."""
     if not run.compare and run.config:
         run.lacks("A comparison with hand-designed cells", comparison(run))
@@ -74,6 +76,6 @@ def part(run: report_data.Run) -> str:
         run.lacks("An ablation", ablation(run), reason)
     lines = []
     for name, command, reason in run.missing:
-        words = f"<code>{report_html.escape(command)}</code>" if command else report_html.escape(reason or _NO_CONFIG)
-        lines.append(f"<li>{report_html.escape(name)}: {words}</li>")
+        words = f"<code>{markup.escape(command)}</code>" if command else markup.escape(reason or _NO_CONFIG)
+        lines.append(f"<li>{markup.escape(name)}: {words}</li>")
     return f"<ul class=missing>{''.join(lines)}</ul>" if lines else ""
