@@ -12,15 +12,7 @@ __version__ = "0.1.0"
 
 
 def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> load_lib.Segmenter:
-    """Opens a trained network and cell for the frames of a video, see `dvsnas_jax.deploy.load`.
-
-    Args:
-      path: a run folder, or one that `dvsnas export` wrote.
-      key_interval: propagate: the (longest) distance of key frames, in place of the trained one.
-
-    Raises:
-      UserError: the folder is missing, holds nothing trained or is damaged.
-    """
+    """Opens a run folder or an exported one for the frames of a video, see `dvsnas_jax.deploy.load`."""
     from dvsnas_jax.deploy import load as load_lib
 
     return load_lib.load(path, key_interval=key_interval)

@@ -59,7 +59,7 @@ def make(kind: str, layers: list[dict], **changes) -> programs.Model:
         rng = np.random.default_rng(1)
         drawn = [np.asarray(x + 0.1 * rng.normal(size=x.shape), x.dtype) for x in leaves]
         params = compilation.jit(normalized)(jax.tree.unflatten(tree, drawn), frames(2))
-    return programs.Model(net, static_net.fold(variables), cell, params, settings, SIZE)
+    return programs.Model(net, variables, cell, params, settings, SIZE)
 
 
 @functools.cache
@@ -77,7 +77,7 @@ def simple(kind: str) -> programs.Model:
 
 def state_of(model: programs.Model, batch: int) -> dict:
     """The state of so many videos before their first frames."""
-    values = programs.initial_state(model).items()
+    values = model.initial_state().items()
     return {name: np.broadcast_to(np.asarray(value), (batch, *value.shape[1:])) for name, value in values}
 
 

@@ -69,7 +69,7 @@ def test_tf_data_reads_the_same_videos(run, folder_config):
     for config in (run[0].config(), folder_config):
         streamed = config.copy_and_resolve_references()
         streamed.data.loader = "tf"
-        videos, expected = evaluation.sequences_of(streamed), whole_videos.find(config.data, "val")
+        videos, expected = whole_videos.open_split(streamed.data, "val"), whole_videos.find(config.data, "val")
         assert len(videos) == len(expected) == 2
         for video, known in zip([*videos, videos[1]], [*expected, expected[1]], strict=True):
             assert video.name == known.name

@@ -9,8 +9,8 @@ import trained
 from exported_models import every_layer, everything, frames, lite_program, make, result_tree, simple, state_of
 
 from dvsnas_jax.core import compilation, errors
-from dvsnas_jax.deploy import export, onnx_files, savedmodel
-from dvsnas_jax.infer import artifact, programs
+from dvsnas_jax.deploy import onnx_files, savedmodel, stablehlo
+from dvsnas_jax.infer import artifact, dispatch, programs
 from dvsnas_jax.nets.kernels import layers
 from dvsnas_jax.space import genotype as genotype_lib
 
@@ -20,7 +20,7 @@ KINDS = trained.KINDS
 @functools.cache
 def _exported(kind, name, target):
     """A program of `everything(kind)`; its target is the key in `artifact.TARGETS`."""
-    return export.exported(programs.make(everything(kind))[name], target, artifact.TARGETS[target])
+    return stablehlo.exported(programs.make(everything(kind))[name], target, artifact.TARGETS[target])
 
 
 @pytest.mark.parametrize("kind", ["refine", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
@@ -46,7 +46,7 @@ def _follow(call_fn, model, batch, num_frames):
 def test_an_exported_cell_of_all_there_is_gives_the_same_labels_for_one_and_for_two_videos():
     model = everything("refine")
     program = programs.make(model)["step"]
-    weights = list(export.flatten(program.weights).values())
+    weights = list(program.named_weights().values())
     with compilation.effort("quick"):
         direct = compilation.jit(program.fn)
         exported = compilation.jit(_exported("refine", "step", "cpu").call)
@@ -66,21 +66,17 @@ def test_the_attention_of_any_window_is_exported(kind, window, heads, channels):
     made = programs.make(model)
     for name in made.keys() & {"step", "other", "join"}:
         program = made[name]
-        weights = list(export.flatten(program.weights).values())
+        weights = list(program.named_weights().values())
         args = jax.tree.map(lambda x: np.ones((2, *x.shape[1:]), x.dtype), program.args)
         with compilation.effort("quick"):
-            found = compilation.jit(export.exported(program, "cpu", ("cpu",)).call)(weights, *args)
+            found = compilation.jit(stablehlo.exported(program, "cpu", ("cpu",)).call)(weights, *args)
             expected = compilation.jit(program.fn)(program.weights, *args)
         np.testing.assert_array_equal(found[1], expected[1])
 
 
 def _host(model, programs_by_name):
     """What an exported folder does with its programs: in propagate mode the host chooses among them."""
-    manifest = {
-        "schedule": export._schedule(model) if model.settings.is_propagating else None,
-        "regions": [[region._asdict() for region in row] for row in programs.regions(model)],
-    }
-    return artifact.Model(manifest, programs_by_name, model.settings.schedule.interval)
+    return dispatch.Dispatch(programs.describe(model), programs_by_name)
 
 
 def _expected(model, num_frames):
@@ -113,9 +109,9 @@ def test_one_program_that_decides_itself_gives_the_labels_of_the_host_that_decid
 def _lite(model):
     """The signatures of a model's TensorFlow Lite file, put together as an exported folder does."""
     tf = pytest.importorskip("tensorflow")
-    interpreter = tf.lite.Interpreter(model_content=export.tflite(model))
+    interpreter = tf.lite.Interpreter(model_content=savedmodel.lite(savedmodel.lite_signatures(model)))
     made, listed = programs.make(model), interpreter.get_signature_list()
-    assert listed.keys() == made.keys() | ({export.SERVING} if "step" in made else set())
+    assert listed.keys() == made.keys() | ({savedmodel.SERVING} if "step" in made else set())
     return _host(model, {name: lite_program(interpreter, name, program) for name, program in made.items()})
 
 
@@ -137,28 +133,28 @@ def test_maps_of_one_pixel_are_taken_by_tensorflow_lite(backend):
     tf = pytest.importorskip("tensorflow")
     rng = np.random.default_rng(0)
     kernel, x = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 1, 6, 5), (1, 2, 1, 6)))
-    function = savedmodel.Function(
-        fn=compilation.target(backend)(lambda weights, x: layers.conv(x, weights[0], stride=2)), weights=("kernel",),
-        args=(jax.ShapeDtypeStruct(x.shape, x.dtype),), is_batched=False, inputs=("x",), outputs=("y",),
+    program = programs.Program(
+        compilation.target(backend)(lambda weights, x: layers.conv(x, weights["kernel"], stride=2)), {"kernel": kernel},
+        (jax.ShapeDtypeStruct(x.shape, x.dtype),), inputs=("x",), outputs=("y",),
     )  # fmt: skip
-    content = savedmodel.lite({"conv": function}, {"kernel": kernel})
+    content = savedmodel.lite({"conv": program})
     found = tf.lite.Interpreter(model_content=content).get_signature_runner("conv")(x=x)["y"]
     np.testing.assert_allclose(found, x[:, ::2] @ kernel[0, 0], atol=1e-5)
 
 
 @pytest.mark.slow
 def test_what_the_converter_to_tensorflow_lite_does_not_take_is_refused_in_one_line():
-    function = savedmodel.Function(
-        fn=lambda weights, x: jax.numpy.linalg.qr(x)[0], weights=(), args=(jax.ShapeDtypeStruct((4, 4), np.float32),),
-        is_batched=False, inputs=("x",), outputs=("y",),
-    )  # fmt: skip
+    shape = jax.ShapeDtypeStruct((4, 4), np.float32)
+    program = programs.Program(
+        lambda weights, x: jax.numpy.linalg.qr(x)[0], {}, (shape,), inputs=("x",), outputs=("y",)
+    )
     with pytest.raises(errors.UserError, match="--tflite: TensorFlow Lite's converter fails") as caught:
-        savedmodel.lite({"serving_default": function}, {})
+        savedmodel.lite({"serving_default": program})
     assert "\n" not in str(caught.value)
 
 
 def _onnx(model):
-    """`artifact.Model.step` of the ONNX files of a model."""
+    """`Dispatch.step` of the ONNX files of a model."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("jax2onnx")
 

@@ -42,19 +42,36 @@ def test_it_gives_the_labels_of_the_evaluation(kind):
 
 @pytest.fixture(scope="module", name="old")
 def _old(tmp_path_factory):
-    """`run` and `exported`, written by version 0.1 before its run folders had an identity, frames and their labels."""
+    """Of a mode: run folders and exported ones that earlier versions wrote, and `labels.npz` with frames and labels."""
     path = tmp_path_factory.mktemp("old")
-    shutil.unpack_archive(ROOT / "tests" / "golden" / "old_refine.zip", path)
-    return path, np.load(path / "labels.npz")
+    for mode in ("refine", "propagate"):
+        shutil.unpack_archive(ROOT / "tests" / "golden" / f"old_{mode}.zip", path / mode)
+    return path
 
 
 @pytest.mark.parametrize("folder", ["run", "exported"])
 def test_a_folder_of_an_older_version_gives_the_labels_that_it_gave(old, folder):
-    path, known = old
-    segmenter = dvsnas_jax.load(path / folder)
+    """Written by version 0.1 before its run folders had an identity."""
+    known = np.load(old / "refine" / "labels.npz")
+    segmenter = dvsnas_jax.load(old / "refine" / folder)
     assert segmenter.has_cell and segmenter.mode == "refine" and segmenter.ids.tolist() == list(range(11))
     labels = np.stack(list(segmenter.segment(known["frames"])))
     assert (labels == known["labels"]).mean() > 0.999  # processors differ in the order of sums
+
+
+@pytest.mark.parametrize("folder", ["run", "exported"])
+@pytest.mark.parametrize("kind", ["fixed", "regions"])
+def test_a_propagating_folder_of_an_older_version_gives_the_labels_that_it_gave(old, kind, folder):
+    known = np.load(old / "propagate" / "labels.npz")
+    segmenter = dvsnas_jax.load(old / "propagate" / kind / folder)
+    state, labels, shares = segmenter.init(), [], []
+    for frame in known["frames"]:
+        state, found = segmenter.step(state, frame)
+        labels.append(np.asarray(found))
+        shares.append(segmenter.key_share(state))
+    assert segmenter.mode == "propagate" and shares == known[f"{kind}_shares"].tolist()
+    assert {1.0, 0.0} <= set(shares) <= {1.0, 0.5, 0.0} and (0.5 in shares) == (kind == "regions")
+    assert (np.stack(labels) == known[kind]).mean() > 0.999
 
 
 def test_videos_may_take_turns_and_are_read_as_the_labels_are_asked_for():

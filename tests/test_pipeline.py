@@ -20,7 +20,7 @@ from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
 from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.evaluate import metrics
-from dvsnas_jax.infer import stream
+from dvsnas_jax.infer import jitted, programs
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.search import pipeline
 from dvsnas_jax.train import cell_training, features, pretrain
@@ -96,15 +96,15 @@ def test_segmenting_by_chunks_equals_frame_by_frame(run_folder: pathlib.Path) ->
     config, folder = load(run_folder)
     variables = pretrain.restore(config, folder)
     cell, params, _, _ = cell_training.load_winner(config, folder)
-    segmenter = stream.make_segmenter(config, variables, cell, params)
+    model = jitted.Jitted(programs.model_of(config, features.settings_of(config), variables, cell, params))
     frames = np.random.default_rng(0).integers(0, 255, (19, 32, 48, 3), np.uint8)  # more than one chunk of 16
-    static, labels, _ = segmenter.segment(frames)
+    static, labels, _ = model.segment(frames)
     assert static.shape == labels.shape == (19, 32, 48)
-    state = segmenter.initial_state()
+    state = model.initial_state()
     equal = []
     for index, frame in enumerate(frames):
-        assert (np.asarray(segmenter.static_step(frame[None]))[0] == static[index]).mean() > 0.999
-        state, one = segmenter.cell_step(state, frame[None])
+        assert (np.asarray(model.static_step(frame[None]))[0] == static[index]).mean() > 0.999
+        state, one = model.step(state, frame[None])
         equal.append((np.asarray(one)[0] == labels[index]).mean())
     assert min(equal) > 0.999  # arg-max ties may fall either way
 

@@ -1,7 +1,6 @@
 """Frame by frame in propagate mode: only what is due is computed, and it gives what the whole computation gives."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,12 @@ import pytest
 from dvsnas_jax.core import compilation
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.evaluate import timing
-from dvsnas_jax.infer import stream
+from dvsnas_jax.infer import dispatch, jitted, programs
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import schedule as schedule_lib
+from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.train import features
 
 SPACE = genotype_lib.Space(inputs=("prev_state", "prev_decoder", "stage1", "image_diff"), num_layers=2)
@@ -45,7 +45,7 @@ def _static() -> tuple:
     return variables, compilation.jit_once(lambda: static_net.infer(net, variables, FRAMES, "stage1").maps["stage1"])()
 
 
-def _segmenter(kind: str, threshold: float = 0.5) -> stream.Segmenter:
+def _jitted(kind: str, threshold: float = 0.5) -> jitted.Jitted:
     config = config_lib.defaults()
     config.data.update({"height": 34, "width": 70})
     config.net.update(NET)
@@ -68,24 +68,15 @@ def _segmenter(kind: str, threshold: float = 0.5) -> stream.Segmenter:
         head["output"] = head["output"] + 1.0
         log_odds = schedule_lib.predict_error(head, cheap[1:], jnp.broadcast_to(cheap[:1], cheap[1:].shape))
         head["output_bias"] = head["output_bias"] - jnp.median(log_odds)
-    return stream.make_segmenter(config, variables, cell, params)
-
-
-def _stream(segmenter: stream.Segmenter) -> tuple[np.ndarray, list[float]]:
-    state, labels, shares = segmenter.initial_state(), [], []
-    for frame in FRAMES:
-        state, found = segmenter.cell_step(state, frame[None])
-        labels.append(np.asarray(found)[0])
-        shares.append(float(stream.key_share(state)))
-    return np.stack(labels), shares
+    return jitted.Jitted(programs.model_of(config, settings, variables, cell, params))
 
 
 @pytest.mark.parametrize("kind", ["fixed", "adaptive", "regions"])
 def test_streaming_equals_segmenting_whole_sequences(kind):
     with compilation.effort("quick"):
-        segmenter = _segmenter(kind)
-        whole = segmenter.segment(FRAMES)
-        labels, shares = _stream(segmenter)
+        model = _jitted(kind)
+        whole = model.segment(FRAMES)
+        labels, shares = model.follow(FRAMES)
         assert labels.shape == whole.static.shape == FRAMES.shape[:3]
         np.testing.assert_allclose(shares, whole.key_share, atol=1e-6)
         assert (labels == whole.cell).mean() > 0.999  # arg-max ties may fall either way
@@ -94,7 +85,7 @@ def test_streaming_equals_segmenting_whole_sequences(kind):
         assert (whole.cell[~is_key] != whole.static[~is_key]).mean() > 0.05
         if kind == "fixed":
             assert is_key.tolist() == [index % 4 == 0 for index in range(18)]
-            times = stream.latency(segmenter, FRAMES, 9)
+            times = timing.measure(model, FRAMES, 9)
             counts = {name: row["count"] for name, row in times["cell"]["latency"].items()}
             assert counts == {"key": 3, "cell": 6} and times["static"]["latency"]["all"]["count"] == 9
             numbers = {name: row["frames"] for name, row in times["cell"]["latency"].items()}
@@ -119,14 +110,10 @@ def test_who_goes_first_pays_no_more_than_the_other(monkeypatch):
         clock[0] += 0.005 + 0.001 * (len(calls) % 2)
         return np.zeros(1)
 
-    segmenter = stream.Segmenter(
-        segment=lambda frames: None,
-        static_step=lambda frame: step("static"),
-        cell_step=lambda state, frame: (state, step("cell")),
-        initial_state=lambda: types.SimpleNamespace(is_propagating=False),
-    )
-    monkeypatch.setattr(stream.time, "perf_counter", lambda: clock[0])
-    times = stream.latency(segmenter, FRAMES, 30)
+    made = {"static": lambda frame: step("static"), "step": lambda state, frame: (state, step("cell"))}
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    model = dispatch.Dispatch({"schedule": None, "regions": [], "state": {}}, made)
+    times = timing.measure(model, FRAMES, 30)
     assert [sorted(pair) for pair in zip(calls[::2], calls[1::2], strict=True)] == [["cell", "static"]] * 60
     assert calls[60::2].count("static") == 15
     found = timing.change(times["static"], times["cell"], is_refining=True)
@@ -138,9 +125,9 @@ def test_who_goes_first_pays_no_more_than_the_other(monkeypatch):
 
 def test_a_region_is_computed_from_its_own_surroundings():
     """Its crop: the region with 32 pixels around it, in whole grid cells."""
-    assert stream.crop((0, 9), 70) == (0, 68, 0, 0, 9)
-    assert stream.crop((9, 18), 70) == (4, 66, 8, 9, 9)
-    assert stream.crop((0, 9), 34) == (0, 34, 0, 0, 9)
+    assert programs.crop((0, 9), 70) == (0, 68, 0, 0, 9)
+    assert programs.crop((9, 18), 70) == (4, 66, 8, 9, 9)
+    assert programs.crop((0, 9), 34) == (0, 34, 0, 0, 9)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +143,7 @@ def test_a_frame_passes_the_encoder_as_far_as_the_cell_reads(inputs, kind, expec
     config.space.update({"mode": "propagate", "cut": "stage3"})
     config.schedule.kind = kind
     settings = features.settings_of(config)
-    assert stream.depth(inputs, settings) == expected
+    assert settings_lib.depth(inputs, settings) == expected
 
 
 def test_the_encoder_costs_more_the_deeper_it_goes_and_its_first_maps_are_the_same():

@@ -25,12 +25,7 @@ _MAX_ROUNDS = 16
 
 
 def write_out(fn: Callable[..., Any], *args: Any) -> Callable[..., list[Any]]:
-    """A function of the leaves of the arguments that computes the leaves of `fn`'s results.
-
-    Args:
-      fn: of these arguments.
-      *args: shapes and types.
-    """
+    """A function of the leaves of `args` (shapes and types) that computes the leaves of `fn`'s results."""
     closed = jax.make_jaxpr(fn)(*args)
     return lambda *leaves: _run(closed.jaxpr, closed.consts, leaves)
 
@@ -77,11 +72,8 @@ def _rounds(params: dict[str, Any], values: list[Any]) -> list[Any]:
     stacks, outputs = values[num_fixed + num_carried :], []
     steps = range(params["length"])
     for index in reversed(steps) if params["reverse"] else steps:
-        found = _run(
-            body.jaxpr,
-            body.consts,
-            [*fixed, *carry, *(lax.index_in_dim(stack, index, keepdims=False) for stack in stacks)],
-        )
+        slices = [lax.index_in_dim(stack, index, keepdims=False) for stack in stacks]
+        found = _run(body.jaxpr, body.consts, [*fixed, *carry, *slices])
         carry = found[:num_carried]
         outputs.append(found[num_carried:])
     if params["reverse"]:

@@ -11,71 +11,51 @@ TensorFlow is never imported.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from dvsnas_jax.core import compilation, errors
+from dvsnas_jax.core import errors
 from dvsnas_jax.infer import artifact
+from dvsnas_jax.infer import dispatch as dispatch_lib
 
 Frame = np.ndarray | jax.Array
-State = Any
+State = dispatch_lib.State
 """Opaque: what `init` and `step` give, for the next `step`."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Segmenter:
     """Segments the frames of videos, one at a time. It holds no state itself: any number of videos may take turns.
 
     Labels are `jax.Array`s: the call returns while the device still computes, `np.asarray(labels)` waits for it. So
     read the labels of a frame after the next frame was given, and both sides work at the same time.
-
-    Attributes:
-      size: height and width of the frames, pixels.
-      classes: K names.
-      colors: u8 [K, 3], RGB.
-      mode: "refine" or "propagate".
-      ids: i32 [K], what masks of the data set hold for each class.
-      trained_on: name of the data set; "" where an exported folder does not say it.
-      has_cell: False: a static network alone, whose labels `step` gives.
     """
 
-    def __init__(
-        self,
-        *,
-        init_fn: Callable[[], State],
-        step_fn: Callable[[State, Any], tuple[State, jax.Array]],
-        static_fn: Callable[[Any], jax.Array],
-        share_fn: Callable[[State], Any],
-        size: tuple[int, int],
-        classes: tuple[str, ...],
-        colors: np.ndarray,
-        mode: str,
-        ids: np.ndarray | None = None,
-        trained_on: str = "",
-        has_cell: bool = True,
-    ) -> None:
-        """Of functions of a batch of one frame: u8 [1, H, W, 3] -> u8 [1, H, W]; `load` calls this."""
-        self.ids = np.arange(len(classes), dtype=np.int32) if ids is None else ids
-        self.trained_on = trained_on
-        self.size, self.classes, self.colors, self.mode = size, classes, colors, mode
-        self.has_cell = has_cell
-        self._init_fn, self._step_fn, self._static_fn, self._share_fn = init_fn, step_fn, static_fn, share_fn
-        self._first_fn = compilation.jit(lambda labels: labels[0])
+    size: tuple[int, int]  # height and width of the frames, pixels
+    classes: tuple[str, ...]  # K names
+    colors: np.ndarray  # u8 [K, 3], RGB
+    ids: np.ndarray  # i32 [K], what masks of the data set hold for each class
+    mode: str  # "refine" or "propagate"
+    trained_on: str  # name of the data set; "" where an exported folder does not say it
+    dispatch: dispatch_lib.Dispatch  # the same for batches of videos
+
+    @property
+    def has_cell(self) -> bool:
+        """False: a static network alone, whose labels `step` gives."""
+        return self.dispatch.has_cell
 
     def init(self) -> State:
         """The state before the first frame of a video, or after a cut."""
-        return self._init_fn()
+        return self.dispatch.initial_state()
 
     def step(self, state: State, frame: Frame) -> tuple[State, jax.Array]:
-        """Segments the next frame.
-
-        Args:
-          state: after the frame before, or `init()`. It stays valid.
-          frame: u8 [H, W, 3], RGB, of the size `size`.
+        """Segments the next frame, u8 [H, W, 3] RGB of the size `size`; the state before it stays valid.
 
         Returns:
           The state for the next frame, and labels u8 [H, W], which may still be computed.
@@ -83,26 +63,19 @@ class Segmenter:
         Raises:
           UserError: the frame is of another size or type.
         """
-        state, labels = self._step_fn(state, self._batch(frame))
-        return state, self._first_fn(labels)
+        state, labels = self.dispatch.step(state, self._batch(frame))
+        return state, _first(labels)
 
     def static_step(self, frame: Frame) -> jax.Array:
         """Labels u8 [H, W] of the static network alone; takes what `step` takes."""
-        return self._first_fn(self._static_fn(self._batch(frame)))
+        return _first(self.dispatch.static_step(self._batch(frame)))
 
     def key_share(self, state: State) -> float:
         """Share of the last frame that the static network computed: 1 = a key frame; refine: always 1."""
-        return float(self._share_fn(state))
+        return self.dispatch.key_share(state)
 
     def segment(self, frames: Iterable[Frame]) -> Iterator[jax.Array]:
-        """Segments one video.
-
-        Args:
-          frames: each u8 [H, W, 3]; read as the labels are asked for.
-
-        Yields:
-          Labels u8 [H, W], one for each frame, which may still be computed.
-        """
+        """Segments one video of frames u8 [H, W, 3], which are read as the labels u8 [H, W] are asked for."""
         state = self.init()
         for frame in frames:
             state, labels = self.step(state, frame)
@@ -118,15 +91,18 @@ class Segmenter:
         return frame[None]
 
 
+@jax.jit
+def _first(labels: jax.Array) -> jax.Array:
+    """One video's of a batch, without waiting for it."""
+    return labels[0]
+
+
 def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> Segmenter:
-    """Opens a trained network and cell.
+    """Opens a trained network and cell. Programs are compiled at the first frame of each kind.
 
     Args:
       path: a run folder with a trained cell or a static network alone, or a folder that `dvsnas export` wrote.
       key_interval: propagate: the (longest) distance of key frames, in place of the run's `schedule.interval`.
-
-    Returns:
-      Its segmenter. Programs are compiled at the first frame of each kind.
 
     Raises:
       UserError: no such folder, nothing trained in it, or a `key_interval` that it cannot have.
@@ -134,68 +110,29 @@ def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> Se
     folder = pathlib.Path(path)
     if not os.path.isdir(folder):
         raise errors.UserError(f"{folder}: no such folder, give a run folder or an exported one")
-    return _load_artifact(folder, key_interval) if artifact.is_artifact(folder) else _load_run(folder, key_interval)
-
-
-def _load_artifact(path: pathlib.Path, key_interval: int | None) -> Segmenter:
-    """Opens an exported folder."""
-    model = artifact.open_folder(path, key_interval)
-    manifest = model.manifest
+    about, made = artifact.open_folder(folder) if artifact.is_artifact(folder) else _open_run(folder)
     if key_interval is not None:
-        check_interval(manifest["mode"], key_interval)
+        _check_interval(about["mode"], key_interval)
+        made = made.with_interval(key_interval)
     return Segmenter(
-        init_fn=model.initial_state,
-        step_fn=model.step,
-        static_fn=model.static_step,
-        share_fn=model.key_share,
-        size=(manifest["size"][0], manifest["size"][1]),
-        classes=tuple(manifest["classes"]),
-        colors=np.array(manifest["colors"], np.uint8),
-        mode=manifest["mode"],
-        ids=np.array(manifest["ids"], np.int32) if "ids" in manifest else None,
-        trained_on=str(manifest.get("trained_on", "")),
-        has_cell=bool(manifest["genotype"]),
+        size=(about["size"][0], about["size"][1]),
+        classes=tuple(about["classes"]),
+        colors=np.array(about["colors"], np.uint8),
+        ids=np.array(about.get("ids", range(len(about["classes"]))), np.int32),
+        mode=about["mode"],
+        trained_on=str(about.get("trained_on", "")),
+        dispatch=made,
     )
 
 
-def _load_run(path: pathlib.Path, key_interval: int | None) -> Segmenter:
-    """Opens a run folder; nothing is written to it."""
-    from dvsnas_jax.core.files import workdir
-    from dvsnas_jax.data import datasets
-    from dvsnas_jax.data.loading import pipeline
-    from dvsnas_jax.deploy import opened
-    from dvsnas_jax.train import cell_training, claims
+def _open_run(path: pathlib.Path) -> tuple[dict[str, Any], dispatch_lib.Dispatch]:
+    from dvsnas_jax.deploy import run_model
 
-    folder = workdir.Workdir(path)
-    config = claims.config_of(folder)
-    mode = config.space.mode if cell_training.has_cell(folder) else "refine"  # alone it sees every frame
-    if key_interval is not None:
-        check_interval(mode, key_interval)
-        config = config.copy_and_resolve_references().unlock()
-        config.schedule.interval = key_interval
-    made = opened.segmenter(config, folder)
-    table = pipeline.class_table(config.data)
-    return Segmenter(
-        init_fn=made.initial_state,
-        step_fn=made.cell_step,
-        static_fn=made.static_step,
-        share_fn=lambda state: (np.asarray(state.age) == 0).mean() if state.is_propagating else 1.0,
-        size=(config.data.height, config.data.width),
-        classes=table.names,
-        colors=table.colors,
-        mode=mode,
-        ids=datasets.written_ids(config.data),
-        trained_on=datasets.title(config.data),
-        has_cell=cell_training.has_cell(folder),
-    )
+    return run_model.open_folder(path)
 
 
-def check_interval(mode: str, key_interval: int) -> None:
-    """Checks an interval that is asked for.
-
-    Raises:
-      UserError: the mode has no key frames, or it is below 1.
-    """
+def _check_interval(mode: str, key_interval: int) -> None:
+    """A UserError where the mode has no key frames, or the interval is below 1."""
     if mode != "propagate":
         raise errors.UserError(f"key interval {key_interval}: mode {mode} has no key frames, leave it out")
     if key_interval < 1:

@@ -4,7 +4,7 @@
 `frame` u8 [1, H, W, 3] RGB, `labels` u8 [1, H, W], and the state as `state_NAME`; the first frame takes what the
 manifest's `state` says (a shape and a value for each). An output `next_state_NAME` is the next input `state_NAME`.
 Refine: `step`. Propagate: `key` for key frames and `other` for the rest; with a learned schedule `look` first, see
-`artifact.Model.step`.
+`dispatch.Dispatch.step`.
 """
 
 from __future__ import annotations
@@ -25,34 +25,20 @@ FOLDER = "onnx"
 
 
 def require() -> None:
-    """Whether the converter is there.
-
-    Raises:
-      UserError: it is not installed.
-    """
-    if not _is_installed():
+    """A UserError where the converter is not installed."""
+    try:
+        is_installed = importlib.util.find_spec("jax2onnx") is not None
+    except ValueError:  # marked as absent
+        is_installed = False
+    if not is_installed:
         raise errors.UserError(
             "--onnx: needs the package jax2onnx, which is not installed; pip install jax2onnx==0.13.0 onnxruntime, or "
             "leave the option out"
         )
 
 
-def _is_installed() -> bool:
-    try:
-        return importlib.util.find_spec("jax2onnx") is not None
-    except ValueError:  # marked as absent
-        return False
-
-
 def write(path: pathlib.Path, model: programs.Model) -> dict[str, Any]:
-    """Writes a file for each program.
-
-    Args:
-      path: of the folder, which is made.
-      model: the network and cell.
-
-    Returns:
-      For each file its inputs and outputs: name, shape and type.
+    """Makes the folder, and writes a file for each program; returns its inputs and outputs: name, shape and type.
 
     Raises:
       UserError: the converter does not take a program.
@@ -68,11 +54,7 @@ def write(path: pathlib.Path, model: programs.Model) -> dict[str, Any]:
 
 
 def convert(name: str, program: programs.Program) -> tuple[bytes, dict[str, Any]]:
-    """One program as the contents of an ONNX file, and its inputs and outputs.
-
-    Raises:
-      UserError: the converter does not take it.
-    """
+    """One program as the contents of an ONNX file, and its inputs and outputs; a UserError where it cannot be."""
     # It tells of every example of its own that it cannot load.
     logging.getLogger("jax2onnx").setLevel(logging.CRITICAL)
     import jax2onnx
@@ -92,7 +74,7 @@ def convert(name: str, program: programs.Program) -> tuple[bytes, dict[str, Any]
     except Exception as error:  # the converter raises what its parts raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise errors.UserError(f"--onnx: jax2onnx cannot convert the program {name}: {reason}; leave it out") from None
-    _rename(model, inputs, outputs)
+    _rename(model.graph, inputs, outputs)
     results = jax.tree.leaves(jax.eval_shape(fn, *shapes))
     described = {"inputs": _described(inputs, leaves), "outputs": _described(outputs, results)}
     return model.SerializeToString(), described
@@ -105,9 +87,8 @@ def _described(names: list[str], leaves: list[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _rename(model: Any, inputs: list[str], outputs: list[str]) -> None:
+def _rename(graph: Any, inputs: list[str], outputs: list[str]) -> None:
     """Gives the inputs and outputs of a graph these names, inside and out."""
-    graph = model.graph
     given = {value.name: name for value, name in zip(graph.input, inputs, strict=True)}
     for value in graph.input:
         value.name = given[value.name]

@@ -1,13 +1,13 @@
-"""Writes functions of JAX as a TensorFlow SavedModel, by `jax.experimental.jax2tf` (TensorFlow is imported only here).
+"""Writes programs as a TensorFlow SavedModel, by `jax.experimental.jax2tf` (TensorFlow is imported only here).
 
-Each function becomes one `XlaCallModule` operation that holds its StableHLO: TensorFlow, TensorFlow Serving and their
+Each program becomes one `XlaCallModule` operation that holds its StableHLO: TensorFlow, TensorFlow Serving and their
 XLA run it. TensorFlow Lite's converter takes the signatures, whose shapes are fixed to one video; TensorFlow.js does
 not know the operation.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,72 +16,64 @@ from typing import Any
 import jax
 import numpy as np
 
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import compilation, errors
+from dvsnas_jax.deploy import stablehlo
+from dvsnas_jax.infer import programs
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-
-
-@dataclasses.dataclass(frozen=True)
-class Function:
-    """One function of the SavedModel.
-
-    Attributes:
-      fn: `(weights, *args) -> results`, all in lists, tuples and dictionaries.
-      weights: names of its weights, in their order.
-      args: shapes and types of the arguments, for a batch of one.
-      is_batched: whether the first axis of every argument may have any length.
-      inputs: a name for each array among the arguments.
-      outputs: a name for each array among the results.
-    """
-
-    fn: Callable[..., Any]
-    weights: Sequence[str]
-    args: tuple[Any, ...]
-    is_batched: bool
-    inputs: Sequence[str] = ()
-    outputs: Sequence[str] = ()
+SERVING = "serving_default"
+"""The signature that segments the next frame."""
+_PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(
-    path: str | os.PathLike[str],
-    functions: Mapping[str, Function],
-    weights: Mapping[str, np.ndarray],
-    initial_state: Mapping[str, Any],
-    *,
-    signatures: Mapping[str, Function] | None = None,
-) -> None:
-    """Writes a SavedModel whose object has each function as a method, and `initial_state() -> state` of one video.
+def write(path: str | os.PathLike[str], model: programs.Model) -> None:
+    """Writes a SavedModel whose object has each program as a method, and `initial_state() -> state` of one video.
 
-    Args:
-      path: of the folder.
-      functions: by name.
-      signatures: functions that get a serving signature by name, with named inputs and outputs, for one video.
-      weights: all weights by name; they become variables that the functions share.
-      initial_state: the arrays of the state before the first frame.
+    Its programs have the layers of a CPU, which run on all platforms. Each has a serving signature of its name, for one
+    video; `serving_default` segments the next frame of a video and decides itself whether it is a key frame. A
+    TensorFlow Lite file that is converted from it has them all, but in propagate mode `serving_default` does not run
+    there: see `lite_signatures`.
 
     Raises:
       UserError: TensorFlow is not installed.
     """
-    tf = _tensorflow("--savedmodel")
-    module = _module(tf, weights)
-    for name, function in functions.items():
-        converted = _converted(function, ["b, ..." if function.is_batched else None for _ in function.args], PLATFORMS)
-        setattr(module, name, _bound(tf, converted, _chosen(module, function), _specs(tf, function)))
-    constants = {name: tf.constant(np.asarray(value)) for name, value in initial_state.items()}
-    module.initial_state = tf.function(lambda: dict(constants), input_signature=[], autograph=False)
-    signed = _sign(tf, module, signatures or {}, PLATFORMS)
-    tf.saved_model.save(module, os.fspath(path), signatures=signed)
+    tf, made = _tensorflow("--savedmodel"), programs.make(model)
+    signatures = {**made, SERVING: programs.next_frame(model)}
+    module = _module(tf, signatures)
+    with compilation.target(stablehlo.BACKENDS["cpu"]):
+        for name, program in made.items():
+            call = stablehlo.exported(program, "cpu", _PLATFORMS).call
+            shapes = ["b, ..." if program.is_batched else None for _ in program.args]
+            bound = _bound(module, program, call, shapes, _PLATFORMS)
+            specs = jax.tree.map(functools.partial(_spec, tf, program), list(program.args))
+            setattr(module, name, tf.function(bound, input_signature=specs, autograph=False))
+        constants = {name: tf.constant(np.asarray(x)) for name, x in model.initial_state().items()}
+        module.initial_state = tf.function(lambda: dict(constants), input_signature=[], autograph=False)
+        signed = _sign(tf, module, signatures, _PLATFORMS)
+        tf.saved_model.save(module, os.fspath(path), signatures=signed)
 
 
-def lite(signatures: Mapping[str, Function], weights: Mapping[str, np.ndarray]) -> bytes:
+def lite_signatures(model: programs.Model) -> dict[str, programs.Program]:
+    """What a TensorFlow Lite file of a model has: its programs.
+
+    In propagate mode it has no `serving_default`: where a branch leaves an argument unused, the converter (2.21) writes
+    the branch's first argument in its place, and no interpreter takes the file's choice between key frames and others.
+    The host chooses: `key` or `other` (learned schedules: `look` first), as `dispatch.Dispatch.step` does.
+    """
+    made = programs.make(model)
+    return {**made, SERVING: made["step"]} if "step" in made else made
+
+
+def lite(signatures: Mapping[str, programs.Program]) -> bytes:
     """The contents of one TensorFlow Lite file with these signatures, for one video; the weights are in it.
 
+    Its layers are plain convolutions.
+
     Raises:
-      UserError: TensorFlow is not installed, or its converter does not take a function.
+      UserError: TensorFlow is not installed, or its converter does not take a program.
     """
     tf = _tensorflow("--tflite")
-    module = _module(tf, weights)
-    with tempfile.TemporaryDirectory() as folder:
+    module = _module(tf, signatures)
+    with tempfile.TemporaryDirectory() as folder, compilation.target(stablehlo.BACKENDS["accelerator"]):
         tf.saved_model.save(module, folder, signatures=_sign(tf, module, signatures, ("cpu",)))
         try:
             return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
@@ -101,58 +93,48 @@ def _tensorflow(flag: str) -> Any:
     return tf
 
 
-def _module(tf: Any, weights: Mapping[str, np.ndarray]) -> Any:
-    """An object that holds the weights as variables."""
-    module = tf.Module()
+def _module(tf: Any, made: Mapping[str, programs.Program]) -> Any:
+    """An object that holds the weights of all programs as variables, which these share."""
+    module, weights = tf.Module(), dict[str, np.ndarray]()
+    for program in made.values():
+        weights |= program.named_weights()
     module.weights = {name.replace("/", "."): tf.Variable(value) for name, value in weights.items()}
     return module
 
 
-def _chosen(module: Any, function: Function) -> list[Any]:
-    return [module.weights[weight.replace("/", ".")] for weight in function.weights]
-
-
-def _converted(function: Function, shapes: Sequence[str | None], platforms: Sequence[str]) -> Callable[..., Any]:
+def _bound(
+    module: Any, program: programs.Program, fn: Callable[..., Any], shapes: Sequence[str | None], platforms: Any
+) -> Callable[..., Any]:
+    """A function `(list of the program's weights, *args) -> results` for TensorFlow, with its weights."""
     from jax.experimental import jax2tf
 
-    return jax2tf.convert(
-        function.fn,
-        polymorphic_shapes=[None, *shapes],
-        with_gradient=False,
-        native_serialization_platforms=platforms,
+    converted = jax2tf.convert(
+        fn, polymorphic_shapes=[None, *shapes], with_gradient=False, native_serialization_platforms=platforms
     )
+    weights = [module.weights[name.replace("/", ".")] for name in program.named_weights()]
+    return lambda *args: converted(list(weights), *args)
 
 
-def _sign(tf: Any, module: Any, signatures: Mapping[str, Function], platforms: Sequence[str]) -> dict[str, Any]:
+def _spec(tf: Any, program: programs.Program, leaf: Any) -> Any:
+    """An argument as TensorFlow describes it."""
+    shape = (None, *leaf.shape[1:]) if program.is_batched else leaf.shape
+    return tf.TensorSpec(shape, np.dtype(leaf.dtype).name)
+
+
+def _sign(tf: Any, module: Any, made: Mapping[str, programs.Program], platforms: Sequence[str]) -> dict[str, Any]:
     """Concrete functions of one video, whose inputs and outputs have names."""
 
-    def sign(function: Function) -> Any:
-        converted = _converted(function, [None for _ in function.args], platforms)
-        tree, weights = jax.tree.structure(function.args), _chosen(module, function)
+    def sign(program: programs.Program) -> Any:
+        bound = _bound(module, program, program.of_listed_weights(), [None for _ in program.args], platforms)
+        tree, inputs, outputs = jax.tree.structure(program.args), program.input_names(), program.result_names()
 
         def call(**values: Any) -> dict[str, Any]:
-            args = jax.tree.unflatten(tree, [values[name] for name in function.inputs])
-            found = jax.tree.leaves(converted(list(weights), *args))
+            found = jax.tree.leaves(bound(*jax.tree.unflatten(tree, [values[name] for name in inputs])))
             # A value that passes through unchanged would be one tensor under two names.
-            return {name: tf.identity(value) for name, value in zip(function.outputs, found, strict=True)}
+            return {name: tf.identity(value) for name, value in zip(outputs, found, strict=True)}
 
-        leaves = zip(function.inputs, jax.tree.leaves(function.args), strict=True)
+        leaves = zip(inputs, jax.tree.leaves(program.args), strict=True)
         specs = {name: tf.TensorSpec(leaf.shape, np.dtype(leaf.dtype).name, name=name) for name, leaf in leaves}
         return tf.function(call, autograph=False).get_concrete_function(**specs)
 
-    return {name: sign(function) for name, function in signatures.items()}
-
-
-def _bound(tf: Any, converted: Callable[..., Any], weights: Sequence[Any], specs: Sequence[Any]) -> Any:
-    """A function with its weights, traced for these arguments."""
-    return tf.function(lambda *args: converted(list(weights), *args), input_signature=specs, autograph=False)
-
-
-def _specs(tf: Any, function: Function) -> list[Any]:
-    """The arguments as TensorFlow describes them."""
-
-    def spec(leaf: Any) -> Any:
-        shape = [None, *leaf.shape[1:]] if function.is_batched else list(leaf.shape)
-        return tf.TensorSpec(shape, np.dtype(leaf.dtype).name)
-
-    return jax.tree.map(spec, list(function.args))
+    return {name: sign(program) for name, program in made.items()}

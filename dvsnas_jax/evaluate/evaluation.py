@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -16,10 +15,10 @@ from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import pipeline, whole_videos
-from dvsnas_jax.deploy import opened
-from dvsnas_jax.evaluate import metrics
-from dvsnas_jax.infer import artifact, programs, stream
-from dvsnas_jax.train import cell_training, claims, winners
+from dvsnas_jax.deploy import run_model
+from dvsnas_jax.evaluate import metrics, timing
+from dvsnas_jax.infer import artifact, dispatch
+from dvsnas_jax.train import claims, winners
 
 RESULT = "evaluation.json"
 STRIP, CLIP = "figures/strip.npz", "figures/clip.npz"
@@ -43,9 +42,7 @@ def run(
     watch_fn: WatchFn | None = None,
     is_other_data: bool = False,
 ) -> dict[str, Any]:
-    """The command `evaluate`: scores of the run's network and cell on `config.evaluate.split`.
-
-    Where no cell was trained, of the static network alone; `cell` is then None in the result.
+    """The command `evaluate`: scores of the run's network and cell (None without one) on `config.evaluate.split`.
 
     Writes `evaluation.json` and the frames that the report shows. For a split other than val, or other data than the
     run's, a file of its own alone (`evaluation_SPLIT.json`, `evaluation_DATA_SPLIT.json`): the report stays as it is.
@@ -67,27 +64,18 @@ def run(
         table = pipeline.class_table(config.data)
         if is_other_data:
             _check_classes(pipeline.class_table(claims.config_of(folder).data).names, table.names, folder.path)
-        segmenter, has_cell = opened.segmenter(config, folder), cell_training.has_cell(folder)
-        sequences, strip = sequences_of(config), Strip(config.report.strip_frames)
+        model = run_model.jit(config, run_model.read(config, folder)[0])
+        split, strip = config.evaluate.split, Strip(config.report.strip_frames)
+        sequences = whole_videos.open_split(config.data, split)
         claims.claim(config, folder, ignore=ignore)
-
-        def watch(number: int, sequence: types.Sequence, static: np.ndarray, found: np.ndarray) -> None:
-            strip.watch(number, sequence, static)
-            if watch_fn is not None:
-                watch_fn(number, sequence, static, found)
-
-        file = RESULT if config.evaluate.split == "val" else f"evaluation_{config.evaluate.split}.json"
-        if is_other_data:
-            file = f"evaluation_{config.data.name}_{config.evaluate.split}.json"
+        file = _other_file(config) if is_other_data else RESULT if split == "val" else f"evaluation_{split}.json"
         if distributed.is_main():
             commonest = None if is_other_data else commonest_class(config, table)
-            result = _evaluate(
-                config, segmenter, sequences, table, commonest=commonest, watch_fn=watch, has_cell=has_cell
-            )
+            result = _evaluate(config, model, sequences, commonest=commonest, watch_fns=(strip.watch, watch_fn))
             winner = winners.read(folder)
             folder.write_json(file, {**result, GENOTYPE: winner.digest if winner else None})
             if file == RESULT:
-                strip.save(segmenter, sequences, table, folder, has_cell=has_cell)
+                strip.save(model, sequences, table, folder)
         distributed.barrier("evaluation")  # written by one process, read by all
         return folder.read_json(file)
 
@@ -105,78 +93,33 @@ def run_exported(
     folder = pathlib.Path(path)
     if not artifact.is_artifact(folder):
         raise errors.UserError(f"--model: {folder} is no exported folder, write one with `dvsnas export`")
-    model, table = artifact.open_folder(folder), pipeline.class_table(config.data)
-    _check_classes(model.manifest["classes"], table.names, folder)
+    manifest, model = artifact.open_folder(folder)
+    _check_classes(manifest["classes"], pipeline.class_table(config.data).names, folder)
     size = [config.data.height, config.data.width]
-    if model.manifest["size"] != size:
+    if manifest["size"] != size:
         raise errors.UserError(
-            f"--model: {folder} is for {model.manifest['size']} (height, width), the config's data.height and "
+            f"--model: {folder} is for {manifest['size']} (height, width), the config's data.height and "
             f"data.width are {size}; set these to the same"
         )
-    result = _evaluate(
-        config,
-        segmenter_of(model),
-        sequences_of(config),
-        table,
-        commonest=None,
-        watch_fn=watch_fn or (lambda number, sequence, static, found: None),
-        has_cell=bool(model.manifest["genotype"]),
-    )
-    workdir.Workdir(folder).write_json(f"evaluation_{config.data.name}_{config.evaluate.split}.json", result)
+    sequences = whole_videos.open_split(config.data, config.evaluate.split)
+    result = _evaluate(config, model, sequences, watch_fns=(watch_fn,))
+    workdir.Workdir(folder).write_json(_other_file(config), result)
     return result
 
 
-def segmenter_of(model: artifact.Model) -> stream.Segmenter:
-    """The programs of an exported folder as those of a run are used."""
-
-    # Without a cell a program carries nothing; a state of no such fields keeps its place.
-    has_cell, nothing = bool(model.manifest["genotype"]), jax.numpy.zeros((1, 0, 0, 0))
-    blank = types.CellState(
-        state=nothing, decoder=nothing, logits=nothing, image=nothing, is_first=jax.numpy.ones((1,), bool)
-    )
-
-    def initial_state() -> types.CellState:
-        return types.CellState.from_dict(model.initial_state()) if has_cell else blank
-
-    def cell_step(state: types.CellState, frame: np.ndarray) -> tuple[types.CellState, jax.Array]:
-        after, labels = model.step(programs.to_dict(state) if has_cell else {}, frame)
-        return types.CellState.from_dict(after) if has_cell else blank, labels
-
-    def segment(frames: np.ndarray) -> stream.Labels:
-        state, static, cell, shares = model.initial_state(), [], [], []
-        for frame in frames:
-            static.append(np.asarray(model.static_step(frame[None]))[0])
-            state, labels = model.step(state, frame[None])
-            cell.append(np.asarray(labels)[0])
-            shares.append(model.key_share(state))
-        return stream.Labels(np.stack(static), np.stack(cell), np.array(shares, np.float32))
-
-    return stream.Segmenter(
-        segment=segment, static_step=model.static_step, cell_step=cell_step, initial_state=initial_state
-    )
+def _other_file(config: ml_collections.ConfigDict) -> str:
+    """Where the scores on data go that no run was trained on."""
+    return f"evaluation_{config.data.name}_{config.evaluate.split}.json"
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Whether there are videos of `config.evaluate.split`; the frames are not read.
-
-    Raises:
-      UserError: there are none, or their files are not as they should be.
-    """
+    """A UserError where there are no proper videos of `config.evaluate.split`; the frames are not read."""
     if not datasets.of(config.data).is_computed:
-        sequences_of(config)
-
-
-def sequences_of(config: ml_collections.ConfigDict) -> Sequence[types.Sequence]:
-    """The videos of `config.evaluate.split`; decoded by tf.data where `data.loader` is "tf", else by Pillow."""
-    return whole_videos.open_split(config.data, config.evaluate.split)
+        whole_videos.open_split(config.data, config.evaluate.split)
 
 
 def _check_classes(trained: Sequence[str], given: Sequence[str], where: os.PathLike[str]) -> None:
-    """Whether data has the classes that a network was trained for.
-
-    Raises:
-      UserError: it has others.
-    """
+    """A UserError where data has other classes than a network was trained for."""
     if list(trained) != list(given):
         raise errors.UserError(
             f"{os.fspath(where)}: was trained for the classes {', '.join(trained)}, the data has {', '.join(given)}; "
@@ -186,46 +129,36 @@ def _check_classes(trained: Sequence[str], given: Sequence[str], where: os.PathL
 
 def _evaluate(
     config: ml_collections.ConfigDict,
-    segmenter: stream.Segmenter,
+    model: dispatch.Dispatch,
     sequences: Sequence[types.Sequence],
-    table: types.ClassTable,
     *,
-    commonest: int | None,
-    watch_fn: WatchFn,
-    has_cell: bool,
+    commonest: int | None = None,
+    watch_fns: Sequence[WatchFn | None],
 ) -> dict[str, Any]:
     """Scores and, where the config asks for them, times."""
-    result = score(
-        segmenter, sequences, table, config.evaluate, commonest=commonest, watch_fn=watch_fn, has_cell=has_cell
-    )
-    result["split"] = config.evaluate.split
-    if config.evaluate.latency_frames:
-        for name, times in stream.latency(segmenter, sequences[0].frames, config.evaluate.latency_frames).items():
+    section, table = config.evaluate, pipeline.class_table(config.data)
+    result = score(model, sequences, table, section, commonest=commonest, watch_fns=watch_fns)
+    result["split"] = section.split
+    if section.latency_frames:
+        for name, times in timing.measure(model, sequences[0].frames, section.latency_frames).items():
             if result[name] is not None:
                 result[name] |= times
     return result
 
 
 def score(
-    segmenter: stream.Segmenter,
+    model: dispatch.Dispatch,
     sequences: Sequence[types.Sequence],
     table: types.ClassTable,
     section: ml_collections.ConfigDict,
     *,
-    commonest: int | None,
-    watch_fn: WatchFn,
-    has_cell: bool = True,
+    commonest: int | None = None,
+    watch_fns: Sequence[WatchFn | None] = (),
 ) -> dict[str, Any]:
-    """Scores of the static network and the cell; of the static network on undegraded frames where they exist.
+    """Scores of the static network and of the cell, where there is one; of the former on undegraded frames, too.
 
-    Args:
-      segmenter: network and cell.
-      sequences: each is read once, and kept no longer than it is scored.
-      table: the classes.
-      section: `evaluate` of the configuration.
-      commonest: a class; always answering it is scored, too. None: nothing of the kind.
-      watch_fn: sees each.
-      has_cell: False: the segmenter's network is used alone; there are no scores of a cell.
+    Each sequence is read once, and kept no longer than it is scored and seen by the `watch_fns`. Always answering the
+    class `commonest` is scored, too, where one is given. `section` is `evaluate` of the configuration.
     """
 
     def no_scores() -> metrics.SequenceScores:
@@ -235,11 +168,12 @@ def score(
     rows, num_clean = [], 0
     with progress.bar(len(sequences), "evaluate") as bar:
         for number, sequence in enumerate(sequences):
-            static, cell, key_share = segmenter.segment(sequence.frames)
-            watch_fn(number, sequence, static, cell)
-            predictions = {"static": static, "cell": cell} if has_cell else {"static": static}
+            static, cell, key_share = model.segment(sequence.frames)
+            for watch_fn in filter(None, watch_fns):
+                watch_fn(number, sequence, static, cell)
+            predictions = {"static": static, "cell": cell} if model.has_cell else {"static": static}
             if sequence.clean is not None:
-                predictions["static_clean"] = segmenter.segment(sequence.clean).static
+                predictions["static_clean"] = model.segment(sequence.clean).static
                 num_clean += 1
             if commonest is not None:
                 predictions["commonest_class"] = np.full_like(sequence.labels, commonest)
@@ -249,26 +183,23 @@ def score(
                 totals[name].merge(own[name])
             row: dict[str, Any] = {"name": sequence.name, "num_frames": len(sequence.frames)}
             row |= {name: own[name].result() for name in ("static", "cell") if name in own}
-            if has_cell:
+            if model.has_cell:
                 row["cell"]["key_share"] = float(key_share.mean(dtype=np.float64))
             rows.append(row)
             bar.update()
+    num_frames = sum(row["num_frames"] for row in rows)
+    whole: dict[str, Any] = {name: {**totals[name].result(), **totals[name].pixel_counts()} for name in NETWORKS[:2]}
+    if model.has_cell:
+        whole["cell"]["key_share"] = sum(row["cell"]["key_share"] * row["num_frames"] for row in rows) / num_frames
     return {
         "classes": list(table.names),
-        "num_frames": sum(row["num_frames"] for row in rows),
-        "static": {**totals["static"].result(), **totals["static"].pixel_counts()},
-        "cell": {**totals["cell"].result(), **totals["cell"].pixel_counts(), "key_share": _mean_share(rows)}
-        if has_cell
-        else None,
+        "num_frames": num_frames,
+        "static": whole["static"],
+        "cell": whole["cell"] if model.has_cell else None,
         "static_clean": totals["static_clean"].result() if num_clean == len(rows) else None,
         "commonest_class": None if commonest is None else totals["commonest_class"].result(),
         "sequences": rows,
     }
-
-
-def _mean_share(rows: Sequence[dict[str, Any]]) -> float:
-    """Mean share of a frame that the static network computed, over all frames."""
-    return sum(row["cell"]["key_share"] * row["num_frames"] for row in rows) / sum(row["num_frames"] for row in rows)
 
 
 def commonest_class(config: ml_collections.ConfigDict, table: types.ClassTable) -> int:
@@ -285,18 +216,15 @@ def commonest_class(config: ml_collections.ConfigDict, table: types.ClassTable) 
 
 
 class Strip:
-    """Finds the consecutive frames where the static network loses most pixels, for the report.
-
-    Args:
-      num_frames: of the strip.
-    """
+    """Finds so many consecutive frames where the static network loses most pixels, for the report."""
 
     def __init__(self, num_frames: int):
         self._num_frames = num_frames
         self._best: tuple[float, int, int] = (-np.inf, 0, 0)
 
-    def watch(self, number: int, sequence: types.Sequence, static: np.ndarray) -> None:
+    def watch(self, number: int, sequence: types.Sequence, static: np.ndarray, cell: np.ndarray) -> None:
         """Looks at one sequence; only the first few count, since any of them will do."""
+        del cell
         if number >= STRIP_SEQUENCES:
             return
         wrong = ((static != sequence.labels) & (sequence.labels != types.IGNORE)).mean(axis=(1, 2))
@@ -307,19 +235,17 @@ class Strip:
 
     def save(
         self,
-        segmenter: stream.Segmenter,
+        model: dispatch.Dispatch,
         sequences: Sequence[types.Sequence],
         table: types.ClassTable,
         folder: workdir.Workdir,
-        *,
-        has_cell: bool = True,
     ) -> None:
         """Writes frames, labels and predictions of the strip, and of a longer stretch around it."""
         _, number, start = self._best
         sequence = sequences[number]
-        static, cell, _ = segmenter.segment(sequence.frames)
+        static, cell, _ = model.segment(sequence.frames)
         arrays = {"frames": sequence.frames, "labels": sequence.labels, "static": static}
-        arrays |= {"cell": cell} if has_cell else {}
+        arrays |= {"cell": cell} if model.has_cell else {}
         first = max(0, min(start - CLIP_FRAMES // 3, len(sequence.frames) - CLIP_FRAMES))
         for file, begin, count in ((STRIP, start, self._num_frames), (CLIP, first, CLIP_FRAMES)):
             path = folder.path / file

@@ -30,29 +30,14 @@ MAX_MARKS = 2000
 Records = Sequence[Mapping[str, Any]]
 
 _STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9AA1AB",
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "figure.constrained_layout.h_pad": 0.08,
-    "figure.constrained_layout.w_pad": 0.08,
-    "grid.color": "#E6E8EC",
-    "text.color": INK,
-    "xtick.color": "#4A505A",
-    "ytick.color": "#4A505A",
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "dvsnas",
-}
+    "font.family": "DejaVu Sans", "font.size": 11, "text.color": INK,
+    "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9AA1AB", "axes.labelcolor": INK,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E6E8EC", "axes.formatter.useoffset": False,
+    "xtick.color": "#4A505A", "ytick.color": "#4A505A", "legend.frameon": False, "figure.facecolor": "white",
+    "figure.constrained_layout.h_pad": 0.08, "figure.constrained_layout.w_pad": 0.08,
+    "svg.fonttype": "none", "svg.hashsalt": "dvsnas",
+}  # fmt: skip
 
 
 def is_number(value: Any) -> bool:
@@ -73,30 +58,21 @@ def is_scored(record: Mapping[str, Any]) -> bool:
 def split_sources(
     records: Records, num_steps: int | None = None
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Candidates of the search, and the uniformly drawn ones of the random line; only the scored ones.
+    """Scored candidates of `genotypes.jsonl`: of the search, and the uniformly drawn ones of the random line.
 
-    Args:
-      records: lines of `genotypes.jsonl`.
-      num_steps: of the search, where known: a random search has the same source as the random line, but earlier steps.
+    A random search has the same source as the random line, but earlier steps: those below `num_steps`, where known.
     """
     parts: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
-    for record in records:
-        if is_scored(record):
-            is_line = record.get("source") == "random" and (num_steps is None or record["step"] >= num_steps)
-            parts[is_line].append(record)
+    for record in filter(is_scored, records):
+        is_line = record.get("source") == "random" and (num_steps is None or record["step"] >= num_steps)
+        parts[is_line].append(record)
     return parts
 
 
 def running_mean(steps: npt.ArrayLike, values: npt.ArrayLike, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of all values of the last `window` distinct steps.
+    """The distinct steps in order, and the mean f64 of all values of the last `window` of them at each.
 
-    Args:
-      steps: of the values, in any order.
-      values: as many.
-      window: number of distinct steps that a mean looks back over, itself included.
-
-    Returns:
-      The distinct steps in order, and the mean at each, f64.
+    `steps` of the `values` are in any order, and may come several times.
     """
     known, index = np.unique(steps, return_inverse=True)
     sums = np.cumsum(np.bincount(index, weights=values, minlength=len(known)))
@@ -120,27 +96,21 @@ def canvas(path: str | pathlib.Path, width: float, height: float) -> Iterator[An
 
 
 def reward(searched: Records, drawn: Records, path: str | pathlib.Path, *, best_hash: str | None = None) -> None:
-    """Reward of every candidate over the search, a running mean for each strategy, and the random line.
+    """Reward of every candidate over the search as SVG, a running mean for each strategy, and the random line.
 
-    Args:
-      searched: scored candidates of the search.
-      drawn: scored candidates of the random line; one of the two may be empty.
-      path: SVG to write.
-      best_hash: of the winner, whose best candidate is marked.
+    Of `split_sources`, one of which may be empty; the best candidate of the hash `best_hash`, the winner, is marked.
     """
     with canvas(path, WIDTH, 3.7) as figure:
         axes = figure.add_subplot()
         for color, (name, records) in zip(itertools.cycle(CYCLE[:-1]), by_source(searched).items(), strict=False):
-            steps = [int(record["step"]) for record in records]
-            values = [float(record["reward"]) for record in records]
-            window = max(1, len(set(steps)) // 10)
+            steps, values, window = _points(records)
             style: dict[str, Any] = {"s": 12, "color": color, "alpha": 0.28, "lw": 0}
             style["rasterized"] = len(steps) > MAX_MARKS
             axes.scatter(steps, values, label=f"{name} ({len(values)} candidates)", **style)
-            stopped = [(int(record["step"]), float(record["reward"])) for record in records if is_stopped(record)]
+            stopped = [record for record in records if is_stopped(record)]
             if stopped:
                 style |= {"marker": "x", "s": 16, "lw": 0.8, "alpha": 0.7}
-                axes.scatter(*zip(*stopped, strict=True), label=f"stopped early ({len(stopped)})", **style)
+                axes.scatter(*_points(stopped)[:2], label=f"stopped early ({len(stopped)})", **style)
             label = f"mean over {window} steps" if window > 1 else "mean of a step"
             axes.plot(*running_mean(steps, values, window), color=color, lw=2.2, label=label)
         won = [record for record in searched if best_hash and record.get("hash") == best_hash]
@@ -157,25 +127,23 @@ def reward(searched: Records, drawn: Records, path: str | pathlib.Path, *, best_
 
 
 def rewards(series: Mapping[str, tuple[Records, Records]], path: str | pathlib.Path) -> None:
-    """Running mean of the reward of several runs, each with its random line.
-
-    Args:
-      series: run -> scored candidates of its search and of its random line.
-      path: SVG to write.
-    """
+    """Running mean of the reward of several runs (each of `split_sources`) as SVG, each with its random line."""
     with canvas(path, WIDTH, 3.6) as figure:
-        axes = figure.add_subplot()
-        colors = itertools.cycle(CYCLE)
+        axes, colors = figure.add_subplot(), itertools.cycle(CYCLE)
         for run, (searched, drawn) in series.items():
             for index, (source, records) in enumerate(by_source(searched).items()):
-                color, steps = next(colors), [int(record["step"]) for record in records]
-                values = [float(record["reward"]) for record in records]
-                window = max(1, len(set(steps)) // 10)
-                axes.plot(*running_mean(steps, values, window), color=color, lw=2.2, label=f"{run}, {source}")
+                color = next(colors)
+                axes.plot(*running_mean(*_points(records)), color=color, lw=2.2, label=f"{run}, {source}")
                 if drawn and index == 0:
                     _random_line(axes, drawn, color, None)
         axes.set(xlabel="search step", ylabel="reward, running mean")
         _legend(axes, "Reward of the runs; dashed: their random lines", num_columns=1)
+
+
+def _points(records: Records) -> tuple[list[int], list[float], int]:
+    """Steps and rewards of candidates, and how many steps a running mean looks back over."""
+    steps = [int(record["step"]) for record in records]
+    return steps, [float(record["reward"]) for record in records], max(1, len(set(steps)) // 10)
 
 
 def by_source(searched: Records) -> dict[str, list[Mapping[str, Any]]]:
@@ -206,13 +174,7 @@ def _legend(axes: Any, title: str, num_columns: int = 2) -> None:
 
 
 def entropy(steps: np.ndarray, values: np.ndarray, path: str | pathlib.Path) -> None:
-    """Entropy of the policy over the search.
-
-    Args:
-      steps: [n], of the search.
-      values: [n], nats of a whole genotype.
-      path: SVG to write.
-    """
+    """Entropy of the policy over the search, nats of a whole genotype at each step, as SVG."""
     with canvas(path, WIDTH, 3.0) as figure:
         axes = figure.add_subplot()
         axes.plot(steps, values, color=ORANGE, lw=2.2, marker="o" if len(steps) < 12 else None, ms=4)
@@ -221,16 +183,11 @@ def entropy(steps: np.ndarray, values: np.ndarray, path: str | pathlib.Path) -> 
 
 
 def choices(searched: Records, space: genotypes.Space, num_bins: int = 8) -> dict[str, Any]:
-    """How often each input, operation and aggregation was chosen, over the search.
+    """How often each input, operation and aggregation was chosen by scored candidates, over the search.
 
-    Args:
-      searched: scored candidates of the search.
-      space: what their genotypes refer to.
-      num_bins: stretches of equally many candidates, at most; fewer where there are fewer candidates.
-
-    Returns:
-      `bins`, the last step of every stretch; `inputs`, `operations`, `aggregations`: name -> share in each stretch. All
-      earlier layers together are the input "an earlier layer".
+    In at most `num_bins` stretches of equally many candidates: `bins`, the last step of every stretch; `inputs`,
+    `operations`, `aggregations`: name -> share in each stretch. All earlier layers together are the input "an earlier
+    layer".
     """
     in_order = sorted(searched, key=lambda record: record["step"])
     parts = np.array_split(np.arange(len(in_order)), max(1, min(num_bins, len(in_order))))
@@ -249,20 +206,11 @@ def choices(searched: Records, space: genotypes.Space, num_bins: int = 8) -> dic
     return found
 
 
-def classes(
-    names: Sequence[str], series: Mapping[str, Mapping[str, float | None]], path: str | pathlib.Path
-) -> None:
-    """Bars of the intersection over union of every class.
-
-    Args:
-      names: of the classes, in order.
-      series: network -> class -> IoU in 0..1, None where the class does not occur.
-      path: SVG to write.
-    """
+def classes(names: Sequence[str], series: Mapping[str, Mapping[str, float | None]], path: str | pathlib.Path) -> None:
+    """Bars of network -> class -> IoU in 0..1 (None where the class does not occur) as SVG, classes in this order."""
     colors = {"static": GREY, "cell": BLUE}
     with canvas(path, WIDTH, 0.9 + 0.36 * len(names)) as figure:
-        axes = figure.add_subplot()
-        height = 0.8 / len(series)
+        axes, height = figure.add_subplot(), 0.8 / len(series)
         for index, (label, values) in enumerate(series.items()):
             place = np.arange(len(names)) + (index - (len(series) - 1) / 2) * height
             found = {name: 100 * value for name, value in values.items() if value is not None}
@@ -279,18 +227,12 @@ def classes(
 
 
 def latency(samples: Mapping[str, Sequence[float]], path: str | pathlib.Path) -> None:
-    """Histogram of the times of single frames.
-
-    Args:
-      samples: name -> milliseconds.
-      path: SVG to write.
-    """
+    """Histogram of the times of single frames, name -> milliseconds, as SVG."""
     together = np.concatenate([np.asarray(values, np.float64) for values in samples.values()])
     edges = np.linspace(together.min(), max(together.max(), together.min() + 0.1), 31)
     with canvas(path, WIDTH, 3.2) as figure:
         axes = figure.add_subplot()
-        colors = (GREY, BLUE, ORANGE, GREEN)
-        for color, (name, values) in zip(itertools.cycle(colors), samples.items(), strict=False):
+        for color, (name, values) in zip(itertools.cycle((GREY, BLUE, ORANGE, GREEN)), samples.items(), strict=False):
             axes.hist(values, edges, color=color, alpha=0.55, lw=0, label=f"{name} ({len(values)})")
             axes.axvline(float(np.median(values)), color=color, lw=1.8)
         axes.set(xlabel="milliseconds per frame; lines: medians", ylabel="frames")
@@ -298,35 +240,30 @@ def latency(samples: Mapping[str, Sequence[float]], path: str | pathlib.Path) ->
         _legend(axes, "Time of a frame")
 
 
+_SCALARS = {
+    "loss": ("loss", BLUE),
+    "miou": ("mIoU, %", GREEN),
+    "policy_entropy": ("entropy of the policy, nats", ORANGE),
+    "reward_mean": ("mean reward", RED),
+}
+"""What of `metrics.jsonl` is worth a curve, with its label and colour."""
+
+
 def curves(metrics: Records) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
     """(stage, scalar) -> steps and values of what is worth a curve; a step logged twice counts as logged last."""
-    shown = ("loss", "miou", "policy_entropy", "reward_mean")
     found: dict[tuple[str, str], dict[int, float]] = {}
     for record in metrics:
-        for name in shown:
+        for name in _SCALARS:
             if is_number(record.get(name)) and is_number(record.get("step")):
                 found.setdefault((str(record.get("stage", "")), name), {})[int(record["step"])] = float(record[name])
-    result = {}
-    for key, points in found.items():
-        if len(points) > 1:
-            steps = sorted(points)
-            result[key] = np.array(steps), np.array([points[step] for step in steps])
-    return result
+    many = {key: sorted(points.items()) for key, points in found.items() if len(points) > 1}
+    return {key: (np.array([x for x, _ in line]), np.array([y for _, y in line])) for key, line in many.items()}
 
 
 def training(key: tuple[str, str], steps: np.ndarray, values: np.ndarray, path: str | pathlib.Path) -> None:
-    """A small panel for one scalar of one stage of the training.
-
-    Args:
-      key: stage and scalar, of `curves`.
-      steps: [n].
-      values: [n].
-      path: SVG to write.
-    """
+    """A small panel for one of `curves` as SVG; the key is stage and scalar."""
     stage, name = key
-    titles = {"loss": "loss", "miou": "mIoU, %", "policy_entropy": "entropy of the policy, nats"}
-    titles["reward_mean"] = "mean reward"
-    color = {"loss": BLUE, "miou": GREEN, "policy_entropy": ORANGE, "reward_mean": RED}[name]
+    title, color = _SCALARS[name]
     values = values * 100 if name == "miou" else values
     is_dense = len(values) > 20
     with canvas(path, 3.6, 2.4) as figure:
@@ -337,5 +274,5 @@ def training(key: tuple[str, str], steps: np.ndarray, values: np.ndarray, path: 
         elif len(values) < 12:
             axes.scatter(steps, values, s=22, color=color)
         axes.set_title(textwrap.fill(stage.replace("_", " "), 28), fontsize=10)
-        axes.set(xlabel="step", ylabel=titles[name])
+        axes.set(xlabel="step", ylabel=title)
         axes.locator_params(axis="x", nbins=5, integer=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -16,17 +16,14 @@ from dvsnas_jax.core import types
 def confusion(
     labels: types.Array, predictions: types.Array, num_classes: int, *, backend: str | None = None
 ) -> jax.Array:
-    """Counts pixels by true and predicted class (jittable).
+    """Counts pixels by true and predicted class (jittable): i32 [K, K], rows = truth.
 
     Args:
       labels: integers [...], train ids or 255 = ignore.
       predictions: integers [...], in 0 .. K - 1; the same shape.
       num_classes: K.
-      backend: "cpu", "gpu" or "tpu"; None: the one in use. A CPU adds up one by one, the others multiply
-        one-hot matrices.
-
-    Returns:
-      i32 [K, K], rows = truth.
+      backend: "cpu", "gpu" or "tpu"; None: the one in use. A CPU adds up one by one, the others multiply one-hot
+        matrices.
     """
     chex.assert_equal_shape([labels, predictions])
     truth = jnp.asarray(labels).reshape(-1).astype(jnp.int32)
@@ -47,16 +44,12 @@ def confusion(
 
 
 def scores(counts: types.Array) -> dict[str, Any]:
-    """Scores of one confusion matrix.
+    """Scores of one confusion matrix, integers [K, K], rows = truth.
 
-    Args:
-      counts: integers [K, K], rows = truth.
-
-    Returns:
-      `miou` (mean over the classes in the union of truth and prediction), `fwiou` (weighted by the class's share
-      of the truth), `accuracy` (of pixels), `class_accuracy` (mean over the classes in the truth): shares in
-      0..1, nan where no pixel is labelled; `iou` and `class_accuracies`: K shares, None for a class that is absent
-      (from the union; from the truth).
+    `miou` (mean over the classes in the union of truth and prediction), `fwiou` (weighted by the class's share of the
+    truth), `accuracy` (of pixels), `class_accuracy` (mean over the classes in the truth): shares in 0..1, nan where no
+    pixel is labelled; `iou` and `class_accuracies`: K shares, None for a class that is absent (from the union; from
+    the truth).
     """
     counts = np.asarray(counts, np.float64)
     hits, truth, found = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
@@ -82,14 +75,8 @@ def _where(shares: np.ndarray, is_known: np.ndarray) -> list[float | None]:
 def video_consistency(labels: np.ndarray, predictions: np.ndarray, num_frames: int) -> tuple[int, int]:
     """VC_n of one sequence (Miao et al., VSPW, CVPR 2021), as counts over all windows of n consecutive frames.
 
-    Args:
-      labels: u8 [T, H, W], 255 = ignore.
-      predictions: u8 [T, H, W].
-      num_frames: n.
-
-    Returns:
-      Pixels whose prediction is correct throughout a window in which their label is constant, and all pixels
-      whose label is constant over a window; (0, 0) where the sequence is shorter than n.
+    Pixels, of labels and predictions u8 [T, H, W], whose prediction is correct throughout a window in which their label
+    is constant, and all pixels whose label is constant over a window; (0, 0) where the sequence is shorter than n.
     """
     kept = total = 0
     constant = np.zeros(labels.shape[1:], np.int32)  # for how many frames the label is the same
@@ -107,27 +94,19 @@ def video_consistency(labels: np.ndarray, predictions: np.ndarray, num_frames: i
 
 
 def flicker(labels: np.ndarray, predictions: np.ndarray) -> tuple[int, int]:
-    """Counts pixels of consecutive frames whose truth stays the same (and is not ignored).
-
-    Args:
-      labels: u8 [T, H, W], 255 = ignore.
-      predictions: u8 [T, H, W].
-
-    Returns:
-      Those whose prediction changes, and all of them.
-    """
+    """Pixels of consecutive frames, u8 [T, H, W], whose prediction changes though the truth does not, and all such."""
     is_constant = (labels[1:] == labels[:-1]) & (labels[1:] != types.IGNORE)
     is_changed = is_constant & (predictions[1:] != predictions[:-1])
     return int(is_changed.sum()), int(is_constant.sum())
 
 
 def flow_consistency(predictions: np.ndarray, flow: np.ndarray) -> tuple[int, int]:
-    """Counts pixels whose surface point was visible, inside the picture, in the frame before.
+    """Pixels whose surface point was visible, inside the picture, in the frame before.
 
     Args:
       predictions: u8 [T, H, W].
-      flow: f32 [T, H, W, 2], as `types.Sequence.flow`: (x, y) to the point's position in frame t - 1, rounded
-        to the nearest pixel here; nan where it was not visible.
+      flow: f32 [T, H, W, 2], as `types.Sequence.flow`: (x, y) to the point's position in frame t - 1, rounded to the
+        nearest pixel here; nan where it was not visible.
 
     Returns:
       Those with the same prediction in both frames, and all of them.
@@ -159,66 +138,52 @@ class SequenceScores:
         """For classes of these names and VC_n of these n."""
         self.counts = np.zeros((len(names), len(names)), np.int64)
         self._names = tuple(names)
-        self._vc = {num_frames: np.zeros(2, np.int64) for num_frames in vc_frames}
-        self._flicker = np.zeros(2, np.int64)
-        self._flow = np.zeros(2, np.int64)
+        self._vc_frames = tuple(vc_frames)
+        self._pairs = np.zeros((len(self._vc_frames) + 2, 2), np.int64)  # of each VC_n, of flicker, of flow
 
     def add(self, labels: np.ndarray, predictions: np.ndarray, flow: np.ndarray | None = None) -> None:
-        """Adds one sequence.
-
-        Args:
-          labels: u8 [T, H, W], 255 = ignore.
-          predictions: u8 [T, H, W].
-          flow: f32 [T, H, W, 2], nan = not visible, or None where the true flow is not known.
-        """
+        """Adds one sequence u8 [T, H, W]; its true flow f32 [T, H, W, 2] (nan = not visible) where it is known."""
         labels, predictions = np.asarray(labels), np.asarray(predictions)
         num_classes = len(self._names)
         for truth, found in zip(labels, predictions, strict=True):
             is_counted = truth < num_classes  # so not 255 either
             cells = truth[is_counted].astype(np.int64) * num_classes + found[is_counted]
             self.counts += np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
-        for num_frames, pair in self._vc.items():
-            pair += video_consistency(labels, predictions, num_frames)
-        self._flicker += flicker(labels, predictions)
-        if flow is not None:
-            self._flow += flow_consistency(predictions, flow)
+        pairs = [video_consistency(labels, predictions, num_frames) for num_frames in self._vc_frames]
+        pairs.append(flicker(labels, predictions))
+        pairs.append((0, 0) if flow is None else flow_consistency(predictions, flow))
+        self._pairs += pairs
 
     def merge(self, other: SequenceScores) -> None:
         """Adds what another one counted, of the same classes and VC_n."""
         self.counts += other.counts
-        for num_frames, pair in self._vc.items():
-            pair += other._vc[num_frames]
-        self._flicker += other._flicker
-        self._flow += other._flow
+        self._pairs += other._pairs
 
     def result(self) -> dict[str, Any]:
-        """The shares of all sequences together, ready for JSON.
+        """The shares of all sequences together, ready for JSON: 0..1, None where there was nothing to count.
 
-        Returns:
-          `miou`, `fwiou`, `accuracy`, `class_accuracy`, `iou` and `class_accuracies` (by class name), `vc` (by n, as
-          text), `flicker`, `flow_consistency`: 0..1, None where there was nothing to count.
+        `miou`, `fwiou`, `accuracy`, `class_accuracy`, `iou` and `class_accuracies` (by class name), `vc` (by n, as
+        text), `flicker`, `flow_consistency`.
         """
         found = scores(self.counts)
         is_empty = not self.counts.any()
         by_class = {name: dict(zip(self._names, found.pop(name), strict=True)) for name in ("iou", "class_accuracies")}
-        return {
-            **{name: None if is_empty else value for name, value in found.items()},
-            **by_class,
-            "vc": {str(num_frames): _share(pair) for num_frames, pair in self._vc.items()},
-            "flicker": _share(self._flicker),
-            "flow_consistency": _share(self._flow),
-        }
+        shares = {name: None if is_empty else value for name, value in found.items()}
+        return {**shares, **by_class, **self._stability(_share)}
 
     def pixel_counts(self) -> dict[str, Any]:
         """What the shares are made of, ready for JSON.
 
-        Returns:
-          `confusion` (K rows = truth, K columns), and `counts`: of `vc` (by n, as text), `flicker` and
-          `flow_consistency`, [pixels counted for it, all pixels].
+        `confusion` (K rows = truth, K columns), and `counts`: of `vc` (by n, as text), `flicker` and
+        `flow_consistency`, [pixels counted for it, all pixels].
         """
-        pairs = {"flicker": self._flicker.tolist(), "flow_consistency": self._flow.tolist()}
-        vc = {str(num_frames): pair.tolist() for num_frames, pair in self._vc.items()}
-        return {"confusion": self.counts.tolist(), "counts": {"vc": vc, **pairs}}
+        return {"confusion": self.counts.tolist(), "counts": self._stability(np.ndarray.tolist)}
+
+    def _stability(self, value_fn: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+        """A value for each pair of counts, by name."""
+        *vc, flicker, flow = [value_fn(pair) for pair in self._pairs]
+        by_frames = dict(zip(map(str, self._vc_frames), vc, strict=True))
+        return {"vc": by_frames, "flicker": flicker, "flow_consistency": flow}
 
 
 def _share(pair: np.ndarray) -> float | None:

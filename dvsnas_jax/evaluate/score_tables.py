@@ -16,11 +16,7 @@ ROWS = {
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """The scores over all sequences, and what may be said of the times.
-
-    Args:
-      result: of `evaluate.run`.
-    """
+    """The scores over all sequences (of `evaluation.run`), and what may be said of the times."""
     lines = [f"{result['split']}, {result['num_frames']} frames", _head(result["static"], ["ms/frame"])]
     for name, label in ROWS.items():
         scores = result.get(name)
@@ -28,8 +24,7 @@ def summary(result: Mapping[str, Any]) -> str:
             time = f"{scores['ms_per_frame']:.1f}" if "ms_per_frame" in scores else "-"
             lines.append(_line(label, [*_cells(scores), time]))
     cell = result.get("cell") or {}
-    is_refining = set(cell.get("latency") or {}) == {"all"}
-    change = timing.change(result["static"], cell, is_refining=is_refining)
+    change = timing.change(result["static"], cell, is_refining=set(cell.get("latency") or {}) == {"all"})
     if change is not None:
         lines.append(timing.sentence(change, result["static"]["ms_per_frame"]))
     return "\n".join(lines)

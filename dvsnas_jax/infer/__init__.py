@@ -1,1 +1,1 @@
-"""A trained network over the frames of a video: the programs, their dispatch, and `segment`."""
+"""A trained network over the frames of a video: its programs, their one dispatch, exported folders, video files."""

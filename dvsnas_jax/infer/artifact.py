@@ -1,4 +1,4 @@
-"""An exported folder: what is in it, and how it is run. It needs JAX, NumPy and safetensors, and of ours only `core`.
+"""An exported folder: what is in it, and how it is opened. It needs JAX and safetensors, and of ours `core`.
 
 manifest.json           what the programs are and how they go together; SHA-256 of every other file
 weights.safetensors     all weights, unless they are baked into the programs
@@ -16,11 +16,10 @@ from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
-import numpy as np
 import safetensors.numpy
 
 from dvsnas_jax.core import compilation, errors
+from dvsnas_jax.infer import dispatch
 
 MANIFEST, TENSORS = "manifest.json", "weights.safetensors"
 FORMAT, VERSION = "dvsnas_jax.export", 1
@@ -33,81 +32,16 @@ _KEYS: dict[str, Any] = {
     "files": dict,
 }  # fmt: skip
 
-State = dict[str, Any]
 
-
-class Model:
-    """The programs of an exported folder, put together. All functions take a batch of videos, mostly of one.
-
-    Attributes:
-      manifest: of the folder.
-      interval: propagate: the (longest) distance of key frames.
-    """
-
-    def __init__(self, manifest: dict[str, Any], programs: Mapping[str, Program], interval: int | None) -> None:
-        self.manifest = manifest
-        self.interval = interval or (manifest["schedule"] or {}).get("interval")
-        self._programs = programs
-
-    def initial_state(self, batch_size: int = 1) -> State:
-        """The state of so many videos before their first frames."""
-        return {
-            name: jax.device_put(np.full((batch_size, *spec["shape"]), spec["fill"], spec["dtype"]), jax.devices()[0])
-            for name, spec in self.manifest["state"].items()
-        }
-
-    def static_step(self, frame: Any) -> jax.Array:
-        """Frames u8 [B, H, W, 3] -> labels u8 [B, H, W] of the static network alone."""
-        return self._programs["static"](frame)
-
-    def step(self, state: State, frame: Any) -> tuple[State, jax.Array]:
-        """Segments the next frames u8 [B, H, W, 3].
-
-        In propagate mode one decision holds for a batch: a key frame for one video is one for all. Regions: B = 1.
-
-        Returns:
-          The state, and labels u8 [B, H, W].
-        """
-        run = self._programs
-        if self.manifest["schedule"] is None:
-            return run["step"](state, frame)
-        age = np.asarray(state["age"])
-        is_due = (age < 0) | (age + 1 >= self.interval)
-        if not self.manifest["schedule"]["is_learned"]:
-            return run["key" if is_due.any() else "other"](state, frame)
-        maps, shares = run["look"](state, frame)
-        is_due |= np.asarray(shares) > self.manifest["schedule"]["threshold"]
-        if not is_due.any():
-            return run["other"](state, maps)
-        if is_due.all() or not self.manifest["regions"]:
-            return run["key"](state, frame)
-        canvas = [jnp.zeros_like(state[name]) for name in ("decoder", "logits")]
-        for row, column in np.argwhere(is_due[0]):
-            region = self.manifest["regions"][row][column]
-            canvas = list(run[region["program"]](canvas, frame, np.array(region["places"], np.int32)))
-        return run["join"](state, maps, canvas, is_due)
-
-    @staticmethod
-    def key_share(state: State) -> float:
-        """Share of the last frame that the static network computed; refine: 1."""
-        return float((np.asarray(state["age"]) == 0).mean()) if "age" in state else 1.0
-
-
-class Program:
-    """One program with its weights, read and compiled at its first call.
-
-    Args:
-      data: serialised.
-      weights: on the device, its first argument; None where they are baked in.
-    """
+class StoredProgram:
+    """One serialised program, read and compiled at its first call, with its weights unless these are baked in."""
 
     def __init__(self, data: bytes, weights: list[jax.Array] | None) -> None:
         self._data, self._weights = data, weights
 
     @functools.cached_property
     def _fn(self) -> Any:
-        # Results lie as arguments do: otherwise the states of later frames would compile it again.
-        where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        where = jax.sharding.SingleDeviceSharding(dispatch.device())
         return compilation.jit(jax.export.deserialize(bytearray(self._data)).call, out_shardings=where)
 
     def __call__(self, *args: Any) -> Any:
@@ -119,12 +53,8 @@ def is_artifact(path: pathlib.Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def open_folder(path: pathlib.Path, interval: int | None = None) -> Model:
-    """Reads and checks an exported folder; its programs for the backend in use are compiled when they are called.
-
-    Args:
-      path: of the folder.
-      interval: propagate: the (longest) distance of key frames, in place of the exported one.
+def open_folder(path: pathlib.Path) -> tuple[dict[str, Any], dispatch.Dispatch]:
+    """Reads and checks an exported folder: its manifest, and its programs for the backend in use put together.
 
     Raises:
       UserError: it is of another format, a file is missing or is not what was exported.
@@ -132,13 +62,12 @@ def open_folder(path: pathlib.Path, interval: int | None = None) -> Model:
     manifest = _manifest(path)
     target = "cpu" if jax.default_backend() == "cpu" else "accelerator"
     contents = _files(path, manifest["files"], target)
-    tensors = safetensors.numpy.load(contents[TENSORS]) if TENSORS in contents else {}
-    on_device = jax.device_put(tensors)
+    tensors = jax.device_put(safetensors.numpy.load(contents[TENSORS]) if TENSORS in contents else {})
     programs = {}
     for name, entry in manifest["programs"].items():
-        weights = None if entry["weights"] is None else [on_device[tensor] for tensor in entry["weights"]]
-        programs[name] = Program(contents[program_file(name, target)], weights)
-    return Model(manifest, programs, interval)
+        weights = None if entry["weights"] is None else [tensors[tensor] for tensor in entry["weights"]]
+        programs[name] = StoredProgram(contents[program_file(name, target)], weights)
+    return manifest, dispatch.Dispatch(manifest, programs)
 
 
 def program_file(name: str, target: str) -> str:

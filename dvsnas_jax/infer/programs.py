@@ -1,28 +1,47 @@
-"""The programs that segment a video, as pure functions of weights and arrays: what `dvsnas export` writes.
+"""The programs that segment a video, as pure functions of weights and arrays.
 
-Refine mode has one program a frame. Propagate mode decides on the host which of several a frame needs; `infer.stream`
-does so with the same network and cell in this process, `infer.artifact` with what was exported.
+Refine mode has one program a frame. In propagate mode `infer.dispatch` decides which of several a frame needs: jitted
+in this process (`infer.jitted`), read from an exported folder (`infer.artifact`), or traced into one (`next_frame`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import types
-from dvsnas_jax.infer import stream
+from dvsnas_jax.infer import dispatch
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import schedule as schedule_lib
+from dvsnas_jax.space import settings as settings_lib
 
-State = dict[str, Any]
-"""`types.CellState` without what is None: all that crosses the border of a program is a plain container."""
+State = dispatch.State
+Stepped = tuple[State, jax.Array]
+"""A state, and labels u8 [B, H, W]."""
+HALO = 32
+"""Pixels around a region that the static network sees as well."""
+
+
+class Region(NamedTuple):
+    """How one region of a frame is computed by the static network: by the program of this name.
+
+    `places` are first row and column of the crop (pixels), of the region in the crop and in the whole (grid cells);
+    `crop_size` is height and width of the crop, pixels, `shape` that of the region, grid cells.
+    """
+
+    program: str
+    places: tuple[int, ...]
+    crop_size: tuple[int, int]
+    shape: tuple[int, int]
 
 
 class Program(NamedTuple):
@@ -46,25 +65,30 @@ class Program(NamedTuple):
 
     def input_names(self) -> list[str]:
         """A name for each array among the arguments, such as `frame` and `state_logits`."""
-        return [name for label, arg in zip(self.inputs, self.args, strict=True) for name in leaf_names(label, arg)]
+        return [name for label, arg in zip(self.inputs, self.args, strict=True) for name in _named({label: arg}, "_")]
 
     def result_names(self) -> list[str]:
         """A name for each array among the results, as `input_names` names them."""
         found = jax.eval_shape(self.fn, self.weights, *self.args)
         parts = (found,) if len(self.outputs) == 1 else found
-        return [name for label, part in zip(self.outputs, parts, strict=True) for name in leaf_names(label, part)]
+        return [name for label, part in zip(self.outputs, parts, strict=True) for name in _named({label: part}, "_")]
+
+    def named_weights(self) -> dict[str, np.ndarray]:
+        """The weights as {"static/params/encoder/...": array}, in the order of their leaves."""
+        return {name: np.asarray(leaf) for name, leaf in _named(self.weights, "/").items()}
+
+    def of_listed_weights(self) -> Callable[..., Any]:
+        """`fn` with the weights as a list; a function of its own each time, since JAX keeps what it traced by it."""
+        tree = jax.tree.structure(self.weights)
+        return lambda weights, *args: self.fn(jax.tree.unflatten(tree, weights), *args)
 
 
-class Model(NamedTuple):
-    """A trained network and cell.
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained network and cell. Its methods from `static` on are the programs; `make` says what they are for.
 
-    Attributes:
-      net: the static network.
-      variables: of it, folded (`static_net.fold`).
-      cell: the static graph; None: the network is used alone.
-      params: of it, None without one.
-      settings: of the cell.
-      size: height and width of the frames.
+    `variables` are those of the static network as trained, `params` those of the cell with running statistics; both
+    cell and params are None where the network is used alone. `size` is height and width of the frames.
     """
 
     net: static_net.StaticNet
@@ -74,35 +98,119 @@ class Model(NamedTuple):
     settings: cell_frame.CellSettings
     size: tuple[int, int]
 
+    @functools.cached_property
+    def folded(self) -> Any:
+        """The variables for programs that train nothing, see `static_net.fold`, on one device."""
+        return jax.device_put(static_net.fold(self.variables), dispatch.device())
 
-class Region(NamedTuple):
-    """How one region of a frame is computed by the static network.
+    @functools.cached_property
+    def depth(self) -> str:
+        """How far the frames that are no key frames pass the encoder."""
+        return settings_lib.depth(self._cell.inputs, self.settings)
 
-    Attributes:
-      program: its name, see `make`.
-      places: first row and column of the crop (pixels), of the region in the crop and in the whole (grid cells).
-    """
+    @property
+    def _cell(self) -> cell_lib.Cell:
+        assert self.cell is not None, "the network is used alone"
+        return self.cell
 
-    program: str
-    places: tuple[int, ...]
+    def initial_state(self) -> State:
+        """The state of one video before its first frame; without a cell there is none."""
+        if self.cell is None:
+            return {}
+        return self.cell.initial_state(static_net.frame_shapes(self.net, self.size)).to_dict()
+
+    def predict(self, logits: types.Array) -> jax.Array:
+        """Logits [B, h, w, K] -> labels u8 [B, H, W]."""
+        return static_net.predict(logits, self.size)
+
+    def _infer(self, weights: Any, frame: Any, last: str = "decoder") -> types.Features:
+        return static_net.infer(self.net, weights["static"], frame, last)
+
+    def _labelled(self, state: types.CellState) -> Stepped:
+        return state.to_dict(), self.predict(state.logits)
+
+    def _advanced(self, weights: Any, state: State, maps: Any) -> types.CellState:
+        """The state after a frame by the cell alone, from its cheap maps."""
+        cheap = types.Features(maps=maps, logits=jnp.zeros((*maps["image"].shape[:3], 0)))
+        return self._cell.advance(weights["cell"], types.CellState.from_dict(state), cheap)
+
+    def _restarted(self, weights: Any, state: State, found: types.Features) -> types.CellState:
+        """The state after a frame by the static network."""
+        return self._cell.restart(weights["cell"], types.CellState.from_dict(state), found)
+
+    def static(self, weights: Any, frame: jax.Array) -> jax.Array:
+        return self.predict(self._infer(weights, frame).logits)
+
+    def step(self, weights: Any, state: State, frame: jax.Array) -> Stepped:
+        if self.cell is None:
+            return state, self.static(weights, frame)
+        after, logits = self.cell.step(weights["cell"], types.CellState.from_dict(state), self._infer(weights, frame))
+        return after.to_dict(), self.predict(logits)
+
+    def key(self, weights: Any, state: State, frame: jax.Array) -> Stepped:
+        return self._labelled(self._restarted(weights, state, self._infer(weights, frame)))
+
+    def other(self, weights: Any, state: State, frame: jax.Array) -> Stepped:
+        return self.other_seen(weights, state, self._infer(weights, frame, self.depth).maps)
+
+    def other_seen(self, weights: Any, state: State, maps: Any) -> Stepped:
+        return self._labelled(self._advanced(weights, state, maps))
+
+    def look(self, weights: Any, state: State, frame: jax.Array) -> tuple[Any, jax.Array]:
+        cheap = self._infer(weights, frame, self.depth)
+        log_odds = cell_frame.due(weights["cell"]["ports"], self.settings, types.CellState.from_dict(state), cheap)[1]
+        assert log_odds is not None, "the schedule is learned"
+        return dict(cheap.maps), self.settings.schedule.scores(log_odds)
+
+    def paint(self, region: Region, weights: Any, canvas: Any, frame: jax.Array, places: types.Array) -> Any:
+        pixels = jax.lax.dynamic_slice(frame, (0, places[0], places[1], 0), (1, *region.crop_size, 3))
+        found = self._infer(weights, pixels)
+        painted = []
+        for whole, part in zip(canvas, (found.maps["decoder"], found.logits), strict=True):
+            inner = jax.lax.dynamic_slice(part, (0, places[2], places[3], 0), (1, *region.shape, part.shape[-1]))
+            painted.append(jax.lax.dynamic_update_slice(whole, inner, (0, places[4], places[5], 0)))
+        return tuple(painted)
+
+    def join(self, weights: Any, state: State, maps: Any, canvas: Any, is_due: jax.Array) -> Stepped:
+        full = types.Features(maps={**maps, "decoder": canvas[0]}, logits=canvas[1])
+        restarted, advanced = self._restarted(weights, state, full), self._advanced(weights, state, maps)
+        return self._labelled(self._cell.merge(restarted, advanced, is_due))
 
 
-def leaf_names(label: str, tree: Any) -> list[str]:
-    """Names of the arrays of a tree in their order: the label alone, or with the keys that lead to the array."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    return ["_".join([label, *(str(getattr(entry, "key", getattr(entry, "idx", ""))) for entry in p)]) for p in paths]
+def model_of(
+    config: ml_collections.ConfigDict,
+    settings: cell_frame.CellSettings,
+    variables: Any,
+    cell: cell_lib.Cell | None = None,
+    params: Any = None,
+) -> Model:
+    """The network of a config, trained, with a cell or alone: then every frame passes it, whatever the mode."""
+    net = static_net.make(config.net, settings.num_classes)
+    if cell is None:
+        settings = dataclasses.replace(settings, mode="refine")
+    return Model(net, variables, cell, params, settings, (config.data.height, config.data.width))
 
 
-def initial_state(model: Model) -> State:
-    """The state of one video before its first frame; without a cell there is none."""
-    if model.cell is None:
-        return {}
-    return to_dict(model.cell.initial_state(static_net.frame_shapes(model.net, model.size)))
+def _named(tree: Any, separator: str) -> dict[str, Any]:
+    """The arrays of a tree in their order, named by the keys that lead to them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator=separator): leaf for path, leaf in leaves}
 
 
-def to_dict(state: types.CellState) -> State:
-    """A state as a plain dictionary."""
-    return state.to_dict()
+def describe(model: Model) -> dict[str, Any]:
+    """What `dispatch.Dispatch` has to know of the programs, ready for JSON."""
+    schedule, plan = model.settings.schedule, None
+    if model.settings.is_propagating:
+        plan = {**dataclasses.asdict(schedule), "grid": list(schedule.grid), "is_learned": schedule.is_learned}
+    regions = [[{"program": each.program, "places": each.places} for each in row] for row in _regions(model)]
+    state = {name: _constant(value) for name, value in model.initial_state().items()}
+    return {"schedule": plan, "state": state, "regions": regions}
+
+
+def _constant(value: jax.Array) -> dict[str, Any]:
+    """How an entry of the initial state is made: it has one value everywhere."""
+    (fill,) = np.unique(np.asarray(value)).tolist()
+    return {"shape": list(value.shape[1:]), "dtype": str(value.dtype), "fill": fill}
 
 
 def make(model: Model) -> dict[str, Program]:
@@ -112,191 +220,73 @@ def make(model: Model) -> dict[str, Program]:
     `key` the same, for a key frame; `other`, for the others, where the schedule is fixed. Where it is learned:
     `look`: `(state, frame) -> (maps, shares)`, the cheap maps and the predicted share of differing labels f32
     [B, rows, columns], and `other`: `(state, maps) -> (state, labels)`. Regions, in addition: `paintN`:
-    `(canvas, frame, places) -> canvas` and `join`: `(state, maps, canvas, is_due) -> (state, labels)`.
+    `(canvas, frame, places) -> canvas`, decoder map and logits with one more region computed (`Region.places`), and
+    `join`: `(state, maps, canvas, is_due) -> (state, labels)`.
     """
-    state, frame = initial_state(model), jax.ShapeDtypeStruct((1, *model.size, 3), jnp.uint8)
-    weights = {"static": model.variables, "cell": model.params}
-    predict = functools.partial(static_net.predict, size=model.size)
-    infer = functools.partial(static_net.infer, model.net)
-
-    def static(weights: Any, frame: jax.Array) -> jax.Array:
-        return predict(infer(weights["static"], frame).logits)
-
-    alone = {"static": model.variables}
-    found = {"static": Program(static, alone, (frame,), inputs=("frame",), outputs=("labels",))}
-    if model.cell is None:
-        return {
-            **found,
-            "step": Program(lambda weights, state, frame: (state, static(weights, frame)), alone, (state, frame)),
-        }
-    cell = model.cell
-    if model.settings.is_propagating:
-
-        def key(weights: Any, state: State, frame: jax.Array) -> tuple[State, jax.Array]:
-            restarted = cell.restart(weights["cell"], _state(state), infer(weights["static"], frame))
-            return _labelled(model, restarted)
-
-        found["key"] = Program(key, weights, (state, frame))
-        add = _learned if model.settings.schedule.is_learned else _fixed
-        return {**found, **add(model, state, frame)}
-
-    def step(weights: Any, state: State, frame: jax.Array) -> tuple[State, jax.Array]:
-        after, logits = cell.step(weights["cell"], _state(state), infer(weights["static"], frame))
-        return to_dict(after), predict(logits)
-
-    return {**found, "step": Program(step, weights, (state, frame))}
+    state, frame = model.initial_state(), jax.ShapeDtypeStruct((1, *model.size, 3), jnp.uint8)
+    alone, own = {"static": model.folded}, {"cell": model.params}
+    made = {"static": Program(model.static, alone, (frame,), inputs=("frame",), outputs=("labels",))}
+    if not model.settings.is_propagating:
+        return {**made, "step": Program(model.step, alone | own if model.cell else alone, (state, frame))}
+    made["key"] = Program(model.key, alone | own, (state, frame))
+    first_stages = {"static": static_net.needed(model.net, model.folded, model.depth), **own}
+    if not model.settings.schedule.is_learned:
+        return {**made, "other": Program(model.other, first_stages, (state, frame))}
+    look = Program(model.look, first_stages, (state, frame), outputs=("maps", "shares"))
+    maps, shares = jax.eval_shape(look.fn, look.weights, *look.args)
+    made |= {"look": look, "other": Program(model.other_seen, own, (state, maps), inputs=("state", "maps"))}
+    regions = {region.program: region for row in _regions(model) for region in row}
+    if regions:
+        canvas = [jax.ShapeDtypeStruct(state[name].shape, jnp.float32) for name in ("decoder", "logits")]
+        paint = functools.partial(
+            Program, weights=alone, args=(canvas, frame, jax.ShapeDtypeStruct((6,), np.int32)), is_batched=False,
+            inputs=("canvas", "frame", "places"), outputs=("canvas",),
+        )  # fmt: skip
+        made |= {name: paint(functools.partial(model.paint, region)) for name, region in regions.items()}
+        args = (state, maps, canvas, jax.ShapeDtypeStruct(shares.shape, bool))
+        made["join"] = Program(model.join, own, args, inputs=("state", "maps", "canvas", "is_due"))
+    return made
 
 
 def next_frame(model: Model) -> Program:
     """`(state, frame) -> (state, labels)` as one program, which decides inside whether a frame is a key frame."""
-    made = make(model)
+    made, plan = make(model), describe(model)
     if "step" in made:
         return made["step"]
-    schedule, places = model.settings.schedule, regions(model)
 
-    def step(weights: Any, state: State, frame: jax.Array) -> tuple[State, jax.Array]:
-        def run(name: str, *args: Any) -> Any:
-            return made[name].fn(weights, *args)
+    def step(weights: Any, state: State, frame: jax.Array) -> Stepped:
+        bound = {name: functools.partial(program.fn, weights) for name, program in made.items()}
+        return dispatch.Dispatch(plan, bound, is_traced=True).step(state, frame)
 
-        is_due = (state["age"] < 0) | (state["age"] + 1 >= schedule.interval)
-        if not schedule.is_learned:
-            return jax.lax.cond(is_due.any(), lambda: run("key", state, frame), lambda: run("other", state, frame))
-        maps, shares = run("look", state, frame)
-        is_due |= shares > schedule.threshold
-
-        def computed() -> tuple[State, jax.Array]:
-            if not places:
-                return run("key", state, frame)
-            canvas = [jnp.zeros_like(state[name]) for name in ("decoder", "logits")]
-            for row, line in enumerate(places):
-                for column, region in enumerate(line):
-                    where = jnp.array(region.places, jnp.int32)
-                    paint = functools.partial(made[region.program].fn, weights, canvas, frame, where)
-                    canvas = jax.lax.cond(is_due[0, row, column], lambda p=paint: list(p()), lambda c=canvas: c)
-            joined = functools.partial(run, "join", state, maps, canvas, is_due)
-            return jax.lax.cond(is_due.all(), lambda: run("key", state, frame), joined)
-
-        return jax.lax.cond(is_due.any(), computed, lambda: run("other", state, maps))
-
-    return made["key"]._replace(fn=step, is_batched=not places)
+    return made["key"]._replace(fn=step, is_batched=not plan["regions"])
 
 
-def _cell(model: Model) -> cell_lib.Cell:
-    assert model.cell is not None, "these are programs of a cell"
-    return model.cell
-
-
-def _state(values: State) -> types.CellState:
-    return types.CellState.from_dict(values)
-
-
-def _labelled(model: Model, state: types.CellState) -> tuple[State, jax.Array]:
-    return to_dict(state), static_net.predict(state.logits, model.size)
-
-
-def _cheap_weights(model: Model, last: str) -> Any:
-    return {"static": static_net.needed(model.net, model.variables, last), "cell": model.params}
-
-
-def _fixed(model: Model, state: State, frame: Any) -> dict[str, Program]:
-    """The program of a frame that is no key frame."""
-    cell = _cell(model)
-    last = stream.depth(cell.inputs, model.settings)
-
-    def other(weights: Any, state: State, frame: jax.Array) -> tuple[State, jax.Array]:
-        cheap = static_net.infer(model.net, weights["static"], frame, last)
-        return _labelled(model, cell.advance(weights["cell"], _state(state), cheap))
-
-    return {"other": Program(other, _cheap_weights(model, last), (state, frame))}
-
-
-def _learned(model: Model, state: State, frame: Any) -> dict[str, Program]:
-    """The programs of a schedule that looks at a frame first."""
-    settings, cell = model.settings, _cell(model)
-    last = stream.depth(cell.inputs, settings)
-
-    def look(weights: Any, state: State, frame: jax.Array) -> tuple[dict[str, Any], jax.Array]:
-        cheap = static_net.infer(model.net, weights["static"], frame, last)
-        log_odds = cell_frame.due(weights["cell"]["ports"], settings, _state(state), cheap)[1]
-        assert log_odds is not None, "the schedule is learned"
-        return dict(cheap.maps), schedule_lib.region_means(jax.nn.sigmoid(log_odds), settings.schedule.regions)
-
-    def other(weights: Any, state: State, maps: dict[str, Any]) -> tuple[State, jax.Array]:
-        return _labelled(model, cell.advance(weights["cell"], _state(state), _features(maps)))
-
-    weights = _cheap_weights(model, last)
-    maps, shares = jax.eval_shape(look, weights, state, frame)
-    found = {
-        "look": Program(look, weights, (state, frame), outputs=("maps", "shares")),
-        "other": Program(other, {"cell": model.params}, (state, maps), inputs=("state", "maps")),
-    }
-    if settings.schedule.kind == "regions":
-        found |= _regions(model, state, frame, maps, jax.ShapeDtypeStruct(shares.shape, bool))
-    return found
-
-
-def _features(maps: dict[str, Any]) -> types.Features:
-    shape = maps["image"].shape[:3]
-    return types.Features(maps=maps, logits=jnp.zeros((*shape, 0)))
-
-
-def regions(model: Model) -> list[list[Region]]:
+def _regions(model: Model) -> list[list[Region]]:
     """Of each row and column of regions, how it is computed; [] where the schedule has no regions."""
-    return [[region for region, _, _ in row] for row in _crops(model)]
-
-
-def _crops(model: Model) -> list[list[tuple[Region, tuple[int, int], tuple[int, int]]]]:
-    """Each region with the size of its crop (pixels) and its own (grid cells)."""
-    if model.settings.schedule.kind != "regions":
+    schedule, names = model.settings.schedule, dict[Any, str]()
+    if model.cell is None or not schedule.has_regions:
         return []
-    grid = initial_state(model)["logits"].shape[1:3]
-    axes = [
-        [stream.crop(bounds, pixels) for bounds in schedule_lib.region_bounds(length, num)]
-        for length, num, pixels in zip(grid, model.settings.schedule.regions, model.size, strict=True)
-    ]
-    names: dict[Any, str] = {}
-    found = []
-    for rows in axes[0]:
-        line = []
-        for cols in axes[1]:
-            crop, shape = (rows[1], cols[1]), (rows[4], cols[4])
-            name = names.setdefault((crop, shape), f"paint{len(names)}")
-            places = (rows[0], cols[0], rows[2], cols[2], rows[3], cols[3])
-            line.append((Region(name, places), crop, shape))
-        found.append(line)
-    return found
+
+    def region(rows: tuple[int, ...], cols: tuple[int, ...]) -> Region:
+        crop_size, shape = (rows[1], cols[1]), (rows[4], cols[4])
+        name = names.setdefault((crop_size, shape), f"paint{len(names)}")
+        return Region(name, (rows[0], cols[0], rows[2], cols[2], rows[3], cols[3]), crop_size, shape)
+
+    all_rows, all_cols = (
+        [crop(bounds, pixels) for bounds in schedule_lib.region_bounds(length, num)]
+        for length, num, pixels in zip(
+            model.initial_state()["logits"].shape[1:3], schedule.regions, model.size, strict=True
+        )
+    )
+    return [[region(rows, cols) for cols in all_cols] for rows in all_rows]
 
 
-def _regions(model: Model, state: State, frame: Any, maps: Any, is_due: Any) -> dict[str, Program]:
-    """The static network on one region, for each shape of region, and what puts the frame together."""
-    canvas = [jax.ShapeDtypeStruct(state[name].shape, jnp.float32) for name in ("decoder", "logits")]
-    places = jax.ShapeDtypeStruct((6,), np.int32)
+def crop(bounds: tuple[int, int], pixels: int) -> tuple[int, int, int, int, int]:
+    """What is cut out along an axis of so many pixels for a region (first and last + 1 grid cell) with its halo.
 
-    def make_paint(crop: tuple[int, int], shape: tuple[int, int]) -> Callable[..., Any]:
-        def paint(weights: Any, canvas: Any, frame: jax.Array, places: jax.Array) -> Any:
-            return stream.paint(model.net, weights["static"], canvas, frame, places, crop_size=crop, shape=shape)
-
-        return paint
-
-    def join(
-        weights: Any, state: State, maps: dict[str, Any], canvas: Any, is_due: jax.Array
-    ) -> tuple[State, jax.Array]:
-        full = types.Features(maps={**maps, "decoder": canvas[0]}, logits=canvas[1])
-        before, cell, params = _state(state), _cell(model), weights["cell"]
-        advanced = cell.advance(params, before, _features(maps))
-        return _labelled(model, cell.merge(cell.restart(params, before, full), advanced, is_due))
-
-    found = {
-        region.program: Program(
-            make_paint(crop, shape),
-            {"static": model.variables},
-            (canvas, frame, places),
-            is_batched=False,
-            inputs=("canvas", "frame", "places"),
-            outputs=("canvas",),
-        )  # fmt: skip
-        for row in _crops(model)
-        for region, crop, shape in row
-    }
-    inputs = ("state", "maps", "canvas", "is_due")
-    return {**found, "join": Program(join, {"cell": model.params}, (state, maps, canvas, is_due), inputs=inputs)}
+    First pixel and number of pixels of the crop; first cell of the region in the crop and in the whole; its cells.
+    """
+    first, last = bounds
+    start = max(first * static_net.GRID_STRIDE - HALO, 0)
+    stop = min(last * static_net.GRID_STRIDE + HALO, pixels)
+    return start, stop - start, first - start // static_net.GRID_STRIDE, first, last - first

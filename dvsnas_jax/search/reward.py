@@ -10,11 +10,11 @@ import numpy as np
 
 from dvsnas_jax.core import types
 from dvsnas_jax.evaluate import metrics
-from dvsnas_jax.infer import stream
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost as cost_lib
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.train import features
 
 PARTS = ("miou", "fwiou", "class_accuracy")
@@ -100,6 +100,6 @@ def encoder_macs(config: ml_collections.ConfigDict, space: genotype_lib.Space, g
     settings = features.settings_of(config)
     if not settings.is_propagating:
         return 0
-    last = stream.depth(cell_lib.used_inputs(space, genotype), settings)
+    last = settings_lib.depth(cell_lib.used_inputs(space, genotype), settings)
     net = static_net.make(config.net, settings.num_classes)
     return static_net.num_macs(net, (config.data.height, config.data.width), last)

@@ -21,12 +21,13 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
 from dvsnas_jax.data.loading import pipeline, whole_videos
-from dvsnas_jax.evaluate import evaluation
-from dvsnas_jax.infer import stream
+from dvsnas_jax.evaluate import evaluation, timing
+from dvsnas_jax.infer import jitted, programs
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost, zoo
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.studies import compare_report, compare_rows, study_report
 from dvsnas_jax.train import cell_training, claims, pretrain, require_labels, training_loop
 from dvsnas_jax.train import features as features_lib
@@ -77,15 +78,13 @@ def train_and_score(
     def score(entry: Entry, own: ml_collections.ConfigDict) -> dict[str, Any]:
         stage = training_loop.Stage.of(own.train, f"compare_{entry.job(own.seed)}", folder, stop)
         params = cell_training.train_cell(own, entry.space, entry.genotype, store, stage)
-        cell = cell_lib.make(entry.space, entry.genotype, features_lib.settings_of(own))
-        segmenter = stream.make_segmenter(own, variables, cell, params)
-        found = evaluation.score(
-            segmenter, _Degraded(sequences), table, own.evaluate,
-            commonest=0, watch_fn=lambda number, sequence, static, predicted: None,
-        )  # fmt: skip
+        settings = features_lib.settings_of(own)
+        cell = cell_lib.make(entry.space, entry.genotype, settings)
+        model = jitted.Jitted(programs.model_of(own, settings, variables, cell, params))
+        found = evaluation.score(model, _Degraded(sequences), table, own.evaluate, commonest=0)
         record = {name: found[name] for name in ("num_frames", "static", "cell")}
         if own.evaluate.latency_frames:
-            record["times"] = stream.latency(segmenter, sequences[0].frames, own.evaluate.latency_frames)
+            record["times"] = timing.measure(model, sequences[0].frames, own.evaluate.latency_frames)
         return {**record, "cost": frame_cost(own, entry.space, entry.genotype, found["cell"]["key_share"])}
 
     return score
@@ -241,7 +240,7 @@ def frame_cost(
     macs = cost.of(space, genotype, settings, grid).macs
     found: dict[str, float] = {"parameters": static_size + cell_size, "macs": full + macs}
     if settings.is_propagating:
-        cheap = static_net.num_macs(net, size, stream.depth(cell.inputs, settings))
+        cheap = static_net.num_macs(net, size, settings_lib.depth(cell.inputs, settings))
         start = math.prod(grid) * settings.input_channels("decoder") * settings.channels
         fixed = dataclasses.replace(settings, schedule=settings.schedule.without_head())
         head = macs - cost.of(space, genotype, fixed, grid).macs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,18 +10,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import compilation, progress, types
+from dvsnas_jax.core import progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data.loading import example_order, pipeline
-from dvsnas_jax.nets import static_net
+from dvsnas_jax.nets import forward, static_net
 from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import schedule as schedule_lib
+from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.train import feature_cache, feature_store
 
-BATCH_FRAMES = 16
-"""Frames that pass the trained static network at a time."""
+BATCH_FRAMES = forward.BATCH_FRAMES
 
 
 class Wanted(NamedTuple):
@@ -56,15 +54,7 @@ def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
 
 def settings_of(config: ml_collections.ConfigDict) -> cell_frame.CellSettings:
     """The sizes of the cell that a config describes."""
-    num_classes, schedule = pipeline.class_table(config.data).num_classes, config.schedule
-    names = ("channels", "max_offset", "mode", "cut", "attention_window", "attention_heads")
-    return cell_frame.CellSettings(
-        feature_channels=static_net.feature_channels(config.net, num_classes),
-        schedule=schedule_lib.Schedule(
-            kind=schedule.kind, interval=schedule.interval, threshold=schedule.threshold, grid=tuple(schedule.grid)
-        ),
-        **{name: config.space[name] for name in names},
-    )
+    return settings_lib.of(config, pipeline.class_table(config.data).num_classes)
 
 
 def needed_maps(space: genotype_lib.Space, config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -77,25 +67,8 @@ def needed_maps(space: genotype_lib.Space, config: ml_collections.ConfigDict) ->
 
 
 def make_forward(config: ml_collections.ConfigDict) -> Callable[[Any, np.ndarray], Iterator[types.Features]]:
-    """Builds the function that every use of the trained static network shares, so that it is compiled once.
-
-    `(variables, frames u8 [n, H, W, 3]) -> Features` f32 of `BATCH_FRAMES` frames at a time (the last ones repeated to
-    fill the last batch), all maps at the grid.
-    """
-    forward = _forward(static_net.make(config.net, pipeline.class_table(config.data).num_classes))
-
-    def batches(variables: Any, frames: np.ndarray) -> Iterator[types.Features]:
-        for start in range(0, len(frames), BATCH_FRAMES):
-            rows = np.minimum(np.arange(start, start + BATCH_FRAMES), len(frames) - 1)
-            yield forward(variables, frames[rows])
-
-    return batches
-
-
-@functools.cache
-def _forward(net: static_net.StaticNet) -> Callable[[Any, np.ndarray], types.Features]:
-    """The jitted network; kept, because validation, features and evaluation each ask for it."""
-    return compilation.jit(functools.partial(static_net.infer, net))
+    """The trained static network of a config over many frames, see `forward.batches`."""
+    return forward.batches(static_net.make(config.net, pipeline.class_table(config.data).num_classes))
 
 
 def build(
@@ -159,12 +132,7 @@ def draw(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: in
         return select(config, wanted.clips[first:last])
     data, seed = config.data, config.seed + 1
     batches = pipeline.train_batches(
-        data,
-        batch_size=1,
-        num_frames=data.num_frames,
-        seed=seed,
-        part=example_order.Part(first),
-        indices=wanted.clips,
+        data, batch_size=1, num_frames=data.num_frames, seed=seed, part=example_order.Part(first), indices=wanted.clips
     )
     drawn = [next(batches) for _ in range(first, last)]
     return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
