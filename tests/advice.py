@@ -12,6 +12,7 @@ from typing import NamedTuple, NoReturn
 
 import command_line
 import looked_at
+import made_up_table
 import ml_collections
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import checkpoint, locking, workdir
 from dvsnas_jax.data.loading import store
 from dvsnas_jax.data.prepared import reading
-from dvsnas_jax.infer.video import video_out
-from dvsnas_jax.nets.weights import torch_weights, weights_folder
+from dvsnas_jax.infer.video import writing
+from dvsnas_jax.nets.weights import torch_import, weights_folder
 from dvsnas_jax.search import relaxed_steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
@@ -95,9 +96,8 @@ def weights_of(tmp: pathlib.Path, net: str = "resnet18") -> pathlib.Path:
     """A PyTorch file of a whole encoder, of zeros."""
     path = tmp / f"{net}.safetensors"
     if not path.exists():
-        names = torch_weights.tensor_names(net)
-        wanted = torch_weights._wanted(torch_weights.settings(net), names, 11)
-        shapes = {names[name]: torch_weights._torch_shape(shape) for name, shape in wanted.items()}
+        source = torch_import.sources()[net]
+        shapes = {source.names[name]: torch_import.torch_shape(shape) for name, shape in source.shapes(11).items()}
         safetensors.numpy.save_file({name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}, path)
     return path
 
@@ -209,7 +209,7 @@ def other_config(tmp: pathlib.Path) -> None:
 def small_table(tmp: pathlib.Path, **changes) -> pathlib.Path:
     """A table file."""
     path = tmp / "table.json"
-    table.save(table.made_up(few_cells(), 0), path)
+    table.save(made_up_table.make(few_cells(), 0), path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     return path
 
@@ -240,7 +240,7 @@ def fitting(tmp: pathlib.Path, name: str) -> object:
     """Reads a genotype as `ablate` does, in the space of the run folder `run`."""
     folder = workdir.Workdir(tmp / "run")
     config = claims.config_of(folder)
-    return ablate._genotype(config, folder, features.space_of(config), name)
+    return ablate.read_genotype(config, folder, name)
 
 
 _HELD: list[int] = []
@@ -281,7 +281,7 @@ def segment_words(tmp: pathlib.Path, *more: str, source: pathlib.Path | None = N
 def video_file(tmp: pathlib.Path) -> pathlib.Path:
     """A video of one frame."""
     rate, path = fractions.Fraction(5), tmp / "v.mp4"
-    writer = video_out.VideoWriter(path, (12, 16), rate=rate, time_base=1 / rate)
+    writer = writing.VideoWriter(path, (12, 16), rate=rate, time_base=1 / rate)
     writer.write(trees.frame("v", (16, 12)), 0)
     writer.close()
     return path

@@ -232,13 +232,9 @@ DATA = [
     ),
     Row(
         "sizes of a clip",
-        lambda tmp: synthetic.clip(
-            seed=0, split="train", index=0, num_frames=1, height=0, width=8
-        ),
+        lambda tmp: synthetic.Street(0, "train", 0, 8).clip(0, 1),
         ("correct data.seed, data.height or data.width",),
-        lambda tmp: synthetic.clip(
-            seed=0, split="train", index=0, num_frames=1, height=8, width=8
-        ),
+        lambda tmp: synthetic.Street(0, "train", 8, 8).clip(0, 1),
     ),
     Row(
         "longer clips than videos",

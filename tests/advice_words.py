@@ -6,8 +6,8 @@ from advice import ONE_LAYER, Row, bench_words, embedded, few_cells, file, membe
 from looked_at import load
 from messages import ROOT
 
-from dvsnas_jax.bench import bench_data as data_bench
-from dvsnas_jax.bench import bench_search
+from dvsnas_jax.bench import data_speed as data_bench
+from dvsnas_jax.bench import search_speed
 from dvsnas_jax.controller import ppo, strategies
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.nets import static_net
@@ -212,15 +212,15 @@ WORDS = [
     ),
     Row(
         "bench of a search without shared weights",
-        lambda tmp: bench_search._prepared(load(search__mode="scratch")),
+        lambda tmp: search_speed._prepared(load(search__mode="scratch")),
         ("set search.mode to 'share'",),
-        lambda tmp: bench_search._prepared(load(search__mode="share")),
+        lambda tmp: search_speed._prepared(load(search__mode="share")),
     ),
     Row(
         "bench of a search by gradients",
-        lambda tmp: bench_search._prepared(load(search__strategy="gumbel")),
+        lambda tmp: search_speed._prepared(load(search__strategy="gumbel")),
         ("set search.strategy to another name",),
-        lambda tmp: bench_search._prepared(load(search__strategy="ppo")),
+        lambda tmp: search_speed._prepared(load(search__strategy="ppo")),
     ),
     Row(
         "bench of the other loader",

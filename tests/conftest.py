@@ -4,8 +4,11 @@ Ordinary tests run small programs once or twice: XLA makes them without LLVM's o
 takes a third of the time. Slow ones, which also measure, run what users run.
 """
 
+import gc
 import os
 import pathlib
+
+import pytest
 
 _QUICK = (
     "--xla_backend_optimization_level=0",
@@ -17,17 +20,32 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _LONGEST_FIRST = (
-    "ablate", "static_net", "search", "layers", "operations", "propagate", "compare", "gumbel", "pipeline", "segment",
-    "export_programs", "export", "readme", "evidence", "bench_search", "evaluate", "mesh", "run_folder", "scratch",
+    "ablate", "static_net", "search", "layers", "operations", "propagate", "compare", "gumbel", "pipeline",
+    "readme", "evidence", "bench_search", "mesh", "scratch",
     "streaming", "stream", "predictor", "distributed", "cost", "report", "coverage", "torch_weights", "bench_nets",
     "ppo", "doctor", "data", "zoo", "rendezvous", "launch",
 )  # fmt: skip
 """Of the files with the most work; the others, which follow, fill what two processes leave."""
 
 
+_OF_THE_SAME_RUNS = ("segment", "export", "export_programs", "load", "static_alone", "evaluate", "run_folder")
+"""Files that share the run folders of `trained.evaluated`: one process of several has all of them."""
+
+
 def pytest_collection_modifyitems(items) -> None:
     ranks = {f"test_{name}.py": rank for rank, name in enumerate(_LONGEST_FIRST)}
+    ranks.update({f"test_{name}.py": -1 for name in _OF_THE_SAME_RUNS})
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+    for item in items:
+        is_shared = ranks.get(item.path.name) == -1
+        item.add_marker(pytest.mark.xdist_group("runs" if is_shared else item.path.stem))
+
+
+def pytest_collection_finish() -> None:
+    """Modules and traces live as long as the process: looking for garbage among them takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
 
 
 def pytest_configure(config) -> None:

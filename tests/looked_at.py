@@ -11,7 +11,7 @@ import trees
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.data.datasets import folder_layout, layouts
-from dvsnas_jax.data.loading import store
+from dvsnas_jax.data.loading import store, whole_videos
 from dvsnas_jax.train import claims, pretrain, require_labels
 
 
@@ -87,7 +87,7 @@ def watching(**changes: str) -> Callable[[pathlib.Path], object]:
 
     def find(tmp: pathlib.Path) -> object:
         own(tmp, *(f"v/{number:04d}.png" for number in range(0, 12, 2)))
-        return store.videos(own_config(tmp, **changes).data, "train")[0].labels
+        return whole_videos.find(own_config(tmp, **changes).data, "train")[0].labels
 
     return find
 

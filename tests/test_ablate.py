@@ -4,6 +4,7 @@ import collections
 import contextlib
 import doctest
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from dvsnas_jax.space import cost
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.studies import ablate, ablate_report, ablate_runs
+from dvsnas_jax.studies import ablate, ablate_report, ablate_variants
 from dvsnas_jax.train import cell_training, feature_store, features
 
 OPERATIONS = ("none", "skip", "conv_1x1", "max_pool_3x3")
@@ -101,7 +102,7 @@ def folder(searched, parts, monkeypatch, tmp_path):
     for name in ("config.json", cell_training.BEST):
         (tmp_path / name).write_bytes((searched.path / name).read_bytes())
     (tmp_path / "checkpoints").symlink_to(searched.path / "checkpoints")
-    monkeypatch.setattr(ablate_runs, "assemble", lambda *_, is_training: parts)
+    monkeypatch.setattr(ablate_variants, "assemble", lambda *_, is_training: parts)
     return workdir.Workdir(tmp_path)
 
 
@@ -198,9 +199,8 @@ def features_of_batch(monkeypatch, world):
         store = make_store(3, 1)
         return store if places is None else jax.tree.map(lambda x: x[places], store)
 
-    monkeypatch.setattr(ablate_runs, "static_network", lambda config, folder: None)
-    monkeypatch.setattr(ablate_runs, "validation_features", drawn)
-    monkeypatch.setattr(ablate, "_places", lambda config, num: np.arange(num or config.search.batch_size))
+    monkeypatch.setattr(ablate_variants, "static_network", lambda config, folder: None)
+    monkeypatch.setattr(ablate_variants, "validation_features", drawn)
 
 
 def contents(path):
@@ -225,7 +225,7 @@ def test_an_opened_search_gives_the_numbers_of_the_command(folder, parts, featur
     assert contents(folder.path) == before, "it only reads"
     assert (run.weights, run.space, run.grid, run.settings) == ("shared", SPACE, (4, 4), SETTINGS)
     np.testing.assert_array_equal(run.genotype, GENOTYPE)
-    params = ablate_runs.trained_weights(parts, folder)
+    params = ablate_variants.trained_weights(parts, folder)
     jax.tree.map(np.testing.assert_array_equal, run.params, params)
     # The same genotypes as `--what=replace` scores them: a batch of two clips, normalised by itself.
     switched = [np.where(GENOTYPE == index, 0, GENOTYPE) for index in range(4)]
@@ -350,11 +350,11 @@ def test_replace_scores_every_neighbour_on_one_program(folder, parts):
     base_before = parts.steps.evaluate_shared._cache_size()
     report = ablate.run(CONFIG, folder, what="replace")
     assert parts.steps.evaluate_shared._cache_size() == max(base_before, 1)
-    lines = folder.read(ablate_runs.LOG)
+    lines = folder.read(ablate_variants.LOG)
     found = variants.neighbours(SPACE, GENOTYPE)
     assert len(lines) == 1 + len(found)
     assert lines[0]["hash"] == lines[0]["base"] == genotype_lib.digest(SPACE, GENOTYPE)
-    params = ablate_runs.trained_weights(parts, folder)
+    params = ablate_variants.trained_weights(parts, folder)
     expected = pipeline.score(parts, params, np.stack([GENOTYPE, found[3].genotype]), 3)
     assert lines[0]["reward"] == pytest.approx(expected[0]["reward"])
     assert lines[4]["reward"] == pytest.approx(expected[1]["reward"])
@@ -366,19 +366,19 @@ def test_replace_scores_every_neighbour_on_one_program(folder, parts):
     assert report.text.count("\n") == 3 + SPACE.num_tokens
     assert (folder.path / "figures" / "ablation_replace.png").stat().st_size > 10_000
     ablate.run(CONFIG, folder, what="replace")
-    assert len(folder.read(ablate_runs.LOG)) == len(lines), "nothing is done twice"
+    assert len(folder.read(ablate_variants.LOG)) == len(lines), "nothing is done twice"
 
 
-def test_masked_operations_replace_nothing_and_are_named(folder, parts, monkeypatch):
+def test_masked_operations_replace_nothing_and_are_named(folder):
     config = make_config()
     config.controller.masked_operations = ("skip", "conv_1x1")
-    folder = workdir.Workdir(folder.path / "masked")
-    folder.claim(config)
-    folder.write_json(cell_training.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
-    first = parts.steps.init(jax.random.key(0)).params
-    monkeypatch.setattr(ablate_runs, "trained_weights", lambda parts, folder: first)
+    masked = workdir.Workdir(folder.path / "masked")
+    masked.claim(config)
+    masked.write_json(cell_training.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
+    (masked.path / "checkpoints").symlink_to(folder.path / "checkpoints")
+    folder = masked
     report = ablate.run(config, folder, what="replace", limit=12)
-    after = [line["after"] for line in folder.read(ablate_runs.LOG)]
+    after = [line["after"] for line in folder.read(ablate_variants.LOG)]
     # skip has no weights, those of conv_1x1 were never trained.
     assert "skip" in after and "conv_1x1" not in after and len(after) == 13
     assert (report.content["masked"], report.content["left_out"]) == (["skip", "conv_1x1"], ["conv_1x1"])
@@ -388,7 +388,7 @@ def test_masked_operations_replace_nothing_and_are_named(folder, parts, monkeypa
     ]
     assert "| 0 | operation a | conv_1x1, masked |" in report.text
     config.search.mode = "scratch"  # each variant is trained alone, with all of its weights
-    assert ablate_runs.untrained(config) == ()
+    assert ablate_variants.untrained(config) == ()
 
 
 def test_a_search_that_counts_the_cost_pays_a_cell_above_its_target_less(parts):
@@ -402,38 +402,48 @@ def test_a_search_that_counts_the_cost_pays_a_cell_above_its_target_less(parts):
     assert paid["miou"] == free["miou"]
 
 
-def test_a_stopped_replace_goes_on(folder, monkeypatch):
-    stop, scored = signals.StopFlag(), []
-    real_score = pipeline.score
+class StopWhen:
+    """A signal that arrives as soon as something is the case."""
 
-    def score(parts, params, genotypes, num_clips):
-        scored.append(len(genotypes))
-        stop.requested = len(scored) == 2
-        return real_score(parts, params, genotypes, num_clips)
+    name = "SIGTERM"
 
-    monkeypatch.setattr(pipeline, "score", score)
+    def __init__(self, is_so_fn: Callable[[], bool]) -> None:
+        self._is_so_fn = is_so_fn
+
+    @property
+    def requested(self) -> bool:
+        return self._is_so_fn()
+
+    def is_due(self, step: int, *, every: int = 1) -> bool:
+        return self.requested
+
+
+def test_a_stopped_replace_goes_on(folder):
     chosen = variants.neighbours(SPACE, GENOTYPE)[:6]
+    stop = StopWhen(lambda: len(folder.read(ablate_variants.LOG)) >= 4)
     with pytest.raises(errors.Stopped, match="4 of 7 were finished"):
-        ablate_runs.replace(CONFIG, folder, stop, GENOTYPE, chosen)
-    with (folder.path / ablate_runs.LOG).open("a") as log:
+        ablate_variants.replace(CONFIG, folder, stop, GENOTYPE, chosen)
+    before = folder.read(ablate_variants.LOG)
+    with (folder.path / ablate_variants.LOG).open("a") as log:
         log.write('{"what": "repl')  # a torn line, as a killed run leaves it
     again = workdir.Workdir(folder.path)
-    records = ablate_runs.replace(CONFIG, again, signals.StopFlag(), GENOTYPE, chosen)
-    assert scored == [2, 2, 2, 1]
+    records = ablate_variants.replace(CONFIG, again, signals.StopFlag(), GENOTYPE, chosen)
     assert [record["after"] for record in records] == ["", *(variant.after for variant in chosen)]
-    assert len(again.read(ablate_runs.LOG)) == 7
+    lines = again.read(ablate_variants.LOG)
+    assert len(before) == 4 and lines[:4] == before and len(lines) == 7, "nothing is done twice"
 
 
-def test_leave_one_out_is_one_compilation_for_all_searches(folder):
+def test_leave_one_out_is_one_compilation_for_all_searches(folder, monkeypatch):
     fresh = make_parts()
+    monkeypatch.setattr(ablate_variants, "assemble", lambda *_, is_training: fresh)
     with count_compilations() as counts:
-        records = ablate_runs.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4, parts=fresh)
+        ablate_variants.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4, limit=0)
+    assert counts.total() > 0
+    with count_compilations() as counts:  # the searches that are masked run what the whole one compiled
+        records = ablate_variants.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4)
+    assert not counts, counts
     assert [record["without"] for record in records] == [None, *OPERATIONS]
-    assert fresh.steps.train_shared._cache_size() == fresh.steps.evaluate_shared._cache_size() == 1
-    once = dict.fromkeys(("initial", "init", "train_shared", "evaluate_shared", "learn"), 1)
-    # Genotypes to score and genotypes to train on are drawn in two numbers.
-    assert {name[4:-1]: count for name, count in counts.items()} == {**once, "sample": 2}
-    place = folder.path / ablate_runs.FOLDER / "search_4_steps_2_warmup"
+    place = folder.path / ablate_variants.FOLDER / "search_4_steps_2_warmup"
     for record in records:
         name = record["without"]
         log = workdir.Workdir(place / (f"without_{name}" if name else "all")).read(loop.LOG)
@@ -446,42 +456,38 @@ def test_leave_one_out_is_one_compilation_for_all_searches(folder):
         assert record["mean_last_quarter"] == pytest.approx(np.mean(rewards[6:]))
 
 
-def test_the_search_with_all_operations_is_the_plain_search(folder, parts, searched):
-    (record,) = ablate_runs.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4, limit=0, parts=parts)
+def test_the_search_with_all_operations_is_the_plain_search(folder, searched):
+    (record,) = ablate_variants.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4, limit=0)
     assert record["best"] == max(line["reward"] for line in searched.read(loop.LOG))
 
 
-def test_a_stopped_leave_one_out_ends_in_the_same_searches(folder, parts, monkeypatch, tmp_path_factory):
+def test_a_stopped_leave_one_out_ends_in_the_same_searches(folder, tmp_path_factory):
     whole = workdir.Workdir(tmp_path_factory.mktemp("whole"))
-    options = {"num_steps": 4, "limit": 2, "parts": parts}
-    expected = ablate_runs.leave_one_out(CONFIG, whole, signals.StopFlag(), **options)
-    stop, calls = signals.StopFlag(), []
-    real_score = pipeline.score
-
-    def score(*args, **kwargs):
-        calls.append(1)
-        stop.requested = len(calls) == 6  # the second step of the second search
-        return real_score(*args, **kwargs)
-
-    monkeypatch.setattr(pipeline, "score", score)
+    options = {"num_steps": 4, "limit": 2}
+    expected = ablate_variants.leave_one_out(CONFIG, whole, signals.StopFlag(), **options)
+    second = workdir.Workdir(
+        folder.path / ablate_variants.FOLDER / "search_4_steps_2_warmup" / f"without_{OPERATIONS[0]}"
+    )
+    stop = StopWhen(lambda: len(second.read(loop.LOG)) >= 4)  # two steps of two candidates
     with pytest.raises(errors.Stopped, match="after step 2 of 4"):
-        ablate_runs.leave_one_out(CONFIG, folder, stop, **options)
-    found = ablate_runs.leave_one_out(CONFIG, workdir.Workdir(folder.path), signals.StopFlag(), **options)
-    assert found == expected
-    assert len(calls) == 12
+        ablate_variants.leave_one_out(CONFIG, folder, stop, **options)
+    assert len(folder.read(ablate_variants.LOG)) == 1
+    found = ablate_variants.leave_one_out(CONFIG, workdir.Workdir(folder.path), signals.StopFlag(), **options)
+    assert found == expected and len(folder.read(ablate_variants.LOG)) == 3
 
 
-def test_retrain_trains_the_genotype_and_the_first_variants(folder, parts, monkeypatch):
+def test_retrain_trains_the_genotype_and_the_first_variants(folder):
     report = ablate.run(CONFIG, folder, what="retrain", num_steps=2, limit=1)
-    lines = folder.read(ablate_runs.LOG)
+    lines = folder.read(ablate_variants.LOG)
     assert [line["after"] for line in lines] == ["", "none"]
     assert all(line["steps"] == 2 and 0 <= line["reward"] <= 1 for line in lines)
-    cells = folder.path / ablate_runs.FOLDER / "retrain_2_steps" / "checkpoints"
+    cells = folder.path / ablate_variants.FOLDER / "retrain_2_steps" / "checkpoints"
     assert sorted(path.name for path in cells.iterdir()) == sorted(f"cell_{line['hash']}" for line in lines)
     row = report.content["tokens"][0]
     assert row["none"] == pytest.approx(lines[1]["reward"] - lines[0]["reward"])
-    monkeypatch.setattr(cell_training, "train_cell", None)  # a second time nothing is trained
+    before = contents(folder.path / ablate_variants.FOLDER)
     assert ablate.run(CONFIG, workdir.Workdir(folder.path), what="retrain", num_steps=2, limit=1).text == report.text
+    assert contents(folder.path / ablate_variants.FOLDER) == before, "a second time nothing is trained"
 
 
 def test_the_rows_of_the_table_are_differences_to_the_genotype():
@@ -548,13 +554,13 @@ def test_a_folder_without_a_search_and_a_mask_that_leaves_nothing_are_told(parts
     with pytest.raises(errors.UserError, match="holds no trained cell"):
         ablate.run(CONFIG, started)
     with pytest.raises(errors.UserError, match="holds no trained static network"):
-        ablate_runs.assemble(CONFIG, started, is_training=True)
+        ablate_variants.assemble(CONFIG, started, is_training=True)
     with pytest.raises(errors.UserError, match="holds no finished search .0 of 4 steps."):
-        ablate_runs.trained_weights(parts, started)
+        ablate_variants.trained_weights(parts, started)
     config = make_config()
     config.controller.masked_operations = ("none", "skip", "conv_1x1")
     with pytest.raises(errors.UserError, match="leaves one operation"):
-        ablate_runs.leave_one_out(config, started, signals.StopFlag(), num_steps=1, parts=parts)
+        ablate_variants.leave_one_out(config, started, signals.StopFlag(), num_steps=1)
 
 
 def test_the_command_gives_exit_codes(monkeypatch, tmp_path, capsys):
@@ -583,5 +589,5 @@ def test_the_command_takes_a_real_run_apart(tmp_path, capsys):
         shown = capsys.readouterr().out
         table = (tmp_path / f"ablation_{what.replace('-', '_')}.md").read_text()
         assert table in shown + "\n" and table.count("| ") > 10
-    (base, *_) = workdir.Workdir(tmp_path).read(ablate_runs.LOG)
+    (base, *_) = workdir.Workdir(tmp_path).read(ablate_variants.LOG)
     assert base["hash"] == base["base"] and base["macs"] > 0

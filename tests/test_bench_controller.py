@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.bench import bandit
+from dvsnas_jax.bench import controller_speed
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.controller import ppo
 from dvsnas_jax.core import config as config_lib
@@ -26,7 +26,7 @@ def _ours(op_mask: np.ndarray):
     """Sampling of 100 genotypes and an update of 100 single rollouts, compiled; the rollouts' genotypes."""
     config = config_lib.defaults().controller  # the published sizes
     assert (config.hidden, config.lstm_layers, config.buffer, config.minibatch) == (100, 2, ROLLOUTS, 1)
-    policy = policy_lib.make(bandit.BENCHMARK_SPACE, hidden=100, lstm_layers=2, init_scale=config.init_scale)
+    policy = policy_lib.make(controller_speed.SPACE, hidden=100, lstm_layers=2, init_scale=config.init_scale)
     algorithm = ppo.make(policy, config)
     state = jax.jit(algorithm.init)(jax.random.key(0))
     draw = jax.jit(policy.sample, static_argnames="num")
@@ -47,7 +47,7 @@ def _ours(op_mask: np.ndarray):
 
 def _theirs(torch, tokens: np.ndarray):
     """The same two in PyTorch: 2-layer LSTM of 100, a head a kind of token, PPO clip 0.1, norm 2.0, Adam 1e-4."""
-    limits = bandit.BENCHMARK_SPACE.limits().reshape(-1).tolist()
+    limits = controller_speed.SPACE.limits().reshape(-1).tolist()
     kinds = [(0, 0, 1, 1, 2)[index % 5] for index in range(len(limits))]  # inputs, operations, aggregations
     sizes = [max(size for size, kind in zip(limits, kinds, strict=True) if kind == which) for which in range(3)]
     embedding = torch.nn.ModuleList([torch.nn.Embedding(size, 100) for size in sizes])
@@ -96,7 +96,7 @@ def test_twenty_times_as_fast_as_pytorch_token_by_token():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `parity`)")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    ours_sample, ours_learn, tokens = _ours(np.ones(len(bandit.BENCHMARK_SPACE.operations), bool))
+    ours_sample, ours_learn, tokens = _ours(np.ones(len(controller_speed.SPACE.operations), bool))
     theirs_sample, theirs_learn = _theirs(torch, tokens)
     calls = {"sample": (ours_sample, theirs_sample), "update": (ours_learn, theirs_learn)}
     for name, (ours, theirs) in calls.items():

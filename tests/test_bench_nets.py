@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from dvsnas_jax import cli
-from dvsnas_jax.bench import bench_nets
+from dvsnas_jax.bench import nets_speed
 from dvsnas_jax.core import allocator, compilation, errors
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.nets import static_net
@@ -20,8 +20,8 @@ def _result() -> dict:
     config = config_lib.defaults().net
     config.update({"encoder": "resnet18", "width": 0.125, "decoder_channels": 8, "dropout": 0.5})
     with compilation.effort("quick"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_nets, "matrix_peak", functools.partial(bench_nets.matrix_peak, sizes=(128, 256)))
-        return bench_nets.run({"tiny": config}, size=(40, 48), train_size=(32, 32), train_batch=2, repeats=2)
+        patch.setattr(nets_speed, "matrix_peak", functools.partial(nets_speed.matrix_peak, sizes=(128, 256)))
+        return nets_speed.run({"tiny": config}, size=(40, 48), train_size=(32, 32), train_batch=2, repeats=2)
 
 
 def test_figures(result):
@@ -39,9 +39,9 @@ def test_figures(result):
 
 
 def test_table_has_every_column_and_aligns(result):
-    first, head, line = bench_nets.table(result).splitlines()
+    first, head, line = nets_speed.table(result).splitlines()
     assert result["backend"] in first and "1x40x48" in first and "2x32x32" in first
-    for _, heading, _, _ in bench_nets.COLUMNS:
+    for _, heading, _, _ in nets_speed.COLUMNS:
         assert heading in head
     assert line.startswith("tiny") and len(line) == len(head)
     assert f"{result['nets'][0]['forward_ms']:.1f}" in line
@@ -52,13 +52,13 @@ def test_the_command_measures_the_network_of_a_config(tmp_path, capsys, monkeypa
 
     def run(nets=None, **sizes):
         seen.update(nets=nets, **sizes)
-        row = {key: 1.0 for key, *_ in bench_nets.COLUMNS}
+        row = {key: 1.0 for key, *_ in nets_speed.COLUMNS}
         return {
             "backend": "cpu", "device": "x", "matrix_peak_gflops": {"float32": 1.0}, "size": [1, 1],
             "train_size": [1, 1, 1], "nets": [{"net": "one", **row}],
         }  # fmt: skip
 
-    monkeypatch.setattr(bench_nets, "run", run)
+    monkeypatch.setattr(nets_speed, "run", run)
     path = tmp_path / "nets.json"
     words = ["bench", "nets", "--config.net.encoder=resnet50", "--config.data.height=64", f"--json={path}"]
     assert cli.main(words) == errors.EXIT_DONE
@@ -73,7 +73,7 @@ def test_keeping_memory_is_told():
 
 def test_standard_networks_are_the_published_and_the_default_one():
     default = config_lib.defaults().net
-    assert bench_nets.STANDARD["mobilenet_v2 x 0.5 + refinenet 64"] == {
+    assert nets_speed.STANDARD["mobilenet_v2 x 0.5 + refinenet 64"] == {
         "width": default.width,
         "decoder_channels": default.decoder_channels,
     }
@@ -95,18 +95,18 @@ def test_speed_beside_pytorch(name, part, limit):
     twin = torch_twins.randomise(twin).to(memory_format=torch.channels_last).train(part == "training")
     config = config_lib.defaults().net
     config.update({"encoder": name, "width": 1.0, "decoder_channels": 256})
-    net = static_net.make(config, bench_nets.NUM_CLASSES)
+    net = static_net.make(config, nets_speed.NUM_CLASSES)
     if part == "forward":
-        fn, arguments = bench_nets.forward(net, (360, 480))
+        fn, arguments = nets_speed.forward(net, (360, 480))
         images = torch.randn(1, 3, 360, 480).to(memory_format=torch.channels_last)
 
         def theirs() -> None:
             with torch.no_grad():
                 twin(images)
     else:
-        fn, arguments = bench_nets.training(net, (4, 240, 320))
+        fn, arguments = nets_speed.training(net, (4, 240, 320))
         images = torch.randn(4, 3, 240, 320).to(memory_format=torch.channels_last)
-        labels = torch.randint(0, bench_nets.NUM_CLASSES, (4, 240, 320))
+        labels = torch.randint(0, nets_speed.NUM_CLASSES, (4, 240, 320))
         optimizer = torch.optim.SGD(twin.parameters(), 1e-3)
 
         def theirs() -> None:

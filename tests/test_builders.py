@@ -15,7 +15,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import frames, layouts
-from dvsnas_jax.data.loading import folders, pipeline
+from dvsnas_jax.data.loading import clip_index, decode, pipeline
 from dvsnas_jax.data.prepared import clip_builders, encoded, prepare, reading
 
 
@@ -189,7 +189,7 @@ def _assert_same_clips(data, folder, splits):
         np.testing.assert_array_equal(source.table.colors, direct.table.colors)
         np.testing.assert_array_equal(source.code.raw, direct.code.raw)
         np.testing.assert_array_equal(source.code.train, direct.code.train)
-        ours, theirs = (folders.clips(each.frames, *options) for each in (source, direct))
+        ours, theirs = (clip_index.clips(each.frames, *options) for each in (source, direct))
         assert len(ours) == len(theirs)
         for our_places, their_places in zip(ours, theirs, strict=True):
             images, labels = media.read(our_places)
@@ -306,7 +306,7 @@ def test_real_camvid_direct_equals_prepared(tmp_path):
         direct, frame = layouts.find(data, split), source.frames[place]
         pixels, ids = (
             image_files.read_image(direct.frames[place].image),
-            folders.read_label(direct.frames[place].label, direct.code),
+            decode.read_label(direct.frames[place].label, direct.code),
         )
         np.testing.assert_array_equal(image_files.read_image(frame.image, image), pixels)
-        np.testing.assert_array_equal(folders.read_label(frame.label, source.code, label), ids)
+        np.testing.assert_array_equal(decode.read_label(frame.label, source.code, label), ids)

@@ -14,7 +14,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.data import check, preview
 from dvsnas_jax.data.datasets import classes, folder_layout, layouts
-from dvsnas_jax.data.loading import store
+from dvsnas_jax.data.loading import encoded_frames, store
 
 FRAME, LABEL = "train/0006R0_f00930.png", "trainannot/0006R0_f00930.png"
 COLORS = "LabeledApproved_full/0006R0_f00930_L.png"
@@ -457,7 +457,7 @@ def test_harmless_input_is_accepted(name, tmp_path, capsys):
     make, change_fn = HARMLESS[name]
     make(tmp_path)
     data = _config(tmp_path, make)
-    before = store.read(layouts.find(data, "train"), range(7), (30, 40), what="train").labels
+    before = store.read(encoded_frames.open_media(data, "train"), range(7), (30, 40), what="train").labels
     layouts.find_in.cache_clear()
     expected = change_fn(tmp_path)
     assert cli.main(["data", "check", str(tmp_path)]) == 0

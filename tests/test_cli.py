@@ -227,7 +227,7 @@ def test_compile_cache_default_and_switch(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # put back at the end, also for later processes
-    _install(monkeypatch, "dvsnas_jax.bench.bandit", benchmark=lambda: {})
+    _install(monkeypatch, "dvsnas_jax.bench.controller_speed", run=lambda: {})
     assert cli.main(["bench", "controller"]) == 0
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "dvsnas_jax" / "xla")
     assert cli.main(["bench", "controller", "--no-compile-cache"]) == 0

@@ -1,5 +1,6 @@
 """The comparison: its jobs, what it refuses, how it goes on after a stop, and its table and picture."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -16,14 +18,16 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.report import page as report
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
-from dvsnas_jax.studies import compare, compare_report, compare_rows
-from dvsnas_jax.train import cell_training, pretrain
+from dvsnas_jax.studies import compare, compare_report, compare_rows, study_report
+from dvsnas_jax.train import pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
+RESULT, MARKDOWN, PICTURE = "compare.json", "compare.md", "compare.png"
 SMOKE = str(ROOT / "configs" / "smoke.py")
 PROPAGATE = {"space.mode": "propagate", "space.inputs": "prev_state,prev_decoder,stage1,stage2"}
 
@@ -38,7 +42,7 @@ def load_propagate():
 
 def scores(miou: float) -> dict:
     return {
-        **{name: 0.5 for name in compare.SCORES},
+        **{name: 0.5 for name in compare_rows.SCORES},
         "miou": miou,
         "vc": {"8": 0.8, "16": None},
     }
@@ -48,34 +52,40 @@ def times(ms: float, **kinds: float) -> dict:
     return {"ms_per_frame": ms, "latency": {kind: {"median": median} for kind, median in kinds.items()}}
 
 
-@pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
-    """Jobs without networks: what was trained, in order; the score of a cell is its number of layers and its seed."""
-    done: list[tuple[str, int, str]] = []
+@dataclasses.dataclass
+class Jobs:
+    """Jobs without networks: the score of a cell is its number of layers and its seed; `done` is what ran, in order."""
 
-    def train_cell(config, space, genotype, store, *, folder, stop, stage):
-        done.append((genotype_lib.digest(space, genotype), config.seed, config.schedule.kind))
-        return {"seed": config.seed}
+    done: list[tuple[str, int, str]] = dataclasses.field(default_factory=list)
+    before_fn: Callable[[int, signals.StopFlag], None] = lambda seed, stop: None
 
-    def evaluate(config, shared, entry, params):
-        miou = (len(entry.genotype) + params["seed"]) / 10
-        costs = {"parameters": 100, "macs": 2000}
-        return {
-            "num_frames": 20,
-            "static": scores(0.25),
-            "cell": {**scores(miou), "key_share": 0.25},
-            "times": {"static": times(4.0, all=4.0), "cell": times(5.0 + params["seed"], key=4.5, cell=1.5)},
-            "cost": {"static": costs, "cell": {**costs, "macs": 3000}},
-        }
+    def run(self, config, folder, names, **options) -> dict:
+        return self.report(config, folder, names, **options).content
 
-    def prepare(config, folder, stop, *, entries, num_clips):
+    def report(self, config, folder, names, **options) -> study_report.Report:
+        return compare.run(config, folder, names, make_score=self._make_score, **options)
+
+    def _make_score(self, config, folder, stop, entries) -> compare.ScoreFn:
         assert entries
-        return compare.Shared({}, None, [], None, folder, stop)
 
-    monkeypatch.setattr(cell_training, "train_cell", train_cell)
-    monkeypatch.setattr(compare, "_evaluate", evaluate)
-    monkeypatch.setattr(compare, "_prepare", prepare)
-    return done
+        def score(entry, config) -> dict:
+            self.before_fn(config.seed, stop)
+            self.done.append((genotype_lib.digest(entry.space, entry.genotype), config.seed, config.schedule.kind))
+            costs = {"parameters": 100, "macs": 2000}
+            return {
+                "num_frames": 20,
+                "static": scores(0.25),
+                "cell": {**scores((len(entry.genotype) + config.seed) / 10), "key_share": 0.25},
+                "times": {"static": times(4.0, all=4.0), "cell": times(5.0 + config.seed, key=4.5, cell=1.5)},
+                "cost": {"static": costs, "cell": {**costs, "macs": 3000}},
+            }
+
+        return score
+
+
+@pytest.fixture
+def jobs() -> Jobs:
+    return Jobs()
 
 
 # --- which genotypes ----------------------------------------------------------------------------------------------
@@ -145,11 +155,11 @@ def test_a_genotype_that_the_mode_does_not_feed_is_refused(tmp_path: pathlib.Pat
 
 def test_one_job_a_genotype_and_seed_and_one_row_a_genotype(jobs, tmp_path: pathlib.Path) -> None:
     folder = workdir.Workdir(tmp_path)
-    result = compare.run(load(seed="4"), folder, ["zoo:netwarp", "zoo:grfp"], num_seeds=3)
-    assert [seed for _, seed, _ in jobs] == [4, 4, 5, 5, 6, 6] and len({digest for digest, _, _ in jobs}) == 2
+    result = jobs.run(load(seed="4"), folder, ["zoo:netwarp", "zoo:grfp"], num_seeds=3)
+    assert [seed for _, seed, _ in jobs.done] == [4, 4, 5, 5, 6, 6] and len({digest for digest, _, _ in jobs.done}) == 2
     assert len(list((tmp_path / "jobs").iterdir())) == 6
     static, netwarp, grfp = result["rows"]
-    assert [row["name"] for row in result["rows"]] == [compare.STATIC, "zoo:netwarp", "zoo:grfp"]
+    assert [row["name"] for row in result["rows"]] == [compare_rows.STATIC, "zoo:netwarp", "zoo:grfp"]
     assert netwarp["miou"]["values"] == pytest.approx([0.6, 0.7, 0.8])
     assert netwarp["miou"]["mean"] == pytest.approx(0.7) and netwarp["miou"]["std"] == pytest.approx(0.1)
     assert grfp["miou"]["mean"] == pytest.approx(0.8) and grfp["ms"]["mean"] == pytest.approx(10.0)
@@ -158,42 +168,43 @@ def test_one_job_a_genotype_and_seed_and_one_row_a_genotype(jobs, tmp_path: path
     assert static["miou"] == {"mean": 0.25, "std": None, "values": [0.25]}
     assert static["ms"]["mean"] == 4.0 and len(static["ms"]["values"]) == 6
     assert (static["macs"]["mean"], grfp["macs"]["mean"]) == (2000, 3000)
-    assert json.loads((tmp_path / compare.RESULT).read_text()) == result
-    assert "arXiv 1708.03088" in (tmp_path / compare.MARKDOWN).read_text()
-    assert (tmp_path / compare.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / RESULT).read_text()) == result
+    assert "arXiv 1708.03088" in (tmp_path / MARKDOWN).read_text()
+    assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
 
 
 def test_finished_jobs_are_skipped_and_more_are_added(jobs, tmp_path: pathlib.Path) -> None:
     folder = workdir.Workdir(tmp_path)
-    first = compare.run(load(), folder, ["zoo:netwarp"], num_seeds=1)
-    assert compare.run(load(), folder, ["zoo:netwarp"], num_seeds=1) == first and len(jobs) == 1
-    result = compare.run(load(), folder, ["zoo:netwarp", "zoo:static"], num_seeds=2)
-    assert [seed for _, seed, _ in jobs] == [0, 0, 1, 1]  # netwarp, then static, then both with the second seed
+    first = jobs.run(load(), folder, ["zoo:netwarp"], num_seeds=1)
+    assert jobs.run(load(), folder, ["zoo:netwarp"], num_seeds=1) == first and len(jobs.done) == 1
+    result = jobs.run(load(), folder, ["zoo:netwarp", "zoo:static"], num_seeds=2)
+    assert [seed for _, seed, _ in jobs.done] == [0, 0, 1, 1]  # netwarp, then static, then both with the second seed
     assert [row["num_ok"] for row in result["rows"]] == [1, 2, 2]
     with pytest.raises(errors.UserError, match="these keys differ: train.steps"):
-        compare.run(load(train__steps="7"), folder, ["zoo:netwarp"])
+        jobs.run(load(train__steps="7"), folder, ["zoo:netwarp"])
 
 
 def test_jobs_of_members_take_their_own_schedule(jobs, tmp_path: pathlib.Path) -> None:
     names = ["zoo:dvsnet", "zoo:low_latency", "zoo:dff"]
-    result = compare.run(load_propagate(), workdir.Workdir(tmp_path), names)
+    result = jobs.run(load_propagate(), workdir.Workdir(tmp_path), names)
     head, static, *_, dff = compare_report.cells(result)
     assert head[-3:] == ["ms key", "ms cell", "key share"]
     assert static[-3:] == ["-", "-", "100"] and dff[-3:] == ["4.5", "1.5", "25"]
-    assert [kind for _, _, kind in jobs] == ["regions", "adaptive", "fixed"]
+    assert [kind for _, _, kind in jobs.done] == ["regions", "adaptive", "fixed"]
 
 
 def test_one_genotype_under_two_names_is_one_row(jobs, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "cell.json"
     path.write_text(json.dumps(zoo.get("grfp").genotype))
     folder = workdir.Workdir(tmp_path / "run")
-    result = compare.run(load(), folder, [str(path), "zoo:grfp"])
-    assert len(jobs) == 1 and [row["name"] for row in result["rows"]] == [compare.STATIC, f"zoo:grfp = {path}"]
+    result = jobs.run(load(), folder, [str(path), "zoo:grfp"])
+    assert len(jobs.done) == 1
+    assert [row["name"] for row in result["rows"]] == [compare_rows.STATIC, f"zoo:grfp = {path}"]
     # A name that comes later, another spelling of one that is known: the same row, without a job.
     again = tmp_path / "again.json"
     again.write_text(path.read_text())
-    result = compare.run(load(), folder, [str(again), f"{tmp_path}/../{tmp_path.name}/cell.json"])
-    assert len(jobs) == 1 and result["rows"][1]["names"] == ["zoo:grfp", str(path), str(again)]
+    result = jobs.run(load(), folder, [str(again), f"{tmp_path}/../{tmp_path.name}/cell.json"])
+    assert len(jobs.done) == 1 and result["rows"][1]["names"] == ["zoo:grfp", str(path), str(again)]
     assert result["rows"][1]["source"] == zoo.get("grfp").source and len(result["rows"]) == 2
 
 
@@ -202,7 +213,7 @@ def test_two_genotypes_under_one_name_are_two_rows_told_apart(jobs, tmp_path: pa
     keys = []
     for name in ("grfp", "netwarp"):
         path.write_text(json.dumps(zoo.get(name).genotype))
-        result = compare.run(load(), folder, [str(path)])
+        result = jobs.run(load(), folder, [str(path)])
         keys.append(genotype_lib.digest(*zoo.genotype(zoo.get(name))))
     assert [row["name"] for row in result["rows"][1:]] == [f"{path} ({key})" for key in keys]
 
@@ -216,14 +227,14 @@ def command(monkeypatch: pytest.MonkeyPatch, words: str) -> str:
 def test_what_a_command_adds_stands_beside_what_others_made(jobs, tmp_path, monkeypatch) -> None:
     folder = workdir.Workdir(tmp_path)
     first = command(monkeypatch, "compare --workdir=c --genotypes=zoo:static,zoo:netwarp --seeds=2")
-    before = compare.run(load(), folder, ["zoo:static", "zoo:netwarp"], num_seeds=2)
+    before = jobs.run(load(), folder, ["zoo:static", "zoo:netwarp"], num_seeds=2)
     second = command(monkeypatch, "compare --workdir=c --genotypes=zoo:grfp --seeds=1")
-    result = compare.run(load(), folder, ["zoo:grfp"], num_seeds=1)
-    assert [row["name"] for row in result["rows"]] == [compare.STATIC, "zoo:static", "zoo:netwarp", "zoo:grfp"]
+    result = jobs.run(load(), folder, ["zoo:grfp"], num_seeds=1)
+    assert [row["name"] for row in result["rows"]] == [compare_rows.STATIC, "zoo:static", "zoo:netwarp", "zoo:grfp"]
     assert [row["miou"] for row in result["rows"][:3]] == [row["miou"] for row in before["rows"]]
     assert result["commands"] == [first, second] and [row["commands"] for row in result["rows"]] == [[], [1], [1], [2]]
     # It is in every output: JSON, text, Markdown, the picture and the report.
-    assert json.loads((tmp_path / compare.RESULT).read_text()) == result
+    assert json.loads((tmp_path / RESULT).read_text()) == result
     lines = compare_report.table(result).splitlines()
     assert lines[1].split()[:3] == ["seeds", "by", "mIoU"]
     assert lines[4].split()[:3] == ["zoo:netwarp", "2", "1"]
@@ -232,42 +243,42 @@ def test_what_a_command_adds_stands_beside_what_others_made(jobs, tmp_path, monk
         "seeds 0, 1; a row with fewer of them is the mean over those that it has", f"by 1: {first}", f"by 2: {second}",
     ]  # fmt: skip
     for text in ("| zoo:static | 2 | 1 |", "| zoo:grfp | 1 of 2 | 2 |", f"- by 2: {second}"):
-        assert text in (tmp_path / compare.MARKDOWN).read_text()
+        assert text in (tmp_path / MARKDOWN).read_text()
     report.write(tmp_path)
     page = (tmp_path / report.PAGE).read_text()
     assert "<th scope=row>zoo:static</th><td>2</td><td>1</td>" in page and f"<li>by 2: {second}</li>" in page
     assert "<th scope=row>zoo:grfp</th><td>1 of 2</td><td>2</td>" in page
     # The missing seed is added to the same row; the row then names both commands.
     third = command(monkeypatch, "compare --workdir=c --genotypes=zoo:grfp --seeds=2")
-    result = compare.run(load(), folder, ["zoo:grfp"], num_seeds=2)
+    result = jobs.run(load(), folder, ["zoo:grfp"], num_seeds=2)
     assert result["rows"][3]["commands"] == [2, 3] and result["commands"][2] == third
     assert result["rows"][3]["miou"]["values"] == pytest.approx([0.3, 0.4]) and result["rows"][3]["seeds"] == [0, 1]
-    assert len(jobs) == 6 and "of 2" not in compare_report.table(result)
+    assert len(jobs.done) == 6 and "of 2" not in compare_report.table(result)
 
 
 def test_jobs_of_earlier_versions_stand_in_the_table(jobs, tmp_path, monkeypatch) -> None:
     """As they were left: without commands and names' lines, and with a table that held the last command alone."""
     folder = workdir.Workdir(tmp_path)
-    compare.run(load(), folder, ["zoo:grfp", "zoo:static", "zoo:netwarp"])
+    jobs.run(load(), folder, ["zoo:grfp", "zoo:static", "zoo:netwarp"])
     (tmp_path / compare_rows.LOG).unlink()
     for path in (tmp_path / "jobs").iterdir():
         record = json.loads(path.read_text())
         del record["command"]
         path.write_text(json.dumps(record))
-    (tmp_path / compare.RESULT).write_text(json.dumps(result_of(ROWS[:1])))
+    (tmp_path / RESULT).write_text(json.dumps(result_of(ROWS[:1])))
     (tmp_path / "jobs" / "notes.json").write_text("{")  # none of ours
     report.write(tmp_path)
     assert "<th scope=row>zoo:netwarp</th><td>1</td><td>20.0</td>" in (tmp_path / report.PAGE).read_text()
     made = command(monkeypatch, "compare --genotypes=zoo:static --seeds=2 --workdir=c")
-    result = compare.run(load(), folder, ["zoo:static"], num_seeds=2)
+    result = jobs.run(load(), folder, ["zoo:static"], num_seeds=2)
     assert [row["name"] for row in result["rows"][1:]] == ["zoo:netwarp", "zoo:grfp", "zoo:static"]
-    assert [row["commands"] for row in result["rows"][1:]] == [[], [], [1]] and len(jobs) == 4
+    assert [row["commands"] for row in result["rows"][1:]] == [[], [], [1]] and len(jobs.done) == 4
     unknown = "by -: an earlier version, which did not note its command"
     assert compare_report.notes(result)[1:] == [f"by 1: {made}", unknown]
     broken = next((tmp_path / "jobs").glob("*seed0001.json"))
     broken.write_text("{")
     with pytest.raises(errors.UserError, match="seed0001.json: is not the file of a finished job; delete it"):
-        compare.run(load(), folder, ["zoo:netwarp"])
+        jobs.run(load(), folder, ["zoo:netwarp"])
 
 
 def test_times_are_multiples_of_the_static_networks_taken_in_turns() -> None:
@@ -288,43 +299,38 @@ def test_times_are_multiples_of_the_static_networks_taken_in_turns() -> None:
     assert free["time_ratio"]["mean"] == 1.0 and free["ms"]["mean"] == pytest.approx(16 / 3)
 
 
-def test_a_stop_keeps_finished_jobs_and_the_same_command_goes_on(jobs, tmp_path, monkeypatch, capsys) -> None:
-    train_cell, calls = cell_training.train_cell, []
+def test_a_stop_keeps_finished_jobs_and_the_same_command_goes_on(jobs, tmp_path) -> None:
+    calls = []
 
-    def interrupted(*args):
-        calls.append(None)
+    def interrupted(seed: int, stop: signals.StopFlag) -> None:
+        calls.append(seed)
         if len(calls) == 3:
             raise errors.Stopped("in the third job")
         if len(calls) == 4:
-            args[-1].stop.requested = True  # a signal that arrives at the end of the third job's second start
-        return train_cell(*args)
+            stop.requested = True  # a signal that arrives at the end of the third job's second start
 
-    monkeypatch.setattr(cell_training, "train_cell", interrupted)
-    words = ["compare", f"--config={SMOKE}", f"--workdir={tmp_path}", "--genotypes=zoo", "--seeds=2"]
-    assert cli.main(words) == 75
-    assert "in the third job" in capsys.readouterr().err and len(jobs) == 2
-    assert cli.main(words) == 75
-    assert "compare: 3 of 6 jobs are left" in capsys.readouterr().err and len(jobs) == 3
-    assert not (tmp_path / compare.RESULT).exists()
-    assert cli.main(words) == 0
-    assert len(jobs) == len(set(jobs)) == 6 and len(calls) == 7
-    table = capsys.readouterr().out
-    assert table.splitlines()[0].startswith("val, 20 frames; mode refine") and "written: " in table
+    jobs.before_fn = interrupted
+    for message, num in (("in the third job", 2), ("compare: 3 of 6 jobs are left", 3)):
+        with pytest.raises(errors.Stopped, match=message):
+            jobs.run(load(), workdir.Workdir(tmp_path), ["zoo"], num_seeds=2)
+        assert len(jobs.done) == num
+    assert not (tmp_path / RESULT).exists()
+    report = jobs.report(load(), workdir.Workdir(tmp_path), ["zoo"], num_seeds=2)
+    assert len(jobs.done) == len(set(jobs.done)) == 6 and len(calls) == 7
+    assert report.text.splitlines()[0].startswith("val, 20 frames; mode refine")
+    assert report.paths == [str(tmp_path / name) for name in (RESULT, MARKDOWN, PICTURE)]
 
 
-def test_a_diverged_job_is_told_and_left_out_of_the_mean(jobs, tmp_path, monkeypatch) -> None:
-    train_cell = cell_training.train_cell
-
-    def diverging(config, *args, **kwargs):
-        if config.seed == 1:
+def test_a_diverged_job_is_told_and_left_out_of_the_mean(jobs, tmp_path) -> None:
+    def diverging(seed: int, stop: signals.StopFlag) -> None:
+        if seed == 1:
             raise FloatingPointError("the loss is nan at step 5")
-        return train_cell(config, *args, **kwargs)
 
-    monkeypatch.setattr(cell_training, "train_cell", diverging)
-    result = compare.run(load(), workdir.Workdir(tmp_path), ["zoo:netwarp"], num_seeds=3)
-    row = result["rows"][1]
+    jobs.before_fn = diverging
+    report = jobs.report(load(), workdir.Workdir(tmp_path), ["zoo:netwarp"], num_seeds=3)
+    row = report.content["rows"][1]
     assert (row["num_ok"], row["num_seeds"]) == (2, 3) and row["miou"]["values"] == pytest.approx([0.2, 0.4])
-    assert "2 (1 diverged)" in compare_report.table(result)
+    assert "2 (1 diverged)" in report.text
     (record,) = [json.loads(path.read_text()) for path in (tmp_path / "jobs").glob("*seed0001.json")]
     assert record["status"] == "diverged" and record["reason"] == "the loss is nan at step 5"
 
@@ -339,9 +345,13 @@ TINY = {
 }  # fmt: skip
 
 
+def frame_cost(entry: compare.Entry, key_share: float) -> dict:
+    return compare.frame_cost(entry.config, entry.space, entry.genotype, key_share)
+
+
 def test_cost_of_a_frame() -> None:
     (entry,) = compare.resolve(config_lib.load(SMOKE, TINY), ["zoo:netwarp"])
-    found = compare.frame_cost(entry.config, entry, 1.0)
+    found = frame_cost(entry, 1.0)
     grid = 8 * 12
     # Two 1x1 projections of 8 channels to 4, offsets by 3x3 of 8 channels to 2, the output 4 to 4, the head 4 to 11.
     assert found["cell"]["macs"] - found["static"]["macs"] == grid * (2 * 8 * 4 + 9 * 8 * 2 + 4 * 4 + 4 * 11)
@@ -359,7 +369,7 @@ def test_cost_of_a_frame_between_key_frames() -> None:
     key = full + grid * 8 * 4  # the decoder map is projected to start the state
     sums = cheap + grid * 4 * (8 + channels["stage1"] + channels["stage2"] + 4 + 11)
     for share in (0.0, 0.2, 1.0):
-        found = compare.frame_cost(entries["zoo:clockwork"].config, entries["zoo:clockwork"], share)["cell"]
+        found = frame_cost(entries["zoo:clockwork"], share)["cell"]
         assert (found["macs_key"], found["macs_cell"]) == (key, sums)
         assert found["macs"] == pytest.approx(share * key + (1 - share) * sums)
     # A cell that reads stage1 alone needs the encoder no further: two projections, 5x5 depthwise and 1x1, offsets,
@@ -367,10 +377,10 @@ def test_cost_of_a_frame_between_key_frames() -> None:
     first = static_net.num_macs(net, (32, 48), "stage1")
     warped = first + grid * (4 * (8 + channels["stage1"]) + 25 * 4 + 16 + 9 * 8 * 2 + 16 + 4 * 11)
     assert first < cheap
-    assert compare.frame_cost(entries["zoo:dff"].config, entries["zoo:dff"], 0.0)["cell"]["macs"] == warped
+    assert frame_cost(entries["zoo:dff"], 0.0)["cell"]["macs"] == warped
     # A learned schedule looks at every frame: the cheap stages, 3x3 of twice stage2 to 16 channels, 16 to 1.
     look = cheap + grid * (9 * 2 * channels["stage2"] * 16 + 16)
-    found = compare.frame_cost(entries["zoo:dvsnet"].config, entries["zoo:dvsnet"], 1.0)["cell"]
+    found = frame_cost(entries["zoo:dvsnet"], 1.0)["cell"]
     assert found["macs"] == found["macs_key"] == key + look
 
 
@@ -382,7 +392,7 @@ def test_a_cell_is_trained_and_evaluated(tmp_path: pathlib.Path, monkeypatch: py
 
     monkeypatch.setattr(pretrain, "run", first_weights)
     config = config_lib.load(SMOKE, {**TINY, **PROPAGATE, "schedule.interval": "2", "data.num_frames": "2"})
-    result = compare.run(config, workdir.Workdir(tmp_path), ["zoo:clockwork"], num_seeds=1)
+    result = compare.run(config, workdir.Workdir(tmp_path), ["zoo:clockwork"], num_seeds=1).content
     static, row = result["rows"]
     assert result["num_frames"] == 5 and (static["num_ok"], row["num_ok"]) == (1, 1)
     assert row["key_share"]["mean"] == pytest.approx(0.6) and static["key_share"]["mean"] == 1
@@ -413,7 +423,7 @@ def test_a_killed_comparison_ends_in_the_same_table(tmp_path: pathlib.Path) -> N
     assert process.wait(timeout=400) == errors.EXIT_STOPPED
     assert len(list((tmp_path / "parts").glob("jobs/*.json"))) < 4
     assert start(tmp_path / "parts").wait(timeout=500) == 0
-    whole, parts = (json.loads((tmp_path / name / compare.RESULT).read_text()) for name in ("whole", "parts"))
+    whole, parts = (json.loads((tmp_path / name / RESULT).read_text()) for name in ("whole", "parts"))
     assert {**whole, "commands": None} == {**parts, "commands": None} and len(parts["commands"]) == 1
 
 
@@ -456,7 +466,8 @@ def number(mean: float, std: float | None = None) -> dict:
 
 ROWS = [
     {
-        "name": compare.STATIC, "source": "", "num_ok": 1, "num_seeds": 1, "miou": number(0.614), "fwiou": number(0.8),
+        "name": compare_rows.STATIC, "source": "", "num_ok": 1, "num_seeds": 1, "miou": number(0.614),
+        "fwiou": number(0.8),
         "vc_8": number(0.9), "vc_16": None, "flicker": number(0.0123), "parameters": number(250_000),
         "macs": number(300e6), "ms": number(4.0, 0.2), "time_ratio": number(1.0),
     },

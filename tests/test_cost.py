@@ -1,16 +1,15 @@
 """The cost model against XLA's analysis of the unoptimised program, and against the parameters themselves."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import types
-from dvsnas_jax.nets.kernels import layers, sampling, windows
+from dvsnas_jax.nets.kernels import layers, local_attention, sampling
 from dvsnas_jax.search import reward
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_frame, cost, operations, schedule
@@ -39,9 +38,9 @@ def use_backend(monkeypatch, backend: str) -> None:
 
     Where a CPU loops over a window, the analysis counts one turn of the loop: there the accelerator's variant is taken.
     """
-    monkeypatch.setattr(layers, "is_cpu", lambda given: (given or backend) == "cpu")
-    monkeypatch.setattr(windows, "attend", functools.partial(windows.attend, backend="gpu"))
-    monkeypatch.setattr(sampling, "deform_conv", functools.partial(sampling.deform_conv, backend="gpu"))
+    monkeypatch.setattr(layers, "is_cpu", lambda: (compilation._target.get() or backend) == "cpu")
+    for module, name in ((local_attention, "attend"), (sampling, "deform_conv")):
+        monkeypatch.setattr(module, name, compilation.target("gpu")(getattr(module, name)))
 
 
 def retrained(params):
@@ -95,7 +94,7 @@ def test_each_operation_costs_what_xla_counts(name, backend, monkeypatch):
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_random_genotypes_cost_what_xla_counts(backend, monkeypatch):
     use_backend(monkeypatch, backend)
-    for genotype in genotype_lib.random(SPACE, np.random.default_rng(7), 20):
+    for genotype in genotype_lib.random(SPACE, np.random.default_rng(7), 6):
         step, shapes = built(genotype)
         found = cost.of(SPACE, genotype, SETTINGS, SIZE, backend=backend)
         where = genotype_lib.to_json(SPACE, genotype)
@@ -111,7 +110,7 @@ def test_a_frame_between_key_frames_costs_what_xla_counts(kind, monkeypatch):
     frame = feature_shapes()
     cheap = {name: frame.maps[name] for name in ("stage1", "stage2", "image")}
     between = types.Features(maps=cheap, logits=jax.ShapeDtypeStruct((1, *SIZE, 0), jnp.float32))
-    for genotype in genotype_lib.random(space, np.random.default_rng(1), 4):
+    for genotype in genotype_lib.random(space, np.random.default_rng(1), 2):
         cell = cell_lib.make(space, genotype, settings)
         params = retrained(jax.eval_shape(cell.init, jax.random.key(0)))
         state = jax.eval_shape(cell.initial_state, frame)

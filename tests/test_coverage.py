@@ -15,7 +15,7 @@ from dvsnas_jax.data import coverage
 from dvsnas_jax.data.datasets import frames, layouts
 from dvsnas_jax.data.loading import store
 from dvsnas_jax.search import pipeline, reward
-from dvsnas_jax.studies import compare, evidence_runs, table_maker
+from dvsnas_jax.studies import compare, strategies_search, table_maker
 from dvsnas_jax.train import cell_training, pretrain, require_labels
 
 SIZE = (16, 12)
@@ -193,8 +193,8 @@ def test_a_missing_evaluation_split_is_said_before_the_training(tmp_path):
         lambda config, folder: cell_training.run(config, folder, None),
         lambda config, folder: compare.run(config, folder, ["zoo:static"], num_seeds=1),
         lambda config, folder: table_maker.run(config, folder, num_seeds=1, command=""),
-        lambda config, folder: evidence_runs.run(
-            config, folder, names=["random"], num_seeds=1, num_top=0, num_correlated=0
+        lambda config, folder: strategies_search.run(
+            config, folder, ["random"], strategies_search.Budget(num_seeds=1, num_top=0, num_correlated=0)
         ),
     ],
     ids=["search", "train", "compare", "table", "compare-strategies"],
@@ -288,8 +288,8 @@ def test_unknown_ids_are_all_named_with_the_key_that_ignores_them(tmp_path, caps
 
 def test_few_masks_are_read_where_they_show_every_class(tmp_path, monkeypatch):
     config, read = _config(_tree(tmp_path)), []
-    real = coverage.folders.read_pixels
-    monkeypatch.setattr(coverage.folders, "read_pixels", lambda path, *rest: read.append(path) or real(path, *rest))
+    real = coverage.decode.read_pixels
+    monkeypatch.setattr(coverage.decode, "read_pixels", lambda path, *rest: read.append(path) or real(path, *rest))
     monkeypatch.setattr(coverage, "FEWEST", 1)
     found = coverage.read(config.data, "train", limit=coverage.LIMIT)
     assert found.num_read == 1 and found.num_masks == NUM and found.counts == {0: 64, 1: 64, 2: 64}

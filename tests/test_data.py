@@ -13,7 +13,7 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data import preview
 from dvsnas_jax.data.datasets import classes, layouts
-from dvsnas_jax.data.loading import folders, pipeline
+from dvsnas_jax.data.loading import clip_index, example_order, pipeline, whole_videos
 from dvsnas_jax.data.prepared import builders
 from dvsnas_jax.data.street import synthetic
 
@@ -80,7 +80,7 @@ def test_load_clips_equals_the_generator():
     data = _tiny()
     clips = pipeline.load_clips(data, split="train", num_frames=3)
     assert clips.frames.shape == (6, 3, 24, 32, 3) and pipeline.num_clips(data, "train", 3) == 6
-    video = synthetic.clip(seed=0, split="train", index=4, num_frames=3, height=24, width=32)
+    video = synthetic.Street(0, "train", 24, 32).clip(4, 3)
     np.testing.assert_array_equal(clips.frames[4], video.frames)
     np.testing.assert_array_equal(clips.labels[4], video.labels)
     single = pipeline.load_clips(data, split="train", num_frames=1)
@@ -89,7 +89,7 @@ def test_load_clips_equals_the_generator():
 
 def test_sequences_and_val_clips_of_synthetic():
     data = _tiny()
-    videos = pipeline.sequences(data, "val")
+    videos = whole_videos.find(data, "val")
     assert [video.frames.shape for video in videos] == [(5, 24, 32, 3)] * 2 and videos[0].flow is not None
     clips = pipeline.load_clips(data, split="val", num_frames=2)
     assert len(clips.frames) == 4 == pipeline.num_clips(data, "val", 2)
@@ -100,7 +100,8 @@ def test_sequences_and_val_clips_of_synthetic():
 
 def test_synthetic_needs_no_tensorflow():
     code = (
-        "import sys; from dvsnas_jax.core import config; from dvsnas_jax.data import pipeline, preview, builders\n"
+        "import sys; from dvsnas_jax.core import config; from dvsnas_jax.data import preview\n"
+        "from dvsnas_jax.data.loading import pipeline, whole_videos; from dvsnas_jax.data.prepared import builders\n"
         "d = config.defaults().data; d.num_train_clips = 1; d.height = d.width = 24\n"
         "next(pipeline.train_batches(d, batch_size=1, num_frames=1, seed=0))\n"
         "assert not {m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'tensorflow_datasets')}"
@@ -126,7 +127,7 @@ def _assert_same(a, b):
 def test_batch_is_a_function_of_seed_and_step(loader, history):
     data = _tiny(loader=loader, history=history)
     whole = _take(data, 5)
-    for got, want in zip(_take(data, 2, start_step=3), whole[3:], strict=True):
+    for got, want in zip(_take(data, 2, part=example_order.Part(3)), whole[3:], strict=True):
         _assert_same(got, want)
     assert (whole[0].frames != whole[1].frames).any()
     assert (whole[0].frames != _take(data, 1, seed=8)[0].frames).any()
@@ -197,16 +198,16 @@ def test_clips_by_sequence_and_number(tree):
     frames = layouts.find(_camvid(tree), "train").frames
     names = [frame.image.stem for frame in frames]
     assert names == TRAIN_NAMES
-    clips = [[names[i] for i in clip] for clip in folders.clips(frames, 3, 30, 0)]
+    clips = [[names[i] for i in clip] for clip in clip_index.clips(frames, 3, 30, 0)]
     assert clips == [[f"0006R0_f{n:05d}" for n in numbers] for numbers in ((930, 960, 990), (960, 990, 1020))]
-    clips = [[names[i] for i in clip] for clip in folders.clips(frames, 3, 30, 2)]
+    clips = [[names[i] for i in clip] for clip in clip_index.clips(frames, 3, 30, 2)]
     assert clips[2] == ["Seq05VD_f00000", "Seq05VD_f00030", "Seq05VD_f00062"] and len(clips) == 3
-    assert folders.clips(frames, 2, 60, 0).shape == (3, 2)  # 930-990, 960-1020, 1020-1080
-    assert folders.clips(frames, 1, 30, 0).shape == (8, 1)
+    assert clip_index.clips(frames, 2, 60, 0).shape == (3, 2)  # 930-990, 960-1020, 1020-1080
+    assert clip_index.clips(frames, 1, 30, 0).shape == (8, 1)
 
 
 def test_runs_of_the_val_split(tree):
-    videos = pipeline.sequences(_camvid(tree), "val")
+    videos = whole_videos.find(_camvid(tree), "val")
     assert [(video.name, len(video.frames)) for video in videos] == [
         ("0001TP_006690", 1),
         ("0016E5_007959", 3),
@@ -281,7 +282,7 @@ def test_errors_of_the_configuration(tree):
         with pytest.raises(errors.UserError, match=text):
             _take(_tiny(**changes), 1)
     with pytest.raises(errors.UserError, match="no two frames are 3 apart; gaps that exist: 2"):
-        pipeline.sequences(_camvid(tree, eval_gap=3), "val")
+        whole_videos.find(_camvid(tree, eval_gap=3), "val")
     with pytest.raises(errors.UserError, match="unknown name 'dev'"):
         pipeline.num_clips(_tiny(), "dev", 1)
 
@@ -301,7 +302,7 @@ def test_tfds_builder_equals_the_generator(tmp_path):
         }
         assert len(examples) == count
         for index in range(count):
-            video = synthetic.clip(seed=2, split=split, index=index, num_frames=2, height=16, width=24)
+            video = synthetic.Street(2, split, 16, 24).clip(index, 2)
             np.testing.assert_array_equal(examples[video.name]["frames"], video.frames)
             np.testing.assert_array_equal(examples[video.name]["labels"], video.labels)
 
@@ -309,7 +310,7 @@ def test_tfds_builder_equals_the_generator(tmp_path):
 def test_preview_shows_frames_over_labels(tmp_path):
     data = _tiny()
     sheet = preview.render(data, num_clips=2, num_frames=3)
-    video = pipeline.sequences(data, "val")[0]
+    video = whole_videos.find(data, "val")[0]
     np.testing.assert_array_equal(sheet[:24, 36:68], video.frames[1])
     np.testing.assert_array_equal(sheet[28:52, 36:68], classes.colorize(video.labels[1]))
     preview.save(data, tmp_path / "sheet.png", num_clips=2, num_frames=3)
@@ -332,7 +333,7 @@ def test_real_camvid():
     numbers = {frame: i for i, frame in enumerate((f.sequence, f.number) for f in layouts.find(data, "train").frames)}
     expected = sum(all((sequence, number - 30 * back) in numbers for back in range(4)) for sequence, number in numbers)
     assert pipeline.num_clips(data, "train", 4) == expected > 300
-    videos = pipeline.sequences(data, "val")
+    videos = whole_videos.find(data, "val")
     assert [(video.name, len(video.frames)) for video in videos] == [("0016E5_007959", 101)]
     known = videos[0].labels[videos[0].labels != 255]
     assert known.max() <= 10 and (known == 3).mean() > 0.15  # road

@@ -13,7 +13,7 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.data.loading import pipeline, whole_videos
 from dvsnas_jax.evaluate import evaluation, metrics, score_tables
 
 
@@ -33,7 +33,7 @@ def _png(path: pathlib.Path, image: np.ndarray) -> None:
 def folder_config(run, tmp_path_factory):
     """The same videos as PNG files."""
     root, config = tmp_path_factory.mktemp("frames"), run[0].config().copy_and_resolve_references()
-    for number, video in enumerate(pipeline.sequences(config.data, "val")):
+    for number, video in enumerate(whole_videos.find(config.data, "val")):
         for index, (frame, labels) in enumerate(zip(video.frames, video.labels, strict=True)):
             _png(root / f"images/val/video{number}/{index:04d}.png", frame)
             _png(root / f"masks/val/video{number}/{index:04d}.png", labels)
@@ -69,7 +69,7 @@ def test_tf_data_reads_the_same_videos(run, folder_config):
     for config in (run[0].config(), folder_config):
         streamed = config.copy_and_resolve_references()
         streamed.data.loader = "tf"
-        videos, expected = evaluation.sequences_of(streamed), pipeline.sequences(config.data, "val")
+        videos, expected = evaluation.sequences_of(streamed), whole_videos.find(config.data, "val")
         assert len(videos) == len(expected) == 2
         for video, known in zip([*videos, videos[1]], [*expected, expected[1]], strict=True):
             assert video.name == known.name
@@ -94,7 +94,7 @@ def test_counts_are_those_of_the_labels(run):
     total = metrics.SequenceScores(table.names, (2, 4))
     truths, founds = [], []
     for video, (_, labels), row in zip(
-        pipeline.sequences(folder.config().data, "val"), found_labels, result["sequences"], strict=True
+        whole_videos.find(folder.config().data, "val"), found_labels, result["sequences"], strict=True
     ):
         own = metrics.SequenceScores(table.names, (2, 4))
         own.add(video.labels, labels, video.flow)

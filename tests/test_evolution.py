@@ -2,12 +2,12 @@
 
 import functools
 
+import bandit
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.bench import bandit
 from dvsnas_jax.controller import evolution, strategies
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import config as config_lib

@@ -17,7 +17,7 @@ import dvsnas_jax
 from dvsnas_jax import cli
 from dvsnas_jax.core import compilation, errors
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.data.loading import whole_videos
 from dvsnas_jax.deploy import export
 from dvsnas_jax.evaluate import evaluation
 from dvsnas_jax.infer import artifact, programs
@@ -93,7 +93,7 @@ def test_it_runs_with_jax_alone(folders, tmp_path):
 
 def test_any_number_of_videos_at_a_time(folders):
     run, out = folders("refine")
-    videos = pipeline.sequences(trained.make_config("refine").data, "val")
+    videos = whole_videos.find(trained.make_config("refine").data, "val")
     model = artifact.open_folder(out)
     state = model.initial_state(2)
     for index in range(3):

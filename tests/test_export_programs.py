@@ -138,7 +138,7 @@ def test_maps_of_one_pixel_are_taken_by_tensorflow_lite(backend):
     rng = np.random.default_rng(0)
     kernel, x = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 1, 6, 5), (1, 2, 1, 6)))
     function = savedmodel.Function(
-        fn=lambda weights, x: layers.conv(x, weights[0], stride=2, backend=backend), weights=("kernel",),
+        fn=compilation.target(backend)(lambda weights, x: layers.conv(x, weights[0], stride=2)), weights=("kernel",),
         args=(jax.ShapeDtypeStruct(x.shape, x.dtype),), is_batched=False, inputs=("x",), outputs=("y",),
     )  # fmt: skip
     content = savedmodel.lite({"conv": function}, {"kernel": kernel})

@@ -15,7 +15,7 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import layouts
 from dvsnas_jax.data.loading import pipeline, store
-from dvsnas_jax.infer.video import video_in
+from dvsnas_jax.infer.video import sources
 from dvsnas_jax.train import require_labels
 
 SIZE = (12, 8)
@@ -304,11 +304,11 @@ def test_frame_and_mask_side_by_side_and_the_advice_works(tmp_path, capsys):
 def test_segment_warns_where_masks_are_read_as_frames(tmp_path):
     for i in range(3):
         _pair(tmp_path / f"{i:05d}.jpg", tmp_path / f"{i:05d}.png")
-    source = video_in.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert source.num_frames == 6 and len(source.warnings) == 1
     assert "names repeat: 6 images have 3 names (00000.jpg, 00000.png), all are read as frames" in source.warnings[0]
     pattern = source.warnings[0].rpartition("'")[0].rpartition("'")[2]
-    other = video_in.open_source(pattern)
+    other = sources.open_source(pattern)
     assert other.num_frames == 3 and other.warnings == []
     assert image_files.repeated_names([pathlib.Path("a/1.png"), pathlib.Path("a/2.png")]) == ""
 

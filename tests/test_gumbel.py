@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.bench import bench_search
+from dvsnas_jax.bench import search_speed
 from dvsnas_jax.controller import gumbel, strategies
 from dvsnas_jax.core import compilation, errors, mesh, types
 from dvsnas_jax.core import config as config_lib
@@ -21,7 +21,7 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import relaxed as relaxed_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.space import supernet_gradient
-from dvsnas_jax.studies import replay, table
+from dvsnas_jax.studies import compare_strategies, table
 from dvsnas_jax.train import features
 
 
@@ -339,12 +339,14 @@ def test_what_it_cannot_do_is_told_in_one_line(changes, message) -> None:
 
 def test_a_table_has_no_gradients() -> None:
     with pytest.raises(errors.UserError, match="gumbel learns from gradients, a replay has rewards only"):
-        replay.run(table.load(table.PACKAGED), ("random", "gumbel"), num_runs=1)
+        compare_strategies.on_table(
+            table.load(table.PACKAGED), ("random", "gumbel"), compare_strategies.Options(num_runs=1)
+        )
 
 
 def test_the_benchmark_of_ordinary_steps_refuses_it() -> None:
     with pytest.raises(errors.UserError, match="does not measure relaxed steps"):
-        bench_search.count(CONFIG)
+        search_speed.count(CONFIG)
 
 
 MESH_CODE = """

@@ -35,6 +35,11 @@ def _value_and_grad(fn: Callable[..., jax.Array], *args: jax.Array) -> tuple:
     return jax.jit(both)(*args)
 
 
+def _on(backend: str, fn: Callable[..., jax.Array], **options) -> Callable[..., jax.Array]:
+    """A function whose layers are those of a backend."""
+    return compilation.target(backend)(lambda *args: fn(*args, **options))
+
+
 GEOMETRY = [
     # height, width, kernel, stride, dilation
     (9, 8, 3, 1, 1),
@@ -58,8 +63,7 @@ CHANNELS = [(4, 6), (16, 2), (16, 5)]  # the last two: products before the shift
 def test_conv_variants_agree(height, width, size, stride, dilation, cin, cout):
     x, kernel = _normal(2, height, width, cin), _normal(size, size, cin, cout, seed=1)
     results = [
-        _value_and_grad(lambda x, k, b=b: layers.conv(x, k, stride=stride, dilation=dilation, backend=b), x, kernel)
-        for b in ("cpu", "gpu")
+        _value_and_grad(_on(b, layers.conv, stride=stride, dilation=dilation), x, kernel) for b in ("cpu", "gpu")
     ]
     assert results[0][0].shape == (2, -(-height // stride), -(-width // stride), cout)
     _assert_close(*results)
@@ -68,8 +72,8 @@ def test_conv_variants_agree(height, width, size, stride, dilation, cin, cout):
 @pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 2)])
 def test_convolution_with_fewer_products_agrees(size):
     x, kernel = _normal(2, *size, winograd.MIN_CHANNELS), _normal(3, 3, winograd.MIN_CHANNELS, 70, seed=1)
-    ours = _value_and_grad(lambda x, k: layers.conv(x, k, backend="cpu"), x, kernel)
-    _assert_close(ours, _value_and_grad(lambda x, k: layers.conv(x, k, backend="gpu"), x, kernel))
+    ours = _value_and_grad(_on("cpu", layers.conv), x, kernel)
+    _assert_close(ours, _value_and_grad(_on("gpu", layers.conv), x, kernel))
     products = [eqn for eqn in jax.make_jaxpr(winograd.conv_3x3)(x, kernel).eqns if eqn.primitive.name == "dot_general"]
     assert len(products) == 16  # for each tile of 2x2, which takes 36 otherwise
     _assert_close(winograd.conv_3x3(x, kernel), ours[0])
@@ -107,9 +111,7 @@ def test_depthwise_variants_agree(height, width, size, stride, dilation):
     x, kernel = _normal(2, height, width, 3), _normal(size, size, 3, seed=1)
 
     def run(backend: str) -> tuple:
-        return _value_and_grad(
-            lambda x, k: layers.depthwise_conv(x, k, stride=stride, dilation=dilation, backend=backend), x, kernel
-        )
+        return _value_and_grad(_on(backend, layers.depthwise_conv, stride=stride, dilation=dilation), x, kernel)
 
     assert run("cpu")[0].shape == (2, -(-height // stride), -(-width // stride), 3)
     _assert_close(run("cpu"), run("gpu"))
@@ -124,7 +126,7 @@ def test_every_stride_and_dilation_agrees(is_depthwise):
     @compilation.jit_once
     def run(kernel: jax.Array) -> list:
         return [
-            [conv_fn(_normal(2, *size, 4), kernel, stride=stride, dilation=dilation, backend=b) for b in ("cpu", "gpu")]
+            [_on(b, conv_fn, stride=stride, dilation=dilation)(_normal(2, *size, 4), kernel) for b in ("cpu", "gpu")]
             for size, stride, dilation in cases
         ]
 
@@ -160,10 +162,10 @@ def test_conv_by_hand(backend):
     x = jnp.arange(9.0).reshape(1, 3, 3, 1)
     ones = jnp.ones((3, 3, 1, 1))
     expected = [[8.0, 15, 12], [21, 36, 27], [20, 33, 24]]  # sums of the neighbourhoods, zeros around
-    np.testing.assert_allclose(layers.conv(x, ones, backend=backend)[0, ..., 0], expected)
+    np.testing.assert_allclose(_on(backend, layers.conv)(x, ones)[0, ..., 0], expected)
     # Stride 2 pads (1, 1) and so looks at pixels 0 and 2; `SAME` would give another grid.
-    np.testing.assert_allclose(layers.conv(x, ones, stride=2, backend=backend)[0, ..., 0], [[8.0, 12], [20, 24]])
-    far = layers.depthwise_conv(x, ones[..., 0], dilation=2, backend=backend)[0, ..., 0]
+    np.testing.assert_allclose(_on(backend, layers.conv, stride=2)(x, ones)[0, ..., 0], [[8.0, 12], [20, 24]])
+    far = _on(backend, layers.depthwise_conv, dilation=2)(x, ones[..., 0])[0, ..., 0]
     np.testing.assert_allclose(far, [[16.0, 8, 16], [8, 4, 8], [16, 8, 16]])
 
 
@@ -178,8 +180,9 @@ def test_conv_keeps_bfloat16():
 def test_layers_run_under_vmap_and_checkpoint():
     x, kernel = _normal(3, 1, 6, 5, 4), _normal(3, 3, 4, seed=1)
 
+    @compilation.target("cpu")
     def fn(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.square(layers.max_pool(layers.depthwise_conv(x, kernel, backend="cpu"), 3, backend="cpu")).sum()
+        return jnp.square(layers.max_pool(layers.depthwise_conv(x, kernel), 3)).sum()
 
     mapped = jax.jit(jax.vmap(jax.grad(jax.checkpoint(fn)), in_axes=(0, None)))(x, kernel)
     single = jax.jit(jax.grad(fn))
@@ -189,7 +192,7 @@ def test_layers_run_under_vmap_and_checkpoint():
 @pytest.mark.parametrize(("window", "height", "width"), [(3, 6, 7), (5, 9, 4), (5, 3, 3)])
 def test_pool_variants_agree_without_ties(window, height, width):
     x = _normal(2, height, width, 3)
-    results = [_value_and_grad(lambda x, b=b: layers.max_pool(x, window, backend=b), x) for b in ("cpu", "gpu")]
+    results = [_value_and_grad(_on(b, layers.max_pool, window=window), x) for b in ("cpu", "gpu")]
     _assert_close(*results)
 
 
@@ -199,7 +202,7 @@ def test_pool_of_large_maps_has_the_same_gradient():
 
     @jax.jit
     def both(x: jax.Array, weights: jax.Array) -> tuple:
-        out, pull = jax.vjp(lambda x: layers.max_pool(x, 5, backend="cpu"), x)
+        out, pull = jax.vjp(_on("cpu", layers.max_pool, window=5), x)
         return out, pull(weights)[0]
 
     together = both(x, weights)
@@ -210,22 +213,23 @@ def test_pool_of_large_maps_has_the_same_gradient():
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 3)])
 def test_pool_of_maps_smaller_than_its_window(size):
     x = _normal(2, *size, 3)
-    ours = _value_and_grad(lambda x: layers.max_pool(x, 5, backend="cpu"), x)
-    _assert_close(ours, _value_and_grad(lambda x: layers.max_pool(x, 5, backend="gpu"), x))
+    ours = _value_and_grad(_on("cpu", layers.max_pool, window=5), x)
+    _assert_close(ours, _value_and_grad(_on("gpu", layers.max_pool, window=5), x))
 
 
 def test_pool_pads_with_minus_infinity_and_strides():
     x = -1 - jnp.abs(_normal(1, 5, 5, 1))
-    assert (layers.max_pool(x, 3, backend="cpu") < 0).all()
-    strided = layers.max_pool(x, 3, stride=2)
-    np.testing.assert_array_equal(strided, layers.max_pool(x, 3, backend="cpu")[:, ::2, ::2])
+    pooled = _on("cpu", layers.max_pool, window=3)(x)
+    assert (pooled < 0).all()
+    np.testing.assert_array_equal(layers.max_pool(x, 3, stride=2), pooled[:, ::2, ::2])
 
 
 def test_pool_gradient_with_ties_keeps_its_sum():
     x = jnp.zeros((1, 6, 6, 2)).at[0, 2, 3, 0].set(1.0)
-    out, (grad,) = _value_and_grad(lambda x: layers.max_pool(x, 3, backend="cpu"), x)
+    pool_fn = _on("cpu", layers.max_pool, window=3)
+    out, (grad,) = _value_and_grad(pool_fn, x)
     np.testing.assert_allclose(grad.sum(), _normal(*out.shape, seed=9).sum(), rtol=1e-5)
-    middle = jax.grad(lambda x: layers.max_pool(x, 3, backend="cpu")[0, 3, 3, 1])(x)
+    middle = jax.grad(lambda x: pool_fn(x)[0, 3, 3, 1])(x)
     expected = np.zeros((6, 6))
     expected[2:5, 2:5] = 1 / 9
     np.testing.assert_allclose(middle[0, :, :, 1], expected, rtol=1e-6)
@@ -266,7 +270,7 @@ def test_batch_moments_gradient():
 @pytest.mark.parametrize("size", [(12, 16), (5, 9), (7, 3), (1, 1), (6, 5)])
 def test_resize_equals_jax_image(backend, size):
     x = _normal(2, 6, 5, 3)
-    ours = _value_and_grad(lambda x: layers.resize_bilinear(x, size, backend=backend), x)
+    ours = _value_and_grad(_on(backend, layers.resize_bilinear, size=size), x)
     theirs = _value_and_grad(lambda x: jax.image.resize(x, (2, *size, 3), "bilinear", antialias=False), x)
     _assert_close(ours, theirs)
 
@@ -279,7 +283,7 @@ def test_resize_with_aligned_corners(backend, size):
     grid = np.asarray(x)[0, :, :, 0]
     partly = np.stack([np.interp(rows[0], np.arange(6), column) for column in grid.T], axis=1)
     expected = np.stack([np.interp(rows[1], np.arange(5), row) for row in partly])
-    y, (grad,) = _value_and_grad(lambda x: layers.resize_bilinear(x, size, align_corners=True, backend=backend), x)
+    y, (grad,) = _value_and_grad(_on(backend, layers.resize_bilinear, size=size, align_corners=True), x)
     np.testing.assert_allclose(y[0, :, :, 0], expected, atol=1e-5)
     # The gradient is the adjoint of a linear map: <A x, g> = <x, A' g>.
     np.testing.assert_allclose((y * _normal(*y.shape, seed=9)).sum(), (x * grad).sum(), rtol=1e-4)
@@ -288,8 +292,7 @@ def test_resize_with_aligned_corners(backend, size):
 def test_average_to_grid():
     x = _normal(1, 6, 8, 2)
     np.testing.assert_allclose(layers.average_to_grid(x, (3, 2))[0, 1, 1], x[0, 2:4, 4:8].mean((0, 1)), rtol=1e-5)
-    on_gpu = layers.average_to_grid(x, (3, 2), backend="gpu")
-    _assert_close(layers.average_to_grid(x, (3, 2), backend="cpu"), on_gpu)
+    _assert_close(*(_on(backend, layers.average_to_grid)(x, (3, 2)) for backend in ("cpu", "gpu")))
     constant = layers.average_to_grid(jnp.full((1, 9, 10, 1), 3.0), (4, 3))
     np.testing.assert_allclose(constant, np.full((1, 4, 3, 1), 3.0), rtol=1e-6)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.data.datasets import camvid_layouts, camvid_table, cityscapes_table, folder_layout, frames, layouts
-from dvsnas_jax.data.loading import folders, pipeline, store
+from dvsnas_jax.data.loading import clip_index, pipeline, store, whole_videos
 
 FOLDER = {
     "frames": "images/{split}/{sequence}/{number}.png",
@@ -171,7 +171,7 @@ def test_cityscapes_sequences(tmp_path):
     official = pytest.importorskip("cityscapesscripts.helpers.labels")
     expected = np.vectorize(lambda i: official.id2label[i].trainId)(ids)
     np.testing.assert_array_equal(clips.labels[2, 2], expected)
-    videos = pipeline.sequences(data, "val")
+    videos = whole_videos.find(data, "val")
     assert [(video.name, len(video.frames)) for video in videos] == [
         ("frankfurt_000000_000275", 20),  # what follows the labelled 20th frame changes no score
         ("frankfurt_000000_000557", 20),
@@ -189,7 +189,7 @@ def test_cityscapes_stills(tmp_path):
         == _names(source)
         == [("frankfurt_000000", 294), ("frankfurt_000000", 576), ("munster_000173", 19)]
     )
-    assert [len(video.frames) for video in pipeline.sequences(data, "val")] == [1, 1, 1]
+    assert [len(video.frames) for video in whole_videos.find(data, "val")] == [1, 1, 1]
     with pytest.raises(errors.UserError, match="set data.history to 'stills'"):
         pipeline.num_clips(data, "train", 2)
     data.history = "stills"
@@ -217,7 +217,7 @@ def test_folder_with_masks(tmp_path):
     clips = pipeline.load_clips(data, split="val", num_frames=2)
     ids = trees.blocks("val/val_a/0003.png", (10, 20, 30, 0))
     np.testing.assert_array_equal(clips.labels[1, 1], np.where(ids == 0, 255, ids // 10 - 1))
-    assert [len(video.frames) for video in pipeline.sequences(data, "val")] == [6, 6]
+    assert [len(video.frames) for video in whole_videos.find(data, "val")] == [6, 6]
     assert layouts.class_table(data).colors.shape == (3, 3) and len({tuple(c) for c in source.table.colors}) == 3
 
 
@@ -256,7 +256,7 @@ def test_patterns_are_guessed(files, pattern, expected, tmp_path):
     source = layouts.find(_data("folder", tmp_path), "train")
     assert _names(source) == expected and source.table.names == camvid_table.TABLE.names
     with pytest.raises(errors.UserError, match="none of the"):
-        folders.clips(source.frames, 1, 1, 0)
+        clip_index.clips(source.frames, 1, 1, 0)
 
 
 def test_a_pattern_may_repeat_the_sequence(tmp_path):
@@ -324,14 +324,14 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
 
 def test_only_labelled_frames_are_targets():
     found = _frames(("a", 1, False), ("a", 2, True), ("a", 3, False), ("a", 4, True), ("b", 4, True))
-    np.testing.assert_array_equal(folders.clips(found, 2, 1, 0), [[0, 1], [2, 3]])
-    np.testing.assert_array_equal(folders.clips(found, 1, 1, 0), [[1], [3], [4]])
+    np.testing.assert_array_equal(clip_index.clips(found, 2, 1, 0), [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(clip_index.clips(found, 1, 1, 0), [[1], [3], [4]])
 
 
 def test_runs_hold_every_labelled_frame_once():
     found = _frames(*(("a", n, n % 3 == 0) for n in range(20)), *(("b", n, n == 7) for n in range(4, 12)))
     for gap in (1, 2, 5):
-        runs = folders.runs(found, gap)
+        runs = clip_index.runs(found, gap)
         places = [i for run in runs for i in run]
         assert len(places) == len(set(places))
         assert {i for i, frame in enumerate(found) if frame.label} <= set(places)
@@ -339,9 +339,9 @@ def test_runs_hold_every_labelled_frame_once():
             numbers = [found[i].number for i in run]
             assert len({found[i].sequence for i in run}) == 1 and found[run[-1]].label
             assert numbers == list(range(numbers[0], numbers[-1] + 1, gap))
-    assert [len(run) for run in folders.runs(found, 1)] == [19, 4]
+    assert [len(run) for run in clip_index.runs(found, 1)] == [19, 4]
     bare = _frames(("a", 1, False), ("a", 2, False))
-    assert folders.runs(bare, 1) == [[0, 1]]
+    assert clip_index.runs(bare, 1) == [[0, 1]]
 
 
 # --- the store ------------------------------------------------------------------------------------
@@ -349,27 +349,27 @@ def test_runs_hold_every_labelled_frame_once():
 
 def test_a_split_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     data = _data("camvid", trees.camvid_segnet(tmp_path), height=1000, width=2000, eval_gap=2)
-    monkeypatch.setattr(store, "_free_memory", lambda: 30_000_000)
+    monkeypatch.setattr(store, "free_memory", lambda: 30_000_000)
     message = (
         r"train: 7 frames x 1000 x 2000 pixels x 4 bytes = 0\.1 GB, but 0\.0 GB of memory are free; set data.loader"
     )
     with pytest.raises(errors.UserError, match=message):
         store.load(data, "train")
     with pytest.raises(errors.UserError, match="4 frames x 1000"):
-        store.videos(data, "val")[0]
+        whole_videos.find(data, "val")[0]
 
 
 def test_videos_are_read_one_at_a_time(tmp_path):
     data = _data("camvid", trees.camvid_segnet(tmp_path), eval_gap=2)
     (tmp_path / "val" / "0016E5_07969.png").write_bytes(b"broken")
-    videos = store.videos(data, "val")
+    videos = whole_videos.find(data, "val")
     assert [len(run) for run in videos.runs] == [4, 1] and len(videos) == 2
     assert videos[0].name == "0016E5_007959" and len(videos[0].frames) == 4
     assert len(videos.shortened(2)[0].frames) == 2
     with pytest.raises(errors.UserError, match="0016E5_07969.png: not a readable image"):
         videos[1]
     with pytest.raises(errors.UserError, match="0016E5_07969.png: not a readable image"):
-        list(store.videos(data, "val"))
+        list(whole_videos.find(data, "val"))
 
 
 def test_resizing_averages_frames_and_picks_labels(tmp_path):

@@ -89,9 +89,10 @@ def test_vectors_change_nothing_of_an_optimizer():
     section.update({"clip_norm": 1.0, "learning_rate": 0.1, "weight_decay": 0.3})
     ours = optax.chain(optim.make(section, is_constant=True), optim.scale_part("encoder", 0.1))
     states = plain.init(params), ours.init(params)
+    updates = jax.jit(plain.update), jax.jit(ours.update)
     for _ in range(3):
-        expected, first = plain.update(grads, states[0], params)
-        found, second = ours.update(grads, states[1], params)
+        expected, first = updates[0](grads, states[0], params)
+        found, second = updates[1](grads, states[1], params)
         states = first, second
         expected = {**expected, "encoder": jax.tree.map(lambda x: 0.1 * x, expected["encoder"])}
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
@@ -99,8 +100,12 @@ def test_vectors_change_nothing_of_an_optimizer():
 
 def test_the_objective_adds_its_parts():
     config = config_lib.load(
-        None, {"net.width": "0.1", "net.decoder_channels": "8", "net.auxiliary": "true", "pretrain.distillation": "0.7"}
-    )
+        None,
+        {
+            "net.encoder": "resnet18", "net.width": "0.125", "net.decoder_channels": "8", "net.auxiliary": "true",
+            "pretrain.distillation": "0.7",
+        },
+    )  # fmt: skip
     net = static_net.make(config.net, 3)
     variables = static_net.init(net, jax.random.key(0))
     teacher = static_net.init(net, jax.random.key(1))

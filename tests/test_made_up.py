@@ -10,7 +10,7 @@ from scipy import stats
 
 from dvsnas_jax import cli
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.studies import evidence, made_up, replay
+from dvsnas_jax.studies import compare_strategies, made_up_rewards, strategies_replay, strategies_statistics
 
 SPACE = genotype_lib.Space(
     inputs=("prev_state", "decoder", "stage1"),
@@ -27,26 +27,26 @@ def draw(num: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_world_does_not_depend_on_what_is_asked_first(seed):
     genotypes = draw(50)
-    first, second = (made_up.World(SPACE, seed, noise=0.0) for _ in range(2))
+    first, second = (made_up_rewards.World(SPACE, seed, noise=0.0) for _ in range(2))
     rows = first.rows(genotypes)
     forwards = first.quality()[rows]
     rows = second.rows(genotypes[::-1])
     np.testing.assert_array_equal(second.quality()[rows[::-1]], forwards)
-    other = made_up.World(SPACE, seed + 1, noise=0.0)
+    other = made_up_rewards.World(SPACE, seed + 1, noise=0.0)
     rows = other.rows(genotypes)
     assert np.abs(other.quality()[rows] - forwards).max() > 0.1
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_random_cells_have_mean_0_and_variance_1(seed):
-    world = made_up.World(SPACE, seed, noise=0.0)
+    world = made_up_rewards.World(SPACE, seed, noise=0.0)
     rows = world.rows(draw(2000, seed=7))
     values = world.quality()[rows]
     assert abs(values.mean()) < 0.2 and abs(values.std() - 1) < 0.2
 
 
 def test_equal_cells_share_a_row():
-    world = made_up.World(SPACE, 0, noise=0.0)
+    world = made_up_rewards.World(SPACE, 0, noise=0.0)
     one = np.array([[0, 1, 1, 2, 0], [3, 2, 1, 3, 0]], np.int32)
     swapped = np.array([[1, 0, 2, 1, 0], [3, 2, 1, 3, 0]], np.int32)
     rows = world.rows(np.stack([one, swapped, one]))
@@ -54,7 +54,7 @@ def test_equal_cells_share_a_row():
 
 
 def test_a_reward_is_the_quality_and_normal_noise():
-    world = made_up.World(SPACE, 0, noise=0.5)
+    world = made_up_rewards.World(SPACE, 0, noise=0.5)
     (row,) = world.rows(draw(1))
     quality = world.quality()[row]
     assert world.draw(row, (0,), 0.5) == quality
@@ -68,7 +68,7 @@ def test_a_reward_is_the_quality_and_normal_noise():
 def test_noise_makes_the_rank_correlation(tau):
     rng = np.random.default_rng(0)
     quality = rng.normal(size=4000)
-    rewards = quality + made_up.noise_of(tau) * rng.normal(size=4000)
+    rewards = quality + made_up_rewards.noise_of(tau) * rng.normal(size=4000)
     assert stats.kendalltau(quality, rewards).statistic == pytest.approx(tau, abs=0.03)
 
 
@@ -81,8 +81,8 @@ class Known:
 
 def test_summary_of_known_runs():
     rewards = np.array([[0.5, 0.1, 0.9, 0.2, 0.3, 0.4, 0.0, np.nan]])
-    run = evidence.Runs(np.array([[0, 1, 2, 0, 3, 1, 4, -1]]), rewards, np.array([8]), 2.0)
-    found = evidence.summarize_worlds([Known()], [run], num_top=2)
+    run = strategies_replay.Runs(np.array([[0, 1, 2, 0, 3, 1, 4, -1]]), rewards, np.array([8]), 2.0)
+    found = strategies_statistics.summarize_worlds([Known()], [run], num_top=2)
     assert found["last_quarter"]["value"] == -1 and found["best"]["value"] == 2
     assert found["top"]["value"] == 1  # cells 2 and 0, of the rewards 0.9 and 0.5
     assert found["distinct"]["value"] == pytest.approx(5 / 7) and found["seconds_per_run"] == 2
@@ -124,15 +124,15 @@ def test_wrong_words_are_told_in_one_line(words, message, capsys):
 
 
 def test_the_budget_is_that_of_the_config():
-    report = replay.run_made_up(["random"], config_path="configs/smoke.py", num_runs=1)
+    report = compare_strategies.on_made_up(["random"], compare_strategies.Options("configs/smoke.py", num_runs=1))
     config = report.content
     assert config["budget"] == 4 * 2 and config["per_step"] == 2
 
 
+@pytest.mark.slow
 def test_the_settings_of_short_searches_learn():
-    report = replay.run_made_up(
-        ["ppo", "random"], config_path="configs/scratch.py", budget=150, num_runs=12, tau=0.55, is_cached=True
-    )
+    options = compare_strategies.Options("configs/scratch.py", budget=150, num_runs=12, is_cached=True)
+    report = compare_strategies.on_made_up(["ppo", "random"], options, tau=0.55)
     ppo, random = (report.content["results"][name] for name in ("ppo", "random"))
     assert ppo["last_quarter"]["low"] > 0.5 > random["last_quarter"]["high"]
     assert ppo["top"]["value"] > random["top"]["value"] + 0.2

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 import trees
 
-from dvsnas_jax.bench import bandit, bench_search
+from dvsnas_jax.bench import controller_speed, search_speed
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import locking
@@ -652,8 +652,8 @@ def _no_work(monkeypatch, tmp_path):
     def begin(*_, **__):
         pytest.fail("work began before the words were found wrong")
 
-    monkeypatch.setattr(bandit, "benchmark", begin)
-    monkeypatch.setattr(bench_search, "run", begin)
+    monkeypatch.setattr(controller_speed, "run", begin)
+    monkeypatch.setattr(search_speed, "run", begin)
     monkeypatch.setattr(load_lib, "load", begin)
 
 

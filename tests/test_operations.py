@@ -1,5 +1,7 @@
 """The laws that every operation and aggregation keeps, and what each one does where the answer is known."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -54,14 +56,19 @@ def make_params(name: str, *, seed: int = 1, deviation: float = 0.2) -> types.Pa
     return jax.tree.unflatten(tree, moved)
 
 
-def value_and_grads(name: str, params: types.Params, maps: list[jax.Array]) -> tuple:
-    """The map, and the gradients by parameters and maps of a fixed random weighting of it."""
+@functools.cache
+def program(name: str, *, is_cpu: bool = True):
+    """`(params, *maps) -> (map, gradients by parameters and maps of a fixed random weighting of it)`, jitted."""
 
     def both(params: types.Params, *maps: jax.Array) -> tuple:
+        TRACES.append(name)
         output, pull_fn = jax.vjp(lambda params, *maps: MEMBERS[name].apply(params, *maps, SCOPE), params, *maps)
         return output, pull_fn(jax.random.normal(jax.random.key(9), output.shape).astype(output.dtype))
 
-    return jax.jit(both)(params, *maps)
+    return jax.jit(both)
+
+
+TRACES: list[str] = []
 
 
 def test_the_tables_are_the_vocabulary() -> None:
@@ -82,14 +89,14 @@ def test_parameter_count(name: str, channels: int) -> None:
 def test_shape_dtype_and_gradients(name: str, dtype: jnp.dtype) -> None:
     """Shape and type are kept, gradients are finite, no parameter is dead, bfloat16 is float32 but for rounding."""
     maps, params = make_maps(name, dtype=dtype), make_params(name)
-    output, (params_grad, *maps_grad) = value_and_grads(name, params, maps)
+    output, (params_grad, *maps_grad) = program(name)(params, *maps)
     assert output.shape == maps[0].shape and output.dtype == dtype
     chex.assert_trees_all_equal_shapes_and_dtypes((params_grad, *maps_grad), (params, *maps))
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((params_grad, maps_grad)))
     if dtype == jnp.float32:
         assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(params_grad))
     else:
-        exact = MEMBERS[name].apply(params, *[x.astype(jnp.float32) for x in maps], SCOPE)
+        exact, _ = program(name)(params, *[x.astype(jnp.float32) for x in maps])
         error = jnp.abs(output.astype(jnp.float32) - exact)
         assert float(error.mean()) < 0.02 and float(error.max()) < 0.5
 
@@ -97,7 +104,7 @@ def test_shape_dtype_and_gradients(name: str, dtype: jnp.dtype) -> None:
 @EVERY
 def test_untrained_members_have_finite_gradients(name: str) -> None:
     """At the start offsets are whole cells and queries are zero."""
-    _, grads = value_and_grads(name, MEMBERS[name].init(jax.random.key(0), 8, SCOPE), make_maps(name))
+    _, grads = program(name)(MEMBERS[name].init(jax.random.key(0), 8, SCOPE), *make_maps(name))
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(grads))
 
 
@@ -106,25 +113,17 @@ def test_backend_variants_are_equal(name: str, monkeypatch: pytest.MonkeyPatch) 
     results = []
     for is_cpu in (True, False):
         monkeypatch.setattr(layers, "is_cpu", lambda backend, is_cpu=is_cpu: is_cpu)
-        results.append(value_and_grads(name, make_params(name), make_maps(name)))
+        results.append(program(name, is_cpu=is_cpu)(make_params(name), *make_maps(name)))
     chex.assert_trees_all_close(*results, atol=2e-4, rtol=2e-4)
 
 
 @EVERY
 def test_other_weights_and_maps_trace_nothing(name: str) -> None:
-    traces = []
-
-    @jax.jit
-    def apply_fn(params: types.Params, *maps: jax.Array) -> jax.Array:
-        traces.append(name)
-        return MEMBERS[name].apply(params, *maps, SCOPE)
-
-    outputs = [
-        apply_fn(MEMBERS[name].init(jax.random.key(0), 8, SCOPE), *make_maps(name)),
-        apply_fn(make_params(name), *make_maps(name, seed=5)),
-    ]
-    assert traces == [name]
-    assert name == "none" or float(jnp.abs(outputs[0] - outputs[1]).max()) > 0.1
+    first, _ = program(name)(MEMBERS[name].init(jax.random.key(0), 8, SCOPE), *make_maps(name))
+    num_traces = len(TRACES)
+    second, _ = program(name)(make_params(name), *make_maps(name, seed=5))
+    assert len(TRACES) == num_traces > 0
+    assert name == "none" or float(jnp.abs(first - second).max()) > 0.1
 
 
 def test_known_values_of_the_simple_members() -> None:

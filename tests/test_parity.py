@@ -10,7 +10,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.nets import blocks, static_net
 from dvsnas_jax.nets.decoders import deeplab
 from dvsnas_jax.nets.encoders import resnet
-from dvsnas_jax.nets.weights import torch_weights, weights_folder
+from dvsnas_jax.nets.weights import torch_import, weights_folder
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `parity`)")
 twins = pytest.importorskip("torch_twins")
@@ -22,9 +22,9 @@ TOLERANCE = 1e-4
 def _imported(twin, net: str, folder, **changes):
     """The network with the twin's weights, by way of a .pth file and a folder."""
     torch.save(twin.state_dict(), folder / "weights.pth")
-    torch_weights.import_file(folder / "weights.pth", net, folder / "imported")
+    torch_import.import_file(folder / "weights.pth", net, folder / "imported")
     config = config_lib.defaults().net
-    config.update({**torch_weights.settings(net), "weights": str(folder / "imported"), **changes})
+    config.update({**torch_import.sources()[net].settings, "weights": str(folder / "imported"), **changes})
     ours = static_net.make(config, NUM_CLASSES)
     return ours, static_net.start(config, ours, jax.random.key(0))
 

@@ -15,10 +15,10 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data import preview
 from dvsnas_jax.data.datasets import frames, layouts
-from dvsnas_jax.data.loading import folders, pipeline, store
+from dvsnas_jax.data.loading import decode, encoded_frames, store, whole_videos
 from dvsnas_jax.data.prepared import encoded, prepare
 from dvsnas_jax.evaluate import submission
-from dvsnas_jax.infer.video import video_in
+from dvsnas_jax.infer.video import sources
 
 FOLDER = {
     "frames": "images/{split}/{sequence}/{number}.*",
@@ -84,13 +84,12 @@ def write_tree(root, images, masks):
 
 
 def by_both_loaders(data, loaders=("numpy", "tf")):
-    """Frames and labels of all clips of one frame, by loader."""
+    """Frames and labels of the only video, by loader."""
     found = []
     for loader in loaders:
         data.loader = loader
-        num = len(store.index(data, "val", 1).places)
-        ((clip, _),) = pipeline.eval_batches(data, split="val", batch_size=num, num_frames=1)
-        found.append((np.asarray(clip.frames)[:, 0], np.asarray(clip.labels)[:, 0]))
+        (video,) = whole_videos.open_split(data, "val")
+        found.append((video.frames, video.labels))
     return found
 
 
@@ -109,7 +108,7 @@ def test_all_eight_orientations_are_read_upright(kind, tmp_path):
         if kind == "PNG":
             label = encode(trees.blocks("a", range(4), (16, 12)).astype(np.uint8), kind, orientation)
             np.testing.assert_array_equal(
-                folders.read_label(tmp_path / "x", CODE, label), trees.blocks("a", range(4), (16, 12))
+                decode.read_label(tmp_path / "x", CODE, label), trees.blocks("a", range(4), (16, 12))
             )
 
 
@@ -181,7 +180,7 @@ def test_check_preview_prepared_data_and_predictions_are_upright(phone, tmp_path
             np.testing.assert_array_equal(found.labels, labels)
             paths = submission.write(lambda v: (None, np.zeros(v.shape[:3], np.uint8)), data, "val", tmp_path / "p")
             assert {Image.open(path).size for path in paths} == {(16, 24)}
-    half = store.read(store.source(data, "val"), range(6), (12, 8), what="x", media=store.prepared.of(data, "val"))
+    half = store.read(encoded_frames.open_media(data, "val"), range(6), (12, 8), what="x")
     np.testing.assert_array_equal(half.labels, labels[:, 1::2, 1::2])
     expected = Image.fromarray(pixels[3]).resize((8, 12), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(half.frames[3], np.asarray(expected))
@@ -195,14 +194,14 @@ def test_labels_that_lie_where_the_frame_is_turned_are_told_why(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encode(pixels, "JPEG", 6))
     trees.save(tmp_path / "a.png", np.zeros((16, 24), np.uint8))
     frame = frames.Frame("a", 0, tmp_path / "a.jpg", tmp_path / "a.png")
-    for read in (lambda: folders.load(frame, CODE, 24, 16), lambda: encoded.pair(frame)):
+    for read in (lambda: decode.load(frame, CODE, (24, 16)), lambda: encoded.pair(frame)):
         with pytest.raises(errors.UserError, match=r"24x16 pixels, but its frame a\.jpg has 16x24; .*EXIF orientation"):
             read()
 
 
 def test_segment_reads_photos_upright(phone):
     root, pixels, _ = phone
-    source = video_in.open_source(str(root / "images" / "val" / "v"))
+    source = sources.open_source(str(root / "images" / "val" / "v"))
     assert source.size == (24, 16)
     np.testing.assert_array_equal([frame.image for frame in source], pixels)
 

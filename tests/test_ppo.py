@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from dvsnas_jax.bench import bandit
+from dvsnas_jax.bench import controller_speed
 from dvsnas_jax.controller import descent, ppo
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.core import config as config_lib
@@ -68,7 +68,7 @@ def test_nothing_valid_changes_nothing(policy):
     assert int(metrics["num_updates"]) == 0
 
 
-@pytest.mark.parametrize("num", [1, 3, 4, 11])
+@pytest.mark.parametrize("num", [3, 4, 11])
 def test_learn_updates_on_every_full_buffer_whatever_n_is(policy, num):
     algorithm = ppo.make(policy, make_config())
     state, traces = jax.jit(algorithm.init)(jax.random.key(0)), []
@@ -222,6 +222,6 @@ def test_impossible_sizes_are_refused_in_one_line(policy, changes, message):
 @pytest.mark.slow
 def test_running_times_at_the_published_sizes():
     """At least 20 times faster than the sibling code's 2.3 s per update and 1.55 s per 100 genotypes, idle machine."""
-    times = bandit.benchmark(num_repeats=15, minibatches=(1,))
+    times = controller_speed.run(num_repeats=15, minibatches=(1,))
     assert times["update_minibatch_1"]["best_ms"] < 2300 / 20
     assert times["sample"]["best_ms"] < 1550 / 20

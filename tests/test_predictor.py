@@ -1,6 +1,7 @@
 """The predictor: its features, its Gaussian process against scikit-learn's, what it proposes and what it finds."""
 
 import jax
+import made_up_table
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -12,7 +13,7 @@ from dvsnas_jax.core import types
 from dvsnas_jax.search import derive
 from dvsnas_jax.space import canonical, encoding
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.studies import evidence, table
+from dvsnas_jax.studies import strategies_replay, strategies_statistics
 
 SPACE = genotype_lib.Space(
     inputs=("prev_state", "decoder", "stage1"),
@@ -228,14 +229,15 @@ def test_what_is_not_valid_is_left_out_and_the_oldest_is_forgotten():
     assert (start.reward == 0).all() and int(start.num_added) == 0  # the state that went in is as it was
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_it_finds_the_best_cell_sooner_than_random_draws(seed):
-    made = table.made_up(SPACE, seed, noise=0.0)
-    settings = evidence.Settings(budget=24, num_runs=8, per_step=3, training_seeds=(0,))
+    made = made_up_table.make(SPACE, seed, noise=0.0)
+    settings = strategies_replay.Settings(budget=24, num_runs=8, per_step=3, training_seeds=(0,))
     found = {}
     for name in ("predictor", "random"):
         strategy = strategies.make(name, SPACE, make_config(predictor_draws=6, predictor_pool=60))
-        found[name] = evidence.summarize(made, evidence.replay(made, strategy, settings), settings)
+        runs = strategies_replay.replay(made, strategy, settings)
+        found[name] = strategies_statistics.summarize_table(made, runs, settings)
     regret = {name: np.asarray(found[name]["curve"]["mean"]) for name in found}
     np.testing.assert_array_equal(regret["predictor"][:3] >= 0, True)
     assert regret["predictor"][-1] < 0.5 * regret["random"][-1]
@@ -267,10 +269,10 @@ def test_the_choice_by_the_posterior_is_not_fooled_by_one_lucky_reward():
 
 
 def test_repeats_go_to_the_most_promising_cells_and_are_paid_from_the_budget():
-    made = table.made_up(SPACE, 1, noise=0.5)
-    settings = evidence.Settings(budget=30, num_runs=6, per_step=3, training_seeds=(0, 1))
-    runs = evidence.replay(made, strategies.make("random", SPACE, make_config()), settings)
-    found = evidence.ends(made, runs, settings)
+    made = made_up_table.make(SPACE, 1, noise=0.5)
+    settings = strategies_replay.Settings(budget=30, num_runs=6, per_step=3, training_seeds=(0, 1))
+    runs = strategies_replay.replay(made, strategies.make("random", SPACE, make_config()), settings)
+    found = strategies_statistics.ends(made, runs, settings)
     for choice, (chosen, evaluated) in found.items():
         assert evaluated.shape == (6, 30) and (chosen[:, None] == evaluated).any(axis=1).all(), choice
     best = np.take_along_axis(runs.rows, runs.rewards.argmax(axis=1)[:, None], axis=1)[:, 0]

@@ -7,7 +7,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.data.loading import prefetch
@@ -31,22 +30,18 @@ def _clips(count, made=None):
         yield types.Clip(frames=np.full((4, 2, 3, 3, 3), i, np.uint8), labels=np.full((4, 2, 3, 3), i, np.uint8))
 
 
-@pytest.mark.parametrize("is_sharded", [False, True])
-def test_batches_arrive_in_order_on_the_devices(is_sharded):
-    mesh = jax.make_mesh((jax.device_count(),), ("data",))
-    sharding = NamedSharding(mesh, PartitionSpec("data")) if is_sharded else None
-    seen = list(prefetch.to_device(_clips(5), sharding))
+def test_batches_arrive_in_order_on_the_device():
+    seen = list(prefetch.to_device(_clips(5)))
     assert [int(clip.frames[0, 0, 0, 0, 0]) for clip in seen] == list(range(5))
     for i, clip in enumerate(seen):
         assert isinstance(clip.frames, jax.Array) and clip.frames.dtype == np.uint8
-        assert sharding is None or clip.labels.sharding == sharding
         np.testing.assert_array_equal(clip.labels, np.full((4, 2, 3, 3), i))
     _wait_for_no_thread()
 
 
 def test_it_runs_no_further_ahead_than_asked():
     made = []
-    with prefetch.to_device(_clips(100, made), depth=3) as batches:
+    with prefetch.on_host(_clips(100, made), depth=3) as batches:
         next(batches)
         time.sleep(0.5)
         assert len(made) == 1 + 3 + 1  # taken, waiting, in the thread's hand
@@ -87,8 +82,3 @@ def test_the_thread_ends_with_its_consumer():
     gc.collect()
     _wait_for_no_thread()
     assert closed == [True, True]
-
-
-def test_no_room():
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        prefetch.to_device(_clips(1), depth=0)

@@ -1,11 +1,11 @@
 """REINFORCE: the arithmetic of baseline, advantage and loss, and a hidden genotype."""
 
+import bandit
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.bench import bandit
 from dvsnas_jax.controller import descent, reinforce, strategies
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.core import compilation, types

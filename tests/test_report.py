@@ -17,8 +17,8 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.evaluate import figures, score_tables, timing
+from dvsnas_jax.report import frame_pictures, markup, run_files
 from dvsnas_jax.report import page as report
-from dvsnas_jax.report import report_data, report_html, report_pictures
 from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
 
@@ -318,15 +318,15 @@ def test_sequences_are_told(run):
 def test_errors_are_marked():
     frames = np.full((1, 2, 2, 3), 100, np.uint8)
     labels, found = np.array([[[0, 1], [255, 1]]], np.uint8), np.array([[[0, 0], [0, 1]]], np.uint8)
-    marked = report_pictures.marked_errors(frames, labels, found)[0]
+    marked = frame_pictures.marked_errors(frames, labels, found)[0]
     assert marked[0, 0].tolist() == marked[1, 1].tolist() == [155, 155, 155]
     assert marked[0, 1].tolist() == [185, 96, 25] and marked[1, 0].tolist() == [35, 35, 35]
-    assert report_pictures.wrong_share(labels, found) == pytest.approx(1 / 3)
-    assert report_pictures.wrong_share(np.full_like(labels, 255), found) is None
+    assert frame_pictures.wrong_share(labels, found) == pytest.approx(1 / 3)
+    assert frame_pictures.wrong_share(np.full_like(labels, 255), found) is None
 
 
 def test_the_clip_moves_and_fits():
-    moving, still = report_pictures.clip(_scene(np.random.default_rng(0), num=4))
+    moving, still = frame_pictures.clip(_scene(np.random.default_rng(0), num=4))
     with Image.open(io.BytesIO(moving)) as image:
         assert image.n_frames == 4 and image.size == (640, 480)
         first = np.asarray(image.convert("RGB"), np.int64)
@@ -339,8 +339,8 @@ def test_the_clip_moves_and_fits():
 
 def test_a_large_clip_is_thinned_and_shortened(monkeypatch):
     scene = _scene(np.random.default_rng(0), num=6, height=80, width=960)
-    monkeypatch.setattr(report_pictures, "MAX_CLIP_BYTES", 9_000)
-    moving, _ = report_pictures.clip(scene)
+    monkeypatch.setattr(frame_pictures, "MAX_CLIP_BYTES", 9_000)
+    moving, _ = frame_pictures.clip(scene)
     with Image.open(io.BytesIO(moving)) as image:
         assert image.size == (640, 52) and 1 <= image.n_frames < 6
     assert len(moving) <= 9_000
@@ -602,12 +602,12 @@ def test_an_unwritable_page_is_told(run, tmp_path):
 
 def test_differences_of_configs():
     configs = [{"a": 1, "b": {"c": [1, 2], "d": None}}, {"a": 1, "b": {"c": [1, 3]}, "e": 5}]
-    found = report_data.differences(configs)
+    found = run_files.differences(configs)
     assert found == [("b.c", ["1, 2", "1, 3"]), ("e", ["–", "5"])]
 
 
 def test_numbers():
-    assert [report_html.number(value, 1, is_signed=True) for value in (1.25, -0.01, -3.0, None)] == [
+    assert [markup.number(value, 1, is_signed=True) for value in (1.25, -0.01, -3.0, None)] == [
         "+1.2", "0.0", "−3.0", "–",
     ]  # fmt: skip
 
@@ -635,7 +635,7 @@ def test_a_step_logged_twice_counts_as_logged_last():
 def test_strip_shows_the_colours_of_the_labels(tmp_path):
     """The share of a class colour in the picture grows with the share of the class in the maps."""
     scene = _scene(np.random.default_rng(0), num=2)
-    report_pictures.strip(scene, CLASSES, tmp_path / "s.png")
+    frame_pictures.strip(scene, CLASSES, tmp_path / "s.png", {})
     image = (matplotlib.image.imread(tmp_path / "s.png")[..., :3] * 255).round().astype(int)
     areas = [(image == COLORS[index]).all(-1).mean() for index in range(7)]
     shares = [np.mean([scene[key] == index for key in ("labels", "static", "cell")]) for index in range(7)]

@@ -25,10 +25,10 @@ from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.deploy import load
 from dvsnas_jax.evaluate import evaluation
 from dvsnas_jax.report import page as report
-from dvsnas_jax.report import report_data
+from dvsnas_jax.report import run_files
 from dvsnas_jax.search import pipeline
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.studies import ablate_runs
+from dvsnas_jax.studies import ablate_variants
 from dvsnas_jax.train import cell_training, claims, feature_cache, features, pretrain, training_loop, winners
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -182,7 +182,7 @@ COMMANDS = {
     "evaluate": ("dvsnas_jax.evaluate.evaluation", []),
     "ablate": ("dvsnas_jax.studies.ablate", []),
     "compare": ("dvsnas_jax.studies.compare", ["--genotypes=zoo"]),
-    "compare-strategies": ("dvsnas_jax.studies.evidence_runs", []),
+    "compare-strategies": ("dvsnas_jax.studies.strategies_search", []),
     "compare-strategies --make-table": ("dvsnas_jax.studies.table_maker", []),
 }
 
@@ -226,7 +226,7 @@ def test_a_longer_vocabulary_leaves_runs_as_they_were(tmp_path, monkeypatch):
     monkeypatch.setattr(genotype_lib, "AGGREGATIONS", (*genotype_lib.AGGREGATIONS, "min"))
     for folder in (new, old):
         for given in (config, folder.config(), config_lib.load(None, {"space.operations": ",".join(before)})):
-            space = features.space_of(claims.check(given, folder, ignore=ablate_runs.MAY_DIFFER))
+            space = features.space_of(claims.check(given, folder, ignore=ablate_variants.MAY_DIFFER))
             assert space.operations == before and "min" not in space.aggregations
         assert claims.config_of(folder).space.operations == before
     assert "conv_7x7" in features.space_of(claims.check(config, workdir.Workdir(tmp_path / "later"))).operations
@@ -447,11 +447,11 @@ def test_weights_are_never_those_of_another_genotype(cell, other, monkeypatch):
 
 def test_an_evaluation_is_shown_for_the_cell_that_was_scored(cell, other):
     assert cell.read_json("evaluation.json")[evaluation.GENOTYPE] == winners.read(cell).digest
-    page = report_data.Run(cell.path, "run", cell.path)
-    assert page.scores()["cell"] and page.arrays(report_data.STRIP) is not None
+    page = run_files.Run(cell.path, "run", cell.path)
+    assert page.scores()["cell"] and page.arrays(run_files.STRIP) is not None
     shutil.copy(other, cell.path / "best_genotype.json")
-    page = report_data.Run(cell.path, "run", cell.path)
-    assert page.scores() == {} and page.arrays(report_data.STRIP) is None
+    page = run_files.Run(cell.path, "run", cell.path)
+    assert page.scores() == {} and page.arrays(run_files.STRIP) is None
 
 
 def test_a_report_of_a_folder_that_cannot_be_written_goes_elsewhere(cell, tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.nets.kernels import layers, sampling, windows
+from dvsnas_jax.core import compilation
+from dvsnas_jax.nets.kernels import layers, local_attention, sampling
 
 
 def _normal(*shape: int, seed: int = 0) -> jax.Array:
@@ -99,7 +100,8 @@ def test_deform_conv_equals_the_definition(backend):
         _normal(2, 5, 6, 9, 2, seed=2) * 2,
         _normal(2, 5, 6, 9, seed=3),
     )
-    ours = _value_and_grad(lambda *args: sampling.deform_conv(*args, backend=backend), *args)
+    with compilation.target(backend):
+        ours = _value_and_grad(lambda *args: sampling.deform_conv(*args), *args)
     _assert_close(ours, _value_and_grad(_plain_deform_conv, *args), 2e-5)
 
 
@@ -107,8 +109,9 @@ def test_deform_conv_equals_the_definition(backend):
 def test_deform_conv_without_offsets_is_the_convolution(backend):
     x, kernel = _normal(2, 5, 6, 4), _normal(3, 3, 4, 8, seed=1)
     still, ones = jnp.zeros((2, 5, 6, 9, 2)), jnp.ones((2, 5, 6, 9))
-    ours = _value_and_grad(lambda x, k: sampling.deform_conv(x, k, still, ones, backend=backend), x, kernel)
-    _assert_close(ours, _value_and_grad(lambda x, k: layers.conv(x, k, backend=backend), x, kernel))
+    with compilation.target(backend):
+        ours = _value_and_grad(lambda x, k: sampling.deform_conv(x, k, still, ones), x, kernel)
+        _assert_close(ours, _value_and_grad(lambda x, k: layers.conv(x, k), x, kernel))
 
 
 def test_deform_conv_far_outside_is_zero():
@@ -144,12 +147,14 @@ def _plain_attention(query, keys, values, position):
 def test_attention_equals_the_definition(backend, window, heads, channels):
     """Forward and all four gradients, borders included."""
     args = [_normal(2, 4, 3, channels, seed=seed) for seed in range(3)] + [_normal(window, window, heads, seed=4)]
-    ours = _value_and_grad(lambda *args: windows.attend(*args, backend=backend), *args)
+    with compilation.target(backend):
+        ours = _value_and_grad(lambda *args: local_attention.attend(*args), *args)
     _assert_close(ours, _value_and_grad(_plain_attention, *args), 2e-5)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_attention_of_a_window_larger_than_the_map(backend):
     args = [_normal(1, 2, 3, 4, seed=seed) for seed in range(3)] + [_normal(9, 9, 1, seed=4)]
-    ours = _value_and_grad(lambda *args: windows.attend(*args, backend=backend), *args)
+    with compilation.target(backend):
+        ours = _value_and_grad(lambda *args: local_attention.attend(*args), *args)
     _assert_close(ours, _value_and_grad(_plain_attention, *args), 2e-5)

@@ -15,7 +15,7 @@ from dvsnas_jax.core.processes import signals
 from dvsnas_jax.search import loop, pipeline, scratch, steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.studies import ablate_runs
+from dvsnas_jax.studies import ablate_variants
 from dvsnas_jax.train import features
 
 
@@ -258,8 +258,8 @@ def test_an_ablation_trains_each_variant_as_the_search_did(parts, tmp_path, monk
         needs_training_clips.append(is_training)
         return parts
 
-    monkeypatch.setattr(ablate_runs, "assemble", assemble)
-    records = ablate_runs.replace(CONFIG, folder, signals.StopFlag(), np.array(best["genotype"], np.int32), [])
+    monkeypatch.setattr(ablate_variants, "assemble", assemble)
+    records = ablate_variants.replace(CONFIG, folder, signals.StopFlag(), np.array(best["genotype"], np.int32), [])
     assert needs_training_clips == [True]
     assert [record["reward"] for record in records] == [best["reward"]]  # the four clips are all there are
 

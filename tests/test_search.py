@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.bench import bench_cell
+from dvsnas_jax.bench import cell_speed
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, mesh, types
 from dvsnas_jax.core.files import workdir
@@ -26,7 +26,12 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.train import feature_store, features, losses, optim
 
-SPACE = genotype_lib.Space(inputs=("prev_state", "prev_logits", "decoder", "logits"), num_layers=2)
+SPACE = genotype_lib.Space(
+    inputs=("prev_state", "prev_logits", "decoder", "logits"),
+    num_layers=2,
+    operations=("none", "skip", "conv_1x1", "sep_conv_3x3", "max_pool_3x3"),
+    aggregations=("sum", "gate"),
+)  # few programs to compile; the whole vocabulary is tested where its gradient is
 SETTINGS = cell_frame.CellSettings(channels=6, feature_channels={"decoder": 5, "logits": 3, "image": 3})
 
 
@@ -353,7 +358,7 @@ def test_schedules_start_at_zero_and_end_at_zero() -> None:
 @pytest.mark.slow
 def test_a_supernet_step_costs_at_most_three_static_steps() -> None:
     """The bar of the design, in one process on 20 genotypes, compile time apart."""
-    found = bench_cell.cell(num_genotypes=20, repeats=3)
+    found = cell_speed.run(num_genotypes=20, repeats=3)
     assert found["traces"] == 1
     assert found["ratio"] <= 3.0, found
 

@@ -21,12 +21,12 @@ import dvsnas_jax
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.files import image_files, workdir
 from dvsnas_jax.data.datasets import camvid_table, folder_layout, written_ids
-from dvsnas_jax.data.loading import folders
+from dvsnas_jax.data.loading import decode
 from dvsnas_jax.data.street import synthetic
 from dvsnas_jax.deploy import segment, segment_outputs, segment_summary
-from dvsnas_jax.infer.video import legend, video_in, video_out
+from dvsnas_jax.infer.video import legend, sources, writing
 
 ROOT = pathlib.Path(__file__).parents[1]
 HEIGHT, WIDTH = trained.SIZE
@@ -53,9 +53,8 @@ def segmenters(runs):
 def takes(tmp_path_factory):
     """A folder with two takes of seven frames, at the network's size."""
     path = tmp_path_factory.mktemp("takes")
-    size = {"height": HEIGHT, "width": WIDTH, "with_flow": False}
     for index in range(2):
-        clip = synthetic.clip(seed=3, split="val", index=index, num_frames=7, **size).clean
+        clip = synthetic.Street(3, "val", HEIGHT, WIDTH).clip(index, 7, with_flow=False).clean
         for number, image in enumerate(clip):
             Image.fromarray(image).save(path / f"{7 * index + number}.png")
     return path
@@ -67,7 +66,7 @@ def _run(*words):
 
 def _segment(segmenter, source, **options):
     """The command with a segmenter that is loaded."""
-    return segment.run(segmenter, video_in.open_source(str(source)), segment_outputs.Options(**options))
+    return segment.run(segmenter, sources.open_source(str(source)), segment_outputs.Options(**options))
 
 
 def _read(path):
@@ -100,7 +99,7 @@ def test_masks_overlay_and_summary_are_those_of_the_python_api(kind, runs, segme
     assert len(np.unique(found)) > 2
 
     shown = _decoded(out)
-    palette = video_out.Palette(segmenter.colors, 0.5)
+    palette = writing.Palette(segmenter.colors, 0.5)
     assert [round(float(seconds) * 10, 3) for seconds, _ in shown] == list(range(14))
     for number in (0, 13):
         static = palette.overlay(images[number], np.asarray(segmenter.static_step(images[number])))
@@ -144,9 +143,9 @@ def test_other_sizes_times_and_intervals(runs, tmp_path, capsys):
     summary = json.loads((tmp_path / "s.json").read_text())
     assert summary["output_size"] == [46, 92] and summary["key_share"] == 0.5 and summary["frames"] == 4
     segmenter = dvsnas_jax.load(runs["fixed"], key_interval=2)
-    frames = list(video_in.open_source(path, max_frames=4))
-    labels = _labels(segmenter, [segment.resize_image(frame.image, (HEIGHT, WIDTH)) for frame in frames])
-    expected = segmenter.colors[video_out.resize_labels(labels[3], (45, 91))]
+    frames = list(sources.open_source(path, max_frames=4))
+    labels = _labels(segmenter, [image_files.resized(frame.image, (HEIGHT, WIDTH)) for frame in frames])
+    expected = segmenter.colors[image_files.resized_nearest(labels[3], (45, 91))]
     np.testing.assert_array_equal(_read(tmp_path / "m" / "000003.png"), expected)
 
 
@@ -222,7 +221,7 @@ def test_segment_says_what_it_scales_and_what_the_network_knows(segmenters, take
 
 
 def test_pixels_that_are_not_square_count_for_the_shape(segmenters):
-    source = video_in.Source.__new__(video_in.Source)
+    source = sources.Source.__new__(sources.Source)
     source.size, source.aspect = (34, 35), fractions.Fraction(2)
     (line, _) = segment_summary.about(segmenters["refine"], source, None)
     assert line == "frames of 35x34 are scaled to 70x34 for the network, its labels to 35x34"
@@ -266,8 +265,8 @@ def test_ids_that_are_written_are_labels_of_the_same_config(name, tmp_path):
     ids = written_ids.of(data)
     assert ids.tolist() == ([int(each) for each in IDS[name]] if IDS[name] else list(range(11)))
     labels = np.arange(11, dtype=np.uint8).reshape(1, 11)
-    video_out.write_mask(tmp_path, "m", labels, written_ids.table(ids))
-    np.testing.assert_array_equal(folders.read_label(tmp_path / "m.png", code), labels)
+    writing.write_mask(tmp_path, "m", labels, written_ids.table(ids))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "m.png", code), labels)
     assert np.asarray(Image.open(tmp_path / "m.png")).tolist() == [ids.tolist()]
 
 
@@ -285,7 +284,7 @@ def test_masks_hold_the_ids_that_the_config_reads(runs, segmenters, takes, tmp_p
     code = _data("16 bits")[1]
     expected = _labels(segmenters["refine"], [_read(takes / f"{number}.png") for number in range(14)])
     for number in range(14):  # as labels of the same configuration
-        np.testing.assert_array_equal(folders.read_label(tmp_path / "m" / f"{number}.png", code), expected[number])
+        np.testing.assert_array_equal(decode.read_label(tmp_path / "m" / f"{number}.png", code), expected[number])
 
 
 def test_masks_in_colours_are_those_that_the_config_reads(runs, segmenters, takes, tmp_path):
@@ -297,7 +296,7 @@ def test_masks_in_colours_are_those_that_the_config_reads(runs, segmenters, take
     code = folder_layout.code(folder_layout.options(section))
     expected = _labels(segmenters["refine"], [_read(takes / f"{number}.png") for number in range(3)])
     for number in range(3):
-        np.testing.assert_array_equal(folders.read_label(tmp_path / "m" / f"{number}.png", code), expected[number])
+        np.testing.assert_array_equal(decode.read_label(tmp_path / "m" / f"{number}.png", code), expected[number])
 
 
 def test_official_camvid_reads_the_colours_that_are_written():
@@ -406,9 +405,9 @@ def test_a_4k_phone_video(segmenters, tmp_path):
             frame.color_trc, frame.color_primaries = 18, 9
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    source = video_in.open_source(str(path))
+    source = sources.open_source(str(path))
     assert source.size == (3840, 2160)
-    first = source._first.image
+    first = next(iter(source)).image
     assert np.abs(first[2000, 1900].astype(int) - 137).max() < 8  # half of HLG
     assert first[2000, 100].max() < 4  # what is below in the file stands on the left
     summary = _segment(segmenters["refine"], path, masks=f"{tmp_path}/m", output=f"{tmp_path}/o.mp4", has_legend=True)
@@ -426,14 +425,15 @@ def test_flicker_and_latencies_are_counted():
     for index, row in enumerate(rows):
         share = (1.0, 0.0, 0.25, 0.0, 0.0)[index]
         tally.add(np.array([row], np.uint8), is_cut=False, key_share=share, seconds=0.001 * (index + 1))
-    found = tally.result()
+    found = tally.result(seconds=2.0, startup_seconds=1.0)
     assert found["flicker"] == 2 / 12  # frame 1: the second pixel; frame 2: the second pixel
     assert found["key_share"] == 0.25
     latency = {kind: (row["count"], row["median"]) for kind, row in found["latency_ms"].items()}
     assert latency == {"key": (1, 1.0), "cell": (3, pytest.approx(4)), "regions": (1, 3.0)}
     tally.add(np.array([[0, 0, 0, 1]], np.uint8), is_cut=True, key_share=1.0, seconds=0.1)
-    assert tally.result()["flicker"] == 2 / 12 and tally.result()["cuts"] == [5]
-    assert segment_summary.Tally("refine").result()["flicker"] is None
+    found = tally.result(seconds=2.0, startup_seconds=1.0)
+    assert found["flicker"] == 2 / 12 and found["cuts"] == [5] and found["fps"] == 3
+    assert segment_summary.Tally("refine").result(seconds=2.0, startup_seconds=1.0)["flicker"] is None
 
 
 def _start(words):
@@ -449,7 +449,7 @@ def _wait_for(path, process, seconds=90):
 
 
 def _long_video(path, num_frames, height=64, width=96):
-    clip = synthetic.clip(seed=0, split="val", index=0, num_frames=24, height=height, width=width, with_flow=False)
+    clip = synthetic.Street(0, "val", height, width).clip(0, 24, with_flow=False)
     there_and_back = [*clip.clean, *clip.clean[-2:0:-1]]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})

@@ -14,7 +14,7 @@ from dvsnas_jax.core.files import workdir
 from dvsnas_jax.deploy import segment, segment_outputs
 from dvsnas_jax.evaluate import evaluation
 from dvsnas_jax.report import page as report
-from dvsnas_jax.report import report_data
+from dvsnas_jax.report import run_files
 from dvsnas_jax.train import cell_training, pretrain, winners
 
 
@@ -83,14 +83,14 @@ def test_a_cell_that_is_made_later_in_the_folder_is_scored_and_shown_beside_the_
     assert not winners.is_search_done(folder) and not winners.is_trained(folder, space, genotype)
     cell_training.save_winner(folder, space, genotype, params, {})
     assert winners.is_trained(folder, space, genotype)
-    data = report_data.Run(path, "run", tmp_path / "figures")
+    data = run_files.Run(path, "run", tmp_path / "figures")
     assert data.scores() == {} and data.arrays(evaluation.STRIP) is None  # of the network alone
     assert "dvsnas evaluate" in open(report.write(path)[-1], encoding="utf-8").read()
     result = evaluation.run(config, folder)
     expected = trained_run.result
     assert (result["static"], result["cell"]) == (expected["static"], expected["cell"])
     assert result["static"] == network_alone["static"] and result[evaluation.GENOTYPE] == expected[evaluation.GENOTYPE]
-    data = report_data.Run(path, "run", tmp_path / "figures")
+    data = run_files.Run(path, "run", tmp_path / "figures")
     assert {"static", "cell"} <= data.scores().keys() and "cell" in data.arrays(evaluation.STRIP)
     page = open(report.write(path)[-1], encoding="utf-8").read()
     assert "mIoU of the cell" in page and "mIoU of the network" not in page

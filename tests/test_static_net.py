@@ -11,9 +11,9 @@ import pytest
 
 from dvsnas_jax.core import compilation, errors
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.nets import blocks, static_net
+from dvsnas_jax.nets import blocks, encoders, static_net
 from dvsnas_jax.nets.decoders import refinenet
-from dvsnas_jax.nets.encoders import mobilenet
+from dvsnas_jax.nets.encoders import encoder as encoder_lib
 from dvsnas_jax.nets.kernels import layers
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "refinenet_mobilenetv2_shapes.json"
@@ -115,18 +115,8 @@ def test_maps_have_ceiled_strides_and_the_stated_channels(size, changes):
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     features = jax.eval_shape(lambda v, x: net.apply(v, x, train=False), _shapes(net), images)
     channels = static_net.feature_channels(config, 11)
-    strides = static_net.feature_strides(config)
-    assert strides == {
-        "stage1": 4,
-        "stage2": 8,
-        "stage3": 16,
-        "stage4": config.output_stride,
-        "decoder": 4,
-        "logits": 4,
-    }
+    strides = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": config.output_stride, "decoder": 4}
     for name, stride in strides.items():
-        if name == "logits":
-            continue
         assert features.maps[name].shape == (2, *(-(-n // stride) for n in size), channels[name])
     assert features.logits.shape == (2, *(-(-n // 4) for n in size), 11)
     gridded = jax.eval_shape(static_net.to_grid, features, images)
@@ -136,9 +126,10 @@ def test_maps_have_ceiled_strides_and_the_stated_channels(size, changes):
 
 
 def test_published_channels():
-    assert list(mobilenet.stage_channels(1.0).values()) == [16, 24, 32, 64, 96, 160, 320]
-    assert list(mobilenet.stage_channels(0.5).values()) == [8, 16, 16, 32, 48, 80, 160]
-    assert mobilenet.scaled(32, 0.35) == 16 and mobilenet.scaled(24, 0.75) == 24  # 18 -> 16 would lose over 10 %
+    assert encoders.TABLE["mobilenet_v2"].channels_fn(1.0) == (24, 32, 96, 320)
+    assert encoders.TABLE["mobilenet_v2"].channels_fn(0.5) == (16, 16, 48, 160)
+    assert encoders.TABLE["resnet50"].channels_fn(1.0) == (256, 512, 1024, 2048)
+    assert encoder_lib.scaled(32, 0.35) == 16 and encoder_lib.scaled(24, 0.75) == 24  # 18 -> 16 would lose over 10 %
 
 
 def test_initial_values(small):
@@ -208,7 +199,7 @@ def test_static_net_learns():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.repeat(rng.integers(0, 3, (2, 3, 4)), 8, axis=1), 8, axis=2)
     frames = (labels[..., None] * 80 + rng.integers(0, 20, (*labels.shape, 3))).astype(np.uint8)
-    images = static_net.normalise(frames)
+    images = static_net.normalise(net, frames)
 
     def step(variables):
         def loss_fn(params):
@@ -243,10 +234,10 @@ def test_bfloat16_is_close_to_float32(small):
     assert difference < 0.05 * np.abs(exact).mean()
 
 
-def test_normalise_and_predict():
+def test_normalise_and_predict(small):
     frames = np.array([[[[0, 128, 255]]]], np.uint8)
     expected = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
-    np.testing.assert_allclose(static_net.normalise(frames)[0, 0, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(static_net.normalise(small[0], frames)[0, 0, 0], expected, rtol=1e-5)
     logits = jnp.zeros((1, 1, 2, 3)).at[0, 0, 0, 2].set(1.0).at[0, 0, 1, 1].set(1.0)
     labels = static_net.predict(logits, (2, 4))
     assert labels.dtype == jnp.uint8

@@ -2,12 +2,12 @@
 
 import time
 
+import bandit
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dvsnas_jax.bench import bandit
 from dvsnas_jax.controller import policy as policy_lib
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import config as config_lib

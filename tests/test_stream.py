@@ -1,5 +1,6 @@
 """Frame by frame in propagate mode: only what is due is computed, and it gives what the whole computation gives."""
 
+import functools
 import types
 
 import jax
@@ -32,28 +33,39 @@ GENOTYPE = genotype_lib.from_dict(
 FRAMES = np.random.default_rng(0).integers(0, 255, (18, 34, 70, 3), np.uint8)  # no multiples of 4, two chunks of 16
 
 
+NET = config_lib.defaults().net
+NET.update({"encoder": "resnet18", "width": 0.125, "decoder_channels": 8})
+
+
+@functools.cache
+def _static() -> tuple:
+    """Weights of the static network, and its first maps of the frames."""
+    net = static_net.make(NET, 11)
+    variables = static_net.init(net, jax.random.key(0))
+    return variables, compilation.jit_once(lambda: static_net.infer(net, variables, FRAMES, "stage1").maps["stage1"])()
+
+
 def _segmenter(kind: str, threshold: float = 0.5) -> stream.Segmenter:
     config = config_lib.defaults()
     config.data.update({"height": 34, "width": 70})
-    config.net.update({"encoder": "resnet18", "width": 0.125, "decoder_channels": 8})
+    config.net.update(NET)
     config.space.update({"mode": "propagate", "cut": "stage1", "channels": 4, "inputs": SPACE.inputs})
     config.schedule.update({"kind": kind, "interval": 4, "threshold": threshold, "grid": (1, 2)})
     settings = features.settings_of(config)
-    net = static_net.make(config.net, settings.num_classes)
-    variables = static_net.init(net, jax.random.key(0))
+    variables, cheap = _static()
     cell = cell_lib.make(SPACE, GENOTYPE, settings)
-    params = cell.init(jax.random.key(1))
+    params = compilation.jit_once(cell.init)(jax.random.key(1))
     shape = (2, 1, 9, 18)
     drawn = {
         name: np.random.default_rng(1).normal(size=(*shape, channels)).astype(np.float32)
         for name, channels in settings.feature_channels.items()
     }
     logits = drawn.pop("logits")
-    params = cell_lib.freeze_norm(params, cell.moments(params, features.types.Features(maps=drawn, logits=logits)))
+    clip = features.types.Features(maps=drawn, logits=logits)
+    params = cell_lib.freeze_norm(params, compilation.jit_once(cell.moments)(params, clip))
     if settings.schedule.is_learned:  # predictions that vary from region to region and frame to frame
         head = params["ports"]["schedule"]
         head["output"] = head["output"] + 1.0
-        cheap = static_net.infer(net, variables, FRAMES, "stage1").maps["stage1"]
         log_odds = schedule_lib.predict_error(head, cheap[1:], jnp.broadcast_to(cheap[:1], cheap[1:].shape))
         head["output_bias"] = head["output_bias"] - jnp.median(log_odds)
     return stream.make_segmenter(config, variables, cell, params)
@@ -148,15 +160,14 @@ def test_a_frame_passes_the_encoder_as_far_as_the_cell_reads(inputs, kind, expec
 
 
 def test_the_encoder_costs_more_the_deeper_it_goes_and_its_first_maps_are_the_same():
-    config = config_lib.defaults().net
-    config.update({"width": 0.25, "decoder_channels": 8})
-    net = static_net.make(config, 11)
+    net = static_net.make(NET, 11)
     macs = [static_net.num_macs(net, (32, 48), last) for last in ("image", "stage1", "stage2", "stage3", "decoder")]
     assert macs[0] == 0 and macs == sorted(set(macs))
-    variables = static_net.init(net, jax.random.key(0))
-    whole = static_net.infer(net, variables, FRAMES[:1])
+    variables, _ = _static()
+    infer = jax.jit(functools.partial(static_net.infer, net), static_argnums=2)
+    whole = infer(variables, FRAMES[:1], "decoder")
     for last, names in (("stage2", {"stage1", "stage2", "image"}), ("image", {"image"})):
-        part = static_net.infer(net, variables, FRAMES[:1], last)
+        part = infer(variables, FRAMES[:1], last)
         assert set(part.maps) == names and part.logits.shape == (1, 9, 18, 0)
         for name in names:
             np.testing.assert_allclose(part.maps[name], whole.maps[name], atol=1e-6)

@@ -12,7 +12,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import layouts
-from dvsnas_jax.data.loading import augment, encoded_frames, folders, pipeline, sharding, tf_loader
+from dvsnas_jax.data.loading import augment, decode, encoded_frames, example_order, pipeline, tf_loader, whole_videos
 from dvsnas_jax.data.prepared import prepare
 
 HOSTS = (1, 2, 3, 8)
@@ -60,13 +60,13 @@ def video(tmp_path_factory):
 
 def _stream(num, num_frames=1):
     places = np.arange(num, dtype=np.int32)[:, None]
-    return sharding.Stream(places, 0, augment.plain(4, 4), num_frames, seed=5)
+    return example_order.Stream(places, 0, augment.plain(4, 4), num_frames, seed=5)
 
 
 @pytest.mark.parametrize("num_hosts", HOSTS)
 def test_the_union_over_hosts_is_every_example_once_an_epoch(num_hosts):
     stream, batch_size, num = _stream(37), 24, 37
-    hosts = [stream.batches(batch_size, sharding.Shard(host, num_hosts)) for host in range(num_hosts)]
+    hosts = [stream.batches(batch_size, example_order.Part(0, host, num_hosts)) for host in range(num_hosts)]
     seen = []
     for _ in range(5):
         parts = [next(host) for host in hosts]
@@ -82,59 +82,29 @@ def test_the_union_over_hosts_is_every_example_once_an_epoch(num_hosts):
 def test_a_restart_costs_nothing_and_changes_nothing():
     stream = _stream(1000)
     started = time.perf_counter()
-    later = next(stream.batches(8, start_step=10**9))
+    later = next(stream.batches(8, example_order.Part(10**9)))
     assert time.perf_counter() - started < 0.5
-    ahead = next(itertools.islice(stream.batches(8, start_step=10**9 - 300), 300, None))
+    ahead = next(itertools.islice(stream.batches(8, example_order.Part(10**9 - 300)), 300, None))
     assert [(e.clip, e.key) for e in later] == [(e.clip, e.key) for e in ahead]
 
 
 def test_batches_that_do_not_divide():
-    for shard, batch_size, text in (
-        (sharding.Shard(0, 3), 4, "4 clips do not divide among 3 hosts"),
-        (sharding.Shard(3, 3), 3, "host 3 of 3 does not exist"),
+    for part, batch_size, text in (
+        (example_order.Part(0, 0, 3), 4, "4 clips do not divide among 3 hosts"),
+        (example_order.Part(0, 3, 3), 3, "host 3 of 3 does not exist"),
     ):
         with pytest.raises(errors.UserError, match=text):
-            next(pipeline.train_batches(_data(), batch_size=batch_size, num_frames=2, seed=0, shard=shard))
+            next(pipeline.train_batches(_data(), batch_size=batch_size, num_frames=2, seed=0, part=part))
 
 
 @pytest.mark.parametrize("loader", ["numpy", "tf"])
 def test_hosts_share_a_batch(loader, video):
     data = _data(video, loader=loader)
-    (whole,) = _take(data, 1, start_step=2)
+    (whole,) = _take(data, 1, part=example_order.Part(2))
     for host in range(2):
-        (part,) = _take(data, 1, start_step=2, shard=sharding.Shard(host, 2))
+        (part,) = _take(data, 1, part=example_order.Part(2, host, 2))
         np.testing.assert_array_equal(part.frames, whole.frames[host::2])
         np.testing.assert_array_equal(part.labels, whole.labels[host::2])
-
-
-@pytest.mark.parametrize("loader", ["numpy", "tf"])
-@pytest.mark.parametrize("history", ["frames", "stills"])
-def test_evaluation_shows_every_clip_once_padded_and_masked(loader, history, video):
-    data = _plain(video, loader=loader, history=history, jitter=0.2)
-    clips = pipeline.load_clips(data, split="val", num_frames=2)
-    num = len(clips.labels)
-    assert num == 6
-    for num_hosts in HOSTS if loader == "numpy" else (1, 2):
-        batch_size = 8 if num_hosts == 8 else 4 if num_hosts < 3 else 3
-        shards = [sharding.Shard(host, num_hosts) for host in range(num_hosts)]
-        hosts = [
-            list(pipeline.eval_batches(data, split="val", batch_size=batch_size, num_frames=2, shard=shard))
-            for shard in shards
-        ]
-        assert {len(host) for host in hosts} == {-(-num // batch_size)}
-        merged = [
-            (clip.frames[row], clip.labels[row], valid[row])
-            for group in zip(*hosts, strict=True)
-            for row in range(batch_size // num_hosts)
-            for clip, valid in group
-        ]
-        assert [bool(valid) for *_, valid in merged] == [i < num for i in range(len(merged))]
-        for i, (frames, labels, valid) in enumerate(merged):
-            if not valid:
-                assert (labels == 255).all()
-                continue
-            np.testing.assert_array_equal(labels, clips.labels[i])
-            assert np.abs(frames.astype(int) - clips.frames[i]).max() <= (1 if history == "stills" else 0)
 
 
 # --- content --------------------------------------------------------------------------------------
@@ -143,9 +113,9 @@ def test_evaluation_shows_every_clip_once_padded_and_masked(loader, history, vid
 @pytest.mark.parametrize("history", ["frames", "stills"])
 def test_batches_do_not_depend_on_workers_and_go_on_after_a_restart(history, video):
     changes = {"history": history, "crop_max_ratio": 0.75, "jitter_per_frame": True}
-    one = _take(_data(video, workers=1, **changes), 6)
-    _assert_same(_take(_data(video, workers=2, **changes), 6), one)
-    _assert_same(_take(_data(video, workers=2, **changes), 2, start_step=4), one[4:])
+    one = _take(_data(video, workers=1, **changes), 4)
+    _assert_same(_take(_data(video, workers=2, **changes), 4), one)
+    _assert_same(_take(_data(video, workers=2, **changes), 2, part=example_order.Part(2)), one[2:])
     assert one[0].frames.shape == (4, 2, 24, 32, 3) and (one[0].frames != one[1].frames).any()
 
 
@@ -187,17 +157,17 @@ def test_gaps_vary_among_the_frames_that_exist(video):
         assert all(1 <= step <= 3 for step in steps)
         found.add(steps)
     assert len(found) >= 4
-    _assert_same(_take(data, 2, num_frames=3, start_step=1), _take(data, 3, num_frames=3)[1:])
+    _assert_same(_take(data, 2, num_frames=3, part=example_order.Part(1)), _take(data, 3, num_frames=3)[1:])
 
 
 def test_a_history_that_leads_nowhere_keeps_the_exact_gaps():
     numbers = np.array([0, 2, 4, 0, 1, 7, 9])
-    history = sharding.History(np.array([0, 0, 0, 1, 1, 1, 1]), numbers, gap=2, jitter=1)
+    history = example_order.History(np.array([0, 0, 0, 1, 1, 1, 1]), numbers, gap=2, jitter=1)
     rng = np.random.default_rng(0)
     for _ in range(20):
         assert history.draw(np.array([0, 1, 2]), rng).tolist() == [0, 1, 2]  # nothing else exists
         assert history.draw(np.array([9, 5, 6]), rng).tolist() == [9, 5, 6]  # 7 has nothing 1 to 3 before it
-    wide = sharding.History(np.zeros(7, int), np.arange(7), gap=2, jitter=1)
+    wide = example_order.History(np.zeros(7, int), np.arange(7), gap=2, jitter=1)
     drawn = {tuple(wide.draw(np.array([2, 4, 6]), rng).tolist()) for _ in range(200)}
     assert drawn == {(a, b, 6) for b in (3, 4, 5) for a in (b - 3, b - 2, b - 1)}
 
@@ -243,13 +213,13 @@ def test_every_kind_of_file_is_read_as_by_pillow(tmp_path):
     source = layouts.find(data, "train")
     for height, width in ((30, 40), (20, 28)):
         data.update({"height": height, "width": width})
-        batches = pipeline.eval_batches(data, split="train", batch_size=1, num_frames=1)
-        for kind, frame, (clip, _) in zip(names, source.frames, batches, strict=True):
-            image, labels = folders.load(frame, source.code, height, width)
-            np.testing.assert_array_equal(clip.labels[0, 0], labels, err_msg=kind)
+        (video,) = whole_videos.Streamed(data, "train")
+        for t, (kind, frame) in enumerate(zip(names, source.frames, strict=True)):
+            image, labels = decode.load(frame, source.code, (height, width))
+            np.testing.assert_array_equal(video.labels[t], labels, err_msg=kind)
             # decoders of JPEG differ a little, and so do the two ways to make an image smaller
             most = 8 if kind == "jpeg" else 2 if height == 20 or kind == "wide" else 0
-            assert np.abs(clip.frames[0, 0].astype(int) - image).max() <= most, kind
+            assert np.abs(video.frames[t].astype(int) - image).max() <= most, kind
 
 
 @pytest.mark.parametrize("tree", ["camvid_official", "camvid_segnet", "cityscapes"])
@@ -260,9 +230,9 @@ def test_every_layout_gives_the_same_clips_through_both_loaders(tree, tmp_path):
     clips = {}
     for loader in ("numpy", "tf"):
         data.loader = loader
-        clips[loader] = list(pipeline.eval_batches(data, split="train", batch_size=3, num_frames=2))
-    _assert_same([clip for clip, _ in clips["numpy"]], [clip for clip, _ in clips["tf"]])
-    assert any((clip.labels[:, 1] != 255).any() for clip, _ in clips["tf"])
+        clips[loader] = _take(data, 3)
+    _assert_same(clips["numpy"], clips["tf"])
+    assert any((clip.labels[:, 1] != 255).any() for clip in clips["tf"])
 
 
 def test_a_prepared_dataset_gives_the_clips_of_the_folder(video, tmp_path):
@@ -303,8 +273,9 @@ def test_a_bad_file_is_named_when_its_batch_is_asked_for(tmp_path, kind, text):
         Image.fromarray(np.zeros((15, 20), np.uint8)).save(bad)
     else:
         bad.write_bytes(bad.read_bytes()[:60])
-    batches = pipeline.eval_batches(data, split="train", batch_size=1, num_frames=2)
-    assert [len(next(batches)[1]) for _ in range(4)] == [1] * 4  # the good ones before it
+    batches = pipeline.train_batches(data, batch_size=1, num_frames=2, seed=3)
+    good = []
     with pytest.raises(errors.UserError) as caught:
-        next(batches)
+        good += (next(batches) for _ in range(6))  # an epoch
+    assert good  # those before it
     assert str(bad) in str(caught.value) and text in str(caught.value) and "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.data.datasets import frames
-from dvsnas_jax.data.loading import store
+from dvsnas_jax.data.loading import whole_videos
 from dvsnas_jax.data.prepared import prepare
 from dvsnas_jax.evaluate import metrics, submission
 from dvsnas_jax.nets import static_net
@@ -41,7 +41,7 @@ def _data(root, name="cityscapes", **changes):
 
 def _noisy(data, split, missing=()):
     """A network that is right on about 7 of 10 pixels and never answers the classes `missing`."""
-    truth = {video.frames.tobytes(): video.labels for video in store.videos(data, split)}
+    truth = {video.frames.tobytes(): video.labels for video in whole_videos.find(data, split)}
 
     def segment(video):
         labels = truth[video.tobytes()]
@@ -55,7 +55,7 @@ def _noisy(data, split, missing=()):
 
 def _expected(data, split, segment):
     """The scores of our own metrics at the size of the data section."""
-    videos = store.videos(data, split)
+    videos = whole_videos.find(data, split)
     total = metrics.SequenceScores(tuple(str(k) for k in range(19)))
     for video in videos:
         total.add(video.labels, segment(video.frames)[1])
@@ -109,7 +109,7 @@ def test_prepared_dataset_is_scored_alike(cityscapes, tmp_path):
     prepare.run(data, tmp_path / "prepared", splits=("val",))
     segment = _noisy(data, "val")
     # by the last frame alone, as the history of a prepared clip is shorter
-    last = {video.frames[-1].tobytes(): segment(video.frames)[1][-1:] for video in store.videos(data, "val")}
+    last = {video.frames[-1].tobytes(): segment(video.frames)[1][-1:] for video in whole_videos.find(data, "val")}
 
     def repeat(video):
         return None, np.repeat(last[video[-1].tobytes()], len(video), axis=0)
@@ -136,7 +136,7 @@ def test_datasets_of_plain_ids_get_train_ids(tmp_path):
 
     paths = submission.write(segment, data, "val", tmp_path / "results")
     assert [path.name for path in paths] == [f"{name}.png" for name in trees.SEGNET["val"]]  # labelled ones alone
-    (video,) = store.videos(data, "val")
+    (video,) = whole_videos.find(data, "val")
     places = [number - 7951 for number in (7959, 7961, 7963, 7965, 7969)]
     for path, place in zip(paths, places, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), labels[video.frames.tobytes()][place])
@@ -174,7 +174,7 @@ def test_predictions_are_labels_of_the_same_config(kind, tmp_path):
         trees.save(tmp_path / "d" / "masks" / "val" / "v" / f"{number}.png", values)
     data = _folder_data(tmp_path / "d", classes=("a", "b", "c"), ignore=(), **own)
     writer = submission.Writer(data, "val", tmp_path / "p", is_color=kind == "colors")
-    for number, each in enumerate(store.videos(data, "val")):
+    for number, each in enumerate(whole_videos.find(data, "val")):
         writer.add(number, each.labels)
     assert [path.name for path in writer.paths] == ["v_0.png", "v_1.png", "v_2.png"]
     for path in writer.paths:

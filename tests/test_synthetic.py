@@ -12,8 +12,8 @@ from dvsnas_jax.data.street import degradations, projection, props, scene, synth
 SIZE = {"height": 96, "width": 128}
 
 
-def _clip(index=0, split="val", num_frames=6, **kwargs):
-    return synthetic.clip(**{"seed": 3, "split": split, "index": index, "num_frames": num_frames, **SIZE, **kwargs})
+def _clip(index=0, split="val", num_frames=6, degrade=1.0, height=SIZE["height"], width=SIZE["width"], **kwargs):
+    return synthetic.Street(3, split, height, width, degrade).clip(index, num_frames, **kwargs)
 
 
 def test_frame_is_the_same_whatever_range_is_asked_for():
@@ -38,7 +38,7 @@ def test_splits_seeds_and_indices_are_different_streets():
     for seed in (0, 1):
         for split in synthetic.SPLITS:
             for index in range(4):
-                video = synthetic.clip(seed=seed, split=split, index=index, num_frames=1, with_flow=False, **SIZE)
+                video = synthetic.Street(seed, split, **SIZE).clip(index, 1, with_flow=False)
                 seen.add(video.labels.tobytes())
     assert len(seen) == 2 * 3 * 4
 

@@ -7,6 +7,7 @@ import types as types_lib
 
 import jax
 import jax.numpy as jnp
+import made_up_table
 import numpy as np
 import optax
 import pytest
@@ -61,7 +62,7 @@ def parts(monkeypatch) -> pipeline.Parts:
 
 
 def test_a_table_survives_its_file(tmp_path):
-    made = table.made_up(SPACE, 3, num_seeds=2)
+    made = made_up_table.make(SPACE, 3, num_seeds=2)
     made.parts["reward"][1, 0] = np.nan
     table.save(made, tmp_path / "a" / "table.json")
     read = table.load(tmp_path / "a" / "table.json")
@@ -74,7 +75,7 @@ def test_a_table_survives_its_file(tmp_path):
 
 def made_uneven() -> table.Table:
     """Of three trainings, but for two cells of which the third, or all but the first, were not made."""
-    made = table.made_up(SPACE, 3, num_seeds=3)
+    made = made_up_table.make(SPACE, 3, num_seeds=3)
     made.num_trainings[:2] = 2, 1
     made.rewards[0, 2:] = made.rewards[1, 1:] = np.nan
     return made
@@ -101,7 +102,7 @@ def test_a_training_is_drawn_of_those_that_a_cell_has():
 
 
 def test_equal_cells_share_a_row():
-    made = table.made_up(SPACE, 0)
+    made = made_up_table.make(SPACE, 0)
     none, skip, conv = range(3)
     same = [[0, 1, skip, conv, 0], [1, 0, conv, skip, 0], [0, 1, skip, none, 0], [1, 0, none, skip, 0]]
     same = np.asarray(same)[:, None]
@@ -124,7 +125,7 @@ def damage(path: pathlib.Path, **changes) -> pathlib.Path:
 )
 def test_a_bad_file_is_told_in_one_line(tmp_path, changes, message):
     path = tmp_path / "table.json"
-    table.save(table.made_up(SPACE, 0), path)
+    table.save(made_up_table.make(SPACE, 0), path)
     if changes is None:
         path.write_text("{")
     else:
@@ -137,7 +138,7 @@ def test_a_bad_file_is_told_in_one_line(tmp_path, changes, message):
 
 def test_a_table_of_other_cells_is_refused(tmp_path):
     path = tmp_path / "table.json"
-    made = table.made_up(SPACE, 0)
+    made = made_up_table.make(SPACE, 0)
     table.save(dataclasses.replace(made, cells=made.cells[::-1]), path)
     with pytest.raises(errors.UserError, match="lists other cells"):
         table.load(path)

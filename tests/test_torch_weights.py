@@ -1,6 +1,7 @@
 """Import of PyTorch weights: exact names, strict reports, clear refusals; nothing in a file is ever run."""
 
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.nets.weights import torch_files, torch_names, torch_weights, weights_folder
+from dvsnas_jax.nets.weights import torch_files, torch_import, weights_folder
 
 # sha256 of the sorted lines "name shape" (counters left out) of the published files: torchvision's without
 # their heads, the authors' with 11 classes. That of RefineNet on ResNet-101 follows from the two for its parts.
@@ -38,14 +39,11 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
 
 
+@functools.cache
 def _published_shapes(net: str, width: float = 1.0, classes: int = 11) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a file for a network."""
-    is_classifier = net in torch_weights.CLASSIFIERS
-    names = torch_names.of_classifier(net) if is_classifier else torch_names.of_refinenet(torch_weights.REFINENETS[net])
-    config = config_lib.defaults().net
-    config.update(torch_weights.settings(net, width))
-    shapes = weights_folder.flatten(static_net.shapes(static_net.make(config, classes)))
-    return {theirs: _torch_shape(shapes[path].shape) for path, theirs in names.items()}
+    source = torch_import.sources(width)[net]
+    return {source.names[path]: _torch_shape(shape) for path, shape in source.shapes(classes).items()}
 
 
 @pytest.mark.parametrize("net", PUBLISHED)
@@ -54,15 +52,16 @@ def test_names_and_shapes_are_the_published_ones(net):
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == PUBLISHED[net]
 
 
-@pytest.mark.parametrize("net", torch_weights.NETS)
+@pytest.mark.parametrize("net", torch_import.sources())
 def test_every_weight_has_one_name(net):
     shapes = _published_shapes(net)
-    names = torch_weights.tensor_names(net)
+    source = torch_import.sources()[net]
+    names = source.names
     assert len(set(names.values())) == len(names) == len(shapes)
     config = config_lib.defaults().net
-    config.update(torch_weights.settings(net))
+    config.update(source.settings)
     paths = weights_folder.flatten(static_net.shapes(static_net.make(config, 11)))
-    if net in torch_weights.CLASSIFIERS:
+    if not source.is_whole:
         paths = {path: leaf for path, leaf in paths.items() if path.split("/")[1] == "encoder"}
     assert names.keys() == paths.keys()
 
@@ -86,12 +85,14 @@ def _save(path, state: dict[str, np.ndarray]):
 
 
 def _import(path, output, **options):
-    return torch_weights.import_file(path, NET, output, width=WIDTH, **options)
+    return torch_import.import_file(path, NET, output, width=WIDTH, **options)
 
 
 def _config(folder, **changes):
     config = config_lib.defaults().net
-    config.update({**torch_weights.settings(NET, WIDTH), "weights": str(folder), "decoder_channels": 4, **changes})
+    config.update(
+        {**torch_import.sources(WIDTH)[NET].settings, "weights": str(folder), "decoder_channels": 4, **changes}
+    )
     return config
 
 

@@ -11,8 +11,9 @@ from av.stream import Disposition
 from PIL import Image
 
 from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import image_files, output_files
 from dvsnas_jax.data.street import synthetic
-from dvsnas_jax.infer.video import cuts, hdr, video_in, video_out, video_pictures
+from dvsnas_jax.infer.video import cuts, decoding, hdr, sources, writing
 
 RATE = fractions.Fraction(25)
 
@@ -58,7 +59,7 @@ def close(a, b, tolerance=12):
 
 def test_h264_gives_every_frame_in_order(tmp_path):
     images = [scene(index) for index in range(12)]
-    source = video_in.open_source(write(tmp_path / "a.mp4", images))
+    source = sources.open_source(write(tmp_path / "a.mp4", images))
     assert (source.size, source.rate, source.num_frames) == ((48, 64), RATE, 12)
     frames = list(source)
     assert [frame.name for frame in frames[::11]] == ["000000", "000011"]
@@ -70,16 +71,16 @@ def test_h264_gives_every_frame_in_order(tmp_path):
 
 def test_no_more_frames_than_asked_for(tmp_path):
     path = write(tmp_path / "a.mp4", [scene(index) for index in range(12)])
-    source = video_in.open_source(path, max_frames=5)
+    source = sources.open_source(path, max_frames=5)
     assert source.num_frames == 5 and len(list(source)) == 5 and source.warnings == []
-    assert video_in.open_source(path, max_frames=50).num_frames == 12
+    assert sources.open_source(path, max_frames=50).num_frames == 12
     with pytest.raises(errors.UserError, match="at least 1, got 0"):
-        video_in.open_source(path, max_frames=0)
+        sources.open_source(path, max_frames=0)
 
 
 def test_variable_frame_rate_keeps_its_times(tmp_path):
     times = [3, 4, 8, 9, 30, 31]
-    source = video_in.open_source(write(tmp_path / "a.mp4", [scene(index) for index in range(6)], times=times))
+    source = sources.open_source(write(tmp_path / "a.mp4", [scene(index) for index in range(6)], times=times))
     assert seconds(source) == [(time - 3) / RATE for time in times]
 
 
@@ -87,7 +88,7 @@ def test_variable_frame_rate_keeps_its_times(tmp_path):
 def test_rotation_in_the_metadata(angle, tmp_path):
     upright = scene(0)
     stored = np.rot90(upright, -angle // 90)  # turned back when it is played
-    source = video_in.open_source(write(tmp_path / "a.mp4", [np.ascontiguousarray(stored)] * 3, rotation=angle))
+    source = sources.open_source(write(tmp_path / "a.mp4", [np.ascontiguousarray(stored)] * 3, rotation=angle))
     assert source.size == (48, 64)
     (first, *_) = source
     assert close(first.image, upright) and first.image.flags.c_contiguous
@@ -95,22 +96,22 @@ def test_rotation_in_the_metadata(angle, tmp_path):
 
 def test_odd_sizes_and_grey(tmp_path):
     odd = write(tmp_path / "odd.mp4", [scene(0, 35, 51)] * 2, pix_fmt="yuv444p")
-    assert video_in.open_source(odd).size == (35, 51)
+    assert sources.open_source(odd).size == (35, 51)
     grey = write(tmp_path / "grey.mkv", [scene(index) for index in range(3)], codec="ffv1", pix_fmt="gray")
-    (frame, *_) = video_in.open_source(grey)
+    (frame, *_) = sources.open_source(grey)
     assert frame.image.shape == (48, 64, 3) and np.ptp(frame.image, axis=2).max() == 0
     assert abs(int(frame.image[2, 2, 0]) - 222) < 8  # the yellow's brightness
 
 
 def test_one_frame_and_none(tmp_path):
-    assert len(list(video_in.open_source(write(tmp_path / "one.mp4", [scene(0)])))) == 1
+    assert len(list(sources.open_source(write(tmp_path / "one.mp4", [scene(0)])))) == 1
     path = tmp_path / "none.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         container.start_encoding()
     with pytest.raises(errors.UserError, match=r"none\.mp4: holds no (frame|video)"):
-        video_in.open_source(str(path))
+        sources.open_source(str(path))
 
 
 @pytest.mark.parametrize("share", [0.35, 0.7])
@@ -120,7 +121,7 @@ def test_a_truncated_file_is_read_as_far_as_it_goes(share, tmp_path):
     write(path, list(noise), options={"movflags": "faststart"})  # the index comes first
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    source = video_in.open_source(str(path))
+    source = sources.open_source(str(path))
     count = len(list(source))
     assert abs(count - 60 * share) < 8
     (line,) = source.warnings
@@ -134,7 +135,7 @@ def test_a_truncated_file_without_its_index_is_refused(tmp_path):
     for end, why in ((-400, "End of file"), (len(data) // 2, "Invalid data")):
         path.write_bytes(data[:end])
         with pytest.raises(errors.UserError, match=rf"cut\.mp4: no video that can be read \({why}"):
-            video_in.open_source(str(path))
+            sources.open_source(str(path))
 
 
 def test_damage_in_the_middle_is_told(tmp_path):
@@ -145,7 +146,7 @@ def test_damage_in_the_middle_is_told(tmp_path):
     start = data.index(b"mdat") + len(data) // 3
     data[start : start + 20000] = bytes(20000)
     path.write_bytes(data)
-    source = video_in.open_source(str(path))
+    source = sources.open_source(str(path))
     count = len(list(source))
     assert 5 < count < 40 and f"{count} of 40 frames could be read" in source.warnings[0]
 
@@ -168,7 +169,7 @@ def test_what_is_no_video(tmp_path):
         ("sound.wav", r"sound\.wav: holds no video"),
     ):
         with pytest.raises(errors.UserError, match=message) as caught:
-            video_in.open_source(str(tmp_path / name))
+            sources.open_source(str(tmp_path / name))
         assert "\n" not in str(caught.value)
 
 
@@ -212,7 +213,7 @@ def test_matrix_and_range_of_colours(matrix, shares, is_full, tmp_path):
     deep = _yuv((200 / 255, 60 / 255, 30 / 255), *shares, is_full=is_full, scale=4)
     tags = {"matrix": matrix, "color_range": 2 if is_full else 1}
     for path in (_tagged(tmp_path / "a.mkv", values, **tags), _tagged(tmp_path / "b.mkv", deep, **tags, deep=True)):
-        source = video_in.open_source(path)
+        source = sources.open_source(path)
         (first, *_) = source
         assert np.abs(first.image.astype(int) - (200, 60, 30)).max() <= 2 and source.warnings == []
 
@@ -221,7 +222,7 @@ def test_matrix_and_range_of_colours(matrix, shares, is_full, tmp_path):
 def test_colours_that_cannot_be_read_are_refused_by_name(matrix, name, tmp_path):
     path = _tagged(tmp_path / "a.mkv", (100, 110, 120), matrix=matrix, color_range=1)
     with pytest.raises(errors.UserError, match=rf"a\.mkv: its colours are {name}.*; convert it to BT\.709 first"):
-        video_in.open_source(path)
+        sources.open_source(path)
 
 
 def _pq(nits):
@@ -245,7 +246,7 @@ def _pq(nits):
 def test_hdr_is_brought_to_the_range_of_ordinary_video(transfer, code, gray, tmp_path):
     values = _yuv((code,) * 3, 0.2627, 0.0593, is_full=False, scale=4)
     path = _tagged(tmp_path / "a.mkv", values, matrix=9, color_range=1, transfer=transfer, primaries=9, deep=True)
-    source = video_in.open_source(path)
+    source = sources.open_source(path)
     frames = list(source)
     assert len(frames) == 2 and np.abs(frames[1].image.astype(int) - gray).max() <= (8 if gray == 255 else 3)
     (line,) = source.warnings
@@ -277,7 +278,7 @@ def test_a_mirrored_video_is_turned_and_mirrored(angle, tmp_path):
         stream.set_display_rotation(angle, hflip=True)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")))
         container.mux(stream.encode(None))
-    (frame,) = video_in.open_source(str(path))
+    (frame,) = sources.open_source(str(path))
     assert close(frame.image, upright)
 
 
@@ -290,7 +291,7 @@ def test_pixels_that_are_not_square_stay_so_when_the_picture_is_turned(tmp_path)
         stream.set_display_rotation(90)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(scene(0), format="rgb24")))
         container.mux(stream.encode(None))
-    source = video_in.open_source(str(path))
+    source = sources.open_source(str(path))
     assert source.size == (64, 48) and source.aspect == fractions.Fraction(15, 16)
 
 
@@ -308,7 +309,7 @@ def test_interlaced_video_is_deinterlaced(tmp_path):
         container.mux(stream.encode(None))
     with av.open(str(path)) as container:
         assert all(frame.interlaced_frame for frame in container.decode(video=0))
-    source = video_in.open_source(str(path))
+    source = sources.open_source(str(path))
     frames = list(source)
     assert [float(frame.pts * source.time_base * RATE) for frame in frames] == [0, 1, 2, 3, 4, 5]
     rows = frames[3].image[8:40, :, 0].astype(int)
@@ -332,7 +333,7 @@ def test_covers_sound_and_subtitles_are_not_the_video(tmp_path):
         container.mux(sound.encode(silence))
         for each in (cover, stream, sound):
             container.mux(each.encode(None))
-    source = video_in.open_source(str(path))
+    source = sources.open_source(str(path))
     assert source.size == (48, 64) and len(list(source)) == 3 and source.warnings == []
 
 
@@ -340,7 +341,7 @@ def test_the_main_stream_is_no_cover_and_the_one_marked_as_default():
     cover, thumbnails, plain, marked = (types.SimpleNamespace(disposition=value) for value in (0x401, 0x800, 0, 1))
 
     def chosen(*streams):
-        return video_pictures.main_stream(types.SimpleNamespace(streams=types.SimpleNamespace(video=streams)))
+        return decoding.main_stream(types.SimpleNamespace(streams=types.SimpleNamespace(video=streams)))
 
     assert chosen(cover, thumbnails, plain, marked) is marked
     assert chosen(cover, plain) is plain and chosen(cover, thumbnails) is None and chosen() is None
@@ -354,8 +355,8 @@ def test_any_name_of_a_file_is_read_and_written(name, tmp_path):
     (tmp_path / "in").mkdir()
     path = write(tmp_path / "in" / "plain.mp4", [scene(0)] * 2)
     (tmp_path / "in" / "plain.mp4").rename(tmp_path / "in" / name)
-    assert len(list(video_in.open_source(str(tmp_path / "in" / name)))) == 2 and path
-    writer = video_out.VideoWriter(tmp_path / name, (48, 64), rate=RATE, time_base=1 / RATE)
+    assert len(list(sources.open_source(str(tmp_path / "in" / name)))) == 2 and path
+    writer = writing.VideoWriter(tmp_path / name, (48, 64), rate=RATE, time_base=1 / RATE)
     writer.write(scene(0), 0)
     writer.close()
     assert [entry.name for entry in tmp_path.iterdir() if entry.is_file()] == [name]
@@ -363,7 +364,7 @@ def test_any_name_of_a_file_is_read_and_written(name, tmp_path):
     folder.mkdir()
     Image.fromarray(scene(0)).save(folder / "0.png")
     for given in (folder, folder / "*.png", folder / "0.png"):
-        (frame,) = video_in.open_source(str(given))
+        (frame,) = sources.open_source(str(given))
         np.testing.assert_array_equal(frame.image, scene(0))
 
 
@@ -382,7 +383,7 @@ def test_any_name_of_a_file_is_read_and_written(name, tmp_path):
 def test_names_are_read_in_the_order_of_their_numbers(names, tmp_path):
     for name in sorted(names, key=hash):
         Image.fromarray(scene(0)).save(tmp_path / f"{name}.jpg")
-    source = video_in.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert [frame.name for frame in source] == names and source.warnings == []
 
 
@@ -390,13 +391,13 @@ def test_frames_and_masks_under_one_name_are_told(tmp_path):
     for number in range(3):
         Image.fromarray(scene(number)).save(tmp_path / f"{number}.jpg")
         Image.fromarray(scene(number)).save(tmp_path / f"{number}.png")
-    source = video_in.open_source(str(tmp_path))
+    source = sources.open_source(str(tmp_path))
     assert source.warnings == [
         f"{tmp_path}: names repeat: 6 images have 3 names (0.jpg, 0.png), all are read as frames, masks too; "
         f"give a pattern of the frames alone, as '{tmp_path}/*.jpg'"
     ]
     assert [frame.name for frame in source] == [f"{index:06d}" for index in range(6)]
-    advised = video_in.open_source(f"{tmp_path}/*.jpg")
+    advised = sources.open_source(f"{tmp_path}/*.jpg")
     assert [frame.name for frame in advised] == ["0", "1", "2"] and advised.warnings == []
 
 
@@ -408,23 +409,23 @@ def test_animations_are_videos_with_their_own_times(kind, suffix, tmp_path):
     pictures = [Image.fromarray(image) for image in images]
     path = tmp_path / f"a.{suffix}"
     pictures[0].save(path, kind, save_all=True, append_images=pictures[1:], **options)
-    source = video_in.open_source(str(path))
+    source = sources.open_source(str(path))
     assert source.num_frames == 4 and source.size == (48, 64)
     frames = list(source)
     for frame, image in zip(frames, images, strict=True):
         assert np.abs(frame.image.astype(int) - image).max() <= (8 if kind == "GIF" else 0)
     if kind == "TIFF":
         assert [frame.pts * source.time_base * 30 for frame in frames] == [0, 1, 2, 3]
-        assert [frame.name for frame in video_in.open_source(str(path), rate=10, max_frames=2)] == ["000000", "000001"]
+        assert [frame.name for frame in sources.open_source(str(path), rate=10, max_frames=2)] == ["000000", "000001"]
     else:
         third = 240 if kind == "GIF" else 160  # 0: 100 ms, as browsers do
         assert [round(frame.pts * source.time_base * 1000) for frame in frames] == [0, 40, 140, third]
         with pytest.raises(errors.UserError, match="an animation has times of its own"):
-            video_in.open_source(str(path), rate=10)
+            sources.open_source(str(path), rate=10)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
     if kind in ("GIF", "PNG"):
-        cut = video_in.open_source(str(path))
+        cut = sources.open_source(str(path))
         assert 1 <= len(list(cut)) < 4
 
 
@@ -432,10 +433,10 @@ def test_a_gif_among_frames_is_no_frame_and_an_animation_among_them_is_refused(t
     pictures = [Image.fromarray(scene(index)) for index in range(3)]
     pictures[0].save(tmp_path / "preview.gif", save_all=True, append_images=pictures[1:])
     pictures[0].save(tmp_path / "0.png")
-    assert [frame.name for frame in video_in.open_source(str(tmp_path))] == ["0"]
+    assert [frame.name for frame in sources.open_source(str(tmp_path))] == ["0"]
     pictures[0].save(tmp_path / "1.png", save_all=True, append_images=pictures[1:])
     with pytest.raises(errors.UserError, match=r"1\.png: holds 3 pictures"):
-        list(video_in.open_source(str(tmp_path)))
+        list(sources.open_source(str(tmp_path)))
 
 
 def test_a_link_that_leads_nowhere_is_no_frame_less(tmp_path):
@@ -443,7 +444,7 @@ def test_a_link_that_leads_nowhere_is_no_frame_less(tmp_path):
     (tmp_path / "1.png").symlink_to("nowhere.png")
     (tmp_path / "2.png").mkdir()
     with pytest.raises(errors.UserError, match=r"1\.png: not a readable image \(No such file"):
-        list(video_in.open_source(str(tmp_path)))
+        list(sources.open_source(str(tmp_path)))
 
 
 def test_a_folder_of_something_else_says_what_is_there(tmp_path):
@@ -451,14 +452,14 @@ def test_a_folder_of_something_else_says_what_is_there(tmp_path):
     with pytest.raises(
         errors.UserError, match=r"the folder holds no image \(.*\); there is IMG_1\.HEIC: give the file"
     ):
-        video_in.open_source(str(tmp_path))
+        sources.open_source(str(tmp_path))
 
 
 def test_cameras():
     with pytest.raises(errors.UserError, match=r"camera:77: no such camera \(/dev/video77, there is .*give"):
-        video_in.open_source("camera:77")
+        sources.open_source("camera:77")
     with pytest.raises(errors.UserError, match="camera:front: a camera needs a number"):
-        video_in.open_source("camera:front")
+        sources.open_source("camera:front")
 
 
 def test_folders_and_globs_go_by_number(tmp_path):
@@ -466,16 +467,16 @@ def test_folders_and_globs_go_by_number(tmp_path):
         Image.fromarray(scene(number)).save(tmp_path / f"f{number}.png")
     (tmp_path / "notes.txt").write_text("x")
     for name in (str(tmp_path), str(tmp_path / "f*.png")):
-        source = video_in.open_source(name, rate=12.5)
+        source = sources.open_source(name, rate=12.5)
         assert (source.num_frames, source.rate, source.size) == (4, fractions.Fraction(25, 2), (48, 64))
         frames = list(source)
         assert [frame.name for frame in frames] == ["f1", "f9", "f10", "f100"]
         np.testing.assert_array_equal(frames[2].image, scene(10))
         assert frames[3].pts * source.time_base == fractions.Fraction(6, 25)
-    assert [frame.name for frame in video_in.open_source(str(tmp_path / "f9.png"))] == ["f9"]
+    assert [frame.name for frame in sources.open_source(str(tmp_path / "f9.png"))] == ["f9"]
     (tmp_path / "f9.png").write_bytes(b"no image")
     with pytest.raises(errors.UserError, match=r"f9\.png: not a readable image"):
-        list(video_in.open_source(str(tmp_path)))
+        list(sources.open_source(str(tmp_path)))
 
 
 # --- out ------------------------------------------------------------------------------------------
@@ -485,14 +486,14 @@ def test_what_is_written_reads_back(tmp_path):
     path = tmp_path / "o.mp4"
     images = [scene(index, 35, 51) for index in range(8)]
     base = fractions.Fraction(1, 600)
-    writer = video_out.VideoWriter(path, (35, 51), rate=RATE, time_base=base)
+    writer = writing.VideoWriter(path, (35, 51), rate=RATE, time_base=base)
     times = [0, 20, 30, 100, 101, 300, 500, 507]
     for image, pts in zip(images, times, strict=True):
         writer.write(image, pts)
     writer.close()
     writer.close()
     assert writer.size == (36, 52)
-    source = video_in.open_source(str(path))
+    source = sources.open_source(str(path))
     assert source.size == (36, 52)
     frames = list(source)
     assert [frame.pts * source.time_base for frame in frames] == [time * base for time in times]
@@ -506,39 +507,39 @@ def test_what_is_written_reads_back(tmp_path):
 
 def test_outputs_that_cannot_be(tmp_path):
     with pytest.raises(errors.UserError, match=r"o\.avi must end in \.mp4 or \.mov or \.mkv"):
-        video_out.check_output(str(tmp_path / "o.avi"))
+        output_files.check_file(tmp_path / "o.avi", suffixes=writing.SUFFIXES)
     (tmp_path / "file").write_text("x")
     with pytest.raises(errors.UserError, match=r"--output: cannot write .*file/o\.mp4: .*file is no folder"):
-        video_out.check_output(str(tmp_path / "file" / "o.mp4"))
+        output_files.check_file(tmp_path / "file" / "o.mp4", suffixes=writing.SUFFIXES)
     (tmp_path / "o.mp4").mkdir()
     with pytest.raises(errors.UserError, match=r"o\.mp4 is a folder"):
-        video_out.check_output(str(tmp_path / "o.mp4"))
+        output_files.check_file(tmp_path / "o.mp4", suffixes=writing.SUFFIXES)
     with pytest.raises(errors.UserError, match=r"--output: cannot write .*o\.mp4"):
-        video_out.VideoWriter(tmp_path / "o.mp4", (8, 8), rate=RATE, time_base=1 / RATE).write(scene(0, 8, 8), 0)
+        writing.VideoWriter(tmp_path / "o.mp4", (8, 8), rate=RATE, time_base=1 / RATE).write(scene(0, 8, 8), 0)
 
 
 def test_overlay_and_masks(tmp_path):
     colors = np.array([(0, 0, 0), (255, 255, 255), (10, 20, 30)], np.uint8)
     labels = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
     image = np.full((2, 3, 3), (100, 200, 255), np.uint8)
-    found = video_out.Palette(colors, 0.25).overlay(image, labels).astype(int)
+    found = writing.Palette(colors, 0.25).overlay(image, labels).astype(int)
     assert np.abs(found[0, 0] - (75, 150, 191.25)).max() <= 1
     assert np.abs(found[0, 1] - (138.75, 213.75, 255)).max() <= 1
     assert np.abs(found[1, 0] - (77.5, 155, 198.75)).max() <= 1
-    palette = video_out.Palette(colors, 0.5)
-    np.testing.assert_array_equal(video_out.Palette(colors, 0.0).overlay(image, labels), image)
-    np.testing.assert_array_equal(video_out.Palette(colors, 1.0).overlay(image, labels), palette.table[labels])
-    video_out.write_mask(tmp_path, "ids", labels, np.arange(256, dtype=np.uint8))
+    palette = writing.Palette(colors, 0.5)
+    np.testing.assert_array_equal(writing.Palette(colors, 0.0).overlay(image, labels), image)
+    np.testing.assert_array_equal(writing.Palette(colors, 1.0).overlay(image, labels), palette.table[labels])
+    writing.write_mask(tmp_path, "ids", labels, np.arange(256, dtype=np.uint8))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "ids.png")), labels)
-    video_out.write_mask(tmp_path, "colors", labels, palette.table)
+    writing.write_mask(tmp_path, "colors", labels, palette.table)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "colors.png"))[0], colors)
 
 
 def test_labels_are_resized_to_the_nearest():
     labels = np.array([[1, 2], [3, 4]], np.uint8)
-    np.testing.assert_array_equal(video_out.resize_labels(labels, (2, 3)), [[1, 2, 2], [3, 4, 4]])
-    assert video_out.resize_labels(labels, (2, 2)) is labels
-    np.testing.assert_array_equal(video_out.resize_labels(labels, (4, 4)), labels.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(image_files.resized_nearest(labels, (2, 3)), [[1, 2, 2], [3, 4, 4]])
+    assert image_files.resized_nearest(labels, (2, 2)) is labels
+    np.testing.assert_array_equal(image_files.resized_nearest(labels, (4, 4)), labels.repeat(2, 0).repeat(2, 1))
 
 
 # --- cuts -----------------------------------------------------------------------------------------
@@ -552,8 +553,8 @@ def _takes(*parts):
 
 
 def test_cuts_are_found_and_motion_is_none():
-    size = {"height": 48, "width": 64, "with_flow": False}
-    a, b, c = (synthetic.clip(seed=0, split="val", index=index, num_frames=8, **size).clean for index in range(3))
+    street = synthetic.Street(0, "val", 48, 64)
+    a, b, c = (street.clip(index, 8, with_flow=False).clean for index in range(3))
     assert _takes(a) == [] and _takes(a, b, c) == [8, 16]
     assert _takes(a, b[:1]) == [8], "a cut at the last frame"
     assert _takes(a[::4]) == [], "four times as fast"
@@ -562,8 +563,8 @@ def test_cuts_are_found_and_motion_is_none():
 
 
 def test_a_spoilt_frame_and_other_light_are_no_cut():
-    size = {"height": 48, "width": 64, "with_flow": False}
-    a, b = (synthetic.clip(seed=0, split="val", index=index, num_frames=9, **size).clean for index in range(2))
+    street = synthetic.Street(0, "val", 48, 64)
+    a, b = (street.clip(index, 9, with_flow=False).clean for index in range(2))
     spoilt = a.copy()
     spoilt[4] = np.random.default_rng(0).integers(0, 255, a[4].shape, np.uint8)
     assert _takes(spoilt, b) == [9]
@@ -579,17 +580,17 @@ def test_a_folder_of_the_name_of_a_frame_is_no_frame(tmp_path):
         Image.fromarray(scene(number)).save(tmp_path / f"f{number}.png")
     (tmp_path / "f2.png").mkdir()
     for name in (str(tmp_path), str(tmp_path / "*.png")):
-        assert [frame.name for frame in video_in.open_source(name)] == ["f0", "f1"]
+        assert [frame.name for frame in sources.open_source(name)] == ["f0", "f1"]
     (tmp_path / "only.png").mkdir()
     with pytest.raises(errors.UserError, match="no file matches this pattern; give another one"):
-        video_in.open_source(str(tmp_path / "only*"))
+        sources.open_source(str(tmp_path / "only*"))
 
 
 @pytest.mark.parametrize("rate", [0.001, 1000])
 def test_the_slowest_and_the_fastest_rate_are_written(tmp_path, rate):
     Image.fromarray(scene(0, 16, 16)).save(tmp_path / "f.png")
-    source = video_in.open_source(str(tmp_path), rate=rate)
-    writer = video_out.VideoWriter(tmp_path / "o.mp4", (16, 16), rate=source.rate, time_base=source.time_base)
+    source = sources.open_source(str(tmp_path), rate=rate)
+    writer = writing.VideoWriter(tmp_path / "o.mp4", (16, 16), rate=source.rate, time_base=source.time_base)
     for number in range(3):
         writer.write(scene(0, 16, 16), number)
     writer.close()

@@ -13,7 +13,7 @@ from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, mesh, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.data.loading import whole_videos
 from dvsnas_jax.evaluate import evaluation
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.search import loop, steps
@@ -59,7 +59,7 @@ def write(path: pathlib.Path, kind: str, config=None) -> pathlib.Path:
     variables = static_net.init(net, jax.random.key(0))
     cell = cell_lib.make(space, genotype, settings)
     params = compilation.jit_once(cell.init)(jax.random.key(1))
-    videos = pipeline.sequences(config.data, "val")
+    videos = whole_videos.find(config.data, "val")
     found = compilation.jit_once(functools.partial(static_net.infer, net))(variables, videos[0].frames)
     clip = types.Features(maps={name: x[None] for name, x in found.maps.items()}, logits=found.logits[None])
     params = cell_lib.freeze_norm(params, compilation.jit_once(cell.moments)(params, clip))
@@ -119,4 +119,4 @@ def _folder() -> tempfile.TemporaryDirectory:
 
 def frames(kind: str) -> np.ndarray:
     """The frames of the first video, u8 [6, H, W, 3]."""
-    return pipeline.sequences(make_config(kind).data, "val")[0].frames
+    return whole_videos.find(make_config(kind).data, "val")[0].frames

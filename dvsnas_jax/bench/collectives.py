@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,17 +25,14 @@ _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 # The `-start` of an asynchronous pair is left out: its `-done` has the shape of the result.
 _OPERATION = re.compile(rf"= (?P<shape>.*?) (?P<kind>{'|'.join(KINDS)})(?:-done)?\(")
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?[\w.\-]+ .*\{\s*$")
-_CHILD = "from dvsnas_jax.search import collectives; collectives.print_all()"
+_CHILD = "from dvsnas_jax.bench import collectives; collectives.print_all()"
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One operation of a program.
+    """One operation, of `KINDS`, of a program: the bytes of its result on one device.
 
-    Attributes:
-      kind: one of `KINDS`.
-      num_bytes: of its result on one device.
-      is_entry: whether it is in the program's entry, so that it runs exactly once, and not in a loop or a branch.
+    `is_entry`: it is in the program's entry, so that it runs exactly once, and not in a loop or a branch.
     """
 
     kind: str
@@ -67,21 +63,11 @@ def _num_bytes(shape: str) -> int:
     return total
 
 
-def total(found: Sequence[Collective]) -> int:
-    """Bytes of all, each counted once."""
-    return sum(item.num_bytes for item in found)
-
-
 def find_on_virtual_devices(config: ml_collections.ConfigDict) -> dict[str, list[Collective]]:
     """The collectives of a search's steps on more devices than there are: another process compiles for virtual ones.
 
     It compiles for small frames, as no map leaves its device: what devices tell each other are gradients and counts.
-
-    Args:
-      config: of the search; the genotypes of a step are rounded up to a multiple of the devices.
-
-    Returns:
-      Those of the programs `train` and `evaluate`.
+    The genotypes of a step are rounded up to a multiple of the devices. Found for the programs `train` and `evaluate`.
     """
     small = config.copy_and_resolve_references()
     for key in ("height", "width", "crop_height", "crop_width"):

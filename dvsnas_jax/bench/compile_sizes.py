@@ -15,19 +15,11 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.train import features
 
-_PAPER = {"batch_size": 32, "channels": 64, "num_layers": 7}
 _CITYSCAPES_CLASSES = 19
 
 
 class Programs(NamedTuple):
-    """The two jitted steps on the shared weights of a search.
-
-    Attributes:
-      space: the cell space.
-      steps: the functions.
-      train: shapes of the arguments of `steps.train_shared`.
-      evaluate: shapes of the arguments of `steps.evaluate_shared`.
-    """
+    """The two jitted steps on the shared weights of a search, and the shapes of their arguments."""
 
     space: genotype_lib.Space
     steps: steps.Steps
@@ -36,17 +28,16 @@ class Programs(NamedTuple):
 
     def lower(self, name: str) -> jax.stages.Lowered:
         """The program `train` or `evaluate` as StableHLO."""
-        program: Any = self.steps.train_shared if name == "train" else self.steps.evaluate_shared
-        return program.lower(*(self.train if name == "train" else self.evaluate))
+        program: Any = getattr(self.steps, f"{name}_shared")
+        return program.lower(*getattr(self, name))
 
 
 def paper_size(config: ml_collections.ConfigDict, crop: int) -> ml_collections.ConfigDict:
     """A copy of a configuration at the size of a paper's search: batch 32, C = 64, L = 7, square crops."""
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
-        changed.search.batch_size = _PAPER["batch_size"]
-        changed.space.channels = _PAPER["channels"]
-        changed.space.num_layers = _PAPER["num_layers"]
+        changed.search.batch_size = 32
+        changed.space.channels, changed.space.num_layers = 64, 7
         changed.data.crop_height = changed.data.crop_width = crop
         changed.search.cache_clips = max(changed.search.cache_clips, 1)  # crops exist among augmented clips only
     return changed
@@ -76,17 +67,8 @@ def scored_shape(section: ml_collections.ConfigDict) -> tuple[int, int]:
     return -(-section.reward_clips // section.batch_size), section.batch_size
 
 
-def make(
-    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, train_clips: int, val_clips: int
-) -> Programs:
-    """The steps of the search that a config describes.
-
-    Args:
-      config: of the run.
-      mesh: of `core.mesh`.
-      train_clips: clips of the training store.
-      val_clips: clips of the meta-validation store.
-    """
+def make(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, train_clips: int, val_clips: int) -> Programs:
+    """The steps of the search that a config describes, for stores of so many clips."""
     section, space = config.search, features.space_of(config)
     with compilation.effort(config.compile_effort):
         made = steps.make(supernet_lib.make(space, features.settings_of(config)), section, mesh)
@@ -101,22 +83,15 @@ def make(
     def integers(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, np.int32)
 
-    fields = len(genotype_lib.FIELDS)
+    def genotypes(num: int) -> jax.ShapeDtypeStruct:
+        return integers(num, space.num_layers, len(genotype_lib.FIELDS))
+
+    num = section.shared_genotypes
     return Programs(
         space=space,
         steps=made,
-        train=(
-            state,
-            integers(section.shared_genotypes, space.num_layers, fields),
-            stores[0],
-            integers(section.shared_genotypes, section.batch_size),
-        ),
-        evaluate=(
-            state.params,
-            integers(section.genotypes_per_step, space.num_layers, fields),
-            stores[1],
-            integers(*scored_shape(section)),
-        ),
+        train=(state, genotypes(num), stores[0], integers(num, section.batch_size)),
+        evaluate=(state.params, genotypes(section.genotypes_per_step), stores[1], integers(*scored_shape(section))),
     )
 
 

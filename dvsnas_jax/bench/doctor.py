@@ -1,12 +1,8 @@
-"""The command `doctor`: whether this machine can run the program, and what to do where it cannot.
-
-Example:
-  checks = doctor.run()
-  print(doctor.table(checks))
-"""
+"""The command `doctor`: whether this machine can run the program, and what to do where it cannot."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -44,14 +40,9 @@ _INSTALL = "install the package again: pip install -e . -c constraints.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One thing that was looked at: what was found, in words and in numbers, and what to do ("": nothing).
 
-    Attributes:
-      name: of it.
-      status: `OK`; `NOTE`, worth knowing; `BROKEN`, something needed does not work.
-      found: in words.
-      advice: what to do; "" where there is nothing to do.
-      values: the same in numbers.
+    `status` is `OK`; `NOTE`, worth knowing; `BROKEN`, something needed does not work.
     """
 
     name: str
@@ -62,20 +53,11 @@ class Check:
 
 
 def run(config: ml_collections.ConfigDict | None = None) -> list[Check]:
-    """Looks at everything, in the order of the table.
-
-    Args:
-      config: of a run that is planned; what it needs is checked, too.
-    """
-    checks = [python(), versions()]
-    devices_check = devices()
-    checks += [devices_check, memory(), tensorflow(is_needed=config is not None and _reads_by_tensorflow(config))]
-    checks += [compile_cache(), *(dataset(name) for name in layouts.VARIABLES)]
-    if config is not None:
-        checks += list(needs(config))
-    if devices_check.status != BROKEN:
-        checks.append(self_test())
-    return checks
+    """Looks at everything, and at what the config of a run that is planned needs, in the order of the table."""
+    found = devices()
+    checks = [python(), versions(), found, memory(), tensorflow(is_needed=config is not None and _reads_by_tf(config))]
+    checks += [compile_cache(), *map(dataset, layouts.VARIABLES), *(needs(config) if config is not None else [])]
+    return checks if found.status == BROKEN else [*checks, self_test()]
 
 
 def table(checks: Sequence[Check]) -> str:
@@ -110,10 +92,8 @@ def versions() -> Check:
 
 def _version(name: str) -> str | None:
     for alias in _ALIASES.get(name, (name,)):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(alias)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return None
 
 
@@ -172,8 +152,9 @@ def tensorflow(*, is_needed: bool) -> Check:
 
 def compile_cache() -> Check:
     """Where compiled programs are kept between runs."""
-    folder = str(_setting("jax_compilation_cache_dir") or "")
-    if not folder or not _setting("jax_enable_compilation_cache"):
+    settings = jax.config.values
+    folder = str(settings["jax_compilation_cache_dir"] or "")
+    if not folder or not settings["jax_enable_compilation_cache"]:
         return Check("compile cache", NOTE, "off: every run compiles anew", "", {"path": folder})
     path = pathlib.Path(folder)
     try:
@@ -188,16 +169,8 @@ def compile_cache() -> Check:
     return Check("compile cache", OK, f"{path}: {len(sizes)} files, {_size(sum(sizes))}, writable", values=values)
 
 
-def _setting(name: str) -> Any:
-    return getattr(jax.config, name)
-
-
 def dataset(name: str) -> Check:
-    """The folder of a dataset that its environment variable names: layout and counts, no pixel is read.
-
-    Args:
-      name: camvid or cityscapes.
-    """
+    """The folder that the environment variable of camvid or cityscapes names: layout and counts, no pixel is read."""
     variable = layouts.VARIABLES[name]
     folder = os.environ.get(variable, "")
     if not folder:
@@ -249,7 +222,7 @@ def _folder(key: str, path: str, advice: str) -> Check:
     return Check(f"config: {key}", BROKEN, f"{path} is no folder", advice)
 
 
-def _reads_by_tensorflow(config: ml_collections.ConfigDict) -> bool:
+def _reads_by_tf(config: ml_collections.ConfigDict) -> bool:
     """Whether the clips of a config come from tf.data."""
     return config.data.loader == "tf" or (config.data.loader == "auto" and config.data.name != "synthetic")
 
@@ -265,8 +238,10 @@ def self_test() -> Check:
     supernet = supernet_lib.make(space, settings)
     rng = np.random.default_rng(0)
     shape = (2, 1, 8, 8)  # T, B, h, w
-    maps = {name: jnp.asarray(rng.normal(size=(*shape, count)), jnp.float32)
-            for name, count in settings.feature_channels.items()}  # fmt: skip
+    maps = {
+        name: jnp.asarray(rng.normal(size=(*shape, count)), jnp.float32)
+        for name, count in settings.feature_channels.items()
+    }
     batch = types.Features(logits=maps.pop("logits"), maps=maps)
     labels = rng.integers(0, num_classes, (2, 1, 8, 8), np.uint8)
 

@@ -29,9 +29,8 @@ def register(add: common.Add) -> None:
         "--layout", choices=("auto", "camvid", "cityscapes", "folder"), default="auto",
         help="what the folder should be; default: whatever it looks like",
     )  # fmt: skip
-    check.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="files read at once; default: as many as cores"
-    )
+    text = "files read at once; default: as many as cores"
+    check.add_argument("--workers", type=int, default=0, metavar="N", help=text)
     common.add_config(check, is_required=False)
     check.epilog = f"{check.epilog}\nwith --config, also whether a search of that config finds labels where it measures"
     prepare = add(
@@ -43,9 +42,8 @@ def register(add: common.Add) -> None:
     prepare.add_argument("--splits", metavar="A,B", default="", help="default: all that have labels")
     prepare.add_argument("--height", type=int, default=0, metavar="N", help="of the frames; default: files unchanged")
     prepare.add_argument("--width", type=int, default=0, metavar="N", help="likewise")
-    prepare.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="files written at once; default: one a core"
-    )
+    text = "files written at once; default: one a core"
+    prepare.add_argument("--workers", type=int, default=0, metavar="N", help=text)
 
 
 def _preview(arguments: argparse.Namespace) -> None:

@@ -21,8 +21,8 @@ def register(add: common.Add) -> None:
     load.add_argument("file", metavar="FILE", help=".safetensors, or .pth of torch.save(model.state_dict(), FILE)")
     load.add_argument(
         "--net", metavar="NET", required=True,
-        help="torchvision's mobilenet_v2, resnet18, resnet50, resnet101 (the encoder is taken), or the authors' "
-        "light-weight refinenet_mobilenet_v2, refinenet_resnet50, refinenet_resnet101",
+        help="net.encoder of torchvision's classifier (the encoder is taken), or refinenet_ and that of the authors' "
+        "light-weight RefineNet: resnet50, refinenet_resnet50; a wrong one lists all",
     )  # fmt: skip
     load.add_argument("--output", metavar="DIR", required=True, help="folder to write")
     load.add_argument("--width", type=float, default=1.0, help="multiplier of the encoder's channels, default 1.0")
@@ -35,16 +35,12 @@ def register(add: common.Add) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     common.existing(arguments.file, "FILE")
-    from dvsnas_jax.nets.weights import torch_weights
+    from dvsnas_jax.nets.weights import torch_import
 
-    report = torch_weights.import_file(
-        arguments.file,
-        arguments.net,
-        arguments.output,
-        width=arguments.width,
-        num_classes=arguments.classes,
+    report = torch_import.import_file(
+        arguments.file, arguments.net, arguments.output, width=arguments.width, num_classes=arguments.classes,
         is_partial=arguments.partial,
-    )
+    )  # fmt: skip
     print(f"used: {len(report.used)} tensors")
     shapes = [f"{name} {list(has)}, needed {list(need)}" for name, (has, need) in report.other_shape.items()]
     kinds = {"missing": report.missing, "left over": report.left_over, "of another shape": shapes}
@@ -53,16 +49,16 @@ def _import(arguments: argparse.Namespace) -> None:
         for name in names if kind in kinds else ():
             print(f"  {name}")
     print(f"written: {arguments.output}")
-    settings = torch_weights.settings(arguments.net, arguments.width)
+    settings = torch_import.sources(arguments.width)[arguments.net].settings
     flags = {**settings, "weights": arguments.output}
     print("use it: " + " ".join(f"--config.net.{key}={value}" for key, value in flags.items()))
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
     common.existing(arguments.file, "FILE")
-    from dvsnas_jax.nets.weights import torch_weights
+    from dvsnas_jax.nets.weights import torch_import
 
-    found = torch_weights.inspect(arguments.file)
+    found = torch_import.inspect(arguments.file)
     if arguments.json:
         print(json_text.dumps(found))
         return

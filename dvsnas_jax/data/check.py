@@ -15,7 +15,7 @@ from dvsnas_jax.core import errors, progress, types
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data import coverage
 from dvsnas_jax.data.datasets import folder_layout, frames, layouts, listing
-from dvsnas_jax.data.loading import folders
+from dvsnas_jax.data.loading import clip_index, decode
 
 _SHOWN_SEQUENCES = 12
 _SHOWN_IGNORED = 8
@@ -186,10 +186,10 @@ def _inspect(frame: frames.Frame, code: frames.LabelCode) -> _File:
         problems.append(str(error))
     if frame.label is not None:
         try:
-            labels = code.pack(folders.read_pixels(frame.label, code))
+            labels = code.pack(decode.read_pixels(frame.label, code))
             counts = frames.count_values(labels)
             if size is not None and size != labels.shape[::-1]:
-                problems.append(folders.size_problem(frame, size, labels.shape[::-1]))
+                problems.append(decode.size_problem(frame, size, labels.shape[::-1]))
         except errors.UserError as error:
             problems.append(str(error))
     return _File(size, digest, counts, tuple(problems))
@@ -238,7 +238,7 @@ def text(report: Report) -> str:
         num_sequences = len({frame.sequence for frame in each.source.frames})
         lines.append(
             f"{each.split:<8}{len(each.source.frames):>8}{each.num_labelled:>10}{num_sequences:>11}  {sizes}; "
-            f"{folders.gaps_text(each.source.frames)}"
+            f"{clip_index.gaps_text(each.source.frames)}"
         )
     lines += ["", *_sequence_lines(report), "", *_class_lines(report)]
     lines += [f"note: {note}" for note in report.notes]
@@ -254,7 +254,7 @@ def _sequence_lines(report: Report) -> list[str]:
             groups.setdefault(frame.sequence, []).append(frame)
         for name, group in groups.items():
             labelled = sum(frame.label is not None for frame in group)
-            numbers = f"{group[0].number}..{group[-1].number}, gaps {folders.gaps_text(group)}"
+            numbers = f"{group[0].number}..{group[-1].number}, gaps {clip_index.gaps_text(group)}"
             rows.append(f"{name:<24}{each.split:<8}{len(group):>8}{labelled:>10}  {numbers}")
     lines += rows[:_SHOWN_SEQUENCES]
     if len(rows) > _SHOWN_SEQUENCES:

@@ -18,7 +18,7 @@ import numpy as np
 from dvsnas_jax.core import types
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import folder_layout, frames
-from dvsnas_jax.data.loading import folders, store
+from dvsnas_jax.data.loading import decode, store
 from dvsnas_jax.data.prepared import reading
 
 LIMIT = 256
@@ -131,8 +131,8 @@ def has_labelled_pixel(data: ml_collections.ConfigDict, split: str, places: Sequ
     source, size = store.source(data, split), (int(data.height), int(data.width))
     labelled = [place for place in places if source.frames[place].label]
     for path, pixels in _labels(data, split, source, labelled):
-        rows, columns = (image_files.nearest(pixels.shape[axis], size[axis]) for axis in (0, 1))
-        if (source.code.decode(pixels[rows[:, None], columns[None, :]], str(path)) != types.IGNORE).any():
+        seen = image_files.resized_nearest(pixels, size)
+        if (source.code.decode(seen, str(path)) != types.IGNORE).any():
             return True
     return False
 
@@ -145,7 +145,7 @@ def _labels(data: ml_collections.ConfigDict, split: str, source: frames.Source, 
         path = source.frames[place].label
         assert path is not None
         content = None if media is None else media.read(np.array([place], np.int32))[1][0]
-        return path, folders.read_pixels(path, source.code, content)
+        return path, decode.read_pixels(path, source.code, content)
 
     size = 2 * (os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(size // 2) as pool:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import json_files, output_files
 from dvsnas_jax.data.datasets import classes
-from dvsnas_jax.data.loading import pipeline, store
+from dvsnas_jax.data.loading import pipeline, store, whole_videos
 
 _GAP = 4
 _LINE = 18
@@ -69,7 +69,7 @@ def render(
       u8 [height, width, 3], RGB.
 
     Raises:
-      UserError: see `pipeline.train_batches` and `pipeline.sequences`.
+      UserError: see `pipeline.train_batches` and `whole_videos.find`.
     """
     table = pipeline.class_table(data)
     if num_clips < 1:
@@ -81,7 +81,7 @@ def render(
         clips = next(pipeline.train_batches(data, batch_size=num_clips, num_frames=wanted, seed=int(data.seed)))
         shown = list(zip(clips.frames, clips.labels, strict=True))
     else:
-        videos = store.videos(data, split)
+        videos = whole_videos.find(data, split)
         chosen = np.unique(np.linspace(0, len(videos) - 1, min(num_clips, len(videos))).round().astype(int))
         shown = [(video.frames, video.labels) for video in (_head(videos, number, num_frames) for number in chosen)]
     rows = []
@@ -96,7 +96,7 @@ def render(
 
 def _head(videos: Sequence[types.Sequence], number: int, num_frames: int) -> types.Sequence:
     """The first frames of a video; of one on disk no others are read."""
-    if isinstance(videos, store.Videos):
+    if isinstance(videos, whole_videos.Videos):
         videos = videos.shortened(num_frames)
     video = videos[number]
     return types.Sequence(name=video.name, frames=video.frames[:num_frames], labels=video.labels[:num_frames])
@@ -126,18 +126,19 @@ def animate(
     Args:
       data: section of the configuration.
       split: train, val or test.
-      number: of the video in `pipeline.sequences`; None: the longest.
+      number: of the video in `whole_videos.find`; None: the longest.
       num_frames: at most.
 
     Returns:
       u8 [T, height, width, 3], and frames per second (10 for synthetic streets, which have no rate of their own).
 
     Raises:
-      UserError: no such video, or see `pipeline.sequences`.
+      UserError: no such video, or see `whole_videos.find`.
     """
     table = pipeline.class_table(data)
-    videos = store.videos(data, split, is_split_up=False)
-    lengths = list(map(len, videos.runs)) if isinstance(videos, store.Videos) else [len(v.frames) for v in videos]
+    videos = whole_videos.find(data, split, is_split_up=False)
+    runs = videos.runs if isinstance(videos, whole_videos.Videos) else [video.labels for video in videos]
+    lengths = list(map(len, runs))
     if num_frames < 1:
         raise errors.UserError(f"--frames: must be at least 1, got {num_frames}")
     if number is not None and not 0 <= number < len(lengths):

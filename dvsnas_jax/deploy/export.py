@@ -35,7 +35,7 @@ from dvsnas_jax.data.datasets import layouts, written_ids
 from dvsnas_jax.data.loading import pipeline
 from dvsnas_jax.deploy import onnx_files, savedmodel
 from dvsnas_jax.infer import artifact, programs
-from dvsnas_jax.nets import static_net
+from dvsnas_jax.nets import encoders, static_net
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.train import cell_training, claims, features, pretrain
 
@@ -203,6 +203,7 @@ def write(
                 bar.update()
     if not is_baked:
         files[artifact.TENSORS] = safetensors.numpy.save(tensors)
+    encoder = encoders.TABLE[model.net.encoder]
     for file, data in files.items():
         (path / file).write_bytes(data)
     return {
@@ -213,7 +214,7 @@ def write(
         "schedule": _schedule(model) if model.settings.is_propagating else None,
         "classes": list(table.names),
         "colors": np.asarray(table.colors).tolist(),
-        "normalisation": {"input": "u8 RGB / 255", "mean": static_net.MEAN, "std": static_net.STD, "where": "inside"},
+        "normalisation": {"input": "u8 RGB / 255", "mean": encoder.mean, "std": encoder.std, "where": "inside"},
         "size": list(model.size),
         "state": {name: _constant(value) for name, value in programs.initial_state(model).items()},
         "programs": entries,

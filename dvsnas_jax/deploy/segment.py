@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
 
 from dvsnas_jax.core import errors, progress
+from dvsnas_jax.core.files import image_files
 from dvsnas_jax.core.processes import signals
 from dvsnas_jax.data.loading import prefetch
 from dvsnas_jax.deploy import load, segment_outputs, segment_summary
-from dvsnas_jax.infer.video import cuts, video_in
+from dvsnas_jax.infer.video import cuts, sources
 
 AHEAD = 4
 """Frames that wait to be segmented, and frames from the start of their step until they are written."""
@@ -25,33 +25,21 @@ RATED_FRAMES = 64
 """Frames that the rate of steps alone is measured on."""
 
 
-class _Started(NamedTuple):
-    """A step that was started: what `Found` has, its state, and when."""
-
-    prepared: segment_outputs.Prepared
-    state: Any
-    labels: jax.Array
-    static: jax.Array | None
-    is_cut: bool
-    started: float
-
-
-def run(segmenter: load.Segmenter, source: video_in.Source, options: segment_outputs.Options) -> dict[str, Any]:
-    """Segments a video and writes what is asked for.
-
-    Args:
-      segmenter: of `load.load`.
-      source: of `video.open_source`.
-      options: checked.
+def run(segmenter: load.Segmenter, source: sources.Source, options: segment_outputs.Options) -> dict[str, Any]:
+    """Segments a video and writes what the checked options ask for.
 
     Returns:
-      The summary, see `segment_summary.Tally.result`.
+      The summary, see `segment_summary`.
 
     Raises:
       UserError: an input or output fails; what was written is complete as far as it goes.
       StoppedEarly: SIGTERM or SIGINT arrived; likewise.
     """
-    _check_sides(segmenter, options)
+    if options.is_side_by_side and not segmenter.has_cell:
+        raise errors.UserError(
+            "--side-by-side: there is no cell, both sides would be the same network; leave it out, or train a cell "
+            "(`dvsnas train --genotype=FILE`, `dvsnas search`)"
+        )
     options.make_folders()
     started, told = time.perf_counter(), list[str]()
     _say(segment_summary.about(segmenter, source, options.resize), told)
@@ -79,35 +67,17 @@ def run(segmenter: load.Segmenter, source: video_in.Source, options: segment_out
                 bar.update()
                 if stop.requested:
                     break
-    summary = {
-        **_described(segmenter, source, options),
-        "output_size": outputs.size,
-        **tally.result(),
-        **_times(tally.num_frames, started, ready, time.perf_counter()),
-        "stopped_by": stop.name or None,
-        "warnings": [*source.warnings, *outputs.notes],
-    }
+    summary = {**segment_summary.task(segmenter, source, options), "output_size": outputs.size}
+    summary |= tally.result(startup_seconds=ready - started, seconds=time.perf_counter() - ready)
+    summary |= {"stopped_by": stop.name or None, "warnings": [*source.warnings, *outputs.notes]}
     _say(summary["warnings"], told, "warning: ")
     if options.do_rate and not stop.requested:
-        summary["steps_per_second"] = step_rate(segmenter, first, is_static_too=options.is_side_by_side)
+        summary["steps_per_second"] = _step_rate(segmenter, first, is_static_too=options.is_side_by_side)
     if options.summary:
-        segment_outputs.write_summary(options.summary, summary)
+        segment_summary.write(options.summary, summary)
     if stop.requested:
         raise errors.StoppedEarly(f"{stop.name} after {tally.num_frames} frames")
     return summary
-
-
-def _check_sides(segmenter: load.Segmenter, options: segment_outputs.Options) -> None:
-    """Whether the two sides of a video would differ.
-
-    Raises:
-      UserError: they would not.
-    """
-    if options.is_side_by_side and not segmenter.has_cell:
-        raise errors.UserError(
-            "--side-by-side: there is no cell, both sides would be the same network; leave it out, or train a cell "
-            "(`dvsnas train --genotype=FILE`, `dvsnas search`)"
-        )
 
 
 def _say(lines: Sequence[str], told: list[str], kind: str = "") -> None:
@@ -118,42 +88,10 @@ def _say(lines: Sequence[str], told: list[str], kind: str = "") -> None:
             told.append(line)
 
 
-def _times(num_frames: int, started: float, ready: float, ended: float) -> dict[str, float]:
-    """What the summary says of the time."""
-    seconds = ended - ready
-    return {"fps": num_frames / seconds, "seconds": seconds, "startup_seconds": ready - started}
+def _step_rate(segmenter: load.Segmenter, frames: Sequence[np.ndarray], *, is_static_too: bool) -> float:
+    """Frames u8 [h, w, 3] per second of the steps alone, nothing else running, by programs that are compiled.
 
-
-def _described(segmenter: load.Segmenter, source: video_in.Source, options: segment_outputs.Options) -> dict[str, Any]:
-    """What the summary says of the task."""
-    return {
-        "input": source.label,
-        "output": options.output,
-        "masks": options.masks,
-        "mode": segmenter.mode,
-        "resets_at_cuts": options.do_reset,
-        "input_size": list(source.size),
-        "computed_size": list(segmenter.size),
-        "trained_on": segmenter.trained_on or None,
-        "classes": list(segmenter.classes),
-        "about": segment_summary.about(segmenter, source, options.resize),
-    }
-
-
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A frame at another size, as the frames of a dataset are resized: u8 [H, W, 3] -> u8 [*size, 3]."""
-    if image.shape[:2] == tuple(size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def step_rate(segmenter: load.Segmenter, frames: Sequence[np.ndarray], *, is_static_too: bool = False) -> float:
-    """Frames per second of the steps alone, nothing else running: the programs are compiled, frames are in memory.
-
-    Args:
-      segmenter: that has seen such frames.
-      frames: each u8 [h, w, 3].
-      is_static_too: with the static network's own labels of each frame.
+    `is_static_too`: with the static network's own labels of each frame.
     """
     state, before = segmenter.init(), None
     started = time.perf_counter()
@@ -167,21 +105,21 @@ def step_rate(segmenter: load.Segmenter, frames: Sequence[np.ndarray], *, is_sta
 
 
 def _prepare(
-    source: video_in.Source, size: tuple[int, int], options: segment_outputs.Options
+    source: sources.Source, size: tuple[int, int], options: segment_outputs.Options
 ) -> Iterator[segment_outputs.Prepared]:
     """Frames in the size of the outputs and in that of the network."""
     wanted = options.resize or source.size
     is_told = False
     for frame in source:
-        if frame.image.shape[:2] != source.size and not is_told:
-            shape = frame.image.shape
+        height, width = frame.image.shape[:2]
+        if (height, width) != source.size and not is_told:
             source.warnings.append(
-                f"{source.label}: frame {frame.name} is {shape[0]}x{shape[1]}, the first one was "
+                f"{source.label}: frame {frame.name} is {height}x{width}, the first one was "
                 f"{source.size[0]}x{source.size[1]}; such frames were resized"
             )
             is_told = True
-        shown = resize_image(frame.image, wanted)
-        yield segment_outputs.Prepared(frame, shown, resize_image(frame.image, size))
+        shown, seen = image_files.resized(frame.image, wanted), image_files.resized(frame.image, size)
+        yield segment_outputs.Prepared(frame, shown, seen)
 
 
 def _warm_up(segmenter: load.Segmenter, options: segment_outputs.Options) -> None:
@@ -191,6 +129,17 @@ def _warm_up(segmenter: load.Segmenter, options: segment_outputs.Options) -> Non
         state, labels = segmenter.step(state, frame)
     segmenter.key_share(state)
     jax.block_until_ready((labels, segmenter.static_step(frame) if options.is_side_by_side else None))
+
+
+class _Started(NamedTuple):
+    """A step that was started: what `Found` has, its state, and when."""
+
+    prepared: segment_outputs.Prepared
+    state: Any
+    labels: jax.Array
+    static: jax.Array | None
+    is_cut: bool
+    started: float
 
 
 def _follow(

@@ -14,7 +14,7 @@ import numpy as np
 from dvsnas_jax.core import errors, progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
-from dvsnas_jax.data.loading import pipeline, store, tf_videos
+from dvsnas_jax.data.loading import pipeline, whole_videos
 from dvsnas_jax.deploy import opened
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.infer import artifact, programs, stream
@@ -167,9 +167,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def sequences_of(config: ml_collections.ConfigDict) -> Sequence[types.Sequence]:
     """The videos of `config.evaluate.split`; decoded by tf.data where `data.loader` is "tf", else by Pillow."""
-    if config.data.loader == "tf":
-        return tf_videos.Videos(config.data, config.evaluate.split)
-    return pipeline.sequences(config.data, config.evaluate.split)
+    return whole_videos.open_split(config.data, config.evaluate.split)
 
 
 def _check_classes(trained: Sequence[str], given: Sequence[str], where: os.PathLike[str]) -> None:
@@ -278,7 +276,7 @@ def commonest_class(config: ml_collections.ConfigDict, table: types.ClassTable) 
         clips = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames)
         images = [np.asarray(clips.labels)[:, -1]]
     else:
-        frames = store.videos(config.data, "train", is_split_up=True)
+        frames = whole_videos.find(config.data, "train", is_split_up=True)
         chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), COUNTED_FRAMES)).round().astype(int))
         images = [frames[number].labels for number in chosen]
     counts = sum(np.bincount(image.ravel(), minlength=256)[: table.num_classes] for image in images)

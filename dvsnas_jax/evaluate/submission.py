@@ -24,7 +24,7 @@ from PIL import Image
 from dvsnas_jax.core import errors, progress
 from dvsnas_jax.core.files import image_files, output_files, workdir
 from dvsnas_jax.data.datasets import cityscapes_table, classes, frames, layouts, written_ids
-from dvsnas_jax.data.loading import store
+from dvsnas_jax.data.loading import whole_videos
 from dvsnas_jax.data.prepared import reading
 from dvsnas_jax.evaluate import evaluation
 
@@ -97,7 +97,7 @@ class Writer:
     """Writes the predictions of a split: of its labelled frames, or of all where none is labelled.
 
     Attributes:
-      videos: of the split, in the order of `pipeline.sequences`.
+      videos: of the split, in the order of `whole_videos.find`.
       paths: files written.
 
     Args:
@@ -113,7 +113,7 @@ class Writer:
     def __init__(
         self, data: ml_collections.ConfigDict, split: str, directory: str | os.PathLike[str], *, is_color: bool = False
     ):
-        self.videos, self.paths = store.videos(data, split), list[pathlib.Path]()
+        self.videos, self.paths = whole_videos.find(data, split), list[pathlib.Path]()
         self._media, self._split, self._directory = reading.of(data, split), split, pathlib.Path(directory)
         self._known: set[str] = set()
         self._is_color = is_color
@@ -142,7 +142,7 @@ class Writer:
 
     def _files(self, number: int, predictions: np.ndarray) -> Iterator[tuple[str, np.ndarray, tuple[int, int]]]:
         """Names, train ids u8 [h, w] and (width, height) of the files of one video."""
-        if not isinstance(self.videos, store.Videos):
+        if not isinstance(self.videos, whole_videos.Videos):
             for time, labels in enumerate(predictions):
                 yield f"{self.videos[number].name}_{time:06d}.png", labels, (labels.shape[1], labels.shape[0])
             return
@@ -167,16 +167,14 @@ def file_name(layout: str, frame: frames.Frame, *, is_color: bool = False) -> st
 
 def enlarge(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Labels u8 [h, w] at the size (width, height) of the frame on disk: the nearest."""
-    rows = image_files.nearest(labels.shape[0], size[1])
-    columns = image_files.nearest(labels.shape[1], size[0])
-    return np.asarray(labels, np.uint8)[rows[:, None], columns[None, :]]
+    return image_files.resized_nearest(np.asarray(labels, np.uint8), size[::-1])
 
 
 @contextlib.contextmanager
 def ground_truth(data: ml_collections.ConfigDict, split: str) -> Iterator[list[pathlib.Path]]:
     """The label files of the frames that are scored; those of a prepared dataset are written out for the while."""
-    videos = store.videos(data, split)
-    if not isinstance(videos, store.Videos):
+    videos = whole_videos.find(data, split)
+    if not isinstance(videos, whole_videos.Videos):
         raise errors.UserError("data.name: the official evaluator scores Cityscapes; set data.name to 'cityscapes'")
     media = reading.of(data, split)
     places = [place for run in videos.runs for place in run]

@@ -35,43 +35,16 @@ def relu6(x: jax.Array) -> jax.Array:
     return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype))
 
 
-def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = relu(x)
-    return y, y
-
-
-def _relu_backward(y: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
-    return (jnp.where(y > 0, grad, 0),)
-
-
-def _relu6_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = relu6(x)
-    return y, y
-
-
-def _relu6_backward(y: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
-    return (jnp.where((y > 0) & (y < 6), grad, 0),)
-
-
-relu.defvjp(_relu_forward, _relu_backward)
-relu6.defvjp(_relu6_forward, _relu6_backward)
+relu.defvjp(lambda x: (relu(x),) * 2, lambda y, grad: (jnp.where(y > 0, grad, 0),))
+relu6.defvjp(lambda x: (relu6(x),) * 2, lambda y, grad: (jnp.where((y > 0) & (y < 6), grad, 0),))
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, batch normalisation and, if wanted, an activation.
+    """A convolution without bias (of each channel by itself where `features` is None), batch normalisation and, if
+    wanted, an activation. Variables from `fold` need no normalisation.
 
-    In evaluation, and where the statistics are frozen, the running statistics are folded into the kernel; on a CPU they
-    scale the result instead, in the pass that adds the bias (at batch 1, a scaled copy of all kernels costs more).
-    Variables from `fold` need neither.
-
-    Attributes:
-      features: output channels; None: a depthwise convolution.
-      size: side of the kernel.
-      stride: of the output grid.
-      dilation: distance of the kernel's taps, in pixels.
-      activation_fn: applied last; None: nothing.
-      is_frozen: whether training, too, normalises by the running statistics and leaves them as they are.
-      dtype: of the computation; parameters and statistics are float32.
+    `is_frozen`: training, too, normalises by the running statistics and leaves them as they are. `dtype` is that of the
+    computation; parameters and statistics are float32.
     """
 
     features: int | None
@@ -88,54 +61,38 @@ class ConvNorm(nn.Module):
         channels = self.features or x.shape[-1]
         shape = (self.size, self.size, x.shape[-1]) + (() if self.features is None else (channels,))
         kernel = self.param("kernel", layers.he_normal, shape)
+        conv_fn = layers.depthwise_conv if self.features is None else layers.conv
+        geometry = {"stride": self.stride, "dilation": self.dilation}
+        x = x.astype(self.dtype)
         if self.has_variable(FOLDED, "bias"):
-            return self._folded(x.astype(self.dtype), kernel)
+            offset: jax.Array = self.get_variable(FOLDED, "bias").astype(self.dtype)
+            y = conv_fn(x, kernel, **geometry) + layers.per_channel(offset, 4)
+            return y if self.activation_fn is None else self.activation_fn(y)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         var = self.variable("batch_stats", "var", jnp.ones, (channels,))
-        conv_fn = layers.depthwise_conv if self.features is None else layers.conv
-        x = x.astype(self.dtype)
         if train and not self.is_frozen:
-            y = conv_fn(x, kernel, stride=self.stride, dilation=self.dilation)
+            y = conv_fn(x, kernel, **geometry)
             batch_mean, batch_var = layers.batch_moments(y)
             y = layers.normalize(y, scale, bias, batch_mean, batch_var)
             if not self.is_initializing():
                 mean.value = NORM_DECAY * mean.value + (1 - NORM_DECAY) * batch_mean
                 var.value = NORM_DECAY * var.value + (1 - NORM_DECAY) * batch_var
-        elif layers.is_cpu(None):
-            y = conv_fn(x, kernel, stride=self.stride, dilation=self.dilation)
-            y = layers.normalize(y, scale, bias, mean.value, var.value)
         else:
-            factor = scale * lax.rsqrt(var.value + layers.NORM_EPS)
-            folded = kernel * layers.per_channel(factor, kernel.ndim)
-            y = conv_fn(x, folded, stride=self.stride, dilation=self.dilation)
-            y = y + layers.per_channel((bias - mean.value * factor).astype(self.dtype), 4)
-        return y if self.activation_fn is None else self.activation_fn(y)
-
-    def _folded(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The layer of `fold`: a convolution with bias."""
-        conv_fn = layers.depthwise_conv if self.features is None else layers.conv
-        y = conv_fn(x, kernel, stride=self.stride, dilation=self.dilation)
-        y = y + layers.per_channel(self.get_variable(FOLDED, "bias").astype(self.dtype), 4)
+            y = layers.normalized_conv(x, kernel, layers.Norm(scale, bias, mean.value, var.value), **geometry)
         return y if self.activation_fn is None else self.activation_fn(y)
 
 
 def fold(variables: Any) -> dict[str, Any]:
-    """Variables for inference alone: running statistics, scale and bias of every `ConvNorm` folded into its kernel.
-
-    Args:
-      variables: `params` and `batch_stats` of a network of these blocks.
-
-    Returns:
-      `params`, in which such a layer has a kernel only, and the collection of the biases.
-    """
+    """Variables for inference alone, of `params` and `batch_stats` of a network of these blocks: `params`, in which
+    every `ConvNorm` has a kernel only, with scale and running statistics in it, and the collection of the biases."""
 
     def convert(params: Any, stats: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if "scale" in params:
-            factor = params["scale"] * lax.rsqrt(stats["var"] + layers.NORM_EPS)
-            kernel = params["kernel"] * layers.per_channel(factor, params["kernel"].ndim)
-            return {"kernel": kernel}, {"bias": params["bias"] - stats["mean"] * factor}
+            norm = layers.Norm(params["scale"], params["bias"], stats["mean"], stats["var"])
+            kernel, bias = layers.fold_norm(params["kernel"], norm)
+            return {"kernel": kernel}, {"bias": bias}
         kept: dict[str, Any] = {}
         biases: dict[str, Any] = {}
         for name, value in params.items():
@@ -158,19 +115,15 @@ def plain_scale(shape: tuple[int, ...]) -> float:
     return layers.he_scale(shape) / math.sqrt(6.0)
 
 
-def init_plain(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws a kernel that no normalisation follows, f32."""
+def _plain(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.normal(rng, shape, jnp.float32) * plain_scale(shape)
 
 
 class Pointwise(nn.Module):
     """A 1x1 convolution without bias.
 
-    Attributes:
-      features: output channels.
-      dtype: of the computation.
-      then: another one that follows at once. Where a map has more pixels than channels, the two kernels are
-        multiplied and applied as one, which is less work.
+    `then`: another one that follows at once. Where a map has more pixels than channels, the two kernels are multiplied
+    and applied as one, which is less work.
     """
 
     features: int
@@ -180,7 +133,7 @@ class Pointwise(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, Cin] -> [B, h, w, features], or the features of the one that follows."""
-        kernel = self.param("kernel", init_plain, (1, 1, x.shape[-1], self.features))
+        kernel = self.param("kernel", _plain, (1, 1, x.shape[-1], self.features))
         x = x.astype(self.dtype)
         if self.then is None:
             return layers.conv(x, kernel)
@@ -190,13 +143,7 @@ class Pointwise(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A convolution with bias.
-
-    Attributes:
-      num_classes: K.
-      size: side of the kernel.
-      dtype: of the computation.
-    """
+    """A convolution with bias."""
 
     num_classes: int
     size: int = 3
@@ -205,7 +152,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, C] -> logits [B, h, w, K]."""
-        kernel = self.param("kernel", init_plain, (self.size, self.size, x.shape[-1], self.num_classes))
+        kernel = self.param("kernel", _plain, (self.size, self.size, x.shape[-1], self.num_classes))
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
         return layers.conv(x.astype(self.dtype), kernel) + layers.per_channel(bias.astype(self.dtype), 4)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Collection
 from typing import Any, cast
 
 import flax.linen as nn
@@ -13,41 +14,22 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import compilation, errors, types
-from dvsnas_jax.nets import blocks
-from dvsnas_jax.nets.decoders import deeplab, refinenet
-from dvsnas_jax.nets.encoders import mobilenet, resnet
+from dvsnas_jax.nets import blocks, decoders, encoders
 from dvsnas_jax.nets.kernels import layers
 from dvsnas_jax.nets.weights import weights_folder
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""Of ImageNet, RGB in 0..1."""
-
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+"""The encoder's maps that other packages see, at strides 4, 8, 16 and 32 (or 16)."""
 GRID_STRIDE = 4
 """Pixels of a cell of the grid, per axis: of the decoder, the logits and `stage1`."""
-
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ENCODERS = ("mobilenet_v2", *resnet.BLOCKS)
-DECODERS = ("refinenet", "deeplab")
 
 
 class StaticNet(nn.Module):
-    """An encoder, a decoder and a classifier; any input size.
+    """An encoder, a decoder and a classifier of K classes; any input size.
 
-    Attributes:
-      num_classes: K.
-      encoder: one of `ENCODERS`.
-      width: multiplier of the encoder's channels.
-      expand_first: MobileNetV2: whether the first block has a 1x1 expansion.
-      stride_in_1x1: ResNet: stride in the first convolution of a bottleneck (the original) instead of its 3x3 one.
-      output_stride: of `stage4`, 32 or 16 (dilated).
-      is_norm_frozen: whether the encoder normalises by its running statistics in training, too, and keeps them.
-      decoder: one of `DECODERS`.
-      decoder_channels: of the decoder.
-      dropout: share of the two deepest maps that training drops (light-weight RefineNet on ResNet); above 0, training
-        needs `rngs={"dropout": key}`.
-      has_auxiliary: whether training also gives logits from `stage3`.
-      dtype: of the computation; parameters are float32.
+    The fields are the keys of the config's section `net`, which `core.defaults` explains. With dropout, training needs
+    `rngs={"dropout": key}`. `dtype` is that of the computation; parameters are float32.
     """
 
     num_classes: int
@@ -77,46 +59,32 @@ class StaticNet(nn.Module):
           [B, h, w, K] at stride 4, all in `dtype`. In training, where there is an auxiliary classifier, also the map
           `auxiliary`: its logits at stride 16.
         """
-        names = _features(self.encoder)
-        if last in names:
-            maps = self._encoder()(images, train, names[last])
-            found = {name: maps[layer] for name, layer in names.items() if layer in maps}
+        maps = self._encoder()(images, train, last)
+        found = {name: maps[name] for name in STAGES if name in maps}
+        if last in STAGES:
             return types.Features(maps=found, logits=jnp.zeros((*found["stage1"].shape[:3], 0), self.dtype))
-        maps = self._encoder()(images, train)
-        stages = {name: maps[layer] for name, layer in names.items()}
-        decoder = self._decoder()({**maps, **stages}, train)
-        logits = blocks.Classifier(self.num_classes, dtype=self.dtype, name="classifier")(decoder)
-        found = {**stages, "decoder": decoder}
+        found["decoder"] = self._decoder()(maps, train)
+        logits = blocks.Classifier(self.num_classes, dtype=self.dtype, name="classifier")(found["decoder"])
         if self.has_auxiliary and (train or self.is_initializing()):
-            found["auxiliary"] = Auxiliary(self.num_classes, self.dtype, name="auxiliary")(stages["stage3"], train)
+            found["auxiliary"] = Auxiliary(self.num_classes, self.dtype, name="auxiliary")(found["stage3"], train)
         return types.Features(maps=found, logits=logits)
 
-    def _encoder(self) -> nn.Module:
-        shared: dict[str, Any] = {
-            "width": self.width, "output_stride": self.output_stride, "is_frozen": self.is_norm_frozen,
-            "dtype": self.dtype, "name": "encoder",
-        }  # fmt: skip
-        if self.encoder == "mobilenet_v2":
-            return mobilenet.MobileNetV2(expand_first=self.expand_first, **shared)
-        return resnet.ResNet(self.encoder, stride_in_1x1=self.stride_in_1x1, **shared)
+    def _encoder(self) -> Any:
+        record = encoders.TABLE[self.encoder]
+        return record.make_fn(
+            width=self.width, output_stride=self.output_stride, is_frozen=self.is_norm_frozen, dtype=self.dtype,
+            name="encoder", **{option: getattr(self, option) for option in record.options},
+        )  # fmt: skip
 
-    def _decoder(self) -> nn.Module:
-        shared: dict[str, Any] = {"channels": self.decoder_channels, "dtype": self.dtype, "name": "decoder"}
-        if self.decoder == "deeplab":
-            return deeplab.DeepLab(output_stride=self.output_stride, **shared)
-        if self.encoder == "mobilenet_v2":
-            return refinenet.MobileNetRefineNet(**shared)
-        return refinenet.ResNetRefineNet(dropout=self.dropout, **shared)
+    def _decoder(self) -> Any:
+        record = encoders.TABLE[self.encoder].decoder_for(self.decoder)
+        options = {option: getattr(self, option) for option in record.options}
+        return record.make_fn(channels=self.decoder_channels, dtype=self.dtype, name="decoder", **options)
 
 
 class Auxiliary(nn.Module):
     """A second classifier on an encoder map, for a loss that trains the encoder more directly (Zhao et al., CVPR 2017,
-    arXiv 1612.01105): 3x3 convolution to a quarter of the channels, then 1x1.
-
-    Attributes:
-      num_classes: K.
-      dtype: of the computation.
-    """
+    arXiv 1612.01105): 3x3 convolution to a quarter of the channels, then 1x1."""
 
     num_classes: int
     dtype: Any = jnp.float32
@@ -130,30 +98,18 @@ class Auxiliary(nn.Module):
 
 
 def make(config: ml_collections.ConfigDict, num_classes: int) -> StaticNet:
-    """Builds the network that a config describes.
-
-    Args:
-      config: the section `net`.
-      num_classes: K.
+    """Builds the network for K classes that a config's section `net` describes.
 
     Raises:
       UserError: a value is out of range.
     """
     _check(config)
     return StaticNet(
-        num_classes=num_classes,
-        encoder=config.encoder,
-        width=float(config.width),
-        expand_first=config.expand_first,
-        stride_in_1x1=config.stride_in_1x1,
-        output_stride=config.output_stride,
-        is_norm_frozen=config.freeze_norm,
-        decoder=config.decoder,
-        decoder_channels=config.decoder_channels,
-        dropout=float(config.dropout),
-        has_auxiliary=config.auxiliary,
-        dtype=_DTYPES[config.dtype],
-    )
+        num_classes, encoder=config.encoder, width=float(config.width), expand_first=config.expand_first,
+        stride_in_1x1=config.stride_in_1x1, output_stride=config.output_stride, is_norm_frozen=config.freeze_norm,
+        decoder=config.decoder, decoder_channels=config.decoder_channels, dropout=float(config.dropout),
+        has_auxiliary=config.auxiliary, dtype=_DTYPES[config.dtype],
+    )  # fmt: skip
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -163,31 +119,19 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise errors.UserError(f"net.decoder_channels: must be at least 1, got {config.decoder_channels}")
     if not 0 <= config.dropout < 1:
         raise errors.UserError(f"net.dropout: must be at least 0 and below 1, got {config.dropout}")
-    allowed = {"encoder": ENCODERS, "decoder": DECODERS, "output_stride": (16, 32), "dtype": tuple(_DTYPES)}
+    encoder = encoders.TABLE.get(config.encoder)
+    allowed: dict[str, Collection[Any]] = {"encoder": encoders.TABLE, "decoder": decoders.TABLE, "dtype": _DTYPES}
+    allowed["output_stride"] = encoder.output_strides if encoder else ()
     for key, values in allowed.items():
         if config[key] not in values:
             raise errors.UserError(f"net.{key}: unknown {config[key]!r}, allowed are {', '.join(map(str, values))}")
-    is_resnet_refinenet = config.encoder != "mobilenet_v2" and config.decoder == "refinenet"
-    if config.dropout and not is_resnet_refinenet:
+    if config.dropout and encoder and "dropout" not in encoder.decoder_for(config.decoder).options:
         raise errors.UserError("net.dropout: only the decoder refinenet on a ResNet has dropout; set net.dropout to 0")
 
 
-def _features(encoder: str) -> dict[str, str]:
-    """The encoder's own names of `stage1` .. `stage4`."""
-    return mobilenet.FEATURES if encoder == "mobilenet_v2" else resnet.FEATURES
-
-
 def start(config: ml_collections.ConfigDict, net: StaticNet, rng: jax.Array) -> types.Params:
-    """The variables that training begins with: drawn, and replaced by those of the folder `config.weights` if it names
-    one.
-
-    Args:
-      config: the section `net`, of which `net` was made.
-      net: the network.
-      rng: a key.
-
-    Returns:
-      `{"params", "batch_stats"}`.
+    """The variables `{"params", "batch_stats"}` that training begins with: drawn, and replaced by those of the folder
+    `config.weights` if the section `net` names one.
 
     Raises:
       UserError: the folder cannot be read, or its weights are of another network.
@@ -234,14 +178,10 @@ def frame_shapes(net: StaticNet, size: tuple[int, int]) -> types.Features:
 def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: str = "decoder") -> types.Features:
     """Segments frames u8 [B, H, W, 3] with the running statistics; all maps at the grid, float32.
 
-    Args:
-      net: the network.
-      variables: of it.
-      frames: u8 [B, H, W, 3].
-      last: `stageN`: only the encoder as far as that stage, see `StaticNet.__call__`; `image`: not even that, only
-        the map `image`.
+    `last`: `stageN`: only the encoder as far as that stage, see `StaticNet.__call__`; `image`: not even that, only the
+    map `image`.
     """
-    images = normalise(frames)
+    images = normalise(net, frames)
     if last == "image":
         batch, *size = images.shape[:3]
         rows, columns = (-(-length // GRID_STRIDE) for length in size)
@@ -257,14 +197,9 @@ def fold(variables: types.Params) -> types.Params:
 
 
 def needed(net: StaticNet, variables: types.Params, last: str) -> types.Params:
-    """The part of the variables that `infer` reads as far as `last`.
+    """The part of the variables (folded or not) that `infer` reads as far as `last`.
 
     A call with all of them is slower though nothing else is computed: each array costs about a microsecond.
-
-    Args:
-      net: the network.
-      variables: of it, folded or not.
-      last: as in `infer`.
     """
     if last == "image":
         return {}
@@ -281,35 +216,15 @@ def needed(net: StaticNet, variables: types.Params, last: str) -> types.Params:
 
 
 def feature_channels(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, int]:
-    """Channels of every map of `to_grid`, and of `logits`.
-
-    Args:
-      config: the section `net`.
-      num_classes: K.
-    """
-    if config.encoder == "mobilenet_v2":
-        encoder = mobilenet.stage_channels(config.width)
-    else:
-        encoder = resnet.stage_channels(config.encoder, config.width)
-    stages = {name: encoder[layer] for name, layer in _features(config.encoder).items()}
+    """Channels of every map of `to_grid`, and of `logits`, of the network of a config's section `net`."""
+    stages = dict(zip(STAGES, encoders.TABLE[config.encoder].channels_fn(config.width), strict=True))
     return {**stages, "decoder": config.decoder_channels, "logits": num_classes, "image": 3}
-
-
-def feature_strides(config: ml_collections.ConfigDict) -> dict[str, int]:
-    """Pixels of the image per cell of each of the network's maps (before `to_grid`), and of the logits."""
-    deepest = {"stage4": config.output_stride}
-    return {"stage1": 4, "stage2": 8, "stage3": 16, **deepest, "decoder": 4, "logits": 4}
 
 
 @functools.cache
 def num_macs(net: StaticNet, size: tuple[int, int], last: str = "decoder") -> int:
-    """Multiply-adds of all convolutions for one image, without running anything.
-
-    Args:
-      net: the network.
-      size: height and width of the image.
-      last: as in `infer`.
-    """
+    """Multiply-adds of all convolutions for one image of this height and width as far as `last` (see `infer`), without
+    running anything."""
     if last == "image":
         return 0
     total = 0
@@ -333,23 +248,18 @@ def num_macs(net: StaticNet, size: tuple[int, int], last: str = "decoder") -> in
     return total
 
 
-def normalise(frames: types.Array) -> jax.Array:
-    """u8 [..., 3] RGB -> f32 [..., 3], as ImageNet networks expect it."""
-    frames = jnp.asarray(frames)
-    mean, std = (layers.per_channel(jnp.asarray(values, jnp.float32), frames.ndim) for values in (MEAN, STD))
+def normalise(net: StaticNet, frames: types.Array) -> jax.Array:
+    """u8 [..., 3] RGB -> f32 [..., 3], as the network's encoder expects it."""
+    frames, record = jnp.asarray(frames), encoders.TABLE[net.encoder]
+    mean, std = (
+        layers.per_channel(jnp.asarray(values, jnp.float32), frames.ndim) for values in (record.mean, record.std)
+    )
     return (frames.astype(jnp.float32) / 255 - mean) / std
 
 
 def to_grid(features: types.Features, images: jax.Array) -> types.Features:
-    """Brings all maps to the grid, that of `stage1` and of the decoder, and adds `image`.
-
-    Args:
-      features: of the network.
-      images: f32 [B, H, W, 3], its input.
-
-    Returns:
-      Maps [B, h, w, C_name] (encoder maps bilinearly, half-pixel centres); the logits are unchanged.
-    """
+    """Brings all maps to the grid, that of `stage1` and of the decoder (bilinearly, half-pixel centres), and adds
+    `image`, the network's input f32 [B, H, W, 3] shrunk to it; the logits are unchanged."""
     size = (features.maps["stage1"].shape[1], features.maps["stage1"].shape[2])
     maps = {name: layers.resize_bilinear(jnp.asarray(x), size) for name, x in features.maps.items()}
     image = layers.average_to_grid(images, size).astype(features.logits.dtype)
@@ -357,14 +267,7 @@ def to_grid(features: types.Features, images: jax.Array) -> types.Features:
 
 
 def predict(logits: types.Array, size: tuple[int, ...]) -> jax.Array:
-    """The most probable class of every pixel.
-
-    Args:
-      logits: [B, h, w, K].
-      size: height and width of the labels; logits are interpolated to it without aligned corners.
-
-    Returns:
-      u8 [B, *size], train ids.
-    """
+    """The most probable class of every pixel, u8 [B, *size]: logits [B, h, w, K] are interpolated to that height and
+    width without aligned corners."""
     full = layers.resize_bilinear(jnp.asarray(logits, jnp.float32), (size[0], size[1]))
     return jnp.argmax(full, axis=-1).astype(jnp.uint8)

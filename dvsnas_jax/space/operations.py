@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from dvsnas_jax.core import types
-from dvsnas_jax.nets.kernels import layers, sampling, windows
+from dvsnas_jax.nets.kernels import layers, local_attention, sampling
 from dvsnas_jax.space import genotype as genotype_lib
 
 Params = dict[str, Any]
@@ -238,7 +238,7 @@ def _local_attention(params: Params, a: jax.Array, b: jax.Array, scope: CellScop
     query(b) . key(a) and a learnt bias per relative position. Pixels outside the map have no weight.
     """
     query, keys = layers.conv(b, params["query"]), layers.conv(a, params["key"])
-    return windows.attend(query, keys, a, params["position"]) + b
+    return local_attention.attend(query, keys, a, params["position"]) + b
 
 
 OPERATIONS: dict[str, Operation] = _build_operations()

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from collections.abc import Callable
@@ -30,26 +31,19 @@ from dvsnas_jax.space import cell_frame, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.studies import ablate_report, ablate_runs, study_report
+from dvsnas_jax.studies import ablate_report, ablate_variants, study_report
 from dvsnas_jax.train import cell_training, claims, features, losses, pretrain, require_labels
 
-WHATS = (ablate_runs.REPLACE, ablate_runs.LEAVE_ONE_OUT, ablate_runs.RETRAIN)
+WHATS = (ablate_variants.REPLACE, ablate_variants.LEAVE_ONE_OUT, ablate_variants.RETRAIN)
 
 
 class Opened(NamedTuple):
     """A run, opened for functional ablation.
 
-    Attributes:
-      params: of the supernet: the shared weights of the search, or, where `weights` is "cell", those of the run's cell.
-      genotype: i32 [L, 5], of the run's cell.
-      space: what genotypes and masks refer to: that of the run, or of the cell's own file where the run's cannot
-        express it.
-      supernet: of the space.
-      batch: features [B, T, h, w, C] and labels u8 [B, T, H, W] of meta-validation clips.
-      settings: sizes of the cell.
-      grid: height and width of the feature maps; `cost.of(space, genotype, settings, grid)` counts a cell.
-      weights: "shared" or "cell".
-      config: of the run.
+    `params` of `supernet` are the shared weights of the search (`weights` is "shared") or those of the run's cell
+    ("cell"); `genotype` i32 [L, 5] is that cell's; `space` is that of the run, or of the cell's own file where the
+    run's cannot express it; `batch` holds features [B, T, h, w, C] and labels u8 [B, T, H, W] of meta-validation clips;
+    `cost.of(space, genotype, settings, grid)` counts a cell.
     """
 
     params: types.Params
@@ -76,10 +70,8 @@ def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opene
     `dvsnas train`) the cell's own weights stand in the supernet: only what the genotype has is trained then, and
     normalises by its running statistics.
 
-    Args:
-      path: of a run folder with a trained cell.
-      num_clips: the first so many meta-validation clips; None: one batch of a reward (`search.batch_size`, of several
-        `search.batch_parts` the first part).
+    `num_clips`: the first so many meta-validation clips; None: one batch of a reward (`search.batch_size`, of several
+    `search.batch_parts` the first part).
 
     Raises:
       UserError: the folder holds no run or no trained cell, its data is not there, or `num_clips` is below 1.
@@ -96,15 +88,15 @@ def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opene
         genotype = genotype_lib.from_dict(values, space, where=str(best))[1]
     except errors.UserError:  # trained from a file of other inputs or layers
         space, genotype, is_fitting = own_space, own_genotype, False
-    variables = ablate_runs.static_network(config, folder)
-    params, weights = ablate_runs.shared_weights(config, folder) if is_fitting else None, "shared"
+    variables = ablate_variants.static_network(config, folder)
+    params, weights = ablate_variants.shared_weights(config, folder) if is_fitting else None, "shared"
     supernet = supernet_lib.make(space, settings)
     if params is None:
         _, cell_params, _, _ = cell_training.load_winner(config, folder)
         start = compilation.jit_once(supernet.init)(jax.random.key(0))
         params, weights = cell_lib.scatter_params(space, genotype, cell_params, start), "cell"
     with compilation.effort(config.compile_effort):
-        batch = ablate_runs.validation_features(config, space, variables, _places(config, num_clips))
+        batch = ablate_variants.validation_features(config, space, variables, _places(config, num_clips))
     height, width = batch.features.logits.shape[2:4]
     return Opened(params, genotype, space, supernet, batch, settings, (height, width), weights, config)
 
@@ -129,10 +121,7 @@ def make_ablate(
     >>> masks = ~jnp.eye(len(space.operations), dtype=bool)  # row i switches operation i off
     >>> found = jax.lax.map(lambda mask: ablate_fn(params, genotype, mask, batch), masks)
 
-    Args:
-      supernet: of the space.
-      space: what genotypes and masks refer to.
-      replacement: the operation that takes the place of one that the mask switches off (even if it is off itself).
+    `replacement` takes the place of an operation that the mask switches off (even if it is off itself).
 
     Returns:
       `(params, genotype i32 [L, 5], op_mask bool [num_ops], batch: types.FeatureStore) -> metrics` of the last frame of
@@ -173,14 +162,9 @@ def _miou(counts: jax.Array) -> jax.Array:
 
 
 def run(
-    config: ml_collections.ConfigDict,
-    folder: workdir.Workdir,
-    *,
-    what: str = ablate_runs.REPLACE,
-    genotype: str | None = None,
-    num_steps: int | None = None,
-    limit: int | None = None,
-) -> study_report.Report:
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, *, what: str = ablate_variants.REPLACE,
+    genotype: str | None = None, num_steps: int | None = None, limit: int | None = None,
+) -> study_report.Report:  # fmt: skip
     """The command `ablate`. What is finished is in `ablation.jsonl` of the run folder and is not done again.
 
     Args:
@@ -188,12 +172,8 @@ def run(
       folder: of a run with a trained static network; for `replace` with a finished search.
       what: one of `WHATS`.
       genotype: a file or `zoo:NAME`; None: the run's winner. Not for `leave-one-out`.
-      num_steps: of each search (`leave-one-out`; None: `config.ablate.steps`) or of each training (`retrain`; None:
-        `config.train.steps`).
+      num_steps: of each search (None: `config.ablate.steps`) or of each training (None: `config.train.steps`).
       limit: at most so many variants, or operations left out; None: all (`retrain`: one for each token).
-
-    Returns:
-      What was found and written.
 
     Raises:
       UserError: the input is not usable.
@@ -201,25 +181,25 @@ def run(
     """
     _check(folder, what, genotype, num_steps, limit)
     with folder.hold():
-        config = claims.check(config, folder, ignore=ablate_runs.MAY_DIFFER)
-        space = features.space_of(config)
-        rows = None if what == ablate_runs.LEAVE_ONE_OUT else _genotype(config, folder, space, genotype)
+        config = claims.check(config, folder, ignore=ablate_variants.MAY_DIFFER)
+        rows = None if what == ablate_variants.LEAVE_ONE_OUT else read_genotype(config, folder, genotype)
         require_labels.check(config, is_rewarded=True)
-        claims.claim(config, folder, ignore=ablate_runs.MAY_DIFFER)
+        claims.claim(config, folder, ignore=ablate_variants.MAY_DIFFER)
         masked = tuple(config.controller.masked_operations)
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
             if rows is None:
                 steps = num_steps or config.ablate.steps
-                searches = ablate_runs.leave_one_out(config, folder, stop, num_steps=steps, limit=limit)
+                searches = ablate_variants.leave_one_out(config, folder, stop, num_steps=steps, limit=limit)
                 return ablate_report.write_searches(folder, searches, masked)
-            left_out = ablate_runs.untrained(config) if what == ablate_runs.REPLACE else ()
+            space = features.space_of(config)
+            left_out = ablate_variants.untrained(config) if what == ablate_variants.REPLACE else ()
             chosen = [variant for variant in variants_lib.neighbours(space, rows) if variant.after not in left_out]
-            if what == ablate_runs.REPLACE:
-                records = ablate_runs.replace(config, folder, stop, rows, chosen[:limit])
+            if what == ablate_variants.REPLACE:
+                records = ablate_variants.replace(config, folder, stop, rows, chosen[:limit])
             else:
                 steps = num_steps or config.train.steps
                 chosen = chosen[: limit or space.num_tokens]
-                records = ablate_runs.retrain(config, folder, stop, rows, chosen, num_steps=steps)
+                records = ablate_variants.retrain(config, folder, stop, rows, chosen, num_steps=steps)
         named = genotype_lib.to_dict(space, rows)
         return ablate_report.write_replacements(folder, what, named, records, masked=masked, left_out=left_out)
 
@@ -230,29 +210,33 @@ def _check(folder: workdir.Workdir, what: str, genotype: str | None, num_steps: 
         close = difflib.get_close_matches(what, WHATS, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ","
         raise errors.UserError(f"--what: unknown {what!r}{hint} allowed are {', '.join(WHATS)}")
-    if what == ablate_runs.LEAVE_ONE_OUT and genotype:
+    if what == ablate_variants.LEAVE_ONE_OUT and genotype:
         raise errors.UserError("--genotype: leave-one-out searches for genotypes, it takes none")
-    if what == ablate_runs.REPLACE and num_steps is not None:
+    if what == ablate_variants.REPLACE and num_steps is not None:
         raise errors.UserError("--steps: replace scores as the search did, it takes no number of steps")
-    for flag, value in (("--steps", num_steps), ("--limit", limit)):
-        if value is not None and value < 1:
-            raise errors.UserError(f"{flag}: must be at least 1, got {value}")
+    study_report.check_at_least(1, steps=num_steps, limit=limit)
     folder.config()
 
 
-def _genotype(
-    config: ml_collections.ConfigDict, folder: workdir.Workdir, space: genotype_lib.Space, given: str | None
-) -> np.ndarray:
-    """The genotype to take apart, in the space of the run."""
-    name = given or str(cell_training.require_winner(folder))
+def read_genotype(config: ml_collections.ConfigDict, folder: workdir.Workdir, given: str | None) -> np.ndarray:
+    """The genotype to take apart, of a file, of the zoo or (None) of the run's winner, in the space of the run.
+
+    Raises:
+      UserError: it is not there, or the run's space cannot express it.
+    """
+    name, space = given or str(cell_training.require_winner(folder)), features.space_of(config)
     values = genotype_lib.to_dict(*cell_training.read_genotype(name, name="--genotype"))
     try:
         if name.startswith(zoo.PREFIX):
-            return _of_zoo(config, space, zoo.get(name))
+            return _of_zoo(config, zoo.get(name))
         return genotype_lib.from_dict(values, space, where=name)[1]
     except errors.UserError:  # it advises another config, which this run's folder refuses
         pass
-    fitting = [member.title for member in zoo.TABLE.values() if _is_fitting(config, space, member)]
+    fitting = []
+    for member in zoo.TABLE.values():
+        with contextlib.suppress(errors.UserError):
+            _of_zoo(config, member)
+            fitting.append(member.title)
     rule = f", key frames {config.schedule.kind}" if config.space.mode == zoo.PROPAGATE else ""
     hint = f", for example {', '.join(fitting)}" if fitting else " of that space"
     raise errors.UserError(
@@ -262,15 +246,7 @@ def _genotype(
     )
 
 
-def _of_zoo(config: ml_collections.ConfigDict, space: genotype_lib.Space, member: zoo.Member) -> np.ndarray:
-    """A hand-designed cell in the space of the run."""
+def _of_zoo(config: ml_collections.ConfigDict, member: zoo.Member) -> np.ndarray:
+    """A hand-designed cell in the space of the run; a UserError where that cannot express it."""
     zoo.require(member, mode=config.space.mode, schedule=config.schedule.kind)
-    return zoo.genotype(member, space)[1]
-
-
-def _is_fitting(config: ml_collections.ConfigDict, space: genotype_lib.Space, member: zoo.Member) -> bool:
-    """Whether the run can express a hand-designed cell."""
-    try:
-        return len(_of_zoo(config, space, member)) > 0
-    except errors.UserError:
-        return False
+    return zoo.genotype(member, features.space_of(config))[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,55 +14,39 @@ from dvsnas_jax.space import draw
 from dvsnas_jax.studies import study_report
 
 Records = Sequence[Mapping[str, Any]]
-_SLOTS = {"op_a": "operation a", "op_b": "operation b", "agg": "aggregation", "in_a": "input a", "in_b": "input b"}
+SLOTS = {"op_a": "operation a", "op_b": "operation b", "agg": "aggregation", "in_a": "input a", "in_b": "input b"}
 
 
 def write_replacements(
-    folder: workdir.Workdir,
-    what: str,
-    genotype: Mapping[str, Any],
-    records: Records,
-    *,
-    masked: Sequence[str] = (),
-    left_out: Sequence[str] = (),
-) -> study_report.Report:
-    """Writes what replacing each token changes.
+    folder: workdir.Workdir, what: str, genotype: Mapping[str, Any], records: Records, *,
+    masked: Sequence[str] = (), left_out: Sequence[str] = (),
+) -> study_report.Report:  # fmt: skip
+    """Writes what replacing each token changes, by "replace" or "retrain": `ablation_<what>.json`, `.md`, a figure.
 
-    Args:
-      folder: the run folder; `ablation_<what>.json`, `.md` and a figure go there.
-      what: "replace" or "retrain".
-      genotype: by name.
-      records: of the genotype itself, then of the variants.
-      masked: operations that the search must not choose.
-      left_out: those of them that replace nothing, as their weights were never trained.
+    `records` are of the genotype itself, then of the variants; `masked`: operations that the search must not choose;
+    `left_out`: those of them that replace nothing, as their weights were never trained.
     """
     base, rows = records[0]["reward"], tokens(records)
     content = {"what": what, "genotype": genotype, "reward": base, "tokens": rows, "records": list(records)}
     content |= {"masked": list(masked), "left_out": list(left_out)}
     title = "retrained from scratch" if what == "retrain" else "scored as in the search"
-    lines = [
-        f"Change of the reward x 100 when one token is replaced, {title}; "
-        f"the genotype itself: {_points(base, is_signed=False)}",
-        *about_masks(content),
-        "",
-        "| layer | token | now | by none | by skip | by another, mean | best | variants |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["layer", "token", "now", "by none", "by skip", "by another, mean", "best", "variants"]
+    cells = []
     for row in rows:
-        best = f"{_points(row['best'])} ({with_mask(row['best_name'], masked)})" if row["best_name"] else "-"
-        cells = [_points(row[name]) for name in ("none", "skip", "others")]
-        start = [row["layer"], _SLOTS[row["field"]], with_mask(row["now"], masked)]
-        lines.append("| " + " | ".join(map(str, [*start, *cells, best, row["count"]])) + " |")
-    return _write(folder, content, lines, lambda path: _draw_tokens(rows, title, path))
+        best = f"{_points(row['best'])} ({_with_mask(row['best_name'], masked)})" if row["best_name"] else "-"
+        changes = [_points(row[name]) for name in ("none", "skip", "others")]
+        now = _with_mask(row["now"], masked)
+        cells.append([row["layer"], SLOTS[row["field"]], now, *changes, best, row["count"]])
+    about = (
+        f"Change of the reward x 100 when one token is replaced, {title}; "
+        f"the genotype itself: {_points(base, is_signed=False)}"
+    )
+    text = "\n".join([about, *_about_masks(masked, left_out), "", *study_report.markdown(head, cells)])
+    return _write(folder, content, text, lambda path: _draw_tokens(rows, title, path))
 
 
-def about_masks(content: Mapping[str, Any]) -> list[str]:
-    """Lines about the operations that the search must not choose, none where it may choose all.
-
-    Args:
-      content: of the JSON file of an ablation; files of earlier versions know no masks.
-    """
-    masked, left_out = content.get("masked") or [], content.get("left_out") or []
+def _about_masks(masked: Sequence[str], left_out: Sequence[str] = ()) -> list[str]:
+    """Lines about the operations that the search must not choose, none where it may choose all."""
     lines = [f"Masked in the search (controller.masked_operations): {', '.join(masked)}"] if masked else []
     if left_out:
         whose = "they replace" if len(left_out) > 1 else "it replaces"
@@ -70,91 +54,61 @@ def about_masks(content: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def with_mask(name: str, masked: Sequence[str]) -> str:
-    """The name of a token, and whether it is masked."""
+def _with_mask(name: str, masked: Sequence[str]) -> str:
     return f"{name}, masked" if name in masked else name
 
 
 def tokens(records: Records) -> list[dict[str, Any]]:
-    """A row for each replaced token, in the order of the layers.
+    """A row for each replaced token, in the order of the layers; None where there is nothing to compare.
 
-    Args:
-      records: of the genotype itself, then of the variants.
-
-    Returns:
-      `layer`, `field`, `now`, the change of the reward by `none`, by `skip` and by the `others` (mean), the `best`
-      (largest) change with its `best_name`, the `count` of variants and of `diverged` ones. None where there is nothing
-      to compare.
+    Each has `layer`, `field`, `now`, the change of the reward by `none`, by `skip` and by the `others` (mean), the
+    `best` (largest) change with its `best_name`, the `count` of variants and of `diverged` ones.
     """
     base = records[0]["reward"]
     groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
     for record in records[1:]:
         groups.setdefault((record["layer"], record["field"]), []).append(record)
     rows = []
-    for layer, field in sorted(groups, key=lambda place: (place[0], list(_SLOTS).index(place[1]))):
+    for layer, field in sorted(groups, key=lambda place: (place[0], list(SLOTS).index(place[1]))):
         group = groups[layer, field]
-        changes = {
-            record["after"]: record["reward"] - base
-            for record in group
-            if record["reward"] is not None and base is not None
-        }
+        scored = [record for record in group if record["reward"] is not None and base is not None]
+        changes = {record["after"]: record["reward"] - base for record in scored}
         others = [change for name, change in changes.items() if name not in ("none", "skip")]
         best = max(changes, key=lambda name: changes[name], default=None)
-        rows.append(
-            {
-                "layer": layer,
-                "field": field,
-                "now": group[0]["before"],
-                "none": changes.get("none"),
-                "skip": changes.get("skip"),
-                "others": float(np.mean(others)) if others else None,
-                "best": None if best is None else changes[best],
-                "best_name": best,
-                "count": len(group),
-                "diverged": sum(record["reward"] is None for record in group),
-            }
-        )
+        row = {"layer": layer, "field": field, "now": group[0]["before"]}
+        row |= {name: changes.get(name) for name in ("none", "skip")}
+        row |= {"others": float(np.mean(others)) if others else None}
+        row |= {"best": None if best is None else changes[best], "best_name": best}
+        rows.append(row | {"count": len(group), "diverged": sum(record["reward"] is None for record in group)})
     return rows
 
 
 def write_searches(folder: workdir.Workdir, records: Records, masked: Sequence[str] = ()) -> study_report.Report:
-    """Writes what leaving each operation out of the search changes.
-
-    Args:
-      folder: the run folder.
-      records: of the search with all operations, then of those without one.
-      masked: operations that none of them may choose.
-    """
+    """Writes what leaving each operation out of the search changes; the first record is of the search with all."""
     names = ("best", "mean_last_quarter")
     rows = [{**record, **{f"{name}_change": _minus(record[name], records[0][name]) for name in names}}
             for record in records]  # fmt: skip
     content = {"what": "leave-one-out", "searches": rows, "masked": list(masked)}
-    lines = [
-        f"Reward x 100 of searches of {rows[0]['num_scored'] + rows[0]['num_diverged']} candidates, same seeds; "
-        "what is left out is masked: never drawn, its weights never trained",
-        *about_masks(content),
-        "",
-        "| left out | best | change | mean of the last quarter | change | diverged |",
-        "|---|---|---|---|---|---|",
-    ]
+    cells = []
     for row in rows:
-        cells = [row["without"] or "nothing"]
+        line = [row["without"] or "nothing"]
         for name in names:
-            cells += [_points(row[name], is_signed=False), _points(row[f"{name}_change"]) if row["without"] else ""]
-        lines.append("| " + " | ".join([*cells, str(row["num_diverged"])]) + " |")
-    return _write(folder, content, lines, lambda path: _draw_searches(rows[1:], path))
+            line += [_points(row[name], is_signed=False), _points(row[f"{name}_change"]) if row["without"] else ""]
+        cells.append([*line, str(row["num_diverged"])])
+    about = (
+        f"Reward x 100 of searches of {rows[0]['num_scored'] + rows[0]['num_diverged']} candidates, same seeds; "
+        "what is left out is masked: never drawn, its weights never trained"
+    )
+    head = ["left out", "best", "change", "mean of the last quarter", "change", "diverged"]
+    text = "\n".join([about, *_about_masks(masked), "", *study_report.markdown(head, cells)])
+    return _write(folder, content, text, lambda path: _draw_searches(rows[1:], path))
 
 
-def _write(folder: workdir.Workdir, content: dict[str, Any], lines: Sequence[str], draw_fn: Any) -> study_report.Report:
-    """The three files."""
+def _write(
+    folder: workdir.Workdir, content: dict[str, Any], text: str, draw_fn: Callable[[pathlib.Path], None]
+) -> study_report.Report:
     name = f"ablation_{content['what'].replace('-', '_')}"
-    text = "\n".join(lines)
-    folder.write_json(f"{name}.json", content)
-    table, picture = folder.path / f"{name}.md", folder.path / "figures" / f"{name}.png"
-    table.write_text(text + "\n", encoding="utf-8")
-    picture.parent.mkdir(exist_ok=True)
-    draw_fn(picture)
-    return study_report.Report(content, text, [str(path) for path in (folder.path / f"{name}.json", table, picture)])
+    return study_report.write(folder.path, name, content, text, draw_fn, figures="figures")
 
 
 def _minus(value: float | None, base: float | None) -> float | None:
@@ -167,36 +121,32 @@ def _points(value: float | None, *, is_signed: bool = True) -> str:
 
 
 def _draw_tokens(rows: Records, title: str, path: pathlib.Path) -> None:
-    """Three bars for each token: by none, by skip, by another."""
-    labels = [f"layer {row['layer']}, {_SLOTS[row['field']]}: {draw.readable(row['now'])}" for row in rows]
-    series = {
-        "by none": ([row["none"] for row in rows], figures.BLUE),
-        "by skip": ([row["skip"] for row in rows], figures.ORANGE),
-        "by another, mean": ([row["others"] for row in rows], figures.GREY),
-    }
-    _bars(labels, series, f"One token replaced, {title}", path)
+    labels = [f"layer {row['layer']}, {SLOTS[row['field']]}: {draw.readable(row['now'])}" for row in rows]
+    bars = [("by none", "none", figures.BLUE), ("by skip", "skip", figures.ORANGE)]
+    bars.append(("by another, mean", "others", figures.GREY))
+    _bars(rows, labels, bars, f"One token replaced, {title}", path)
 
 
 def _draw_searches(rows: Records, path: pathlib.Path) -> None:
-    """Two bars for each operation: best candidate, mean of the last quarter."""
     labels = [f"without {draw.readable(row['without'])}" for row in rows]
-    series = {
-        "best candidate": ([row["best_change"] for row in rows], figures.BLUE),
-        "mean of the last quarter": ([row["mean_last_quarter_change"] for row in rows], figures.GREY),
-    }
-    _bars(labels, series, "Searches without one operation", path)
+    bars = [("best candidate", "best_change", figures.BLUE)]
+    bars.append(("mean of the last quarter", "mean_last_quarter_change", figures.GREY))
+    _bars(rows, labels, bars, "Searches without one operation", path)
 
 
 def _bars(
-    labels: Sequence[str], series: Mapping[str, tuple[Sequence[float | None], str]], title: str, path: pathlib.Path
+    rows: Records, labels: Sequence[str], bars: Sequence[tuple[str, str, str]], title: str, path: pathlib.Path
 ) -> None:
-    """Horizontal bars around zero, changes of the reward in hundredths; a missing value has no bar."""
+    """Horizontal bars around zero, changes of the reward in hundredths; a missing value has no bar.
+
+    For each row, by their name, key of the row and colour.
+    """
     with figures.canvas(path, 9, 1.6 + 0.5 * max(len(labels), 1)) as figure:
         axes = figure.add_subplot()
-        height = 0.8 / len(series)
-        for index, (name, (values, color)) in enumerate(series.items()):
-            place = np.arange(len(labels)) + (index - (len(series) - 1) / 2) * height
-            widths = [100 * (value or 0.0) for value in values]
+        height = 0.8 / len(bars)
+        for index, (name, key, color) in enumerate(bars):
+            place = np.arange(len(labels)) + (index - (len(bars) - 1) / 2) * height
+            widths = [100 * (row[key] or 0.0) for row in rows]
             axes.barh(place, widths, height * 0.92, color=color, label=name)
         axes.axvline(0, color=figures.INK, lw=1.0)
         axes.set_yticks(range(len(labels)), labels)
@@ -204,4 +154,4 @@ def _bars(
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_title(title, pad=26)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(series), borderpad=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(bars), borderpad=0)

@@ -8,8 +8,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dvsnas_jax.core.files import workdir
 from dvsnas_jax.evaluate import figures, timing
-from dvsnas_jax.studies import compare_rows
+from dvsnas_jax.studies import compare_rows, study_report
 
 Row = Mapping[str, Any]
 """Of a result of `compare`: `name`, `num_ok`, `num_seeds`, and a column -> `{"mean", "std", "values"}` or None."""
@@ -29,8 +30,15 @@ COLUMNS = (
 SPREAD = "Shares in percent, mean ± standard deviation over seeds; of a single seed times have their noise instead"
 
 
-def columns(result: Mapping[str, Any]) -> list[tuple[str, str, float, int]]:
-    """The columns of a result: key, heading, factor, digits; in propagate mode the times of every kind of frame too."""
+def write(folder: workdir.Workdir, result: dict[str, Any]) -> study_report.Report:
+    """Writes `compare.json`, `compare.md` and `compare.png` into a run folder; the report's text is for a terminal."""
+    name = compare_rows.NAME
+    report = study_report.write(folder.path, name, result, markdown(result), lambda path: picture(result, path))
+    return report._replace(text=table(result))
+
+
+def _columns(result: Mapping[str, Any]) -> list[tuple[str, str, float, int]]:
+    """Key, heading, factor, digits of each; in propagate mode the times of every kind of frame too."""
     found = []
     for key, heading, factor, digits in COLUMNS:
         counts = result["vc_frames"] if "{n}" in key else [None]
@@ -43,12 +51,8 @@ def columns(result: Mapping[str, Any]) -> list[tuple[str, str, float, int]]:
 
 
 def cells(result: Mapping[str, Any]) -> list[list[str]]:
-    """Headings, then a line for each row: shares in percent, mean ± standard deviation over the seeds.
-
-    Of a single seed, times are given with the noise of their measurement. `by`, where it is known: the numbers of the
-    commands that made the row.
-    """
-    shown, commands = columns(result), result.get("commands") or []
+    """Headings, then a line for each row: see `SPREAD`. `by`, where known: the numbers of the commands that made it."""
+    shown, commands = _columns(result), result.get("commands") or []
     lines = [["", "seeds", *(["by"] if commands else []), *(heading for _, heading, _, _ in shown)]]
     for row in result["rows"]:
         numbers = [_number(row.get(key), factor, digits) for key, _, factor, digits in shown]
@@ -76,7 +80,7 @@ def _number(value: Mapping[str, Any] | None, factor: float, digits: int) -> str:
 def table(result: Mapping[str, Any]) -> str:
     """The rows as aligned text."""
     lines = cells(result)
-    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = []
     for first, *others in lines:
         rest = (text.rjust(width) for text, width in zip(others, widths[1:], strict=True))
@@ -107,22 +111,20 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The rows as a Markdown table, with the sources of the hand-designed cells below."""
     head, *lines = cells(result)
     rule = ["---", *("---:" for _ in head[1:])]
-    table_lines = ["| " + " | ".join(line) + " |" for line in (head, rule, *lines)]
-    sources = [f"- `{row['name']}`: {row['source']}." for row in result["rows"] if row.get("source")]
-    below = [f"- {line}" for line in notes(result)]
-    text = ["# Comparison", "", caption(result) + ".", f"{SPREAD}.", ""]
-    return "\n".join([*text, *table_lines, *(["", *below] if below else []), *(["", *sources] if sources else []), ""])
+    parts = [
+        ["# Comparison", "", caption(result) + ".", f"{SPREAD}."],
+        ["| " + " | ".join(line) + " |" for line in (head, rule, *lines)],
+        [f"- {line}" for line in notes(result)],
+        [f"- `{row['name']}`: {row['source']}." for row in result["rows"] if row.get("source")],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
 def front(points: Sequence[tuple[float, float]], noises: Sequence[tuple[float, float]] | None = None) -> list[int]:
     """The Pareto front of (cost, score): indices of those that no other beats in one without losing in the other.
 
-    Args:
-      points: cost and score.
-      noises: standard errors of them; a difference within twice that of the two together is none. None: all are exact.
-
-    Returns:
-      By ascending cost; of equal exact points the first.
+    By ascending cost; of equal exact points the first. `noises` are standard errors of the points; a difference within
+    twice that of the two together is none. None: all are exact.
     """
     errors = noises or [(0.0, 0.0)] * len(points)
 
@@ -159,12 +161,7 @@ def _errors(rows: Sequence[Row], key: str) -> list[float]:
 
 
 def picture(result: Mapping[str, Any], path: str | pathlib.Path) -> None:
-    """mIoU against the cost of a frame: a marker with error bars for each row, and the Pareto front.
-
-    Args:
-      result: of `compare`.
-      path: PNG to write.
-    """
+    """mIoU against the cost of a frame: a marker with error bars for each row, and the Pareto front."""
     scored = [row for row in result["rows"] if row["num_ok"]]
     key, factor, label = "ms", 1.0, "milliseconds per frame"
     if any(row.get("ms") is None for row in scored):  # times were not taken

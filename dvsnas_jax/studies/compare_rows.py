@@ -7,6 +7,7 @@ themselves. Nothing is written here.
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.evaluate import timing
 from dvsnas_jax.space import zoo
 
-JOBS, LOG = "jobs", "compare.jsonl"
+NAME, JOBS, LOG = "compare", "jobs", "compare.jsonl"
 STATIC = "static network"
 SCORES = ("miou", "fwiou", "accuracy", "class_accuracy", "flicker", "flow_consistency")
 _FILE = re.compile(r"(?P<key>[0-9a-f]{12}(?:_[a-z]+)?)_seed(?P<seed>\d{4,})\.json")
@@ -30,11 +31,7 @@ Jobs = Mapping[str, Mapping[int, Record]]
 
 
 def read_jobs(folder: pathlib.Path) -> dict[str, dict[int, Record]]:
-    """The finished jobs of a run folder; other files in `jobs` are passed over.
-
-    Raises:
-      UserError: the file of a job is none.
-    """
+    """The finished jobs of a run folder; other files in `jobs` are passed over. A UserError where one is broken."""
     found: dict[str, dict[int, Record]] = {}
     for path in sorted((folder / JOBS).glob("*.json")):
         match = _FILE.fullmatch(path.name)
@@ -52,16 +49,10 @@ def read_jobs(folder: pathlib.Path) -> dict[str, dict[int, Record]]:
 
 
 def collect(config: Mapping[str, Any], jobs: Jobs, log: Sequence[Record]) -> dict[str, Any]:
-    """The comparison, from all finished jobs of a folder.
+    """The content of `compare.json`, from all finished `jobs` of a folder and the lines of its `compare.jsonl`.
 
-    Args:
-      config: of the run, or what its `config.json` holds.
-      jobs: of `read_jobs`.
-      log: lines of `compare.jsonl`.
-
-    Returns:
-      The content of `compare.json`: what was measured on, `seeds` (all there are), the `commands` that made the jobs,
-      and `rows`, the static network first, then the genotypes in the order in which they were first asked for.
+    What was measured on, `seeds` (all there are), the `commands` that made the jobs, and `rows`, the static network
+    first, then the genotypes in the order in which they were first asked for. `config` may be what `config.json` holds.
     """
     names = _names(jobs, log)
     commands = _commands(jobs, log)
@@ -69,12 +60,13 @@ def collect(config: Mapping[str, Any], jobs: Jobs, log: Sequence[Record]) -> dic
     scored = [record for records in good.values() for record in records]
     seeds = sorted({seed for row in jobs.values() for seed in row})
     times = [record["times"]["static"]["ms_per_frame"] for record in scored if "times" in record]
+    mean_time = statistics.fmean(times) if times else None
     is_refining = config["space"]["mode"] == "refine"
     # The static network is the same in all jobs: its scores are those of one, its times of all.
     one = {"name": STATIC, "source": "", "num_seeds": 1, "num_ok": min(len(scored), 1), "num_wanted": 1, "commands": []}
     rows: list[dict[str, Any]] = [{**one, **summarise(scored[:1], "static"), "ms": statistics_of(times)}]
     for key, label in _labels(names).items():
-        made = [commands.index(record["command"]) + 1 for record in jobs[key].values() if record.get("command")]
+        made = {commands.index(record["command"]) + 1 for record in jobs[key].values() if record.get("command")}
         rows.append(
             {
                 "name": label,
@@ -85,8 +77,8 @@ def collect(config: Mapping[str, Any], jobs: Jobs, log: Sequence[Record]) -> dic
                 "num_seeds": len(jobs[key]),
                 "num_ok": len(good[key]),
                 "num_wanted": len(seeds),
-                "commands": sorted(set(made)),
-                **summarise(good[key], "cell", static_ms=_mean(times), is_refining=is_refining),
+                "commands": sorted(made),
+                **summarise(good[key], "cell", static_ms=mean_time, is_refining=is_refining),
             }
         )
     return {
@@ -118,7 +110,7 @@ def _names(jobs: Jobs, log: Sequence[Record]) -> dict[str, list[str]]:
     # Jobs that no line speaks of were there before there were lines.
     older = [key for key in jobs if key not in logged]
     found = {}
-    for key in [*sorted(older, key=lambda key: _place(_own_name(jobs[key]))), *logged]:
+    for key in [*sorted(older, key=lambda key: _place(next(iter(jobs[key].values()))["name"])), *logged]:
         if key in jobs:
             every = [*logged.get(key, []), *(record["name"] for record in jobs[key].values())]
             first = dict.fromkeys(sorted(every, key=lambda name: not name.startswith(zoo.PREFIX)))
@@ -126,10 +118,6 @@ def _names(jobs: Jobs, log: Sequence[Record]) -> dict[str, list[str]]:
             paths = {os.path.abspath(name): name for name in reversed(first) if not name.startswith(zoo.PREFIX)}
             found[key] = [name for name in first if name.startswith(zoo.PREFIX) or name in paths.values()]
     return found
-
-
-def _own_name(records: Mapping[int, Record]) -> str:
-    return next(iter(records.values()))["name"]
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -140,10 +128,7 @@ def _place(name: str) -> tuple[int, str]:
 
 def _labels(names: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Key -> name of the row: all that the genotype was called; with its digest where another was called the same."""
-    counts: dict[str, int] = {}
-    for every in names.values():
-        for name in every:
-            counts[name] = counts.get(name, 0) + 1
+    counts = collections.Counter(name for every in names.values() for name in every)
     return {
         key: " = ".join(every) + (f" ({key})" if any(counts[name] > 1 for name in every) else "")
         for key, every in names.items()
@@ -185,7 +170,7 @@ def summarise(
             columns.setdefault(name, []).append(value)
     row = {name: statistics_of(values) for name, values in columns.items()}
     if part == "cell" and row.get("time_ratio"):
-        noise = _mean(noises) or 0.0
+        noise = statistics.fmean(noises) if noises else 0.0
         row["time_ratio"]["noise"] = noise  # type: ignore[index]
         row["ms"]["noise"] = noise * (static_ms or 0.0)  # type: ignore[index]
     return row
@@ -198,7 +183,3 @@ def statistics_of(values: Sequence[float | None]) -> dict[str, Any] | None:
         return None
     deviation = statistics.stdev(known) if len(known) > 1 else None
     return {"mean": statistics.fmean(known), "std": deviation, "values": known}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None

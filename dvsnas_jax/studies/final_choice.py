@@ -22,6 +22,8 @@ REPEATED = 0.2
 """Share of the budget; found on made-up tables whose noise is four times the spread of the best twentieth."""
 GROUP = 3
 """Repeats between two fits of the predictor."""
+Found = tuple[np.ndarray, np.ndarray]
+"""Rows i32 [E] of a table and their rewards f64 [E], in the order of the evaluations."""
 
 
 def by_reward(rewards: np.ndarray) -> int:
@@ -36,23 +38,12 @@ def by_posterior(encoder: encoding.Encoder, cells: np.ndarray, rewards: np.ndarr
 
 
 def repeat(
-    encoder: encoding.Encoder,
-    table: table_lib.Table,
-    found: tuple[np.ndarray, np.ndarray],
-    num: int,
-    draw_fn: Callable[[int], float],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Trains the most promising cells again: those of the highest posterior mean and one deviation.
+    encoder: encoding.Encoder, table: table_lib.Table, found: Found, num: int, draw_fn: Callable[[int], float]
+) -> Found:
+    """Trains the cells of the highest posterior mean and one deviation again, `num` times.
 
-    Args:
-      encoder: of the table's space.
-      table: of the rows.
-      found: rows i32 [E] and rewards f64 [E] so far.
-      num: repeats.
-      draw_fn: `row -> reward`, of another training.
-
-    Returns:
-      Rows and rewards with the repeats behind, [E + num] each; those that came in where there is no reward.
+    `draw_fn` gives the reward of another training of a row. The repeats are behind what was found, [E + num] each;
+    where there is no reward, nothing is repeated.
     """
     rows, rewards = found
     for start in range(0, num, GROUP):

@@ -21,7 +21,6 @@ from dvsnas_jax.core import errors, overrides
 from dvsnas_jax.core.files import json_files, json_text, workdir
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.studies import made_up as made_up_lib
 
 VERSION = 2
 PARTS = ("reward", "miou", "fwiou", "class_accuracy", "accuracy", "flicker")
@@ -72,37 +71,22 @@ class Table:
     def draw(self, row: int, seeds: Sequence[int], share: float) -> float:
         """The reward of one training of a cell, nan where it diverged.
 
-        Args:
-          row: of the cell.
-          seeds: that may be drawn; those that the cell was not trained with do not count, at least one does.
-          share: in [0, 1), which of them, as a share of their number.
+        Of the `seeds` that the cell was trained with (at least one) `share` in [0, 1) says which, as a share of their
+        number.
         """
         trained = [seed for seed in seeds if seed < self.num_trainings[row]]
         return float(self.rewards[row, trained[int(share * len(trained))]])
 
 
 def from_lines(
-    space: genotype_lib.Space,
-    cells: np.ndarray,
-    lines: Sequence[Mapping[str, Any]],
-    *,
-    config: ml_collections.ConfigDict,
-    static: Mapping[str, Any],
-    command: str,
-) -> Table:
-    """Puts a table together.
+    space: genotype_lib.Space, cells: np.ndarray, lines: Sequence[Mapping[str, Any]], *,
+    config: ml_collections.ConfigDict, static: Mapping[str, Any], command: str,
+) -> Table:  # fmt: skip
+    """Puts a table of all distinct cells i32 [M, L, 5] together from the lines of their trainings.
 
-    Args:
-      space: of the cells.
-      cells: i32 [M, L, 5], all distinct ones.
-      lines: `cell`, `seed`, `seconds`, `status` and the parts of the reward, one for each training; a cell may have
-        fewer than another, but of the first seeds.
-      config: of the run.
-      static: reward of the static network on the same clips.
-      command: that made it.
-
-    Raises:
-      UserError: a cell has no line, or none of a seed before its last.
+    A line has `cell`, `seed`, `seconds` and the parts of the reward; a cell may have fewer of them than another, but of
+    the first seeds. `static` is the reward of the static network on the same clips. A UserError where a cell has no
+    line, or none of a seed before its last.
     """
     num_seeds = 1 + max((line["seed"] for line in lines), default=0)
     parts = {name: np.full((len(cells), num_seeds), np.nan) for name in PARTS}
@@ -145,17 +129,13 @@ def save(table: Table, path: pathlib.Path) -> None:
     content["checksum"] = _checksum(content)
     rows = content.pop("rows")
     head = json_text.dumps(content, indent=1).removesuffix("\n}")
-    body = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
+    body = ",\n".join(json_text.dumps(row, separators=(",", ":")) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{head},\n "rows": [\n{body}\n]}}\n', encoding="utf-8")
 
 
 def load(path: pathlib.Path = PACKAGED) -> Table:
-    """Reads a table.
-
-    Raises:
-      UserError: no table, a damaged one, or one of another version of this program.
-    """
+    """Reads a table; a UserError where there is none, a damaged one, or one of another version of this program."""
     advice = "give --table alone for the table of the package, or make one with --make-table"
     content = json_files.read(path, name="--table", advice=advice)
     if not isinstance(content, dict) or content.get("version") != VERSION:
@@ -163,12 +143,8 @@ def load(path: pathlib.Path = PACKAGED) -> Table:
     if content.pop("checksum", None) != _checksum(content):
         raise errors.UserError(f"--table: {path} is damaged, its checksum is another; make it again with --make-table")
     names = content["space"]
-    space = genotype_lib.Space(
-        inputs=tuple(names["inputs"]),
-        num_layers=names["num_layers"],
-        operations=tuple(names["operations"]),
-        aggregations=tuple(names["aggregations"]),
-    )
+    inputs, operations, aggregations = (tuple(names[kind]) for kind in ("inputs", "operations", "aggregations"))
+    space = genotype_lib.Space(inputs, names["num_layers"], operations, aggregations)
     rows, columns = content["rows"], content["columns"]
     cells = np.asarray([row[0] for row in rows], np.int32).reshape(-1, space.num_layers, len(genotype_lib.FIELDS))
     expected, index = canonical.enumerate_cells(space)
@@ -184,68 +160,17 @@ def load(path: pathlib.Path = PACKAGED) -> Table:
 
 def _content(table: Table) -> dict[str, Any]:
     """All that a file holds but the checksum."""
-    space = table.space
     return {
         "version": VERSION,
-        "space": {
-            "inputs": list(space.inputs),
-            "num_layers": space.num_layers,
-            "operations": list(space.operations),
-            "aggregations": list(space.aggregations),
-        },
+        "space": dataclasses.asdict(table.space),
         "head": dict(table.head),
         "columns": list(PARTS),
         "rows": [
-            [cell.ravel().tolist(), *(_with_none(table.parts[name][row, :num]) for name in PARTS)]
+            [cell.ravel().tolist(), *(table.parts[name][row, :num].tolist() for name in PARTS)]
             for row, (cell, num) in enumerate(zip(table.cells, table.num_trainings.tolist(), strict=True))
         ],
     }
 
 
-def _with_none(values: np.ndarray) -> list[float | None]:
-    """JSON knows no nan."""
-    return [None if np.isnan(value) else float(value) for value in values]
-
-
 def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json_text.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def made_up(
-    space: genotype_lib.Space, seed: int, *, num_seeds: int = 2, noise: float | None = None, noise_scale: float = 1.0
-) -> Table:
-    """A table of made-up rewards, for tests and for the tuning of strategies: nothing was trained.
-
-    Its qualities are those of `made_up.py`; every training adds noise.
-
-    Args:
-      space: a small one.
-      seed: the table is a function of it.
-      num_seeds: trainings of each cell.
-      noise: standard deviation, where that of the qualities is 1; None: that of the best twentieth of the qualities,
-        as a search ends where the noise hides what is better.
-      noise_scale: by which it is multiplied.
-    """
-    cells, index = canonical.enumerate_cells(space)
-    rng = np.random.default_rng(seed)
-    softness, saturation = rng.choice(made_up_lib.SOFTNESSES), rng.choice(made_up_lib.SATURATIONS)
-    effects: dict[Any, float] = {}
-
-    def effect(key: Any, scale: float) -> float:
-        return effects.setdefault(key, scale * rng.normal())
-
-    forms = [canonical.of(space, cell) for cell in cells]
-    values = _standardize(np.asarray([made_up_lib.quality(form, effect, softness) for form in forms]))
-    if saturation:
-        values = _standardize(made_up_lib.saturate(values, saturation))
-    if noise is None:
-        noise = float(np.sort(values)[-max(2, len(values) // 20) :].std())
-    rewards = values[:, None] + noise_scale * noise * rng.normal(size=(len(cells), num_seeds))
-    head = {"command": "made up", "config_hash": "", "num_cells": len(cells), "num_seeds": num_seeds}
-    num_trainings = np.full(len(cells), num_seeds, np.int32)
-    return Table(space, cells, {name: rewards for name in PARTS}, num_trainings, index, head)
-
-
-def _standardize(values: np.ndarray) -> np.ndarray:
-    """To mean 0 and variance 1."""
-    return (values - values.mean()) / values.std()

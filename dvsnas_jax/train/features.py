@@ -14,7 +14,7 @@ import numpy as np
 from dvsnas_jax.core import compilation, progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
-from dvsnas_jax.data.loading import pipeline
+from dvsnas_jax.data.loading import example_order, pipeline
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
@@ -159,7 +159,7 @@ def draw(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: in
         return select(config, wanted.clips[first:last])
     data, seed = config.data, config.seed + 1
     batches = pipeline.train_batches(
-        data, batch_size=1, num_frames=data.num_frames, seed=seed, start_step=first, indices=wanted.clips
+        data, batch_size=1, num_frames=data.num_frames, seed=seed, part=example_order.Part(first), indices=wanted.clips
     )
     drawn = [next(batches) for _ in range(first, last)]
     return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)

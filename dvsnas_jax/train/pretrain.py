@@ -22,7 +22,7 @@ from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.loading import pipeline, prefetch, sharding
+from dvsnas_jax.data.loading import example_order, pipeline, prefetch
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.nets.weights import weights_folder
@@ -154,8 +154,8 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
 def _on_devices(batches: Callable[..., Iterator[types.Clip]], batch_size: int, start: int) -> Iterator[types.Clip]:
     """The batches from a step on, each process loads its share, ahead of the steps on the devices."""
     if jax.device_count() == 1:
-        return prefetch.to_device(batches(start_step=start))
-    own = batches(start_step=start, shard=sharding.Shard(*mesh_lib.host_shard(batch_size)))
+        return prefetch.to_device(batches(part=example_order.Part(start)))
+    own = batches(part=example_order.Part(start, *mesh_lib.host_shard(batch_size)))
     return prefetch.on_host(mesh_lib.put_batch(clip, batch_size) for clip in own)
 
 

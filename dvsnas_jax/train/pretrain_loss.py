@@ -55,7 +55,8 @@ def make(
     def loss_fn(
         params: Any, batch_stats: Any, clip: types.Clip, teacher: Any, rng: jax.Array
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        images = static_net.normalise(clip.frames.reshape(-1, *clip.frames.shape[2:]))
+        frames = clip.frames.reshape(-1, *clip.frames.shape[2:])
+        images = static_net.normalise(net, frames)
         labels = jnp.asarray(clip.labels).reshape(-1, *clip.labels.shape[2:])
         found, updated = net.apply(
             {"params": params, "batch_stats": batch_stats},
@@ -70,6 +71,7 @@ def make(
             parts["auxiliary"] = segmentation(found.maps["auxiliary"], labels)
             total += section.auxiliary_weight * parts["auxiliary"]
         if teacher_net is not None:
+            images = static_net.normalise(teacher_net, frames)
             theirs: Any = jax.lax.stop_gradient(teacher_net.apply(teacher, images, train=False))
             parts["distillation"] = losses.distillation(found.logits, theirs.logits, section.temperature)
             total += section.distillation * parts["distillation"]

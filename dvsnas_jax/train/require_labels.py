@@ -11,7 +11,7 @@ import numpy as np
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data import coverage
-from dvsnas_jax.data.loading import pipeline, store
+from dvsnas_jax.data.loading import pipeline, store, whole_videos
 from dvsnas_jax.train import pretrain
 
 
@@ -42,7 +42,7 @@ def check(
     if data.name == "synthetic":
         return num_clips
     if is_evaluated:
-        store.videos(data, config.evaluate.split)  # says so where there are none
+        whole_videos.find(data, config.evaluate.split)  # says so where there are none
     names = dict.fromkeys(("train", *([config.evaluate.split] if is_evaluated else [])))
     notes = _require_classes(data, list(names))
     for note in notes if do_note and distributed.is_main() else ():

@@ -1,13 +1,13 @@
 """What an image file says about the reading of its pixels: which way is up, one picture or several, bit depth, alpha.
 
-Every reader of frames and labels goes by this file, so that a photo lies the same way in both loaders, in checks, in
-prepared datasets and in what `segment` and `evaluate` write. Turned: EXIF orientation of JPEG, PNG, TIFF and WebP (and
-what XMP says where EXIF is silent). Dropped: alpha, without laying the picture over a colour. Left alone, as decoders
-of datasets do: gamma and colour profiles.
+Every reader of frames and labels goes by this file. Turned: EXIF orientation of JPEG, PNG, TIFF and WebP (and what XMP
+says where EXIF is silent). Dropped: alpha, without laying the picture over a colour. Left alone, as decoders of
+datasets do: gamma and colour profiles.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pathlib
 import struct
@@ -36,17 +36,18 @@ _LYING = (5, 6, 7, 8)
 """Orientations that exchange width and height."""
 
 
+def is_image(path: pathlib.Path) -> bool:
+    """Whether the name of a file is that of an image."""
+    return path.suffix.lower() in SUFFIXES
+
+
 def num_pictures(image: Image.Image) -> int:
     """How many pictures an animation or a file of several pages holds; 1 for all else."""
     return int(getattr(image, "n_frames", 1)) if image.format in _SEVERAL else 1
 
 
 def require_one(path: pathlib.Path, image: Image.Image) -> None:
-    """Checks that a file is one picture.
-
-    Raises:
-      UserError: it is an animation, or has several pages.
-    """
+    """Raises UserError where a file is an animation, or has several pages."""
     if (num := num_pictures(image)) > 1:
         raise errors.UserError(
             f"{path}: holds {num} pictures (an animated or paged {image.format}), a frame is one; "
@@ -73,8 +74,7 @@ def upright(image: Image.Image) -> Image.Image:
 def rgb(path: pathlib.Path, image: Image.Image) -> np.ndarray:
     """The pixels of an upright picture, u8 [H, W, 3]. Grey becomes RGB, 16 bits lose the lower 8, alpha is dropped.
 
-    Raises:
-      UserError: its pixels have no such form: floats, or more than 16 bits.
+    Raises UserError: floats, or more than 16 bits.
     """
     if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it
         values = np.asarray(image)
@@ -89,25 +89,16 @@ def rgb(path: pathlib.Path, image: Image.Image) -> np.ndarray:
 
 
 def size(content: bytes) -> tuple[int, int]:
-    """Width and height of an encoded picture, upright.
-
-    Raises:
-      Exception: of Pillow's, where it is no picture.
-    """
+    """Width and height of an encoded picture, upright; raises an exception of Pillow's where it is none."""
     is_plain = is_common(content)
     with Image.open(io.BytesIO(content)) as image:
         width, height = image.size  # of a TIFF already upright
-        if is_plain or image.format == "TIFF" or orientation(image) not in _LYING:
-            return width, height
-    return height, width
+        is_lying = not is_plain and image.format != "TIFF" and orientation(image) in _LYING
+    return (height, width) if is_lying else (width, height)
 
 
 def is_common(content: bytes) -> bool:
-    """Whether any decoder reads these bytes alike: one upright PNG, or one upright JPEG of grey or colour.
-
-    Args:
-      content: of a file; b"" (no file) is common.
-    """
+    """Whether any decoder reads these bytes alike: one upright PNG, one upright JPEG of grey or colour, or b""."""
     try:
         if content.startswith(_PNG):
             kinds = list(_png_chunks(content))
@@ -160,34 +151,55 @@ def nearest(size: int, out: int) -> np.ndarray:
     return ((2 * np.arange(out, dtype=np.int64) + 1) * size // (2 * out)).astype(np.int32)
 
 
+def resized_nearest(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Labels [h, w] (or pixels [h, w, ...]) at another (height, width): the nearest."""
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    return pixels.take(nearest(pixels.shape[0], size[0]), axis=0).take(nearest(pixels.shape[1], size[1]), axis=1)
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A frame u8 [h, w, 3] at another (height, width): bilinear, averaging."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def unreadable(path: pathlib.Path, error: Exception) -> errors.UserError:
     """What Pillow said of a file, as an error for people."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    why = reason(error)
     if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror
+        why = error.strerror
     elif isinstance(error, UnidentifiedImageError):
-        reason = "the file is empty" if path.is_file() and not path.stat().st_size else "no known image format"
-    return errors.UserError(f"{path}: not a readable image ({reason}); replace the file")
+        why = "the file is empty" if path.is_file() and not path.stat().st_size else "no known image format"
+    return errors.UserError(f"{path}: not a readable image ({why}); replace the file")
 
 
-def read_image(path: pathlib.Path, content: bytes | None = None) -> np.ndarray:
-    """A frame, upright: u8 [H, W, 3]. Grey becomes RGB, 16 bits lose the lower 8, alpha is dropped.
+@contextlib.contextmanager
+def opened(path: pathlib.Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """A file that holds one picture; where its `content` comes from elsewhere, the path is a name for errors.
 
-    Args:
-      path: of the file.
-      content: its bytes where they come from elsewhere; the path is then a name for errors.
-
-    Raises:
-      UserError: unreadable, or not one picture.
+    Raises UserError: unreadable (also where that shows within the block), or not one picture.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
             require_one(path, image)
-            return rgb(path, upright(image))
+            yield image
     except errors.UserError:
         raise
     except Exception as error:  # Pillow raises many kinds for broken files
         raise unreadable(path, error) from error
+
+
+def read_image(path: pathlib.Path, content: bytes | None = None) -> np.ndarray:
+    """A frame, upright: u8 [H, W, 3]; see `opened` and `rgb`."""
+    with opened(path, content) as image:
+        return rgb(path, upright(image))
 
 
 def repeated_names(paths: Iterable[pathlib.Path]) -> str:

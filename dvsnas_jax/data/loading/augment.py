@@ -33,31 +33,19 @@ _GRID = 24
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What to do at random; the sizes are in pixels.
-
-    Attributes:
-      height: width: of the stored frames.
-      crop_height: crop_width: of the result.
-      scale: smallest and largest.
-      jitter: largest relative change of brightness, contrast, saturation.
-      flip: mirror every second clip.
-      is_still: make the history by camera motions of the last frame.
-      jitter_per_frame: colours change from frame to frame.
-      max_ratio: a crop whose commonest class has this share or more of the labelled pixels is drawn again; 1 = never.
-      tries: how often a crop is drawn at most.
-    """
+    """What to do at random: stored frames of height x width pixels become crops of crop_height x crop_width."""
 
     height: int
     width: int
     crop_height: int
     crop_width: int
-    scale: tuple[float, float]
-    jitter: float
-    flip: bool
-    is_still: bool
-    jitter_per_frame: bool = False
-    max_ratio: float = 1.0
-    tries: int = 1
+    scale: tuple[float, float] = (1.0, 1.0)  # smallest and largest
+    jitter: float = 0.0  # largest relative change of brightness, contrast, saturation
+    flip: bool = False  # mirror every second clip
+    is_still: bool = False  # make the history by camera motions of the last frame
+    jitter_per_frame: bool = False  # colours change from frame to frame
+    max_ratio: float = 1.0  # a crop whose commonest class has this share or more of the labelled pixels is drawn again
+    tries: int = 1  # how often a crop is drawn at most
 
     @property
     def noise(self) -> float:
@@ -83,16 +71,7 @@ class Rules:
 
 def plain(height: int, width: int, *, jitter: float = 0.0, is_still: bool = False) -> Rules:
     """The rules that change nothing (besides the making of a history from stills)."""
-    return Rules(
-        height=height,
-        width=width,
-        crop_height=height,
-        crop_width=width,
-        scale=(1.0, 1.0),
-        jitter=jitter,
-        flip=False,
-        is_still=is_still,
-    )
+    return Rules(height, width, height, width, jitter=jitter, is_still=is_still)
 
 
 def num_uniforms(num_frames: int, num_tries: int = 1) -> int:
@@ -135,17 +114,9 @@ def _map(rules: Rules, base: tuple[np.ndarray, ...], motion: Sequence[np.ndarray
     x0, y0 = base[1] - middle_x, base[3] - middle_y
     g, h, one = px * base[0], py * base[2], 1 + px * x0 + py * y0
     to_x, to_y = middle_x + dx, middle_y + dy
-    values = [
-        cos * base[0] + to_x * g,
-        -sin * base[2] + to_x * h,
-        cos * x0 - sin * y0 + to_x * one,
-        sin * base[0] + to_y * g,
-        cos * base[2] + to_y * h,
-        sin * x0 + cos * y0 + to_y * one,
-        g,
-        h,
-    ]
-    return np.stack([value / one for value in values], -1)
+    row_x = (cos * base[0] + to_x * g, -sin * base[2] + to_x * h, cos * x0 - sin * y0 + to_x * one)
+    row_y = (sin * base[0] + to_y * g, cos * base[2] + to_y * h, sin * x0 + cos * y0 + to_y * one)
+    return np.stack([value / one for value in (*row_x, *row_y, g, h)], -1)
 
 
 def _color(rules: Rules, uniforms: np.ndarray, first: int, gain: np.ndarray) -> np.ndarray:
@@ -162,12 +133,7 @@ def _color(rules: Rules, uniforms: np.ndarray, first: int, gain: np.ndarray) -> 
 
 
 def plan(rules: Rules, uniforms: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """The maps of clips.
-
-    Args:
-      rules: what to do.
-      uniforms: f32 [..., num_uniforms(T, tries)] in 0..1.
-      num_frames: T.
+    """The maps of clips, from uniforms f32 [..., num_uniforms(T, tries)] in 0..1.
 
     Returns:
       maps f32 [..., tries, T, 8]: (a, b, c, d, e, f, g, h), the result at (x, y) shows the stored frame at
@@ -201,12 +167,9 @@ def choose_crop(rules: Rules, maps: Any, labels: Any, *, xp: Any = np) -> Any:
 
     Args:
       rules: with `max_ratio` from 0.5 on.
-      maps: f32 [tries, T, 8], from `plan`.
+      maps: f32 [tries, T, 8], from `plan`; one [T, 8] is returned.
       labels: u8 [H, W], of the target, stored.
       xp: the array module: numpy or tensorflow.
-
-    Returns:
-      f32 [T, 8].
     """
     chosen = maps[-1]
     for number in range(rules.num_tries - 2, -1, -1):
@@ -236,14 +199,7 @@ def _is_mixed(rules: Rules, affine: Any, labels: Any, xp: Any) -> Any:
 def render(
     rules: Rules, words: np.ndarray, uniforms: np.ndarray, key: np.uint32, num_frames: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Augments one clip of packed pixels, in NumPy.
-
-    Args:
-      rules: what to do.
-      words: u32 [T, H, W], see `warp.pack`; [1, H, W] for stills.
-      uniforms: f32 [num_uniforms(T, num_tries)].
-      key: of the noise.
-      num_frames: T.
+    """Augments one clip of packed pixels u32 [T, H, W] (`warp.pack`; [1, H, W] for stills), in NumPy.
 
     Returns:
       frames u8 [T, crop_height, crop_width, 3] and labels likewise; black and 255 where nothing was stored.

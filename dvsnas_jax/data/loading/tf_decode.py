@@ -1,7 +1,8 @@
-"""Encoded frames and labels to packed pixels, in TensorFlow operations; Python only for rare kinds of files."""
+"""Encoded frames and labels to pixels, in TensorFlow operations; Python (`decode`) only for rare kinds of files."""
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from dvsnas_jax.core import types
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import frames
-from dvsnas_jax.data.loading import encoded_frames, folders
+from dvsnas_jax.data.loading import decode, encoded_frames
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _DEPTH_AND_KIND = 24
@@ -21,20 +22,9 @@ UNKNOWN = np.uint8(254)
 """In place of the train id of an unknown value."""
 
 
-def reader(tf: Any, source: encoded_frames.Media) -> Any:
+def reader(tf: Any, media: encoded_frames.Media) -> Any:
     """A function from places i32 [T] to T encoded images and T encoded labels (b"" = none), string []."""
-    if not isinstance(source, encoded_frames.FolderMedia):
-
-        def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            images, labels = source.read(places)
-            return np.array(images, object), np.array(labels, object)
-
-        def read_media(places: Any) -> list[list[Any]]:
-            parts = tf.numpy_function(read, [places], [tf.string, tf.string], stateful=False)
-            return [tf.unstack(tf.ensure_shape(part, places.shape)) for part in parts]
-
-        return read_media
-    listed = source.source.frames
+    listed = media.source.frames
     images = tf.constant([str(frame.image) for frame in listed])
     labels = tf.constant([str(frame.label or "") for frame in listed])
     is_whole = all(frame.label for frame in listed)
@@ -44,27 +34,24 @@ def reader(tf: Any, source: encoded_frames.Media) -> Any:
 
     def read_files(places: Any) -> list[list[Any]]:
         chosen = tf.unstack(places)
-        return [
-            [tf.io.read_file(images[place]) for place in chosen],
-            [read_label(labels[place]) for place in chosen],
-        ]
+        return [[tf.io.read_file(images[place]) for place in chosen], [read_label(labels[place]) for place in chosen]]
 
-    return read_files
+    def read_records(places: Any) -> list[list[Any]]:
+        def read(places: np.ndarray) -> list[np.ndarray]:
+            return [np.array(contents, object) for contents in media.read(places)]
+
+        parts = tf.numpy_function(read, [places], [tf.string, tf.string], stateful=False)
+        return [tf.unstack(tf.ensure_shape(part, places.shape)) for part in parts]
+
+    return read_files if isinstance(media, encoded_frames.FolderMedia) else read_records
 
 
 def clip(tf: Any, images: list[Any], labels: list[Any], code: frames.LabelCode, size: tuple[int, int]) -> list[Any]:
-    """Decodes the frames of a clip.
-
-    Args:
-      tf: TensorFlow.
-      images: T of string [], encoded.
-      labels: T of string [], encoded; empty where a frame has none.
-      code: of the label images.
-      size: height and width wanted.
+    """Decodes the frames of a clip of T images and T labels, string [], to pixels of size (height, width).
 
     Returns:
       T images u8 [H, W, 3], then T arrays [H, W] of what `train_ids` takes: u8 ids, or u32 colours
-      red | green << 8 | blue << 16 | anything << 24.
+      red | green << 8 | blue << 16 | anything << 24. A frame without labels (b"") has any values.
     """
     numbers = range(len(images))
     channels, dtype = (4, tf.uint32) if code.is_color else (1, tf.uint8)
@@ -75,8 +62,8 @@ def clip(tf: Any, images: list[Any], labels: list[Any], code: frames.LabelCode, 
         return pixels + [tf.bitcast(each, dtype) if code.is_color else tf.reshape(each, size) for each in values]
 
     def general() -> list[Any]:
-        found = [image(tf, images[t], size) for t in numbers]
-        return [pixels for pixels, _ in found] + [label(tf, labels[t], code, found[t][1], size) for t in numbers]
+        found = [_image(tf, images[t], size) for t in numbers]
+        return [pixels for pixels, _ in found] + [_label(tf, labels[t], code, found[t][1], size) for t in numbers]
 
     # One decision for what is nearly always so: PNG files of the wanted size. The rest is in a function of its own:
     # TensorFlow visits every operation of a branch that is part of the same graph, taken or not.
@@ -107,25 +94,16 @@ def _header(size: tuple[int, int]) -> bytes:
     return _PNG + b"\x00\x00\x00\x0dIHDR" + size[1].to_bytes(4, "big") + size[0].to_bytes(4, "big")
 
 
-def image(tf: Any, content: Any, size: tuple[int, int]) -> tuple[Any, Any]:
-    """One encoded frame, upright, resized.
-
-    Args:
-      tf: TensorFlow.
-      content: string [].
-      size: height and width wanted.
-
-    Returns:
-      u8 [H, W, 3] and the size before i32 [2].
-    """
+def _image(tf: Any, content: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+    """One encoded frame, string [], upright, resized: u8 [H, W, 3] and the size before i32 [2]."""
 
     def resized() -> Any:
         small = tf.image.resize(pixels, size, method="bilinear", antialias=True)
         return tf.cast(tf.clip_by_value(tf.round(small), 0.0, 255.0), tf.uint8)
 
-    def decoded_slowly() -> Any:
-        found = tf.numpy_function(_slow_image, [content], tf.uint8, stateful=False)
-        return tf.ensure_shape(found, (None, None, 3))
+    def decoded_slowly() -> Any:  # turned pictures, other kinds of files and of colour
+        read = functools.partial(image_files.read_image, pathlib.Path("image"))
+        return tf.ensure_shape(tf.numpy_function(read, [content], tf.uint8, stateful=False), (None, None, 3))
 
     def decoded() -> Any:
         return tf.cond(
@@ -140,18 +118,10 @@ def image(tf: Any, content: Any, size: tuple[int, int]) -> tuple[Any, Any]:
     return tf.ensure_shape(pixels, (*size, 3)), stored
 
 
-def label(tf: Any, content: Any, code: frames.LabelCode, stored: Any, size: tuple[int, int]) -> Any:
-    """One encoded label image as the values in it, resized; `train_ids` takes them.
+def _label(tf: Any, content: Any, code: frames.LabelCode, stored: Any, size: tuple[int, int]) -> Any:
+    """One encoded label image, string [], as the values in it (zeros where there is none), resized, as `clip` says.
 
-    Args:
-      tf: TensorFlow.
-      content: string []; empty where the frame has none: zeros then.
-      code: of the label images.
-      stored: i32 [2], the size of the frame, upright.
-      size: height and width wanted.
-
-    Returns:
-      u8 [H, W] of ids, or u32 [H, W] of colours r | g << 8 | b << 16 | anything << 24.
+    `stored` i32 [2] is the size of its frame, upright.
     """
     dtype = tf.uint32 if code.is_color else tf.uint8
 
@@ -160,7 +130,7 @@ def label(tf: Any, content: Any, code: frames.LabelCode, stored: Any, size: tupl
         return tf.bitcast(pixels, tf.uint32) if code.is_color else pixels[..., 0]
 
     def decoded_slowly() -> Any:
-        values = tf.numpy_function(lambda data: _slow(data, code), [content], dtype, stateful=False)
+        values = tf.numpy_function(lambda data: _as_values(data, code), [content], dtype, stateful=False)
         return tf.ensure_shape(values, (None, None))
 
     def known() -> Any:
@@ -182,14 +152,9 @@ def _nearest(tf: Any, pixels: Any, size: tuple[int, int]) -> Any:
     return pixels
 
 
-def _slow_image(content: bytes) -> np.ndarray:
-    """What TensorFlow does not read, or not as it is meant: turned pictures, other kinds of files and of colour."""
-    return image_files.read_image(pathlib.Path("image"), content)
-
-
-def _slow(content: bytes, code: frames.LabelCode) -> np.ndarray:
+def _as_values(content: bytes, code: frames.LabelCode) -> np.ndarray:
     """Palettes, other depths and turned labels, by way of the train ids: values that `train_ids` understands."""
-    train = folders.read_label(pathlib.Path("label"), code, content)
+    train = decode.read_label(pathlib.Path("label"), code, content)
     table = np.zeros(256, np.uint32 if code.is_color else np.uint8)
     for value, found in _values(code).items():
         table[found] = value
@@ -197,7 +162,7 @@ def _slow(content: bytes, code: frames.LabelCode) -> np.ndarray:
 
 
 def _values(code: frames.LabelCode) -> dict[int, int]:
-    """Values that come out of `label`, with their train ids."""
+    """Values that come out of `clip`, with their train ids."""
     pairs = {int(raw): int(train) for raw, train in zip(code.raw, code.train, strict=True)}
     if code.is_color:
         return {raw >> 16 | raw & 0xFF00 | (raw & 0xFF) << 16: train for raw, train in pairs.items()}
@@ -212,15 +177,9 @@ def comes_late(code: frames.LabelCode) -> bool:
 
 
 def train_ids(tf: Any, values: Any, code: frames.LabelCode) -> Any:
-    """Train ids of label values, `UNKNOWN` for a value that the code does not know.
+    """Train ids u8 of label values from `clip`, of any shape: a chain of selections, of which XLA makes one fast loop.
 
-    Args:
-      tf: TensorFlow.
-      values: u8 or u32 of any shape, from `clip`; 255 becomes 255 where `comes_late`.
-      code: of the label images.
-
-    Returns:
-      u8 of the same shape; a chain of selections, of which XLA makes one fast loop.
+    `UNKNOWN` for a value that the code does not know; 255 becomes 255 where `comes_late`.
     """
     table = _values(code)
     if code.is_color:

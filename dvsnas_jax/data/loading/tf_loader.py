@@ -1,7 +1,8 @@
 """The tf.data loader: files are streamed, decoded and augmented in parallel, in a fixed order.
 
-Chance is decided before (`sharding`), by the same numbers as in the NumPy loader. Pixels are moved by the functions of
-`warp`, each compiled by XLA; TensorFlow's own operations for it take several times as long as the decoding of a PNG.
+Chance is decided before (`example_order`), by the same numbers as in the NumPy loader. Pixels are moved by the
+functions of `warp`, each compiled by XLA; TensorFlow's own operations for it take several times as long as the decoding
+of a PNG.
 """
 
 from __future__ import annotations
@@ -15,37 +16,33 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import cores, errors, types
 from dvsnas_jax.data.datasets import frames
-from dvsnas_jax.data.loading import augment, sharding, store, tf_decode, warp
-from dvsnas_jax.data.loading import encoded_frames as media_lib
+from dvsnas_jax.data.loading import augment, encoded_frames, example_order, store, tf_decode, warp
 
 _PIECE = 2048
 """Examples, roughly, whose order is handed to tf.data at once."""
 
 
+Batch = Sequence[example_order.Example]
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """How the frames of a clip are read.
-
-    Attributes:
-      read: places i32 [T] -> tensors: words u32 [T, H, W] where `code` is None, else images, labels and has_label.
-      code: of the labels.
-    """
+    """How the frames of a clip are read."""
 
     read: Callable[[Any], Sequence[Any]]
-    code: frames.LabelCode | None = None
+    """Places i32 [T] -> tensors: words u32 [T, H, W] where `code` is None, else images, labels and has_label."""
+    code: frames.LabelCode | None = None  # of the labels
+    explain: Callable[[Batch], None] = lambda batch: None  # names the file of a batch that cannot be made, by an error
 
 
 @functools.cache
 def tensorflow() -> pytypes.ModuleType:
-    """TensorFlow, kept off the accelerators, with one thread an operation: the clips are what is done in parallel.
-
-    Raises:
-      UserError: it is not installed.
-    """
+    """TensorFlow, kept off the accelerators, with one thread an operation: the clips are what is done in parallel."""
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -67,21 +64,25 @@ def compiled(tf: Any, fn: Callable[..., Any]) -> Any:
     return tf.function(fn, jit_compile=True, autograph=False)
 
 
-def media_decoder(tf: Any, media: media_lib.Media, size: tuple[int, int]) -> Decoder:
-    """Frames and labels of a dataset on disk, resized to (height, width)."""
+def decoder(data: ml_collections.ConfigDict, split: str) -> Decoder:
+    """Of the frames and labels of a split at the size of the configuration: synthetic ones from memory, else files."""
+    tf, size = tensorflow(), store.size_of(data)
+    if data.name == "synthetic":
+        stored = store.load(data, split)
+        words = tf.constant(warp.pack(stored.frames, stored.labels))
+        return Decoder(lambda places: [tf.gather(words, places)])
+    media = encoded_frames.open_media(data, split)
     read_files, code = tf_decode.reader(tf, media), media.source.code
 
     def read(places: Any) -> Sequence[Any]:
         images, labels = read_files(places)
         return [*tf_decode.clip(tf, images, labels, code, size), tf.stack(labels) != b""]
 
-    return Decoder(read, code)
+    def explain(batch: Batch) -> None:
+        for place in itertools.chain.from_iterable(example.places for example in batch):
+            encoded_frames.load(media, place, size, as_bytes=True)
 
-
-def memory_decoder(tf: Any, stored: store.Store) -> Decoder:
-    """The same from arrays in memory."""
-    words = tf.constant(warp.pack(stored.frames, stored.labels))
-    return Decoder(lambda places: [tf.gather(words, places)])
+    return Decoder(read, code, explain)
 
 
 class _Programs:
@@ -124,30 +125,20 @@ def _programs(rules: augment.Rules, code: tuple[bytes, bytes, bool] | None) -> _
     """Made once for streams that differ in order alone: XLA takes its time."""
     if code is None:
         return _Programs(rules, None)
-    raw, train, is_color = code
-    label_code = frames.LabelCode(np.frombuffer(raw, np.int64), np.frombuffer(train, np.uint8), is_color)
-    return _Programs(rules, label_code)
+    raw, train = np.frombuffer(code[0], np.int64), np.frombuffer(code[1], np.uint8)
+    return _Programs(rules, frames.LabelCode(raw, train, code[2]))
 
 
-def clip_maker(tf: Any, decoder: Decoder, rules: augment.Rules) -> Callable[..., tuple[Any, Any]]:
-    """What makes one clip of a plan.
-
-    Args:
-      tf: TensorFlow.
-      decoder: of the frames.
-      rules: of augmentation.
-
-    Returns:
-      A function of places i32 [T or 1], maps f32 [tries, T, 8], colours f32 [T, 12] and key u32 [],
-      to frames u8 [T, crop_height, crop_width, 3] and labels u8 [T, crop_height, crop_width].
-    """
-    code = decoder.code
+def _clip_maker(tf: Any, source: Decoder, rules: augment.Rules) -> Callable[..., tuple[Any, Any]]:
+    """What makes one clip of a plan: a function of places i32 [T or 1], maps f32 [tries, T, 8], colours f32 [T, 12]
+    and key u32 [], to frames u8 [T, crop_height, crop_width, 3] and labels u8 [T, crop_height, crop_width]."""
+    code = source.code
     key_of_code = code and (code.raw.astype(np.int64).tobytes(), code.train.astype(np.uint8).tobytes(), code.is_color)
     programs = _programs(rules, key_of_code)
 
     def make(places: Any, maps: Any, color: Any, key: Any) -> tuple[Any, Any]:
         chosen = maps[0]
-        words = programs.first(chosen, color, key, *decoder.read(places))
+        words = programs.first(chosen, color, key, *source.read(places))
         if rules.num_tries > 1:
             chosen = augment.choose_crop(rules, maps, programs.target(words), xp=tf)
         for program in programs.middle:
@@ -176,34 +167,19 @@ def batched(tf: Any, dataset: Any, make_fn: Callable[..., Any], batch_size: int,
 
 
 def batches(
-    decoder: Decoder,
-    rules: augment.Rules,
-    num_frames: int,
-    examples: Iterator[Sequence[sharding.Example]],
-    *,
-    workers: int,
-    explain: Callable[[Sequence[sharding.Example]], None],
+    source: Decoder, rules: augment.Rules, num_frames: int, examples: Iterator[Batch], *, workers: int
 ) -> Iterator[types.Clip]:
-    """Batches in the order of `examples`.
+    """Batches u8 [B, T, crop_height, crop_width, ...] of `num_frames` = T, in the order of `examples`.
 
-    Args:
-      decoder: of the frames.
-      rules: of augmentation.
-      num_frames: T.
-      examples: the examples of each batch, all of one size.
-      workers: clips that are made at the same time, 0 = one for each core. They change no batch.
-      explain: is called with the examples of a batch that cannot be made, to raise an error that names the file.
-
-    Yields:
-      Clips u8 [B, T, crop_height, crop_width, ...].
+    `workers` clips are made at the same time, 0 = one for each core; they change no batch.
 
     Raises:
       UserError: a file is not as it should be.
     """
     tf = tensorflow()
-    make = tf.function(clip_maker(tf, decoder, rules), autograph=False)  # traced once for all pieces
+    make = tf.function(_clip_maker(tf, source, rules), autograph=False)  # traced once for all pieces
 
-    def prepare() -> tuple[list[Sequence[sharding.Example]], Any]:
+    def prepare() -> tuple[list[Batch], Any]:
         piece = _take(examples, _PIECE)
         if not piece:
             return piece, None
@@ -212,7 +188,7 @@ def batches(
 
     running: list[Any] = []
     # Readers of prepared datasets are Python: their threads must end before the interpreter does.
-    at_exit = weakref.finalize(decoder, running.clear)
+    at_exit = weakref.finalize(source, running.clear)
     with futures.ThreadPoolExecutor(1) as pool:
         piece, iterator = prepare()
         while piece:
@@ -224,23 +200,21 @@ def batches(
                 try:
                     found, labels = next(running[0])
                 except tf.errors.OpError:
-                    explain(batch)
+                    source.explain(batch)
                     raise
                 yield types.Clip(frames=found, labels=labels)
             piece, iterator = upcoming.result()
     at_exit.detach()
 
 
-def _tensors(
-    rules: augment.Rules, num_frames: int, piece: Sequence[Sequence[sharding.Example]]
-) -> tuple[np.ndarray, ...]:
+def _tensors(rules: augment.Rules, num_frames: int, piece: Sequence[Batch]) -> tuple[np.ndarray, ...]:
     """Places, maps, colours and keys of the examples of some batches, each [E, ...]."""
-    flat = [example for batch in piece for example in batch]
+    flat = list(itertools.chain.from_iterable(piece))
     places, uniforms, key = (np.stack([getattr(each, name) for each in flat]) for name in ("places", "uniforms", "key"))
     return places, *augment.plan(rules, uniforms, num_frames), key
 
 
-def _take(examples: Iterator[Sequence[sharding.Example]], wanted: int) -> list[Sequence[sharding.Example]]:
+def _take(examples: Iterator[Batch], wanted: int) -> list[Batch]:
     """Whole batches of about so many examples, at least one; none where they have ended."""
     first = next(examples, None)
     if first is None:

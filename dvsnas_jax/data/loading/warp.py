@@ -64,14 +64,8 @@ def unpack(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stages(rules: Any) -> list[Stage]:
-    """What `augment.Rules` ask for, to be done one after the other.
-
-    Args:
-      rules: of augmentation.
-
-    Returns:
-      Stages from words T x [H, W] ([1, H, W] for stills) to words [T, crop_height, crop_width].
-    """
+    """What `augment.Rules` ask for, one after the other, from words T x [H, W] ([1, H, W] for stills) to words
+    [T, crop_height, crop_width]."""
     colors: list[Stage] = [functools.partial(_colors, rules)] if rules.jitter else []
     if rules.is_still:
         return [functools.partial(_perspective, rules), *colors]
@@ -93,22 +87,16 @@ def _neighbours(xp: Any, at: Any, size: int) -> tuple[Any, Any, Any, Any]:
     low = xp.floor(at - 0.5)
     part = cast(xp, (at - 0.5 - low) * 256 + 0.5, np.uint32)
     first = cast(xp, low, np.int32)
-    # In float, so that a far coordinate cannot overflow an integer.
-    is_inside = (at >= 0.0) & (at < float(size))
-    return _clip(xp, first, size), _clip(xp, first + 1, size), part, is_inside
-
-
-def _clip(xp: Any, places: Any, size: int) -> Any:
-    return xp.minimum(xp.maximum(places, 0), size - 1)
+    first, second = (xp.minimum(xp.maximum(place, 0), size - 1) for place in (first, first + 1))
+    return first, second, part, (at >= 0.0) & (at < float(size))  # a far coordinate could overflow an integer
 
 
 def _centres(size: int) -> np.ndarray:
     return np.arange(size, dtype=np.float32) + np.float32(0.5)
 
 
-def _rows(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
+def _rows(rules: Any, xp: Any, words: Any, maps: Any, color: Any, _: Any) -> Any:
     """The vertical half of an axis-parallel map, and the colours, in one loop: T x [H, W] -> T x [crop_height, W]."""
-    del key
     at = _centres(rules.crop_height) * maps[0, 4] + maps[0, 5]
     first, second, part, is_inside = _neighbours(xp, at, rules.height)
     done = []
@@ -120,9 +108,8 @@ def _rows(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: Any) -> A
     return done
 
 
-def _columns(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
+def _columns(rules: Any, xp: Any, words: Any, maps: Any, *_: Any) -> Any:
     """The horizontal half: T x [h, W] -> T x [crop_width, h]."""
-    del color, key
     at = _centres(rules.crop_width) * maps[0, 0] + maps[0, 2]
     first, second, part, is_inside = _neighbours(xp, at, rules.width)
     done = []
@@ -133,15 +120,13 @@ def _columns(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: Any) -
     return done
 
 
-def _transposed(xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
+def _transposed(xp: Any, words: Any, *_: Any) -> Any:
     """T x [crop_width, h] -> [T, h, crop_width]."""
-    del maps, color, key
     return xp.stack([xp.transpose(frame) for frame in words])
 
 
-def _perspective(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
+def _perspective(rules: Any, xp: Any, words: Any, maps: Any, *_: Any) -> Any:
     """Any map, another for every frame, of one still: [1, H, W] -> [T, crop_height, crop_width]."""
-    del color, key
     y, x = _centres(rules.crop_height)[:, None], _centres(rules.crop_width)
     a, b, c, d, e, f, g, h = (maps[:, i][:, None, None] for i in range(8))
     depth = g * x + h * y + 1.0
@@ -155,9 +140,8 @@ def _perspective(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: An
     return xp.where(in_x & in_y, _blend(xp, top, bottom, part_y), OUTSIDE)
 
 
-def _colors(rules: Any, xp: Any, words: Any, maps: Any, color: Any, key: Any) -> Any:
+def _colors(rules: Any, xp: Any, words: Any, _: Any, color: Any, key: Any) -> Any:
     """Colours of each frame, and noise on the history of stills: T x [h, w] -> [T, h, w]."""
-    del maps
     done, num_frames = [], color.shape[0]
     for t in range(num_frames):
         weights = [color[t, i] for i in range(12)]

@@ -71,8 +71,10 @@ def _synthetic_class() -> Any:
             return {split: self._generate_examples(split) for split in synthetic.SPLITS}
 
         def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+            street = {name: value for name, value in self._options.items() if name != "num_frames"}
             for index in range(self._sizes[split]):
-                video = synthetic.clip(split=split, index=index, with_flow=False, **self._options)
+                clip_fn = synthetic.Street(split=split, **street).clip
+                video = clip_fn(index, self._options["num_frames"], with_flow=False)
                 yield index, {"name": video.name, "frames": video.frames, "labels": video.labels}
                 self._on_example()
 
@@ -106,7 +108,7 @@ def synthetic_clips(
 
     Returns:
       A `tfds.core.GeneratorBasedBuilder` with the splits train, val and test; examples have `name`,
-      `frames` u8 [T, H, W, 3] and `labels` u8 [T, H, W], equal to `synthetic.clip`.
+      `frames` u8 [T, H, W, 3] and `labels` u8 [T, H, W], equal to `synthetic.Street.clip`.
 
     Raises:
       UserError: TFDS is not installed.

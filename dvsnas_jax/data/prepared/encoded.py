@@ -12,7 +12,7 @@ from PIL import Image
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import frames
-from dvsnas_jax.data.loading import folders
+from dvsnas_jax.data.loading import decode
 
 
 def size_of(path: pathlib.Path) -> int:
@@ -46,7 +46,7 @@ def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[byte
     if frame.label is not None:
         label, label_size = _checked(frame.label)
         if label_size != image_size:
-            raise errors.UserError(folders.size_problem(frame, image_size, label_size))
+            raise errors.UserError(decode.size_problem(frame, image_size, label_size))
     if size is None or size == image_size[::-1]:
         return image, label
     small = Image.fromarray(image_files.read_image(frame.image, image)).resize(size[::-1], Image.Resampling.LANCZOS)
@@ -72,8 +72,7 @@ def _resized_label(content: bytes, size: tuple[int, int]) -> bytes:
     """Nearest pixels, upright, with their values and palette."""
     with Image.open(io.BytesIO(content)) as image:
         pixels = np.asarray(image_files.upright(image))
-        rows, columns = (image_files.nearest(have, want) for have, want in zip(pixels.shape[:2], size, strict=True))
-        small = Image.fromarray(np.ascontiguousarray(pixels[rows[:, None], columns[None, :]]))
+        small = Image.fromarray(np.ascontiguousarray(image_files.resized_nearest(pixels, size)))
         if image.mode == "P":
             small.putpalette(image.getpalette() or [])
     return _png(small)

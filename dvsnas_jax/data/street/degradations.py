@@ -1,8 +1,7 @@
 """Faults of a camera behind a wet windscreen, frame by frame: what history can repair.
 
-Exposure flicker, sensor noise, motion blur, rain streaks, and patches (glare, mud, drops, spray)
-that hide a region for one to three frames and are gone. Every value follows from the key of the
-clip and the frame number.
+Exposure flicker, sensor noise, motion blur, rain streaks, and patches (glare, mud, drops, spray) that hide a region
+for one to three frames and are gone. Every value follows from the key of the clip and the frame number.
 """
 
 from __future__ import annotations
@@ -46,16 +45,19 @@ def _normals() -> np.ndarray:
     return np.random.default_rng(13).standard_normal(_NOISE_SIZE, dtype=np.float32)
 
 
+def _tiled(texture: np.ndarray, size: tuple[int, ...], shift: np.ndarray | tuple[int, int] = (0, 0)) -> np.ndarray:
+    """A tiling texture, moved, [H, W]."""
+    rows, cols = ((np.arange(length) + by) & (len(texture) - 1) for length, by in zip(size, shift, strict=True))
+    return texture[rows[:, None], cols]
+
+
 def _patches(key: tuple[int, ...], frame: int) -> list[tuple[np.random.Generator, int]]:
     """The patches on this frame: a generator that is past the schedule, and the age in frames."""
     found = []
     for block in range(max(frame // _BLOCK - 1, 0), frame // _BLOCK + 1):
         rng = np.random.default_rng((*key, _STREAM_PATCH, block))
-        chance, start, length = (
-            rng.random(_PATCHES_PER_BLOCK),
-            rng.integers(_BLOCK, size=_PATCHES_PER_BLOCK),
-            rng.integers(1, 4, _PATCHES_PER_BLOCK),
-        )
+        chance, start = rng.random(_PATCHES_PER_BLOCK), rng.integers(_BLOCK, size=_PATCHES_PER_BLOCK)
+        length = rng.integers(1, 4, _PATCHES_PER_BLOCK)
         for number in range(_PATCHES_PER_BLOCK):
             age = frame - block * _BLOCK - int(start[number])
             if chance[number] < _PATCH_CHANCE and 0 <= age < length[number]:
@@ -74,11 +76,9 @@ def _patch_alpha(rng: np.random.Generator, kind: int, age: int, size: tuple[int,
     tilt = rng.uniform(-0.6, 0.6)
     y = (np.arange(height, dtype=np.float32)[:, None] - np.float32(center_y + drift_y)) * np.float32(1 / radius_y)
     x = (np.arange(width, dtype=np.float32)[None, :] - np.float32(center_x + drift_x)) * np.float32(1 / radius_x)
-    shift = rng.integers(128, size=2)
-    rows, cols = (np.arange(height) + shift[0]) & 127, (np.arange(width) + shift[1]) & 127
     slanted = y + np.float32(tilt) * x
     far = x * x + slanted * slanted
-    far += np.float32(0.5 if kind == _DROP else 0.8) * _clouds()[rows[:, None], cols[None, :]]
+    far += np.float32(0.5 if kind == _DROP else 0.8) * _tiled(_clouds(), size, rng.integers(128, size=2))
     soft = {_GLARE: 0.9, _MUD: 2.2, _DROP: 4.0, _SPRAY: 1.4}[kind]
     return np.clip((1.3 - far) * np.float32(soft), 0, 1)
 
@@ -103,8 +103,8 @@ def _hide(image: np.ndarray, rng: np.random.Generator, age: int, strength: float
     if kind == _GLARE:
         cover = (np.array([252.0, 248, 232], np.float32) + 4 * tone)[:, None, None]
     elif kind == _MUD:
-        grain = _clouds()[np.arange(image.shape[1])[:, None] & 127, np.arange(image.shape[2]) & 127]
-        cover = np.array([82.0, 66, 48], np.float32)[:, None, None] * (1 + 0.3 * tone[0] + 0.25 * grain)
+        grain = 1 + 0.3 * tone[0] + 0.25 * _tiled(_clouds(), image.shape[1:])
+        cover = np.array([82.0, 66, 48], np.float32)[:, None, None] * grain
     else:
         cover = _seen_through_water(image) * (1 + 0.1 * tone[0])
         if kind == _SPRAY:
@@ -113,18 +113,10 @@ def _hide(image: np.ndarray, rng: np.random.Generator, age: int, strength: float
     image += alpha * (cover - image)
 
 
-def apply(clean: np.ndarray, *, key: tuple[int, ...], frame: int, is_rainy: bool, strength: float) -> np.ndarray:
-    """Degrades one frame.
+def apply(clean: np.ndarray, key: tuple[int, ...], frame: int, *, is_rainy: bool, strength: float) -> np.ndarray:
+    """Degrades the frame u8 [H, W, 3] number `frame` of a clip, which non-negative integers name.
 
-    Args:
-      clean: u8 [H, W, 3].
-      key: non-negative integers that name the clip.
-      frame: its number.
-      is_rainy: the clip has rain streaks.
-      strength: 0 = none (the frame comes back as it is), 1 = as designed.
-
-    Returns:
-      u8 [H, W, 3].
+    `strength` 0 = none, 1 = as designed; `is_rainy` adds rain streaks.
     """
     if strength <= 0:
         return clean.copy()
@@ -142,8 +134,7 @@ def apply(clean: np.ndarray, *, key: tuple[int, ...], frame: int, is_rainy: bool
         image *= np.float32(1 / (2 * reach + 1))
     image *= np.exp(strength * (0.2 * gain + 0.04 * cast)).astype(np.float32)[:, None, None]
     if is_rainy:
-        rows, cols = (np.arange(height) + shift[0]) & 255, (np.arange(width) + shift[1]) & 255
-        image += np.float32(min(0.45 * strength, 1.0)) * _rain()[rows[:, None], cols] * (215 - image)
+        image += np.float32(min(0.45 * strength, 1.0)) * _tiled(_rain(), (height, width), shift) * (215 - image)
     for patch, age in _patches(key, frame):
         _hide(image, patch, age, strength)
     normals = _normals()

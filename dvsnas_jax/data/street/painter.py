@@ -15,6 +15,9 @@ _SMALLEST = 5.0  # pixels of height below which a body is left out
 _SOLID = 8.0  # metres up to which a car is filled
 _SHADOW_REACH = 40.0  # metres, times the strength of the shadow
 
+Box = tuple[float, ...]
+"""x0, x1, z0, z1, y0, y1."""
+
 
 def _project(view: projection.View, ends: tuple[float, float, float, float]) -> tuple[float, ...] | None:
     """Both ends of a ground line (xa, za, xb, zb), cut at the near plane, from left to right in the image.
@@ -23,12 +26,9 @@ def _project(view: projection.View, ends: tuple[float, float, float, float]) -> 
       Columns (pixels), depths (metres) and places on the line (0..1): ua, ub, da, db, sa, sb; None if behind.
     """
     xa, za, xb, zb = ends
-    da = (xa - view.x) * view.sin + (za - view.z) * view.cos
-    db = (xb - view.x) * view.sin + (zb - view.z) * view.cos
+    (la, da), (lb, db) = view.seen(xa - view.x, za - view.z), view.seen(xb - view.x, zb - view.z)
     if da <= projection.NEAR and db <= projection.NEAR:
         return None
-    la = (xa - view.x) * view.cos - (za - view.z) * view.sin
-    lb = (xb - view.x) * view.cos - (zb - view.z) * view.sin
     sa, sb = 0.0, 1.0
     if da < projection.NEAR or db < projection.NEAR:
         cut = (projection.NEAR - da) / (db - da)
@@ -38,25 +38,21 @@ def _project(view: projection.View, ends: tuple[float, float, float, float]) -> 
         else:
             db, lb, sb = projection.NEAR, middle, cut
     ua, ub = view.cx + view.focal * la / da, view.cx + view.focal * lb / db
-    if ua > ub:
-        ua, ub, da, db, sa, sb = ub, ua, db, da, sb, sa
-    return ua, ub, da, db, sa, sb
+    return (ua, ub, da, db, sa, sb) if ua <= ub else (ub, ua, db, da, sb, sa)
 
 
 def _quad(
-    view: projection.View,
     drawing: projection.Drawing,
     ends: tuple[float, float, float, float],
-    low: float,
-    high: float,
-    *,
+    span_y: tuple[float, float],
     sprite: np.ndarray,
     base: int,
 ) -> None:
-    """Paints an upright rectangle over the ground line `ends` = (xa, za, xb, zb), from y `low` to `high`.
+    """Paints an upright rectangle over the ground line `ends` = (xa, za, xb, zb), from one y to another.
 
     The perspective is exact. What the ground line leaves of an image column is at least one column.
     """
+    view, (low, high) = drawing.view, span_y
     line = _project(view, ends)
     if line is None:
         return
@@ -79,8 +75,7 @@ def _quad(
         along = (column * rise + (sa / da - ua * rise)) / inverse
     scale = inverse * view.focal
     top, span = (view.height - high) * scale, (high - low) * scale
-    left, right = float(scale[0]), float(scale[-1])
-    most, least = max(left, right), min(left, right)
+    most, least = max(float(scale[0]), float(scale[-1])), min(float(scale[0]), float(scale[-1]))
     up, down = view.height - high, view.height - low
     r0 = max(math.ceil(view.cy + up * (most if up < 0 else least) - 0.5), 0)
     r1 = min(math.ceil(view.cy + down * (most if down > 0 else least) - 0.5), height)
@@ -90,9 +85,7 @@ def _quad(
     texel = view.row[r0:r1, None] - top
     texel *= tall / span
     texel += 1.0
-    np.maximum(texel, 0.0, out=texel)
-    np.minimum(texel, tall + 1, out=texel)
-    index = texel.astype(np.int32)
+    index = np.clip(texel, 0.0, tall + 1, out=texel).astype(np.int32)
     index *= wide
     index += np.minimum(along * wide, wide - 1).astype(np.int32)
     part = sprite.take(index)
@@ -102,23 +95,16 @@ def _quad(
 
 
 def _boards(view: projection.View, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where flat bodies appear, boxes = (x0, x1, z0, z1, y0, y1) x [n].
-
-    Returns:
-      depth f64 [n] and edges f64 [4, n]: left, top, width and height in pixels.
-    """
+    """Where flat bodies appear: depth f64 [n] and edges f64 [4, n]: left, top, width and height in pixels."""
     x, half = (boxes[0] + boxes[1]) / 2 - view.x, (boxes[1] - boxes[0]) / 2
-    z = boxes[2] - view.z
-    depth = x * view.sin + z * view.cos
+    right, depth = view.seen(x, boxes[2] - view.z)
     scale = view.focal / np.maximum(depth, projection.NEAR)
-    left = view.cx + scale * (x * view.cos - z * view.sin - half)
+    left = view.cx + scale * (right - half)
     top = view.cy + scale * (view.height - boxes[5])
     return depth, np.stack([left, top, 2 * half * scale, (boxes[5] - boxes[4]) * scale])
 
 
-def _board(
-    view: projection.View, drawing: projection.Drawing, edges: tuple[float, ...], sprite: np.ndarray, base: int
-) -> None:
+def _board(drawing: projection.Drawing, edges: tuple[float, ...], sprite: np.ndarray, base: int) -> None:
     """Paints a sprite over the rectangle edges = (left, top, width, height) in pixels; at least one column."""
     left, top, wide, tall = edges
     height, width = drawing.entry.shape
@@ -128,41 +114,41 @@ def _board(
     if r0 >= r1 or c0 >= c1:
         return
     rows, cols = sprite.shape
+    view = drawing.view
     col = ((view.column[c0:c1] - left) * (cols / wide)).astype(np.intp)
     row = ((view.row[r0:r1] + (view.cy - top)) * (rows / tall)).astype(np.intp)
     part = sprite.take(row, axis=0, mode="clip").take(col, axis=1, mode="clip")
     np.copyto(drawing.entry[r0:r1, c0:c1], part + np.int16(base), where=part > 0)
 
 
-def _faces(view: projection.View, drawing: projection.Drawing, body: props.Body, box: tuple[float, ...]) -> None:
-    """Paints the upright faces of a body that the camera sees, box = (x0, x1, z0, z1, y0, y1)."""
-    x0, x1, z0, z1, low, high = box
+def _faces(drawing: projection.Drawing, body: props.Body, box: Box) -> None:
+    """Paints the upright faces of a body that the camera sees."""
+    x0, x1, z0, z1, *span_y = box
+    view, table = drawing.view, sprites.table()
+    faces = []
     if body.side and body.end and z0 - view.z < _SOLID:
         # a near car is seen to be hollow: cross-sections of its cabin fill it
-        core = sprites.table()[body.end.split("_")[0] + "_core"]
+        core = body.end.split("_")[0] + "_core"
         places = (0.6, 0.41, 0.22) if body.side.endswith("side") else (0.78, 0.59, 0.4)
-        for place in places:
-            z = z0 + place * (z1 - z0)
-            _quad(view, drawing, (x0, z, x1, z), low, high, sprite=core, base=body.base)
-    if body.side:
-        sprite = sprites.table()[body.side]
-        if x0 == x1 or x0 > view.x:
-            _quad(view, drawing, (x0, z0, x0, z1), low, high, sprite=sprite, base=body.base)
-        elif x1 < view.x:
-            _quad(view, drawing, (x1, z0, x1, z1), low, high, sprite=sprite, base=body.base)
+        faces += [((x0, z, x1, z), core) for z in (z0 + place * (z1 - z0) for place in places)]
+    if body.side and (x0 == x1 or x0 > view.x):
+        faces.append(((x0, z0, x0, z1), body.side))
+    elif body.side and x1 < view.x:
+        faces.append(((x1, z0, x1, z1), body.side))
     if body.end:
-        _quad(view, drawing, (x0, z0, x1, z0), low, high, sprite=sprites.table()[body.end], base=body.base)
+        faces.append(((x0, z0, x1, z0), body.end))
+    for ends, name in faces:
+        _quad(drawing, ends, (span_y[0], span_y[1]), table[name], body.base)
 
 
-def _shadow(view: projection.View, drawing: projection.Drawing, box: tuple[float, ...], strength: float) -> None:
-    """Darkens the ground below a box (x0, x1, z0, z1, ...)."""
-    x0, x1, z0, z1 = box[:4]
+def _shadow(drawing: projection.Drawing, box: Box, strength: float) -> None:
+    """Darkens the ground below a box."""
+    view, (x0, x1, z0, z1, *_) = drawing.view, box
     grow = 0.12 * (x1 - x0)
     near, far = max(z0 - grow - 0.15 - view.z, 1.0), z1 + grow + 0.25 - view.z
     if far <= near:
         return
-    top = view.cy + view.focal * view.height / far
-    bottom = view.cy + view.focal * view.height / near
+    top, bottom = (view.cy + view.focal * view.height / depth for depth in (far, near))
     r0, r1 = max(math.ceil(top - 0.5), 0), min(math.ceil(bottom - 0.5), len(view.row))
     if r1 <= r0 or r0 <= view.cy:
         return
@@ -184,7 +170,7 @@ def boxes_at(world: scene.World, frame: int) -> np.ndarray:
     return boxes
 
 
-def visible(view: projection.View, world: scene.World, boxes: np.ndarray) -> np.ndarray:
+def _visible(view: projection.View, world: scene.World, boxes: np.ndarray) -> list[int]:
     """Numbers of the bodies that are in front of the camera and large enough, from far to near."""
     ahead = boxes[2] - view.z
     keep = (boxes[3] - view.z > projection.NEAR) & (boxes[2] < world.end - 1)
@@ -194,42 +180,31 @@ def visible(view: projection.View, world: scene.World, boxes: np.ndarray) -> np.
     rank = np.where(along, np.where(away > world.wall - 0.3, boxes[3], (boxes[2] + boxes[3]) / 2), boxes[2])
     rank += np.where(away > world.wall + 0.5, 1e4, 0.0)  # what stands in the gaps between the houses
     order = np.argsort(-rank, kind="stable")
-    return order[keep[order]]
+    return order[keep[order]].tolist()
 
 
-def shadows(view: projection.View, world: scene.World, drawing: projection.Drawing, boxes: np.ndarray) -> None:
+def shadows(world: scene.World, drawing: projection.Drawing, boxes: np.ndarray) -> None:
     """Darkens the ground below the bodies; to be called before anything else covers the ground."""
-    for number in visible(view, world, boxes).tolist():
+    for number in _visible(drawing.view, world, boxes):
         strength = world.bodies[number].shadow
         box = tuple(boxes[:, number].tolist())
-        if strength and box[2] - view.z < _SHADOW_REACH * strength:
-            _shadow(view, drawing, box, strength)
+        if strength and box[2] - drawing.view.z < _SHADOW_REACH * strength:
+            _shadow(drawing, box, strength)
 
 
-def bodies(
-    view: projection.View, world: scene.World, drawing: projection.Drawing, frame: int, boxes: np.ndarray
-) -> None:
-    """Paints all bodies into the entries and depths of a drawing.
-
-    Args:
-      view: the camera.
-      world: the street.
-      drawing: to paint on; its ground and houses are there.
-      frame: its number.
-      boxes: from `boxes_at`.
-    """
+def bodies(world: scene.World, drawing: projection.Drawing, boxes: np.ndarray, frame: int) -> None:
+    """Paints all bodies, `boxes_at` a frame, into the entries and depths of a drawing that has ground and houses."""
     table = sprites.table()
-    depth, edges = _boards(view, boxes)
-    shown = visible(view, world, boxes)
-    for number in shown.tolist():
+    depth, edges = _boards(drawing.view, boxes)
+    for number in _visible(drawing.view, world, boxes):
         body = world.bodies[number]
         if not world.is_board[number]:
-            _faces(view, drawing, body, tuple(boxes[:, number].tolist()))
+            _faces(drawing, body, tuple(boxes[:, number].tolist()))
         elif depth[number] > projection.NEAR:
             name = body.end
             if body.num_phases:
                 name = f"{name}{(frame // 2 + body.base) % body.num_phases}"
-            _board(view, drawing, tuple(edges[:, number].tolist()), table[name][1:-1], body.base)
+            _board(drawing, tuple(edges[:, number].tolist()), table[name][1:-1], body.base)
     flat = np.where(world.is_board, depth, 0.0).astype(np.float32)
     by_owner = np.concatenate([np.zeros(props.NUM_SURFACES + 1, np.float32), flat])
     of_board = by_owner.take(world.owner.take(drawing.entry))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -21,47 +22,34 @@ FAR = 5000.0
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The camera at one time. Pixel centres are at +0.5.
+    """The camera at one time. Pixel centres are at +0.5."""
 
-    Attributes:
-      x: z: height: position, metres.
-      cos: sin: of the yaw (positive turns right).
-      focal: pixels.
-      cx: cy: principal point, pixels.
-      dx: dz: f32 [W], direction of the ray of each column, with depth 1 along the optical axis.
-      row: f32 [H], pixel centres minus cy.
-      column: f32 [W], pixel centres.
-    """
-
-    x: float
+    x: float  # position, metres
     z: float
     height: float
-    cos: float
+    cos: float  # of the yaw (positive turns right)
     sin: float
-    focal: float
-    cx: float
+    focal: float  # pixels
+    cx: float  # principal point, pixels
     cy: float
-    dx: np.ndarray
+    dx: np.ndarray  # f32 [W], direction of the ray of each column, with depth 1 along the optical axis
     dz: np.ndarray
-    row: np.ndarray
-    column: np.ndarray
+    row: np.ndarray  # f32 [H], pixel centres minus cy
+    column: np.ndarray  # f32 [W], pixel centres
+
+    def seen(self, x: Any, z: Any) -> tuple[Any, Any]:
+        """Where a point of the world (relative to the camera's position) lies: to the right, and the depth."""
+        return x * self.cos - z * self.sin, x * self.sin + z * self.cos
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """One frame.
-
-    Attributes:
-      view: the camera.
-      color: f32 [3, H, W], 0..255.
-      entry: i16 [H, W], palette entry.
-      depth: f32 [H, W], metres along the optical axis.
-    """
+    """One frame."""
 
     view: View
-    color: np.ndarray
-    entry: np.ndarray
-    depth: np.ndarray
+    color: np.ndarray  # f32 [3, H, W], 0..255
+    entry: np.ndarray  # i16 [H, W], palette entry
+    depth: np.ndarray  # f32 [H, W], metres along the optical axis
 
 
 def view_at(camera: scene.Camera, frame: int, height: int, width: int) -> View:
@@ -78,41 +66,24 @@ def view_at(camera: scene.Camera, frame: int, height: int, width: int) -> View:
     ray = (column - cx) / focal
     cos, sin = math.cos(yaw), math.sin(yaw)
     row = (np.arange(height) + 0.5 - cy).astype(np.float32)
-    return View(
-        x=x,
-        z=z,
-        height=camera.height,
-        cos=cos,
-        sin=sin,
-        focal=focal,
-        cx=cx,
-        cy=cy,
-        dx=(sin + cos * ray).astype(np.float32),
-        dz=(cos - sin * ray).astype(np.float32),
-        row=row,
-        column=column,
-    )
+    dx, dz = (sin + cos * ray).astype(np.float32), (cos - sin * ray).astype(np.float32)
+    return View(x, z, camera.height, cos, sin, focal, cx, cy, dx, dz, row, column)
 
 
 def flow(now: Drawing, before: Drawing, world: scene.World) -> np.ndarray:
-    """True backward motion between two drawings of consecutive frames.
-
-    Args:
-      now: frame t.
-      before: frame t - 1.
-      world: their street.
+    """True backward motion between the drawings of two consecutive frames of a street.
 
     Returns:
-      f32 [H, W, 2], displacement (x, y) in pixels from each pixel of t to where its surface point was
-      in t - 1; nan where that place was outside of the image or hidden.
+      f32 [H, W, 2], displacement (x, y) in pixels from each pixel of `now` to where its surface point was
+      in `before`; nan where that place was outside of the image or hidden.
     """
     height, width = now.entry.shape
     a, b = now.view, before.view
     x = now.depth * a.dx - world.velocity[0].take(now.entry) + np.float32(a.x - b.x)
     z = now.depth * a.dz - world.velocity[1].take(now.entry) + np.float32(a.z - b.z)
-    depth = x * b.sin + z * b.cos
+    right, depth = b.seen(x, z)
     near = np.maximum(depth, NEAR)
-    u = (x * b.cos - z * b.sin) * (b.focal / near) + (b.cx - 0.5)
+    u = right * (b.focal / near) + (b.cx - 0.5)
     v = now.depth * a.row[:, None] * (b.focal / a.focal) / near + (b.cy - 0.5)
     motion = np.empty((height, width, 2), np.float32)
     motion[:, :, 0] = u - np.arange(width, dtype=np.float32)

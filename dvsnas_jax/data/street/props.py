@@ -1,12 +1,12 @@
 """The objects of a procedural street: cars, people, trees, poles, signs, fences, with their colours.
 
-Coordinates as in `street`. Each object adds entries to one palette; an entry knows its colour, its
-class, its velocity and its object.
+Coordinates as in `scene`. Each object adds entries to one palette; an entry knows its colour, its class, its velocity
+and its object.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,31 +25,23 @@ _SIGNS = ("sign_disc", "sign_triangle", "sign_board", "traffic_light")
 class Body(NamedTuple):
     """A box (or a flat upright rectangle) that moves at a constant velocity, metres and frames."""
 
-    x0: float
-    x1: float
-    z0: float
-    z1: float
-    y0: float
-    y1: float
-    vx: float
-    vz: float
-    end: str  # sprite of the face across the street; "" = none
-    side: str  # sprite of the faces along the street; "" = none
+    box: tuple[float, float, float, float, float, float]  # x0, x1, z0, z1, y0, y1
     base: int  # palette entry of part 0
-    num_phases: int  # > 0: `end` is followed by the number of a phase
-    shadow: float  # 0..1, how much the ground below darkens
+    move: tuple[float, float] = (0.0, 0.0)  # in x and z, a frame
+    end: str = ""  # sprite of the face across the street
+    side: str = ""  # sprite of the faces along the street
+    num_phases: int = 0  # > 0: `end` is followed by the number of a phase
+    shadow: float = 0.0  # 0..1, how much the ground below darkens
 
 
 class Builder:
     """Collects bodies and their palettes."""
 
     def __init__(self, rng: np.random.Generator, light: np.ndarray):
-        self.rng = rng
-        self.light = light
+        self.rng, self.light = rng, light
         self.bodies: list[Body] = []
-        ground = (_ID["sky"], _ID["road"], _ID["pavement"], _ID["building"], _ID["tree"])
         self.palette = [np.zeros((NUM_SURFACES, 3))]
-        self.label = list(ground)
+        self.label = [_ID[name] for name in ("sky", "road", "pavement", "building", "tree")]
         self.velocity = [(0.0, 0.0)] * NUM_SURFACES
         self.owner = list(range(NUM_SURFACES))
 
@@ -61,24 +53,13 @@ class Builder:
         """A colour of random hue."""
         return np.clip(self.rng.uniform(10, 240, 3), 0, 255)
 
-    def add(
-        self,
-        kind: str,
-        box: tuple[float, float, float, float, float, float],
-        colors: list,
-        *,
-        end: str = "",
-        side: str = "",
-        move: tuple[float, float] = (0.0, 0.0),
-        num_phases: int = 0,
-        shadow: float = 0.0,
-    ) -> None:
-        """Adds a body of class `kind`: box = (x0, x1, z0, z1, y0, y1), colors of parts 1, 2, ..."""
-        base = len(self.label) - 1
-        self.bodies.append(Body(*box, *move, end, side, base, num_phases, shadow))
+    def add(self, kind: str, box: tuple[float, float, float, float, float, float], colors: list, **more: Any) -> None:
+        """Adds a body of class `kind` with the colours of parts 1, 2, ...; `more` are fields of `Body`."""
+        body = Body(box, len(self.label) - 1, **more)
+        self.bodies.append(body)
         self.palette.append(np.asarray(colors, np.float64) * self.light)
         self.label += [_ID[kind]] * len(colors)
-        self.velocity += [move] * len(colors)
+        self.velocity += [body.move] * len(colors)
         self.owner += [NUM_SURFACES + len(self.bodies)] * len(colors)
 
     def car(self, x: float, z: float, speed: float, is_oncoming: bool) -> None:
@@ -91,15 +72,9 @@ class Builder:
         glass = np.array([40.0, 50, 58]) + rng.uniform(0, 60)
         lights = [235, 235, 215] if is_oncoming else [200, 25, 20]
         colors = [paint, glass, [22, 22, 24], paint * 0.66, [150, 150, 155], paint * 0.8, lights]
-        self.add(
-            "car",
-            (x - width / 2, x + width / 2, z, z + length, 0.0, height),
-            colors,
-            end=f"{kind}_front" if is_oncoming else f"{kind}_rear",
-            side=f"{kind}_flank" if is_oncoming else f"{kind}_side",
-            move=(0.0, speed),
-            shadow=0.6,
-        )
+        end, side = ("front", "flank") if is_oncoming else ("rear", "side")
+        box = (x - width / 2, x + width / 2, z, z + length, 0.0, height)
+        self.add("car", box, colors, end=f"{kind}_{end}", side=f"{kind}_{side}", move=(0.0, speed), shadow=0.6)
 
     def person(self, x: float, z: float, move: tuple[float, float]) -> None:
         """A pedestrian who stands at (x, z) at t = 0."""
@@ -108,42 +83,21 @@ class Builder:
         trousers = self.color(15, 110, 14)
         hair = np.array([60.0, 40, 25]) * rng.uniform(0.3, 2.2)
         colors = [np.array([225.0, 175, 145]) * skin, coat, trousers, hair, [25, 22, 20], coat * 0.8]
-        tall = rng.uniform(1.55, 1.9)
-        self.add(
-            "pedestrian",
-            (x - tall * 0.25, x + tall * 0.25, z, z, 0.0, tall),
-            colors,
-            end="person_",
-            move=move,
-            num_phases=sprites.NUM_PHASES if move != (0.0, 0.0) else 1,
-            shadow=0.35,
-        )
+        tall, phases = rng.uniform(1.55, 1.9), sprites.NUM_PHASES if move != (0.0, 0.0) else 1
+        box = (x - tall * 0.25, x + tall * 0.25, z, z, 0.0, tall)
+        self.add("pedestrian", box, colors, end="person_", move=move, num_phases=phases, shadow=0.35)
 
     def cyclist(self, x: float, z: float, move: tuple[float, float]) -> None:
         """A cyclist, seen from the side when the motion is across the street."""
         rng = self.rng
         shirt = self.vivid()
-        colors = [
-            [220, 170, 140],
-            shirt,
-            self.color(15, 90, 12),
-            self.vivid(),
-            [20, 20, 20],
-            shirt * 0.8,
-            self.vivid(),
-            [95, 95, 95],
-        ]
+        trousers, helmet, frame = self.color(15, 90, 12), self.vivid(), self.vivid()
+        colors = [[220, 170, 140], shirt, trousers, helmet, [20, 20, 20], shirt * 0.8, frame, [95, 95, 95]]
         is_side = abs(move[0]) > abs(move[1])
         half, tall = (0.95, 1.85) if is_side else (0.52, 1.8)
         end = ("cyclist_right" if move[0] > 0 else "cyclist_left") if is_side else "cyclist_end"
-        self.add(
-            "bicyclist",
-            (x - half, x + half, z, z, 0.0, tall),
-            colors,
-            end=end,
-            move=move,
-            shadow=0.3 + 0.1 * rng.random(),
-        )
+        box = (x - half, x + half, z, z, 0.0, tall)
+        self.add("bicyclist", box, colors, end=end, move=move, shadow=0.3 + 0.1 * rng.random())
 
     def tree(self, x: float, z: float) -> None:
         """A tree of 4 to 8 metres."""
@@ -154,13 +108,8 @@ class Builder:
         colors = [np.array([88.0, 68, 50]) * rng.uniform(0.6, 1.2), leaf * 0.42, leaf * 0.62, leaf * 0.85, leaf * 1.12]
         tall = rng.uniform(4.0, 8.0)
         half = tall * rng.uniform(0.36, 0.5)
-        self.add(
-            "tree",
-            (x - half, x + half, z, z, 0.0, tall),
-            colors,
-            end=f"tree_{rng.integers(sprites.NUM_TREES)}",
-            shadow=0.5,
-        )
+        end = f"tree_{rng.integers(sprites.NUM_TREES)}"
+        self.add("tree", (x - half, x + half, z, z, 0.0, tall), colors, end=end, shadow=0.5)
 
     def pole(self, x: float, z: float, tall: float, thick: float, arm: float = 0.0) -> None:
         """A pole; `arm` metres of lamp arm at its top."""
@@ -196,13 +145,7 @@ class Builder:
         """A stretch of fence from (x0, z0) to (x1, z1), along or across the street: box = (x0, x1, z0, z1)."""
         colors = [paint, paint * 0.62, paint * 0.8, paint * 0.3 + 12]
         is_across = box[1] - box[0] > 1e-6
-        self.add(
-            "fence",
-            (*box, 0.0, tall),
-            colors,
-            end=_FENCES[style] if is_across else "",
-            side="" if is_across else _FENCES[style],
-        )
+        self.add("fence", (*box, 0.0, tall), colors, **{"end" if is_across else "side": _FENCES[style]})
 
     def fences(self, x: float, z: float, length: float, tall: float, style: int, paint: np.ndarray) -> None:
         """A fence along the street from z on, in pieces of about 3 m that are painted in their own order."""

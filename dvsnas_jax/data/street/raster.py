@@ -35,9 +35,9 @@ def _sky(view: projection.View, world: scene.World, color: np.ndarray, bottom: i
     color[:, :bottom] = flat.T[:, :, None] + cloud * tint["cloud"][:, None, None]
 
 
-def _ground(view: projection.View, world: scene.World, drawing: projection.Drawing, top: int) -> None:
+def _ground(world: scene.World, drawing: projection.Drawing, top: int) -> None:
     """Fills the rows from `top` down: road with markings, pavement, crossing road."""
-    tint = world.tint
+    view, tint = drawing.view, world.tint
     depth = view.height * view.focal / view.row[top:, None]  # [rows, 1]
     x, z = view.x + depth * view.dx, view.z + depth * view.dz
     away = np.abs(x)
@@ -63,9 +63,9 @@ def _ground(view: projection.View, world: scene.World, drawing: projection.Drawi
     drawing.depth[top:] = depth
 
 
-def _houses(view: projection.View, world: scene.World, drawing: projection.Drawing) -> None:
+def _houses(world: scene.World, drawing: projection.Drawing) -> None:
     """House fronts of both sides, the flanks seen in gaps, and the far end of the street."""
-    lots, width = world.lots, len(view.dx)
+    view, lots, width = drawing.view, world.lots, len(drawing.view.dx)
     side = (view.dx > 0).astype(np.int32)
     steep = np.where(np.abs(view.dx) < 1e-4, 1e-4, np.abs(view.dx))
     wall_t = np.where(side == 1, world.wall - view.x, world.wall + view.x) / steep
@@ -93,20 +93,15 @@ def _houses(view: projection.View, world: scene.World, drawing: projection.Drawi
     number = chosen.reshape(-1).take(pixels)
     where = number * width + pixels % width
     t, kind, index, along = (np.concatenate([values[i] for values in layers]).take(where) for i in range(4))
-    _paint_houses(view, world, drawing, pixels, (t, kind, index, along), number)
+    _paint_houses(world, drawing, pixels, (t, kind, index, along, number))
 
 
 def _paint_houses(
-    view: projection.View,
-    world: scene.World,
-    drawing: projection.Drawing,
-    pixels: np.ndarray,
-    hit: tuple[np.ndarray, ...],
-    number: np.ndarray,
+    world: scene.World, drawing: projection.Drawing, pixels: np.ndarray, hit: tuple[np.ndarray, ...]
 ) -> None:
-    """Colours the pixels [n] of houses: hit = depth, row and column of the lot tables, metres along the wall."""
-    lots = world.lots
-    t, kind, index, along = hit
+    """Colours the pixels [n] of houses: hit = depth, row and column of the lot tables, metres along the wall, layer."""
+    lots, view = world.lots, drawing.view
+    t, kind, index, along, number = hit
     place = kind * scene.NUM_LOTS + index
     y = view.height - t * view.row.take(pixels // len(view.dx)) * np.float32(1 / view.focal)
     cell_x, share_x, cell_y, share_y = (lots.window[i].reshape(-1).take(place) for i in range(4))
@@ -132,37 +127,25 @@ def _paint_houses(
 
 
 def draw(world: scene.World, frame: int, height: int, width: int) -> projection.Drawing:
-    """Draws a frame of a world.
-
-    Args:
-      world: the street.
-      frame: its number, >= 0; a pure function of it.
-      height: pixels.
-      width: pixels.
-    """
+    """Draws a frame of a world; a pure function of its number, >= 0."""
     view = projection.view_at(world.camera, frame, height, width)
-    drawing = projection.Drawing(
-        view=view,
-        color=np.empty((3, height, width), np.float32),
-        entry=np.zeros((height, width), np.int16),
-        depth=np.full((height, width), projection.FAR, np.float32),
-    )
+    color, entries = np.empty((3, height, width), np.float32), np.zeros((height, width), np.int16)
+    drawing = projection.Drawing(view, color, entries, np.full((height, width), projection.FAR, np.float32))
     top = int(np.clip(math.ceil(view.cy - 0.5 + 1e-3), 0, height))
     _sky(view, world, drawing.color, top)
     if top < height:
-        _ground(view, world, drawing, top)
+        _ground(world, drawing, top)
     boxes = painter.boxes_at(world, frame)
-    painter.shadows(view, world, drawing, boxes)
-    _houses(view, world, drawing)
-    painter.bodies(view, world, drawing, frame, boxes)
+    painter.shadows(world, drawing, boxes)
+    _houses(world, drawing)
+    painter.bodies(world, drawing, boxes, frame)
     pixels = np.flatnonzero(drawing.entry >= props.NUM_SURFACES)
     entry = drawing.entry.reshape(-1).take(pixels)
     haze = np.exp(drawing.depth * np.float32(-1.0 / world.fog))
     haze[drawing.depth >= projection.FAR] = 1.0
     veil = np.float32(1.0) - haze
     for channel in range(3):
-        color = drawing.color[channel]
-        color.reshape(-1)[pixels] = world.palette[channel].take(entry)
-        color *= haze
-        color += veil * world.tint["low"][channel]
+        color[channel].reshape(-1)[pixels] = world.palette[channel].take(entry)
+        color[channel] *= haze
+        color[channel] += veil * world.tint["low"][channel]
     return drawing

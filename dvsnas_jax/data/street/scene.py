@@ -14,6 +14,14 @@ import numpy as np
 from dvsnas_jax.data.street import props
 
 NUM_LOTS = 40
+_BRICK = np.array(
+    [[168, 92, 72], [196, 170, 130], [205, 200, 190], [140, 130, 125],
+     [120, 70, 58], [180, 150, 145], [225, 215, 175], [110, 115, 125]], np.float64
+)  # fmt: skip
+# By the mood of a street: the light, and the sky above and at the horizon.
+_LIGHT = np.array([[1.05, 1.02, 0.95], [0.85, 0.87, 0.9], [1.05, 0.92, 0.78], [0.62, 0.64, 0.7]])
+_TOP = np.array([[95, 150, 215], [165, 172, 180], [130, 150, 190], [105, 112, 125]], np.float64)
+_LOW = np.array([[185, 210, 232], [205, 208, 212], [245, 210, 165], [150, 155, 160]], np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,59 +41,36 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True)
 class Lots:
-    """The house fronts: row 0 left, 1 right, 2 the far end of the street.
+    """The house fronts: row 0 left, 1 right, 2 the far end of the street."""
 
-    Attributes:
-      start: f32 [3], coordinate where lot 0 begins.
-      length: f32 [3], metres per lot.
-      height: f32 [3, NUM_LOTS], 0 = gap.
-      paint: f32 [3 channels, 4 * 3 * NUM_LOTS], 0..255: the lots' walls, then shops, glass and leaves.
-      window: f32 [4, 3, NUM_LOTS]: width of a window cell, share of glass in x, floor height, share in y.
-      is_tree: bool [3, NUM_LOTS], trees instead of a house.
-    """
-
-    start: np.ndarray
-    length: np.ndarray
-    height: np.ndarray
-    paint: np.ndarray
-    window: np.ndarray
-    is_tree: np.ndarray
+    start: np.ndarray  # f32 [3], coordinate where lot 0 begins
+    length: np.ndarray  # f32 [3], metres per lot
+    height: np.ndarray  # f32 [3, NUM_LOTS], 0 = gap
+    paint: np.ndarray  # f32 [3 channels, 4 * 3 * NUM_LOTS], 0..255: the lots' walls, then shops, glass and leaves
+    window: np.ndarray  # f32 [4, 3, NUM_LOTS]: width of a window cell, share of glass in x, floor height, share in y
+    is_tree: np.ndarray  # bool [3, NUM_LOTS], trees instead of a house
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """One street.
-
-    Attributes:
-      camera: its motion.
-      road: half the width of the road; wall: distance of the house fronts from the middle.
-      end: z of the far end.
-      crossing: z range of a crossing road (empty range = none).
-      lots: the houses.
-      bodies: the objects; boxes: f64 [8, n], their x0, x1, z0, z1, y0, y1, vx, vz at t = 0; is_board: bool [n],
-        flat ones that face the camera.
-      palette: f32 [3, P]; label: u8 [P]; velocity: f32 [2, P] (x, z per frame); owner: i32 [P], number of the object.
-      tint: name -> f32 [3] colours of sky, ground and light.
-      fog: metres over which contrast falls by e.
-      is_rainy: rain streaks on every frame.
-    """
+    """One street."""
 
     camera: Camera
-    road: float
-    wall: float
-    end: float
-    crossing: tuple[float, float]
+    road: float  # half the width of the road
+    wall: float  # distance of the house fronts from the middle
+    end: float  # z of the far end
+    crossing: tuple[float, float]  # z range of a crossing road (empty range = none)
     lots: Lots
     bodies: tuple[props.Body, ...]
-    boxes: np.ndarray
-    is_board: np.ndarray
-    palette: np.ndarray
-    label: np.ndarray
-    velocity: np.ndarray
-    owner: np.ndarray
-    tint: dict[str, np.ndarray]
-    fog: float
-    is_rainy: bool
+    boxes: np.ndarray  # f64 [8, n], of the bodies: x0, x1, z0, z1, y0, y1, vx, vz at t = 0
+    is_board: np.ndarray  # bool [n], flat bodies that face the camera
+    palette: np.ndarray  # f32 [3, P]
+    label: np.ndarray  # u8 [P]
+    velocity: np.ndarray  # f32 [2, P], x and z per frame
+    owner: np.ndarray  # i32 [P], number of the object
+    tint: dict[str, np.ndarray]  # name -> f32 [3] colours of sky, ground and light
+    fog: float  # metres over which contrast falls by e
+    is_rainy: bool  # rain streaks on every frame
 
 
 def _camera(rng: np.random.Generator, road: float, end: float) -> Camera:
@@ -109,35 +94,14 @@ def _lots(rng: np.random.Generator, light: np.ndarray) -> Lots:
     shape = (3, NUM_LOTS)
     height = rng.uniform(4.5, 9.0, (3, 1)) + rng.uniform(-1.5, 6.0, shape)
     height[:2] *= rng.random((2, NUM_LOTS)) > rng.uniform(0.1, 0.45, (2, 1))
-    brick = np.array(
-        [
-            [168, 92, 72],
-            [196, 170, 130],
-            [205, 200, 190],
-            [140, 130, 125],
-            [120, 70, 58],
-            [180, 150, 145],
-            [225, 215, 175],
-            [110, 115, 125],
-        ],
-        np.float64,
-    )
-    wall = brick[rng.integers(len(brick), size=shape)] * rng.uniform(0.75, 1.15, (*shape, 1)) + rng.normal(
-        0, 8, (*shape, 3)
-    )
+    wall = _BRICK[rng.integers(len(_BRICK), size=shape)] * rng.uniform(0.75, 1.15, (*shape, 1))
+    wall += rng.normal(0, 8, (*shape, 3))
     glass = np.array([52.0, 62, 76]) * rng.uniform(0.6, 1.9, (*shape, 1))
     shop = rng.uniform(25, 190, (*shape, 3)) * rng.uniform(0.5, 1.0, (*shape, 1))
     is_tree = np.zeros(shape, bool)
     is_tree[2] = rng.random(NUM_LOTS) < rng.choice((0.2, 0.9))
     sides = np.array([rng.uniform(0.8, 1.05), rng.uniform(0.62, 0.95), 0.85])[:, None, None]
-    window = np.stack(
-        [
-            rng.uniform(1.6, 3.4, shape),
-            rng.uniform(0.35, 0.75, shape),
-            rng.uniform(2.8, 3.6, shape),
-            rng.uniform(0.4, 0.65, shape),
-        ]
-    )
+    window = np.stack([rng.uniform(*each, shape) for each in ((1.6, 3.4), (0.35, 0.75), (2.8, 3.6), (0.4, 0.65))])
     length = np.array([rng.uniform(6, 13), rng.uniform(6, 13), rng.uniform(5, 12)])
     start = np.array([-20.0, -20.0, -length[2] * NUM_LOTS / 2]) - rng.uniform(0, 6, 3)
     leaf = np.array([70.0, 98, 48]) * rng.uniform(0.6, 1.3, (*shape, 1))
@@ -153,13 +117,8 @@ def _furniture(build: props.Builder, road: float, wall: float, lots: Lots, end: 
         curb = sign * (road + 0.45)
         spacing = rng.uniform(9, 18)
         for z in np.arange(rng.uniform(2, spacing), end - 2, spacing):
-            build.pole(
-                curb,
-                z + rng.uniform(-1, 1),
-                rng.uniform(4.5, 7.5),
-                rng.uniform(0.2, 0.32),
-                arm=-sign * rng.uniform(1.0, 1.8) * (rng.random() < 0.6),
-            )
+            at, tall, thick = z + rng.uniform(-1, 1), rng.uniform(4.5, 7.5), rng.uniform(0.2, 0.32)
+            build.pole(curb, at, tall, thick, arm=-sign * rng.uniform(1.0, 1.8) * (rng.random() < 0.6))
         for z in np.arange(rng.uniform(4, 14), end - 2, rng.uniform(10, 24)):
             build.sign(curb + sign * rng.uniform(0.0, 0.5), z)
         if rng.random() < 0.75:
@@ -184,13 +143,8 @@ def _furniture(build: props.Builder, road: float, wall: float, lots: Lots, end: 
                 x = sign * (road + 0.15)
                 build.fences(x, z0, length, 1.1, 1, paint * 0.9)
         if rng.random() < 0.15:
-            z = rng.uniform(14, 30)
-            build.fence(
-                (min(sign * road, sign * (road - 2.2)), max(sign * road, sign * (road - 2.2)), z, z),
-                1.1,
-                2,
-                np.array([225.0, 120, 60]),
-            )
+            z, (x0, x1) = rng.uniform(14, 30), sorted((sign * road, sign * (road - 2.2)))
+            build.fence((x0, x1, z, z), 1.1, 2, np.array([225.0, 120, 60]))
 
 
 def _traffic(build: props.Builder, camera: Camera, road: float, wall: float, end: float) -> None:
@@ -219,27 +173,15 @@ def _traffic(build: props.Builder, camera: Camera, road: float, wall: float, end
             build.cyclist(rng.uniform(-road, road), rng.uniform(6, 20), (sign * rng.uniform(0.1, 0.25), 0.0))
         else:
             pace = camera.speed * 0.5 + rng.uniform(0.0, 0.2)
-            build.cyclist(
-                sign * (road - rng.uniform(0.3, 1.9)), rng.uniform(5, 20), (0.0, pace if sign == own else -pace * 0.6)
-            )
+            x, z = sign * (road - rng.uniform(0.3, 1.9)), rng.uniform(5, 20)
+            build.cyclist(x, z, (0.0, pace if sign == own else -pace * 0.6))
 
 
 def make_world(rng: np.random.Generator) -> World:
-    """Draws a street.
-
-    Args:
-      rng: the generator of the clip; nothing else decides.
-    """
+    """Draws a street; nothing but the generator of the clip decides."""
     mood = rng.integers(4)
-    light = np.array([[1.05, 1.02, 0.95], [0.85, 0.87, 0.9], [1.05, 0.92, 0.78], [0.62, 0.64, 0.7]])[
-        mood
-    ] * rng.uniform(0.88, 1.08)
-    top = np.array([[95, 150, 215], [165, 172, 180], [130, 150, 190], [105, 112, 125]], np.float64)[mood] + rng.normal(
-        0, 8, 3
-    )
-    low = np.array([[185, 210, 232], [205, 208, 212], [245, 210, 165], [150, 155, 160]], np.float64)[mood] + rng.normal(
-        0, 6, 3
-    )
+    light = _LIGHT[mood] * rng.uniform(0.88, 1.08)
+    top, low = _TOP[mood] + rng.normal(0, 8, 3), _LOW[mood] + rng.normal(0, 6, 3)
     road = rng.uniform(3.3, 5.8)
     wall = road + rng.uniform(2.2, 4.5)
     end = rng.uniform(38, 85)
@@ -253,7 +195,6 @@ def make_world(rng: np.random.Generator) -> World:
     tint = {
         "top": top,
         "low": low,
-        "light": light,
         "cloud": np.full(3, rng.uniform(0, 45)),
         "road": (rng.uniform(70, 125) + rng.normal(0, 4, 3)) * light,
         "pavement": (rng.uniform(120, 185) + np.array([rng.uniform(0, 18), 4, -rng.uniform(0, 14)])) * light,
@@ -267,7 +208,7 @@ def make_world(rng: np.random.Generator) -> World:
         crossing=crossing,
         lots=lots,
         bodies=tuple(build.bodies),
-        boxes=np.array([body[:8] for body in build.bodies]).T,
+        boxes=np.array([(*body.box, *body.move) for body in build.bodies]).T,
         is_board=np.array([not body.side and not body.end.startswith("fence") for body in build.bodies]),
         palette=np.ascontiguousarray(np.concatenate(build.palette).clip(0, 255).T, np.float32),
         label=np.array(build.label, np.uint8),

@@ -1,7 +1,7 @@
 """Flat shapes of the procedural street: maps of part numbers that a palette colours.
 
-A sprite is a u8 map [height, width] of part numbers, row 0 on top; part 0 is transparent. The
-palette of an object gives a colour to each part, so one shape serves many objects.
+A sprite is a u8 map [height, width] of part numbers, row 0 on top; part 0 is transparent. The palette of an object
+gives a colour to each part, so one shape serves many objects.
 """
 
 from __future__ import annotations
@@ -48,12 +48,10 @@ def _car_side(is_van: bool) -> np.ndarray:
     y, x = _grid(32, 88)
     sprite = np.zeros(y.shape, np.uint8)
     if is_van:
-        cabin = _box(y, x, (0.02, 0.02, 0.6, 0.8)) | (
-            (x >= 0.8) & (x < 0.8 + (y - 0.02) * 0.36) & (y < 0.6) & (y > 0.02)
-        )
-        glass = _box(y, x, (0.12, 0.6, 0.4, 0.78)) | (
-            (x >= 0.8) & (x < 0.78 + (y - 0.02) * 0.34) & (y > 0.12) & (y < 0.4)
-        )
+        cabin = (x >= 0.8) & (x < 0.8 + (y - 0.02) * 0.36) & (y < 0.6) & (y > 0.02)
+        cabin |= _box(y, x, (0.02, 0.02, 0.6, 0.8))
+        glass = (x >= 0.8) & (x < 0.78 + (y - 0.02) * 0.34) & (y > 0.12) & (y < 0.4)
+        glass |= _box(y, x, (0.12, 0.6, 0.4, 0.78))
     else:
         slope = (y - 0.03) / 0.42
         cabin = (y >= 0.03) & (y < 0.45) & (x > 0.22 - slope * 0.12) & (x < 0.62 + slope * 0.16)
@@ -129,16 +127,11 @@ def _cyclist_side() -> np.ndarray:
         wheel = _ball(y, x, (0.79, center), (0.2, 0.2))
         sprite[wheel] = 5
         sprite[_ball(y, x, (0.79, center), (0.14, 0.14))] = 8
-    for ends in (
-        (0.79, 0.22, 0.55, 0.38),
-        (0.55, 0.38, 0.55, 0.68),
-        (0.55, 0.68, 0.79, 0.78),
-        (0.79, 0.48, 0.55, 0.68),
-        (0.55, 0.38, 0.79, 0.48),
-        (0.55, 0.68, 0.45, 0.7),
-        (0.79, 0.22, 0.79, 0.48),
-    ):
-        sprite[_bar(y, x, ends, 0.022, 1.0)] = 7
+    rear, saddle, steering = (0.79, 0.22), (0.55, 0.38), (0.55, 0.68)
+    front, pedals, handlebar = (0.79, 0.78), (0.79, 0.48), (0.45, 0.7)
+    rear_half = ((rear, saddle), (saddle, steering), (pedals, steering), (saddle, pedals), (rear, pedals))
+    for start, end in (*rear_half, (steering, front), (steering, handlebar)):
+        sprite[_bar(y, x, (*start, *end), 0.022, 1.0)] = 7
     sprite[_bar(y, x, (0.5, 0.38, 0.66, 0.54), 0.055, 1.0) | _bar(y, x, (0.66, 0.54, 0.86, 0.48), 0.04, 1.0)] = 3
     sprite[_bar(y, x, (0.48, 0.38, 0.25, 0.54), 0.09, 1.0)] = 2
     sprite[_bar(y, x, (0.27, 0.55, 0.44, 0.7), 0.035, 1.0)] = 6
@@ -200,24 +193,13 @@ def _fences() -> dict[str, np.ndarray]:
     bars[(x * 3) % 1.0 < 0.07] = 2
     panel = np.where(((y * 5) % 1.0 < 0.2) | ((x * 8 + np.floor(y * 5) % 2 * 0.5) % 1.0 < 0.09), 2, 1)
     panel[y < 0.1] = 3
-    return {
-        name: s.astype(np.uint8) for name, s in (("fence_planks", planks), ("fence_bars", bars), ("fence_panel", panel))
-    }
-
-
-def _poles() -> dict[str, np.ndarray]:
-    """Parts: 1 light edge, 2 middle, 3 dark edge."""
-    _, x = _grid(4, 9)
-    return {"pole": (1 + np.floor(x * 3)).astype(np.uint8)}
+    named = {"fence_planks": planks, "fence_bars": bars, "fence_panel": panel}
+    return {name: sprite.astype(np.uint8) for name, sprite in named.items()}
 
 
 @functools.cache
 def table() -> dict[str, np.ndarray]:
-    """All sprites by name, each with a transparent row added on top and at the bottom.
-
-    Returns:
-      name -> u8 [height + 2, width] of part numbers.
-    """
+    """All sprites by name, u8 [height + 2, width]: a transparent row is added on top and at the bottom."""
     sprites: dict[str, np.ndarray] = {}
     for kind, is_van in (("car", False), ("van", True)):
         sprites[f"{kind}_side"] = _car_side(is_van)
@@ -233,7 +215,8 @@ def table() -> dict[str, np.ndarray]:
     sprites["cyclist_left"] = _cyclist_side()[:, ::-1]
     for variant in range(NUM_TREES):
         sprites[f"tree_{variant}"] = _tree(variant)
-    sprites.update(_signs(), **_fences(), **_poles())
+    sprites.update(_signs(), **_fences())
+    sprites["pole"] = (1 + np.floor(_grid(4, 9)[1] * 3)).astype(np.uint8)  # 1 light edge, 2 middle, 3 dark edge
     return {name: np.ascontiguousarray(np.pad(sprite, ((1, 1), (0, 0)))) for name, sprite in sprites.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Iterator
 
@@ -30,11 +31,7 @@ def count(path: pathlib.Path) -> int | None:
 
 
 def read(path: pathlib.Path, warnings: list[str]) -> Iterator[tuple[np.ndarray, int | None]]:
-    """The pictures of a file, whole as they are shown.
-
-    Args:
-      path: of the file.
-      warnings: gets a line where the file is damaged.
+    """The pictures of a file, whole as they are shown; `warnings` gets a line where the file is damaged.
 
     Yields:
       u8 [H, W, 3], upright, and how many milliseconds it is shown; None where the format knows no times (TIFF).
@@ -45,20 +42,17 @@ def read(path: pathlib.Path, warnings: list[str]) -> Iterator[tuple[np.ndarray, 
     number = 0
     try:
         with Image.open(path) as image:
-            while True:
+            for number in itertools.count():
                 try:
                     image.seek(number)
                 except EOFError:
                     return
                 # A copy: the next picture of an animation is laid over this one.
                 picture = image_files.rgb(path, image_files.upright(image).copy())
-                shown = None if image.format == "TIFF" else round(image.info.get("duration") or _SILENT_MS)
-                yield picture, shown
-                number += 1
+                yield picture, None if image.format == "TIFF" else round(image.info.get("duration") or _SILENT_MS)
     except errors.UserError:
         raise
     except Exception as error:  # Pillow raises many kinds for broken files
         if not number:
             raise image_files.unreadable(path, error) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        warnings.append(f"{path}: damaged ({reason}); {number} pictures could be read")
+        warnings.append(f"{path}: damaged ({image_files.reason(error)}); {number} pictures could be read")

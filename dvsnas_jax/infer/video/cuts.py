@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -12,24 +13,18 @@ from PIL import Image
 Item = TypeVar("Item")
 
 THUMBNAIL = (16, 24)
-SHIFTS = (1, 3)
-"""Pixels of a thumbnail, down and across, that motion may shift it by: a sixteenth and an eighth of the frame."""
+SHIFTS = (1, 3)  # pixels of it, down and across, that motion may shift it by: a sixteenth and an eighth of the frame
 THRESHOLD = 0.33
 """Between two takes the difference is 0.37 to 0.93 (CamVid, embedded clips), between frames of one 0.05 to 0.29."""
-RATIO = 2.0
-"""Of a cut's difference to the median of the last `MEMORY` ones."""
-MEMORY = 12
+MEMORY, RATIO = 12, 2.0
+"""A cut's difference has so many times the median of the last ones."""
 _CONTRAST_FLOOR = 4.0
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """What two frames are compared by: a small picture without its brightness and contrast.
+    """What two frames u8 [H, W, 3] are compared by: small pictures without their brightness and contrast.
 
-    Args:
-      image: u8 [H, W, 3].
-
-    Returns:
-      f32 [16, 24, 3], each channel of mean 0 and deviation 1 (less where the picture is nearly of one colour).
+    f32 [16, 24, 3], each channel of mean 0 and deviation 1 (less where the picture is nearly of one colour).
     """
     height, width = THUMBNAIL
     rows = image[:: max(len(image) // (4 * height), 1)]  # four to a pixel are enough
@@ -40,27 +35,19 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 def difference(a: np.ndarray, b: np.ndarray) -> float:
     """Mean absolute difference of two thumbnails, the smallest over some shifts: a camera that turns is no cut."""
     height, width = THUMBNAIL
-    gaps = []
-    for down in range(-SHIFTS[0], SHIFTS[0] + 1):
-        for right in range(-SHIFTS[1], SHIFTS[1] + 1):
-            part = a[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
-            other = b[max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)]
-            gaps.append(float(np.abs(part - other).mean()))
-    return min(gaps)
+    smallest = np.inf
+    for down, right in itertools.product(*(range(-most, most + 1) for most in SHIFTS)):
+        part = a[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
+        other = b[max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)]
+        smallest = min(smallest, float(np.abs(part - other).mean()))
+    return smallest
 
 
 def mark(frames: Iterable[Item], image_fn: Callable[[Item], np.ndarray]) -> Iterator[tuple[Item, bool]]:
-    """Says of each frame whether a new take begins with it.
+    """The frames of a video, and of each whether a new take begins with it; `image_fn` gives the image u8 [H, W, 3].
 
     A single spoilt frame is no cut: a frame that differs from the two before it waits for the next one, which has to
     differ from those as well. Where frames differ much all the time (noise, shaking), a cut has to stand out of that.
-
-    Args:
-      frames: of a video.
-      image_fn: gives the image u8 [H, W, 3] of one.
-
-    Yields:
-      The frames, in order; False for the first.
     """
     known: list[np.ndarray] = []  # of the last two frames of this take
     usual: collections.deque[float] = collections.deque(maxlen=MEMORY)

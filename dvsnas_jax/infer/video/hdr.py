@@ -36,12 +36,9 @@ def light(values: np.ndarray, transfer: int) -> np.ndarray:
 
 
 def ordinary(values: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
-    """Values [..., 3] in 0..1 of a transfer function as values of sRGB in 0..1.
+    """RGB values [..., 3] in 0..1 of a transfer function of `NAMES` as values of sRGB in 0..1.
 
-    Args:
-      values: RGB.
-      transfer: of `NAMES`.
-      primaries: by the numbers of ITU-T H.273; those of BT.2020 where a file does not say it.
+    `primaries` by the numbers of ITU-T H.273; those of BT.2020 where a file does not say it.
     """
     linear = light(values, transfer) / _WHITE @ _TO_BT709.get(primaries, _BT2020_TO_BT709).T
     linear = np.maximum(linear, 0)

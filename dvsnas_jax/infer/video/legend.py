@@ -16,11 +16,9 @@ _VEIL = 0.65
 
 
 class Legend:
-    """Draws the classes that have occurred, in the order in which they did, so that none moves.
+    """Draws those of K classes that have occurred, in the order in which they did, so that none moves.
 
-    Args:
-      names: of K classes.
-      colors: u8 [K, 3].
+    Made of their names and colours u8 [K, 3].
     """
 
     def __init__(self, names: Sequence[str], colors: np.ndarray) -> None:
@@ -29,24 +27,15 @@ class Legend:
         self._drawn: tuple[object, np.ndarray] = (None, np.zeros((0, 0, 4), np.uint8))
 
     def draw(self, image: np.ndarray, *labels: np.ndarray) -> np.ndarray:
-        """A frame with the legend over its lower left corner.
-
-        Args:
-          image: u8 [H, W, 3].
-          *labels: u8, any shape, of this frame.
-
-        Returns:
-          u8 [H, W, 3].
-        """
+        """A frame u8 [H, W, 3] with the legend over its lower left corner, for labels u8 of any shape."""
         counts = sum(np.bincount(each.ravel(), minlength=256)[: len(self._names)] for each in labels)
         self._seen += [number for number in np.flatnonzero(counts).tolist() if number not in self._seen]
         key = (image.shape, len(self._seen))
         if self._drawn[0] != key:
             self._drawn = key, self._box(image.shape[0], image.shape[1])
         box = self._drawn[1]
-        height, width = box.shape[:2]
         result = image.copy()
-        corner = result[result.shape[0] - height :, :width]
+        corner = result[len(result) - len(box) :, : box.shape[1]]
         weight = box[..., 3:].astype(np.float32) / 255
         corner[:] = (box[..., :3] * weight + corner * (1 - weight)).round().astype(np.uint8)
         return result
@@ -54,21 +43,19 @@ class Legend:
     def _box(self, height: int, width: int) -> np.ndarray:
         """The legend as u8 [h, w, 4], no larger than the frame."""
         for size in range(max(_SMALLEST, height // _SHARE), _TINIEST - 1, -1):
-            font = ImageFont.load_default(size)
+            font, line = ImageFont.load_default(size), size * 4 // 3
             rows, is_narrow = self._rows(font, size, width)
-            if is_narrow and len(rows) * _line(size) + size // 2 <= height:
+            if is_narrow and len(rows) * line + size // 2 <= height:
                 break
         used = max((x + need for row in rows for x, need, _ in row), default=0)
-        shape = (min(used, width), min(len(rows) * _line(size) + size // 2, height))
+        shape = (min(used, width), min(len(rows) * line + size // 2, height))
         box = Image.new("RGBA", shape, (0, 0, 0, round(255 * _VEIL)))
-        draw = ImageDraw.Draw(box)
+        draw, half = ImageDraw.Draw(box), size * 2 // 5
         for index, row in enumerate(rows):
-            middle = size // 4 + index * _line(size) + _line(size) // 2
+            middle = size // 4 + index * line + line // 2
             for x, _, number in row:
-                color = tuple(int(value) for value in self._colors[number])
-                half = size * 2 // 5
                 corners = (x, middle - half, x + 2 * half, middle + half)
-                draw.rectangle(corners, fill=(*color, 255), outline=(160, 160, 160, 255))
+                draw.rectangle(corners, fill=(*self._colors[number].tolist(), 255), outline=(160, 160, 160, 255))
                 place = (x + 2 * half + size // 3, middle)
                 draw.text(place, self._names[number], fill=(255, 255, 255, 255), font=font, anchor="lm")
         return np.asarray(box)
@@ -86,8 +73,3 @@ class Legend:
             rows[-1].append((x, need, number))
             x += need
         return rows, is_narrow
-
-
-def _line(size: int) -> int:
-    """Height of a line of text."""
-    return size * 4 // 3

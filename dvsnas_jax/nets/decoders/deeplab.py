@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dvsnas_jax.nets import blocks
+from dvsnas_jax.nets.decoders import decoder
 from dvsnas_jax.nets.kernels import layers
 
 RATES = (6, 12, 18)
@@ -18,13 +19,7 @@ LOW_LEVEL_CHANNELS = 48
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3x3 and 1x1 convolution, each with normalisation and ReLU.
-
-    Attributes:
-      features: output channels.
-      dilation: of the depthwise convolution.
-      dtype: of the computation.
-    """
+    """Depthwise 3x3 and 1x1 convolution, each with normalisation and ReLU."""
 
     features: int
     dilation: int = 1
@@ -39,13 +34,7 @@ class SeparableConv(nn.Module):
 
 
 class DeepLab(nn.Module):
-    """The decoder up to the map before the classifier.
-
-    Attributes:
-      channels: of the decoder; 256 as published.
-      output_stride: of the deepest map, 16 or 32.
-      dtype: of the computation.
-    """
+    """The decoder up to the map before the classifier; 256 channels as published."""
 
     channels: int = 256
     output_stride: int = 16
@@ -71,3 +60,6 @@ class DeepLab(nn.Module):
         for index in (1, 2):
             y = SeparableConv(self.channels, dtype=self.dtype, name=f"refine{index}")(y, train)
         return y
+
+
+RECORD = decoder.Decoder(name="deeplab", make_fn=DeepLab, options=("output_stride",), order=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,41 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from dvsnas_jax.nets import blocks
-from dvsnas_jax.nets.encoders import mobilenet
+from dvsnas_jax.nets.encoders import encoder
 from dvsnas_jax.nets.kernels import layers
 
 STEM_CHANNELS = 64
 STAGE_CHANNELS = (64, 128, 256, 512)
-BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
-"""Blocks of the four stages."""
 BOTTLENECK = 4
 """Output channels over inner channels of a bottleneck block."""
-FEATURES = {"stage1": "layer1", "stage2": "layer2", "stage3": "layer3", "stage4": "layer4"}
-"""The maps that other packages see, at strides 4, 8, 16 and 32 (or 16)."""
-
-
-def has_bottlenecks(name: str) -> bool:
-    """Whether the blocks are 1x1, 3x3, 1x1 instead of 3x3, 3x3."""
-    return name != "resnet18"
-
-
-def stage_channels(name: str, width: float) -> dict[str, int]:
-    """Channels of the maps `layer1` .. `layer4`."""
-    factor = BOTTLENECK if has_bottlenecks(name) else 1
-    return {f"layer{i}": factor * mobilenet.scaled(inner, width) for i, inner in enumerate(STAGE_CHANNELS, start=1)}
 
 
 class Block(nn.Module):
-    """A residual block; the shortcut is projected where shapes differ.
+    """A residual block: 3x3, 3x3, or as a bottleneck 1x1, 3x3, 1x1; the shortcut is projected where shapes differ.
 
-    Attributes:
-      features: inner channels.
-      is_bottleneck: 1x1, 3x3, 1x1 with 4 times the channels at the end, else 3x3, 3x3.
-      stride: of the output grid.
-      dilation: of the 3x3 convolution of a bottleneck.
-      stride_in_1x1: a bottleneck strides in its first convolution (the original) and not in its 3x3 one (v1.5).
-      is_frozen: see `blocks.ConvNorm`.
-      dtype: of the computation.
+    `stride_in_1x1`: a bottleneck strides in its first convolution (the original) and not in its 3x3 one (v1.5).
     """
 
     features: int
@@ -59,39 +38,27 @@ class Block(nn.Module):
         """[B, h, w, Cin] -> [B, ceil(h / stride), ceil(w / stride), features or 4 * features]."""
         shared: dict[str, Any] = {"is_frozen": self.is_frozen, "dtype": self.dtype}
         inner: dict[str, Any] = {"activation_fn": blocks.relu, **shared}
+        wide = {"size": 3, "dilation": self.dilation, **inner}
         if self.is_bottleneck:
             first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
             y = blocks.ConvNorm(self.features, stride=first, **inner, name="conv1")(x, train)
-            y = blocks.ConvNorm(
-                self.features, size=3, stride=second, dilation=self.dilation, **inner, name="conv2"
-            )(y, train)  # fmt: skip
+            y = blocks.ConvNorm(self.features, stride=second, **wide, name="conv2")(y, train)
             features, size, last = self.features * BOTTLENECK, 1, "conv3"
         else:
-            y = blocks.ConvNorm(
-                self.features, size=3, stride=self.stride, dilation=self.dilation, **inner, name="conv1"
-            )(x, train)  # fmt: skip
+            y = blocks.ConvNorm(self.features, stride=self.stride, **wide, name="conv1")(x, train)
             features, size, last = self.features, 3, "conv2"
         y = blocks.ConvNorm(features, size=size, activation_fn=None, **shared, name=last)(y, train)
         if self.stride > 1 or x.shape[-1] != features:
-            x = blocks.ConvNorm(
-                features, stride=self.stride, activation_fn=None, **shared, name="downsample"
-            )(x, train)  # fmt: skip
+            shortcut = {"stride": self.stride, "activation_fn": None, **shared}
+            x = blocks.ConvNorm(features, **shortcut, name="downsample")(x, train)
         return blocks.relu(x + y)
 
 
 class ResNet(nn.Module):
-    """The encoder, without the classifier.
+    """The encoder, of so many blocks a stage; at output stride 16 the last stage keeps its grid and is dilated."""
 
-    Attributes:
-      variant: a key of `BLOCKS`.
-      width: multiplier of all channels.
-      stride_in_1x1: see `Block`.
-      output_stride: 32, or 16: the last stage keeps its grid and is dilated instead.
-      is_frozen: see `blocks.ConvNorm`.
-      dtype: of the computation.
-    """
-
-    variant: str
+    num_blocks: tuple[int, ...]
+    is_bottleneck: bool
     width: float = 1.0
     stride_in_1x1: bool = False
     output_stride: int = 32
@@ -99,29 +66,66 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool, last: str = "layer4") -> dict[str, jax.Array]:
-        """f32 [B, H, W, 3] -> maps `layer1` (stride 4), `layer2` (8), `layer3` (16), `layer4` (output_stride), as far
-        as `last`."""
+    def __call__(self, images: jax.Array, train: bool, last: str = "stage4") -> dict[str, jax.Array]:
+        """f32 [B, H, W, 3] -> maps `stage1` .. `stage4`, as far as `last`."""
         shared: dict[str, Any] = {"is_frozen": self.is_frozen, "dtype": self.dtype}
-        x = blocks.ConvNorm(
-            mobilenet.scaled(STEM_CHANNELS, self.width), size=7, stride=2,
-            activation_fn=blocks.relu, **shared, name="conv1",
-        )(images, train)  # fmt: skip
+        stem = {"size": 7, "stride": 2, "activation_fn": blocks.relu, **shared}
+        x = blocks.ConvNorm(encoder.scaled(STEM_CHANNELS, self.width), **stem, name="conv1")(images, train)
         x = layers.max_pool(x, 3, stride=2)
-        maps = {}
-        for index, num_blocks in enumerate(BLOCKS[self.variant], start=1):
+        maps: dict[str, jax.Array] = {}
+        for index, (num, channels) in enumerate(zip(self.num_blocks, STAGE_CHANNELS, strict=True), start=1):
             is_dilated = index == 4 and self.output_stride == 16
-            for block in range(num_blocks):
+            for block in range(num):
                 x = Block(
-                    mobilenet.scaled(STAGE_CHANNELS[index - 1], self.width),
-                    has_bottlenecks(self.variant),
+                    encoder.scaled(channels, self.width),
+                    self.is_bottleneck,
                     stride=2 if block == 0 and index > 1 and not is_dilated else 1,
                     dilation=2 if is_dilated and block > 0 else 1,
                     stride_in_1x1=self.stride_in_1x1,
                     **shared,
                     name=f"layer{index}_{block}",
                 )(x, train)
-            maps[f"layer{index}"] = x
+            maps[f"stage{index}"] = x
             if last in maps:
                 break
         return maps
+
+
+def _names(num_blocks: tuple[int, ...], is_bottleneck: bool) -> encoder.Names:
+    """Torchvision's, which the authors of light-weight RefineNet keep."""
+    yield from encoder.conv_norm_names("conv1", "conv1", "bn1")
+    for stage, num in enumerate(num_blocks, start=1):
+        for block in range(num):
+            ours, theirs = f"layer{stage}_{block}", f"layer{stage}.{block}"
+            for i in (1, 2, 3) if is_bottleneck else (1, 2):
+                yield from encoder.conv_norm_names(f"{ours}/conv{i}", f"{theirs}.conv{i}", f"{theirs}.bn{i}")
+            if block == 0 and (stage > 1 or is_bottleneck):
+                shortcut = f"{theirs}.downsample"
+                yield from encoder.conv_norm_names(f"{ours}/downsample", f"{shortcut}.0", f"{shortcut}.1")
+
+
+def _record(
+    order: int, name: str, num_blocks: tuple[int, ...], *, is_bottleneck: bool, has_refinenet: bool
+) -> encoder.Encoder:
+    """The record of one of them; `has_refinenet`: the authors of light-weight RefineNet published it on this one."""
+    factor = BOTTLENECK if is_bottleneck else 1
+    names = tuple(_names(num_blocks, is_bottleneck))
+    settings = {"stride_in_1x1": False}
+    files = {"": encoder.TorchFile(names, settings, head=("fc.",))}
+    if has_refinenet:
+        files["refinenet"] = encoder.TorchFile(names, settings)
+    return encoder.Encoder(
+        name=name,
+        make_fn=functools.partial(ResNet, num_blocks, is_bottleneck),
+        channels_fn=lambda width: tuple(factor * encoder.scaled(inner, width) for inner in STAGE_CHANNELS),
+        options=("stride_in_1x1",),
+        torch_files=files,
+        order=order,
+    )
+
+
+RECORDS = (
+    _record(1, "resnet18", (2, 2, 2, 2), is_bottleneck=False, has_refinenet=False),
+    _record(2, "resnet50", (3, 4, 6, 3), is_bottleneck=True, has_refinenet=True),
+    _record(3, "resnet101", (3, 4, 23, 3), is_bottleneck=True, has_refinenet=True),
+)

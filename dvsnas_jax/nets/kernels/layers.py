@@ -2,13 +2,14 @@
 
 XLA's CPU backend compiles depthwise convolutions, and convolution gradients inside conditionals, to slow loops. So each
 costly layer has two variants that agree: "shifted slices" on a CPU (`shifted.py`, `winograd.py`, `pooling.py`), `lax`'s
-own primitive elsewhere. The choice is made when a function is traced; `backend` overrides it.
+own primitive elsewhere. The choice is made when a function is traced, for `compilation.backend`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,19 @@ from dvsnas_jax.nets.kernels import pooling, precision, shifted
 
 NORM_EPS = 1e-5
 
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+class Norm(NamedTuple):
+    """Normalisation of a map's channels, each [C]."""
+
+    scale: jax.Array
+    bias: jax.Array
+    mean: jax.Array
+    var: jax.Array
 
 
-def is_cpu(backend: str | None) -> bool:
-    """Whether this backend is a CPU; None: the one that is traced for."""
-    return (backend or compilation.backend()) == "cpu"
+def is_cpu() -> bool:
+    """Whether the backend that is traced for is a CPU."""
+    return compilation.backend() == "cpu"
 
 
 def per_channel(values: jax.Array, ndim: int) -> jax.Array:
@@ -34,15 +42,8 @@ def per_channel(values: jax.Array, ndim: int) -> jax.Array:
 
 
 def he_normal(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws a kernel with variance 2 / fan-in (He et al. 2015, arXiv 1502.01852).
-
-    Args:
-      rng: a key.
-      shape: [kh, kw, Cin, Cout] of a convolution, or [kh, kw, C] of a depthwise one.
-
-    Returns:
-      f32 of that shape.
-    """
+    """Draws a kernel f32 [kh, kw, Cin, Cout], or [kh, kw, C] of a depthwise convolution, with variance 2 / fan-in
+    (He et al. 2015, arXiv 1502.01852)."""
     return jax.random.normal(rng, shape, jnp.float32) * he_scale(shape)
 
 
@@ -51,91 +52,39 @@ def he_scale(shape: tuple[int, ...]) -> float:
     return math.sqrt(2.0 / math.prod(shape[:3] if len(shape) == 4 else shape[:2]))
 
 
-def conv(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, backend: str | None = None
-) -> jax.Array:
-    """Convolution with symmetric zero padding dilation * (k // 2), so that sizes go ceil(n / stride).
+def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:
+    """Convolution of [B, h, w, Cin] with [kh, kw, Cin, Cout] of odd sizes, in the type of x.
 
-    Args:
-      x: [B, h, w, Cin].
-      kernel: [kh, kw, Cin, Cout], odd sizes; cast to the type of x.
-      stride: of the output grid.
-      dilation: distance of neighbouring taps, in pixels.
-      backend: "cpu", "gpu" or "tpu"; None: the one in use.
-
-    Returns:
-      [B, ceil(h / stride), ceil(w / stride), Cout], in the type of x.
+    Zero padding of dilation * (k // 2) at every side, so that it gives [B, ceil(h / stride), ceil(w / stride), Cout].
+    Dilation is the distance of neighbouring taps in pixels.
     """
-    kh, kw = kernel.shape[:2]
     kernel = kernel.astype(x.dtype)
-    if is_cpu(backend):
+    if is_cpu():
         return shifted.conv(x, kernel, stride, dilation)
-    if kh == kw == 1:
+    if kernel.shape[:2] == (1, 1):
         return shifted.product(x[:, ::stride, ::stride], kernel[0, 0])
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        shifted.padding((kh, kw), dilation),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=_DIMENSIONS,
-    )
+    return shifted.lax_conv(x, kernel, stride, dilation)
 
 
-def depthwise_conv(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, backend: str | None = None
-) -> jax.Array:
-    """Convolution of each channel by itself, padded as `conv`.
-
-    Args:
-      x: [B, h, w, C].
-      kernel: [kh, kw, C], odd sizes; cast to the type of x.
-      stride: of the output grid.
-      dilation: distance of neighbouring taps, in pixels.
-      backend: "cpu", "gpu" or "tpu"; None: the one in use.
-
-    Returns:
-      [B, ceil(h / stride), ceil(w / stride), C], in the type of x.
-    """
+def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:
+    """Convolution of each channel of [B, h, w, C] by itself with a kernel [kh, kw, C], otherwise as `conv`."""
     kernel = kernel.astype(x.dtype)
-    if is_cpu(backend):
+    if is_cpu():
         return shifted.depthwise_conv(x, kernel, stride, dilation)
-    kh, kw, channels = kernel.shape
-    return lax.conv_general_dilated(
-        x,
-        kernel[:, :, None],
-        (stride, stride),
-        shifted.padding((kh, kw), dilation),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=_DIMENSIONS,
-        feature_group_count=channels,
-    )
+    return shifted.lax_conv(x, kernel[:, :, None], stride, dilation, groups=kernel.shape[2])
 
 
-def max_pool(x: jax.Array, window: int, *, stride: int = 1, backend: str | None = None) -> jax.Array:
-    """Maximum over a square window, padded with -inf.
+def max_pool(x: jax.Array, window: int, *, stride: int = 1) -> jax.Array:
+    """Maximum over a square window of odd side, padded with -inf: [B, ceil(h / stride), ceil(w / stride), C].
 
-    Args:
-      x: [B, h, w, C].
-      window: odd side of the square, pixels.
-      stride: of the output grid.
-      backend: "cpu", "gpu" or "tpu"; None: the one in use.
-
-    Returns:
-      [B, ceil(h / stride), ceil(w / stride), C]. Where several pixels of a window share the maximum, the
-      CPU variant spreads the gradient over them and the other one gives it to the first.
+    Where several pixels of a window share the maximum, the CPU variant spreads the gradient over them and the other
+    one gives it to the first.
     """
-    if stride == 1 and is_cpu(backend):
+    if stride == 1 and is_cpu():
         return pooling.max_pool(x, window)
     pad = (window // 2,) * 2
-    return lax.reduce_window(
-        x,
-        np.array(-np.inf, x.dtype),
-        lax.max,
-        (1, window, window, 1),
-        (1, stride, stride, 1),
-        ((0, 0), pad, pad, (0, 0)),
-    )
+    sizes, strides, padding = (1, window, window, 1), (1, stride, stride, 1), ((0, 0), pad, pad, (0, 0))
+    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, sizes, strides, padding)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
@@ -146,15 +95,9 @@ def global_average_pool(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def batch_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and (biased) variance over all but the last axis.
+    """Mean and (biased) variance of [..., C] over all but the last axis: f32 [C] and f32 [C]; wider where x is.
 
     The gradient is written out: autodiff's keeps the centred map, one more pass over memory.
-
-    Args:
-      x: [..., C].
-
-    Returns:
-      f32 [C] and f32 [C]; wider where x is.
     """
     axes = tuple(range(x.ndim - 1))
     values = precision.at_least_float32(x)
@@ -165,12 +108,12 @@ def batch_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.maximum(square - jnp.square(mean - center.reshape(-1)), 0.0)
 
 
-def _moments_forward(x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+def _moments_forward(x: jax.Array) -> Any:
     mean, var = batch_moments(x)
     return (mean, var), (x, mean)
 
 
-def _moments_backward(residuals: tuple[jax.Array, jax.Array], grads: tuple[jax.Array, jax.Array]) -> tuple[jax.Array]:
+def _moments_backward(residuals: Any, grads: Any) -> tuple[jax.Array]:
     x, mean = residuals
     count = math.prod(x.shape[:-1])
     slope = per_channel(grads[1] * (2 / count), x.ndim)
@@ -181,49 +124,44 @@ def _moments_backward(residuals: tuple[jax.Array, jax.Array], grads: tuple[jax.A
 batch_moments.defvjp(_moments_forward, _moments_backward)
 
 
-def normalize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, *, eps: float = NORM_EPS
-) -> jax.Array:
-    """(x - mean) / sqrt(var + eps) * scale + bias, computed in f32, or wider where x is.
-
-    Args:
-      x: [..., C].
-      scale: [C].
-      bias: [C].
-      mean: f32 [C].
-      var: f32 [C].
-      eps: added to the variance.
-
-    Returns:
-      [..., C] in the type of x.
-    """
-    factor = scale * lax.rsqrt(var + eps)
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+    """(x - mean) / sqrt(var + NORM_EPS) * scale + bias of [..., C] in its type, computed in f32, or wider where x is;
+    the others are [C]."""
+    factor = scale * lax.rsqrt(var + NORM_EPS)
     offset = bias - mean * factor
     factor, offset = per_channel(factor, x.ndim), per_channel(offset, x.ndim)
     return (precision.at_least_float32(x) * factor + offset).astype(x.dtype)
 
 
-def resize_bilinear(
-    x: jax.Array, size: tuple[int, int], *, align_corners: bool = False, backend: str | None = None
-) -> jax.Array:
-    """Bilinear interpolation without antialiasing.
+def fold_norm(kernel: jax.Array, norm: Norm) -> tuple[jax.Array, jax.Array]:
+    """Kernel, and bias [C] after it, of the convolution that equals one with this kernel and the normalisation."""
+    factor = norm.scale * lax.rsqrt(norm.var + NORM_EPS)
+    return kernel * per_channel(factor, kernel.ndim), norm.bias - norm.mean * factor
 
-    Args:
-      x: [B, h, w, C].
-      size: height and width of the result, pixels.
-      align_corners: True: source position = i * (in - 1) / (out - 1); False: half-pixel centres,
-        (i + 0.5) * in / out - 0.5, clamped to the border.
-      backend: "cpu", "gpu" or "tpu"; None: the one in use.
 
-    Returns:
-      [B, *size, C] in the type of x.
+def normalized_conv(x: jax.Array, kernel: jax.Array, norm: Norm, **geometry: int) -> jax.Array:
+    """`conv` or, with a kernel of three axes, `depthwise_conv`, and normalisation by known statistics after it.
+
+    These are folded into the kernel; on a CPU they scale the result instead, in the pass that adds the bias (at batch
+    1, a scaled copy of all kernels costs more).
+    """
+    conv_fn = depthwise_conv if kernel.ndim == 3 else conv
+    if is_cpu():
+        return normalize(conv_fn(x, kernel, **geometry), *norm)
+    folded, bias = fold_norm(kernel, norm)
+    return conv_fn(x, folded, **geometry) + per_channel(bias.astype(x.dtype), 4)
+
+
+def resize_bilinear(x: jax.Array, size: tuple[int, int], *, align_corners: bool = False) -> jax.Array:
+    """Bilinear interpolation of [B, h, w, C] to [B, *size, C] without antialiasing, in the type of x.
+
+    Positions in the source are i * (in - 1) / (out - 1) with aligned corners; else half-pixel centres,
+    (i + 0.5) * in / out - 0.5, clamped to the border.
     """
     if tuple(size) == x.shape[1:3]:
         return x
-    source, size = (x.shape[1], x.shape[2]), (int(size[0]), int(size[1]))
-    if is_cpu(backend):
-        return _resize_taps(x, source, size, align_corners)
-    return _apply_matrices(x, *(_resize_matrix(source[axis], size[axis], align_corners) for axis in (0, 1)))
+    geometry = (x.shape[1], x.shape[2]), (int(size[0]), int(size[1])), align_corners
+    return _resize_taps(x, *geometry) if is_cpu() else _apply_matrices(x, *_resize_matrices(*geometry))
 
 
 def _resize_weights(source: int, target: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -237,13 +175,16 @@ def _resize_weights(source: int, target: int, align_corners: bool) -> tuple[np.n
     return left, np.minimum(left + 1, source - 1), (position - left).astype(np.float32)
 
 
-def _resize_matrix(source: int, target: int, align_corners: bool) -> np.ndarray:
-    """The interpolation of one axis as a matrix, f32 [target, source]."""
-    left, right, weight = _resize_weights(source, target, align_corners)
-    matrix = np.zeros((target, source), np.float32)
-    np.add.at(matrix, (np.arange(target), left), 1 - weight)
-    np.add.at(matrix, (np.arange(target), right), weight)
-    return matrix
+def _resize_matrices(source: tuple[int, int], target: tuple[int, int], align_corners: bool) -> list[np.ndarray]:
+    """The interpolation of either axis as a matrix, f32 [target, source]."""
+    matrices = []
+    for size, length in zip(source, target, strict=True):
+        left, right, weight = _resize_weights(size, length, align_corners)
+        matrix = np.zeros((length, size), np.float32)
+        np.add.at(matrix, (np.arange(length), left), 1 - weight)
+        np.add.at(matrix, (np.arange(length), right), weight)
+        matrices.append(matrix)
+    return matrices
 
 
 def _apply_matrices(x: jax.Array, rows: np.ndarray, cols: np.ndarray) -> jax.Array:
@@ -266,39 +207,23 @@ def _resize_taps(x: jax.Array, source: tuple[int, int], target: tuple[int, int],
     return x[:, :, left] * (1 - part) + x[:, :, right] * part
 
 
-def _resize_forward(
-    x: jax.Array, source: tuple[int, int], target: tuple[int, int], align_corners: bool
-) -> tuple[jax.Array, None]:
-    return _resize_taps(x, source, target, align_corners), None
+def _resize_backward(source: Any, target: Any, align_corners: bool, _: None, grad: jax.Array) -> tuple[jax.Array]:
+    rows, cols = _resize_matrices(source, target, align_corners)
+    return (_apply_matrices(grad, rows.T, cols.T),)
 
 
-def _resize_backward(
-    source: tuple[int, int], target: tuple[int, int], align_corners: bool, _: None, grad: jax.Array
-) -> tuple[jax.Array]:
-    rows, cols = (_resize_matrix(source[axis], target[axis], align_corners).T for axis in (0, 1))
-    return (_apply_matrices(grad, rows, cols),)
+_resize_taps.defvjp(lambda *args: (_resize_taps(*args), None), _resize_backward)
 
 
-_resize_taps.defvjp(_resize_forward, _resize_backward)
-
-
-def average_to_grid(x: jax.Array, size: tuple[int, int], *, backend: str | None = None) -> jax.Array:
-    """Shrinks a map: the mean over each cell where the sizes divide, else antialiased bilinear.
-
-    Args:
-      x: [B, H, W, C].
-      size: height and width of the grid.
-      backend: "cpu", "gpu" or "tpu"; None: the one in use.
-
-    Returns:
-      [B, *size, C] in the type of x.
-    """
+def average_to_grid(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Shrinks [B, H, W, C] to [B, *size, C]: the mean over each cell where the sizes divide, else antialiased
+    bilinear; in the type of x."""
     batch, height, width, channels = x.shape
     rows, cols = size
     if height % rows or width % cols:
         return jax.image.resize(x, (batch, rows, cols, channels), "bilinear", antialias=True)
     cell = height // rows, width // cols
-    if is_cpu(backend):
+    if is_cpu():
         # A reduction over two axes beside a short last one is a scalar loop there: five times as slow.
         parts = [x[:, i :: cell[0], j :: cell[1]].astype(jnp.float32) for i in range(cell[0]) for j in range(cell[1])]
         return (functools.reduce(jnp.add, parts) / len(parts)).astype(x.dtype)

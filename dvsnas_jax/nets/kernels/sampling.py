@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +13,10 @@ from dvsnas_jax.nets.kernels import layers, precision
 
 
 def warp_bilinear(x: jax.Array, offsets: jax.Array) -> jax.Array:
-    """Samples a map at displaced positions (Jaderberg et al. 2015, arXiv 1506.02025).
+    """Samples a map [B, h, w, C] at displaced positions (Jaderberg et al. 2015, arXiv 1506.02025).
 
-    Args:
-      x: [B, h, w, C].
-      offsets: [B, h, w, 2], (x, y) in grid cells: the result at p is x at p + offset, positions
-        outside the map being moved to its border.
-
-    Returns:
-      [B, h, w, C] in the type of x; differentiable in both arguments.
+    The result at p is x at p + offset, offsets [B, h, w, 2] being (x, y) in grid cells; positions outside the map are
+    moved to its border. Differentiable in both arguments.
     """
     height, width = x.shape[1:3]
     offsets = precision.at_least_float32(offsets)
@@ -30,24 +27,13 @@ def warp_bilinear(x: jax.Array, offsets: jax.Array) -> jax.Array:
     return weighted_take(pixels, index.reshape(4, -1), weights.reshape(4, -1)).reshape(x.shape)
 
 
-def deform_conv(
-    x: jax.Array, kernel: jax.Array, offsets: jax.Array, masks: jax.Array, *, backend: str | None = None
-) -> jax.Array:
+def deform_conv(x: jax.Array, kernel: jax.Array, offsets: jax.Array, masks: jax.Array) -> jax.Array:
     """Modulated deformable convolution (Zhu et al. 2018, "Deformable ConvNets v2", arXiv 1811.11168).
 
-    The sum over the taps of kernel[tap] applied to mask[tap] * x(p + tap + offset[tap]). The map is zero
-    outside, and interpolated to zero within one cell around its border: with offsets 0 and masks 1 this is
-    `layers.conv`, padding included.
-
-    Args:
-      x: [B, h, w, Cin].
-      kernel: [kh, kw, Cin, Cout], odd sizes; cast to the type of x.
-      offsets: [B, h, w, kh * kw, 2], (x, y) in grid cells, the taps row by row.
-      masks: [B, h, w, kh * kw].
-      backend: "cpu", "gpu" or "tpu"; None: the one in use.
-
-    Returns:
-      [B, h, w, Cout] in the type of x; differentiable in all arguments.
+    The sum over the taps (row by row) of a kernel [kh, kw, Cin, Cout] of odd sizes, kernel[tap] applied to
+    mask[tap] * x(p + tap + offset[tap]): masks [B, h, w, kh * kw], offsets [B, h, w, kh * kw, 2] as (x, y) in grid
+    cells. The map [B, h, w, Cin] is zero outside, and interpolated to zero within one cell around its border: with
+    offsets 0 and masks 1 this is `layers.conv`, padding included. In the type of x; differentiable in all arguments.
     """
     batch, height, width, channels = x.shape
     kh, kw, _, channels_out = kernel.shape
@@ -62,7 +48,7 @@ def deform_conv(
     index, weights = _neighbours(rows, cols, (height + 2, width + 2))
     index, weights = (value.swapaxes(0, 1).reshape(kh * kw, 4, -1) for value in (index, weights * masks[None]))
     pixels = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(-1, channels)
-    if layers.is_cpu(backend):
+    if layers.is_cpu():
         # Only the border of a loop keeps XLA from computing the positions anew for every channel (3x slower).
         def tap_fn(total: jax.Array, tap: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
             return total + weighted_take(pixels, *tap[:2]) @ tap[2], None
@@ -77,31 +63,15 @@ def deform_conv(
 
 @jax.custom_vjp
 def weighted_take(pixels: jax.Array, index: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weighted sums of a few pixels each. The gradient is written out: autodiff would keep every pixel taken.
-
-    Args:
-      pixels: [P, C].
-      index: i32 [k, ...], 0 .. P - 1 (not checked).
-      weights: f32 [k, ...].
-
-    Returns:
-      [..., C] in the type of the pixels.
-    """
+    """Sums [..., C] of k of the pixels [P, C] each: those of the index i32 [k, ...] (not checked) times their weight
+    f32 [k, ...]. The gradient is written out: autodiff would keep every pixel taken."""
     total = _take(pixels, index[0]) * weights[0].astype(pixels.dtype)[..., None]
     for one, weight in zip(index[1:], weights[1:], strict=True):
         total = total + _take(pixels, one) * weight.astype(pixels.dtype)[..., None]
     return total
 
 
-def _take_forward(
-    pixels: jax.Array, index: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    return weighted_take(pixels, index, weights), (pixels, index, weights)
-
-
-def _take_backward(
-    residuals: tuple[jax.Array, jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, None, jax.Array]:
+def _take_backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array, None, jax.Array]:
     pixels, index, weights = residuals
     grad_weights = jnp.stack([jnp.sum(precision.at_least_float32(_take(pixels, one) * grad), axis=-1) for one in index])
     shares = weights[..., None] * precision.at_least_float32(grad)[None]
@@ -109,7 +79,7 @@ def _take_backward(
     return grad_pixels.astype(pixels.dtype), None, grad_weights
 
 
-weighted_take.defvjp(_take_forward, _take_backward)
+weighted_take.defvjp(lambda *args: (weighted_take(*args), args), _take_backward)
 
 
 def _take(pixels: jax.Array, index: jax.Array) -> jax.Array:
@@ -117,16 +87,8 @@ def _take(pixels: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _neighbours(rows: jax.Array, cols: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """The four pixels around each position and their bilinear weights.
-
-    Args:
-      rows: f32 [..., B, h, w], 0 .. size[0] - 1.
-      cols: f32 [..., B, h, w], 0 .. size[1] - 1.
-      size: height and width of the map.
-
-    Returns:
-      Index among the pixels of all B maps, i32 [4, ..., B, h, w], and weight, f32 of that shape.
-    """
+    """The four pixels around each position (f32 [..., B, h, w], inside maps of this size): their index among the
+    pixels of all B maps, i32 [4, ..., B, h, w], and their bilinear weights, f32 of that shape."""
     height, width = size
     top, left = jnp.floor(rows).astype(jnp.int32), jnp.floor(cols).astype(jnp.int32)
     bottom, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)

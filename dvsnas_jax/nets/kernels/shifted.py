@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +24,7 @@ _MAX_ROWS = 64  # of such a map: each is a term, more compile too long
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
-    """Dense convolution as matrix products.
-
-    Args:
-      x: [B, h, w, Cin].
-      kernel: [kh, kw, Cin, Cout], in the type of x.
-      stride: of the output grid.
-      dilation: distance of neighbouring taps, in pixels.
-
-    Returns:
-      [B, ceil(h / stride), ceil(w / stride), Cout].
-    """
+    """`layers.conv` with a kernel in the type of x, as matrix products where those are faster."""
     kh, kw, cin, cout = kernel.shape
     if kh == kw == 1:
         return _product(x[:, ::stride, ::stride], kernel[0, 0])
@@ -41,12 +32,19 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Arr
         return _dense(x, kernel, stride, dilation)
     # Few channels come out, as from a classifier: the product first, the shifts after it.
     parts = _product(x, kernel.reshape(kh * kw, cin, cout).swapaxes(0, 1).reshape(cin, kh * kw * cout))
-    padded = jnp.pad(parts, ((0, 0), *padding((kh, kw), dilation), (0, 0)))
+    padded = jnp.pad(parts, ((0, 0), *_padding((kh, kw), dilation), (0, 0)))
     taps = [padded[..., tap * cout : (tap + 1) * cout] for tap in range(kh * kw)]
     shape = (*x.shape[:3], cout)
-    return functools.reduce(
-        jnp.add, [_tap(part, shape, (kh, kw), tap, stride=stride, dilation=dilation) for tap, part in enumerate(taps)]
-    )
+    shifts = [_tap(part, shape, (kh, kw), tap, stride=1, dilation=dilation) for tap, part in enumerate(taps)]
+    return functools.reduce(jnp.add, shifts)
+
+
+def lax_conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, *, groups: int = 1) -> jax.Array:
+    """`lax`'s convolution with the padding of `layers.conv`."""
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), _padding(kernel.shape, dilation), rhs_dilation=(dilation, dilation),
+        dimension_numbers=_DIMENSIONS, feature_group_count=groups,
+    )  # fmt: skip
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -55,25 +53,10 @@ def _dense(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.A
     has_many = min(kernel.shape[2:]) >= winograd.MIN_CHANNELS and x.dtype == jnp.float32
     if kernel.shape[:2] == (3, 3) and stride == dilation == 1 and has_many:
         return winograd.conv_3x3(x, kernel)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        padding((kernel.shape[0], kernel.shape[1]), dilation),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=_DIMENSIONS,
-    )
+    return lax_conv(x, kernel, stride, dilation)
 
 
-def _dense_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, dilation: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _dense(x, kernel, stride, dilation), (x, kernel)
-
-
-def _dense_backward(
-    stride: int, dilation: int, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _dense_backward(stride: int, dilation: int, residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     kh, kw, cin, cout = kernel.shape
     if stride == 1 and 16 <= cin < winograd.MIN_CHANNELS and math.prod(x.shape[1:]) * kh * kw <= _MAX_COLUMNS:
@@ -109,7 +92,7 @@ def _kernel_grad_by_image(x: jax.Array, grad: jax.Array, size: tuple[int, int], 
     return jnp.moveaxis(total.reshape(cout, *size, cin), 0, 3)
 
 
-_dense.defvjp(_dense_forward, _dense_backward)
+_dense.defvjp(lambda x, kernel, *geometry: (_dense(x, kernel, *geometry), (x, kernel)), _dense_backward)
 
 
 def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -127,11 +110,7 @@ def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     return product(x, matrix)
 
 
-def _product_forward(x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(x, matrix), (x, matrix)
-
-
-def _product_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, matrix = residuals
     rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     grad_x = lax.dot_general(grad_rows, matrix, (((1,), (1,)), ((), ())))
@@ -142,17 +121,17 @@ def _product_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -
     return grad_x.reshape(x.shape), grad_matrix
 
 
-_product.defvjp(_product_forward, _product_backward)
+_product.defvjp(lambda x, matrix: (product(x, matrix), (x, matrix)), _product_backward)
 
 
-def padding(size: tuple[int, int], dilation: int) -> list[tuple[int, int]]:
+def _padding(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
     """Symmetric padding of height and width, dilation * (k // 2)."""
-    return [(dilation * (k // 2),) * 2 for k in size]
+    return [(dilation * (k // 2),) * 2 for k in size[:2]]
 
 
 def _shifts(x: jax.Array, size: tuple[int, int], stride: int, dilation: int) -> list[jax.Array]:
     """What each tap of a kernel sees, row by row: kh * kw maps [B, ceil(h / stride), ceil(w / stride), C]."""
-    padded = jnp.pad(x, ((0, 0), *padding(size, dilation), (0, 0)))
+    padded = jnp.pad(x, ((0, 0), *_padding(size, dilation), (0, 0)))
     return [_tap(padded, x.shape, size, tap, stride=stride, dilation=dilation) for tap in range(size[0] * size[1])]
 
 
@@ -176,31 +155,14 @@ def _weighted_sum(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
-    """Depthwise convolution as a sum over taps.
+    """`layers.depthwise_conv` with a kernel in the type of x, as a sum over taps.
 
     The gradient is written out: autodiff would add up one padded map per tap (1.4-1.7 times slower).
-
-    Args:
-      x: [B, h, w, C].
-      kernel: [kh, kw, C], in the type of x.
-      stride: of the output grid.
-      dilation: distance of neighbouring taps, in pixels.
-
-    Returns:
-      [B, ceil(h / stride), ceil(w / stride), C].
     """
     return _weighted_sum(x, kernel, stride, dilation)
 
 
-def _depthwise_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, dilation: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _weighted_sum(x, kernel, stride, dilation), (x, kernel)
-
-
-def _depthwise_backward(
-    stride: int, dilation: int, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _depthwise_backward(stride: int, dilation: int, residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     grad_kernel = _depthwise_kernel_grad(x, grad, (kernel.shape[0], kernel.shape[1]), stride, dilation)
     if stride > 1:  # zeros between the pixels, so that the rest is a convolution of stride 1
@@ -216,7 +178,7 @@ def _depthwise_kernel_grad(
 ) -> jax.Array:
     """f32 [kh * kw, C]. Loops over the taps: written side by side, XLA computes x (often a normalisation and an
     activation) once more for each tap (2-3x slower, and longer to compile)."""
-    padded = jnp.pad(x, ((0, 0), *padding(size, dilation), (0, 0)))
+    padded = jnp.pad(x, ((0, 0), *_padding(size, dilation), (0, 0)))
     if stride == 1 and x.shape[1] <= _MAX_ROWS and math.prod(x.shape[1:]) <= _MAX_FOLDED:
         return _folded_kernel_grad(padded, grad, size, dilation)
     span = tuple((out - 1) * stride + 1 for out in grad.shape[1:3])
@@ -250,4 +212,6 @@ def _folded_kernel_grad(padded: jax.Array, grad: jax.Array, size: tuple[int, int
     return total.reshape(size[0] * size[1], width, channels).sum(axis=1)
 
 
-depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+depthwise_conv.defvjp(
+    lambda x, kernel, *geometry: (_weighted_sum(x, kernel, *geometry), (x, kernel)), _depthwise_backward
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pathlib
 import struct
@@ -24,11 +23,8 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "segmenter")
 
 
 def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, np.ndarray]]:
-    """All tensors of a file.
-
-    Args:
-      path: of a `.safetensors` file or of what `torch.save(model.state_dict(), path)` wrote; the content
-        decides, not the suffix.
+    """All tensors of a `.safetensors` file or of what `torch.save(model.state_dict(), path)` wrote; the content
+    decides, not the suffix.
 
     Returns:
       What the file is, and its tensors by name (a common prefix `module.` is taken off).
@@ -41,9 +37,8 @@ def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, np.ndarray]]:
         with file.open("rb") as source:
             head = source.read(9)
     except OSError as error:
-        raise errors.UserError(
-            f"{file}: cannot be read ({error.strerror or error}); give a .safetensors or .pth file that is there"
-        ) from None
+        advice = "give a .safetensors or .pth file that is there"
+        raise errors.UserError(f"{file}: cannot be read ({error.strerror or error}); {advice}") from None
     try:
         if head.startswith(_ZIP_MAGIC):
             kind, found = "PyTorch zip file", _read_zip(file)
@@ -54,12 +49,10 @@ def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, np.ndarray]]:
         else:
             raise torch_pickle.Refused("it is neither a .safetensors file nor one of torch.save")
     except torch_pickle.Refused as problem:
-        raise errors.UserError(
-            f"{file}: refused: {problem}; give a .safetensors file or one of torch.save(model.state_dict(), FILE)"
-        ) from None
-    prefix = "module."
-    if found and all(name.startswith(prefix) for name in found):
-        found = {name.removeprefix(prefix): value for name, value in found.items()}
+        advice = "give a .safetensors file or one of torch.save(model.state_dict(), FILE)"
+        raise errors.UserError(f"{file}: refused: {problem}; {advice}") from None
+    if all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): value for name, value in found.items()}
     return kind, found
 
 
@@ -109,25 +102,20 @@ def _read_legacy(file: pathlib.Path) -> dict[str, np.ndarray]:
             keys, _ = torch_pickle.load(source)
             if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
                 raise torch_pickle.Refused("its list of storages is not that of its tensors")
-            numbers = {str(key): _legacy_numbers(source, storages[str(key)]) for key in keys}
+            numbers = {}
+            for storage in (storages[str(key)] for key in keys):
+                if struct.unpack("<q", source.read(8)) != (storage.size,):
+                    raise torch_pickle.Refused(f"its storage {storage.key!r} has another size than its tensors say")
+                numbers[storage.key] = _numbers(source.read(storage.size * storage.dtype.itemsize), storage)
     except (OSError, struct.error) as error:
         raise torch_pickle.Refused(f"it is damaged or cut off ({error})") from None
     return {name: tensor.materialise(numbers[tensor.storage.key]) for name, tensor in tensors.items()}
 
 
-def _legacy_numbers(source: io.BufferedReader, storage: torch_pickle.Storage) -> np.ndarray:
-    """The next storage of an old file."""
-    (size,) = struct.unpack("<q", source.read(8))
-    if size != storage.size:
-        raise torch_pickle.Refused(f"its storage {storage.key!r} has another size than its tensors say")
-    return _numbers(source.read(size * storage.dtype.itemsize), storage)
-
-
 def _numbers(data: bytes, storage: torch_pickle.Storage) -> np.ndarray:
     if len(data) != storage.size * storage.dtype.itemsize:
-        raise torch_pickle.Refused(
-            f"its storage {storage.key!r} is cut off: {len(data)} bytes of {storage.size} numbers"
-        )
+        has = f"{len(data)} bytes of {storage.size} numbers"
+        raise torch_pickle.Refused(f"its storage {storage.key!r} is cut off: {has}")
     return np.frombuffer(data, storage.dtype)
 
 
@@ -148,8 +136,6 @@ def _state_dict(value: Any) -> dict[str, torch_pickle.Tensor]:
 
 
 def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(key, str) and isinstance(item, torch_pickle.Tensor) for key, item in value.items())
-    )
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(key, str) and isinstance(item, torch_pickle.Tensor) for key, item in value.items())

@@ -41,29 +41,22 @@ def flatten(variables: types.Params) -> dict[str, Any]:
 
 
 def save(folder: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> None:
-    """Writes a folder that `load` reads; the manifest last, so that a folder with one is complete.
-
-    Args:
-      folder: made if there is none.
-      tensors: f32, named as by `flatten`.
-      manifest: JSON values.
+    """Writes a folder that `load` reads: f32 tensors named as by `flatten`, then the manifest, so that a folder with
+    one is complete.
 
     Raises:
       UserError: the folder cannot be written.
     """
     path = pathlib.Path(folder)
-    record = {"version": VERSION, **manifest}
+    whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / MANIFEST).unlink(missing_ok=True)
-        safetensors.numpy.save_file(
-            {name: np.ascontiguousarray(value) for name, value in tensors.items()}, path / TENSORS
-        )
-        (path / MANIFEST).write_text(json_text.dumps(record, indent=1) + "\n")
+        safetensors.numpy.save_file(whole, path / TENSORS)
+        (path / MANIFEST).write_text(json_text.dumps({"version": VERSION, **manifest}, indent=1) + "\n")
     except OSError as error:
-        raise errors.UserError(
-            f"--output: cannot write the folder {path}: {error.strerror or error}; choose another --output"
-        ) from None
+        problem = f"cannot write the folder {path}: {error.strerror or error}"
+        raise errors.UserError(f"--output: {problem}; choose another --output") from None
 
 
 def refuse_other(folder: str | os.PathLike[str]) -> None:
@@ -77,37 +70,31 @@ def refuse_other(folder: str | os.PathLike[str]) -> None:
         held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     except OSError:
         held = set()  # the writing says what is wrong
-    if held and (TENSORS not in held or _is_exported(path)):
-        raise errors.UserError(
-            f"--output: {path} is no folder of weights and not empty; choose another --output, or empty it"
-        )
-
-
-def _is_exported(path: pathlib.Path) -> bool:
-    """Whether `dvsnas export` wrote a folder: its files have the same names."""
     try:
-        return "format" in json.loads((path / MANIFEST).read_text())
+        is_exported = "format" in json.loads((path / MANIFEST).read_text())  # `dvsnas export`: files of the same names
     except (OSError, ValueError, TypeError):
-        return False
+        is_exported = False
+    if held and (TENSORS not in held or is_exported):
+        advice = "choose another --output, or empty it"
+        raise errors.UserError(f"--output: {path} is no folder of weights and not empty; {advice}")
 
 
 def load(
     folder: str | os.PathLike[str], variables: types.Params, settings: Mapping[str, Any] | None = None
 ) -> types.Params:
-    """Puts a folder's weights in place of a network's.
+    """Puts the weights of a folder (of `dvsnas weights import`) in place of a network's variables.
 
-    Args:
-      folder: as `save` or `dvsnas weights import` wrote it.
-      variables: of the network. What the folder does not have stays: a whole part of the network (its decoder, where
-        an encoder was imported), or what the manifest lists as missing.
-      settings: the config's section `net`; where the manifest names one of its keys, the values have to be equal.
+    What the folder does not have stays: a whole part of the network (its decoder, where an encoder was imported), or
+    what the manifest lists as missing. Where the manifest names a key of `settings`, the config's section `net`, the
+    values have to be equal.
 
     Raises:
       UserError: no such folder, a broken one, or weights of another network.
     """
     path = pathlib.Path(folder)
     manifest = _manifest(path)
-    for key, value in manifest.get("net", {}).items():
+    of = manifest.get("net", {})
+    for key, value in of.items():
         if settings is not None and key in settings and settings[key] != value:
             raise errors.UserError(
                 f"net.weights: the weights in {path} are for net.{key} = {value!r}, the config has {settings[key]!r}; "
@@ -115,7 +102,6 @@ def load(
             )
     tensors = read_safetensors(path / TENSORS)
     current = flatten(variables)
-    of = manifest.get("net", {})
     keys = " ".join(f"--config.net.{key}={value}" for key, value in of.items() if key != "num_classes")
     hint = f"these are weights for {of or 'another network'}; " + (
         f"set {keys}" if keys else "change the config's section net to fit"
@@ -137,21 +123,18 @@ def load(
 
 
 def _manifest(path: pathlib.Path) -> dict[str, Any]:
-    """The manifest of a folder."""
+    """The manifest of a folder; the keys that are read have the types that `save` writes."""
     if not os.path.isfile(path / MANIFEST):
         raise errors.UserError(
             f"net.weights: {path} has no {MANIFEST}; make such a folder with `dvsnas weights import`, or leave "
             "net.weights empty"
         )
     manifest = json_files.read(path / MANIFEST, name="net.weights", advice=_AGAIN)
-    if not isinstance(manifest, dict) or manifest.get("version") != VERSION or not _is_typed(manifest):
+    is_ours = isinstance(manifest, dict) and manifest.get("version") == VERSION
+    parts = {"net": dict, "missing": list}
+    if not is_ours or not all(isinstance(manifest.get(key, kind()), kind) for key, kind in parts.items()):
         raise errors.UserError(f"net.weights: {path / MANIFEST} is not of version {VERSION}; {_AGAIN}")
     return manifest
-
-
-def _is_typed(manifest: Mapping[str, Any]) -> bool:
-    """Whether the keys that are read have the types that `save` writes."""
-    return isinstance(manifest.get("net", {}), dict) and isinstance(manifest.get("missing", []), list)
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -163,9 +146,8 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         entries = safetensors.deserialize(path.read_bytes())
     except OSError as error:
-        raise errors.UserError(
-            f"{path}: cannot be read ({error.strerror or error}); give a file of weights that is there"
-        ) from None
+        problem = f"cannot be read ({error.strerror or error})"
+        raise errors.UserError(f"{path}: {problem}; give a file of weights that is there") from None
     except (safetensors.SafetensorError, ValueError, OverflowError, struct.error) as error:
         raise errors.UserError(f"{path}: not a whole safetensors file: {error}; get the file again") from None
     tensors = {}

@@ -1,0 +1,239 @@
+"""The work behind `dvsnas ablate`: variants scored or retrained, searches under masks; finished parts are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.controller import strategies
+from dvsnas_jax.core import compilation, errors, progress, types
+from dvsnas_jax.core import mesh as mesh_lib
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
+from dvsnas_jax.data.loading import pipeline as clips_lib
+from dvsnas_jax.search import loop, pipeline, steps
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import neighbours as variants_lib
+from dvsnas_jax.space import operations
+from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.studies import study_report
+from dvsnas_jax.train import cell_training, claims, features, pretrain, training_loop
+
+REPLACE, LEAVE_ONE_OUT, RETRAIN = "replace", "leave-one-out", "retrain"
+LOG = "ablation.jsonl"
+FOLDER = "ablation"
+MAY_DIFFER = ("ablate", "evaluate", "report")
+
+
+def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, is_training: bool) -> pipeline.Parts:
+    """The parts of a search on the run's trained static network, nothing compiled yet.
+
+    Without training the clips of the meta-validation split stand in for those of the other one.
+    """
+    space, mesh, strategy, made = _steps(config)
+    variables = static_network(config, folder)
+    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
+    if is_training:
+        return pipeline.assemble(config, space, strategy, variables, num_clips, compiled=made)
+    store = mesh_lib.replicate(mesh, validation_features(config, space, variables, None))
+    return pipeline.Parts(config, space, mesh, made, strategy, store, store)
+
+
+def _steps(
+    config: ml_collections.ConfigDict,
+) -> tuple[genotype_lib.Space, jax.sharding.Mesh, strategies.Strategy, steps.Steps]:
+    """The space of a run, its devices, and what a search calls on them."""
+    space, mesh = features.space_of(config), mesh_lib.make()
+    strategy = strategies.make(config.search.strategy, space, config.controller)
+    supernet = supernet_lib.make(space, features.settings_of(config))
+    return space, mesh, strategy, steps.make(supernet, config.search, mesh)
+
+
+def static_network(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any:
+    """The variables of the run's static network; a UserError where it is not trained."""
+    variables = pretrain.restore(config, folder)
+    if variables is None:
+        raise errors.UserError(f"{folder.path}: holds no trained static network; run `dvsnas search` there first")
+    return variables
+
+
+def validation_features(
+    config: ml_collections.ConfigDict, space: genotype_lib.Space, variables: Any, places: np.ndarray | None
+) -> types.FeatureStore:
+    """What cells of a space read of the meta-validation clips, and labels; `places` in their order, None: all."""
+    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
+    numbers = pretrain.split_clips(config, num_clips)[1]
+    clips = features.select(config, numbers if places is None else numbers[places])
+    return features.build(config, variables, clips, features.needed_maps(space, config))
+
+
+def shared_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> types.Params | None:
+    """The shared weights of a finished search; None where they are not there, or were never trained (mode scratch)."""
+    if config.search.mode == "scratch" or _num_done(folder) < config.search.steps:
+        return None
+    with compilation.effort(config.compile_effort):
+        _, mesh, strategy, made = _steps(config)
+    return _restore(folder, strategy, made, mesh)
+
+
+def _num_done(folder: workdir.Workdir) -> int:
+    """Steps of the search in a folder."""
+    return folder.checkpointer(loop.STAGE).latest_step() or 0
+
+
+def untrained(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Operations with weights that no search step has trained: the masked ones of mode share."""
+    masked = tuple(config.controller.masked_operations) if config.search.mode == "share" else ()
+    scope, rng = operations.CellScope(), jax.random.key(0)
+    return tuple(name for name in masked if jax.tree.leaves(operations.OPERATIONS[name].init(rng, 1, scope)))
+
+
+def trained_weights(parts: pipeline.Parts, folder: workdir.Workdir) -> types.Params:
+    """The shared weights at the end of a search; a UserError where the folder holds no finished one."""
+    done, num_steps = _num_done(folder), parts.config.search.steps
+    if done < num_steps:
+        raise errors.UserError(
+            f"{folder.path}: holds no finished search ({done} of {num_steps} steps); run `dvsnas search` there first"
+        )
+    return _restore(folder, parts.strategy, parts.steps, parts.mesh)
+
+
+def _restore(
+    folder: workdir.Workdir, strategy: strategies.Strategy, made: steps.Steps, mesh: jax.sharding.Mesh
+) -> types.Params:
+    """The shared weights of the last checkpoint of a search."""
+    template = loop.LoopState(strategy=jax.eval_shape(strategy.init, jax.random.key(0)), shared=made.state)
+    return mesh_lib.replicate(mesh, folder.checkpointer(loop.STAGE).restore(template).shared.params)
+
+
+def replace(
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag,
+    rows: np.ndarray, chosen: Sequence[variants_lib.Variant],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rewards as in the search, of the genotype first; all of them run the same compiled program."""
+    log = _Variants(config, folder, {"what": REPLACE}, rows, chosen)
+    if log.pending:
+        parts = assemble(config, folder, is_training=config.search.mode == "scratch")
+        params = trained_weights(parts, folder)
+        size = config.search.genotypes_per_step
+        with progress.bar(len(log.pending), REPLACE) as bar:
+            for start in range(0, len(log.pending), size):
+                _raise_if(stop, REPLACE, start, len(log.pending))
+                group = log.pending[start : start + size]
+                genotypes = np.stack([variant.genotype for variant in group])
+                scored = pipeline.score(parts, params, genotypes, parts.val_store.num_clips)
+                for variant, record in zip(group, scored, strict=True):
+                    log.append(variant, record)
+                bar.update(len(group))
+    return log.records()
+
+
+def retrain(
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag,
+    rows: np.ndarray, chosen: Sequence[variants_lib.Variant], *, num_steps: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rewards of static graphs that are trained from scratch, each `num_steps` steps, the genotype's first."""
+    log = _Variants(config, folder, {"what": RETRAIN, "steps": num_steps}, rows, chosen)
+    if log.pending:
+        changed = config.copy_and_resolve_references()
+        changed.train.steps = num_steps
+        parts = assemble(config, folder, is_training=True)
+        trained = workdir.Workdir(folder.path / FOLDER / f"retrain_{num_steps}_steps")
+        claims.claim(changed, trained, ignore=MAY_DIFFER)
+        for done, variant in enumerate(log.pending):
+            _raise_if(stop, RETRAIN, done, len(log.pending))
+            name = f"cell_{genotype_lib.digest(parts.space, variant.genotype)}"
+            stage = training_loop.Stage.of(changed.train, name, trained, stop)
+            params = cell_training.train_cell(changed, parts.space, variant.genotype, parts.train_store, stage)
+            log.append(variant, pipeline.score_cell(parts, variant.genotype, params))
+    return log.records()
+
+
+def leave_one_out(
+    config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag, *,
+    num_steps: int, limit: int | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A search with every operation, then one without each, at most `limit`: same seeds and functions, other masks.
+
+    Each search has a folder of its own in `ablation/` of the run folder. Its record has `without` (None: with all),
+    `best`, `mean_last_quarter`, `num_scored`, `num_diverged`. A UserError where the mask of the config leaves one
+    operation.
+    """
+    space = features.space_of(config)
+    full = strategies.operation_mask(space, tuple(config.controller.masked_operations))
+    if full.sum() < 2:
+        raise errors.UserError(
+            "controller.masked_operations: leaves one operation; without it nothing is left, allow at least two"
+        )
+    changed = config.copy_and_resolve_references()
+    changed.search.update({"steps": num_steps, "warmup_steps": config.ablate.warmup_steps, "num_random": 0})
+    key = {"what": LEAVE_ONE_OUT, "steps": num_steps, "warmup_steps": config.ablate.warmup_steps}
+    finished = study_report.Finished(folder, LOG, key, "without")
+    wanted: list[str | None] = [None, *np.asarray(space.operations)[full].tolist()[:limit]]
+    parts: pipeline.Parts | None = None
+    place = f"search_{num_steps}_steps_{changed.search.warmup_steps}_warmup"
+    for done, name in enumerate(wanted):
+        if name in finished.lines:
+            continue
+        _raise_if(stop, LEAVE_ONE_OUT, done, len(wanted))
+        parts = parts or assemble(config, folder, is_training=True)
+        mask = full & np.array([other != name for other in space.operations])
+        searched = workdir.Workdir(folder.path / FOLDER / place / (f"without_{name}" if name else "all"))
+        named = changed.copy_and_resolve_references()
+        named.controller.masked_operations = (*named.controller.masked_operations, *([name] if name else []))
+        # Folders of earlier versions do not name the operation that was left out of their search.
+        claims.claim(named, searched, ignore=(*MAY_DIFFER, "controller.masked_operations"))
+        pipeline.run_search(parts._replace(config=changed, strategy=parts.strategy.with_mask(mask)), searched, stop)
+        searched.close()
+        finished.append(name, _summary(searched.read(loop.LOG), num_steps))
+    return [finished.lines[name] for name in wanted]
+
+
+def _summary(records: Sequence[dict[str, Any]], num_steps: int) -> dict[str, Any]:
+    """Best reward of a search and the mean of the candidates of its last quarter."""
+    scored = [record for record in records if record["reward"] is not None]
+    rewards = [record["reward"] for record in scored]
+    late = [record["reward"] for record in scored if record["step"] >= num_steps - max(num_steps // 4, 1)]
+    return {
+        "best": max(rewards, default=None),
+        "mean_last_quarter": float(np.mean(late)) if late else None,
+        "num_scored": len(rewards),
+        "num_diverged": len(records) - len(rewards),
+    }
+
+
+def _raise_if(stop: signals.StopFlag, what: str, done: int, total: int) -> None:
+    """Stops between two variants."""
+    if stop.requested:
+        raise errors.Stopped(f"ablate {what}: stopped, {done} of {total} were finished")
+
+
+class _Variants:
+    """A genotype and what it becomes by one token; those that have a line in `ablation.jsonl` are not scored again."""
+
+    def __init__(
+        self, config: ml_collections.ConfigDict, folder: workdir.Workdir, question: dict[str, Any],
+        rows: np.ndarray, chosen: Sequence[variants_lib.Variant],
+    ) -> None:  # fmt: skip
+        self._space = features.space_of(config)
+        what, *rest = question.items()
+        key = dict([what, ("base", self._hash(rows)), *rest])
+        self._finished = study_report.Finished(folder, LOG, key, "hash")
+        self._all = [variants_lib.Variant(rows, -1, "", "", ""), *chosen]
+        self.pending = [variant for variant in self._all if self._hash(variant.genotype) not in self._finished.lines]
+
+    def _hash(self, genotype: np.ndarray) -> str:
+        return genotype_lib.digest(self._space, genotype)
+
+    def append(self, variant: variants_lib.Variant, record: dict[str, Any]) -> None:
+        """Writes the line of one variant."""
+        names = {name: value for name, value in variant._asdict().items() if name != "genotype"}
+        self._finished.append(self._hash(variant.genotype), {**names, **record})
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines, the genotype's first."""
+        return [self._finished.lines[self._hash(variant.genotype)] for variant in self._all]

@@ -1,0 +1,209 @@
+"""`dvsnas compare-strategies`: real searches on equal budgets, their best cells retrained, rewards held against both.
+
+All searches of a comparison share the static network, the features and the compiled steps. What is finished is in
+`strategies.jsonl` of the run folder; each search has a folder of its own in `searches/`, with the cells derived from it
+as `derived_0.json` and so on, best first, and goes on where it stopped.
+The rewards that are held against stand-alone quality are those of the config's `search.mode`, share or scratch.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from dvsnas_jax.controller import strategies
+from dvsnas_jax.core import compilation, cores, errors, types
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
+from dvsnas_jax.search import derive, loop, pipeline, relaxed_steps, scratch
+from dvsnas_jax.space import canonical
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.studies import strategies_report, strategies_statistics, study_report, table_maker
+from dvsnas_jax.train import claims, features, pretrain, require_labels
+
+LOG = "strategies.jsonl"
+FOLDER = "searches"
+MAY_DIFFER = ("ablate", "evaluate", "report", "search.strategy")
+SEARCH, RETRAIN, ALONE = strategies_statistics.WHATS
+
+
+class Budget(NamedTuple):
+    """Of a comparison.
+
+    Attributes:
+      num_seeds: searches of each strategy.
+      num_top: derived cells of each search that are trained from scratch.
+      num_correlated: uniformly drawn genotypes behind the rank correlation, trained alone; 0: none.
+    """
+
+    num_seeds: int = 3
+    num_top: int = 5
+    num_correlated: int = 30
+
+
+class _Plan(NamedTuple):
+    """What all parts of a comparison are told."""
+
+    parts: pipeline.Parts
+    folder: workdir.Workdir
+    stop: signals.StopFlag
+    num_top: int
+    probes: np.ndarray
+    trainer_fn: Callable[[], table_maker.Trainer]
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    folder: workdir.Workdir,
+    names: Sequence[str],
+    budget: Budget,
+    *,
+    output: pathlib.Path | None = None,
+) -> study_report.Report:
+    """Runs the searches that the folder does not hold yet, and writes what they amount to.
+
+    `config` is that of every search but for its strategy and its seed (config.seed, config.seed + 1, ...); `folder`
+    holds the static network; the report goes to `output`, None: the run folder.
+
+    Raises:
+      UserError: the words make no sense, or the folder belongs to another run.
+      Stopped: a signal arrived; what is finished was saved.
+    """
+    strategies.check_names(names)
+    study_report.check_at_least(0, top=budget.num_top, correlate=budget.num_correlated)
+    with folder.hold(), compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
+        config = claims.check(config, folder, ignore=MAY_DIFFER)
+        space = features.space_of(config)
+        made = {name: strategies.make(name, space, config.controller) for name in names}
+        for strategy in made.values():
+            relaxed_steps.check(config, space, strategy)
+        pretrain.check(config, folder)
+        require_labels.check(config, is_rewarded=True)
+        claims.claim(config, folder, ignore=MAY_DIFFER)
+        probes = draw_probes(space, budget.num_correlated, config.seed, made[names[0]].op_mask)
+        parts = table_maker.assemble(config, folder, stop)
+        # Made when the first cell is to be trained: a comparison that is finished, or retrains nothing, needs none.
+        trainer_fn = functools.cache(lambda: table_maker.make_trainer(parts, 1))
+        plan = _Plan(parts, folder, stop, budget.num_top, probes, trainer_fn)
+        for seed in range(budget.num_seeds):
+            for name in names:
+                _search(plan, made[name], name, seed)
+        if budget.num_correlated:
+            _train_alone(plan)
+        # A shorter list of probes than that of an earlier start is its beginning.
+        lines = [line for line in folder.read(LOG) if line["what"] != ALONE or line["index"] < len(probes)]
+        content = strategies_statistics.summarize_searches(lines, names, num_seeds=budget.num_seeds)
+        return strategies_report.write_searches(content, output or folder.path)
+
+
+def draw_probes(space: genotype_lib.Space, num: int, seed: int, op_mask: np.ndarray) -> np.ndarray:
+    """Uniformly drawn genotypes of distinct canonical forms, i32 [num, L, 5]; fewer where there are no more."""
+    rng = np.random.default_rng((seed, 9))
+    found: dict[canonical.Form, np.ndarray] = {}
+    for genotype in genotype_lib.random(space, rng, 100 * num, op_mask=op_mask):
+        found.setdefault(canonical.of(space, genotype), genotype)
+        if len(found) == num:
+            break
+    return np.stack(list(found.values())) if found else _no_genotypes(space)
+
+
+def _no_genotypes(space: genotype_lib.Space) -> np.ndarray:
+    return np.zeros((0, space.num_layers, len(genotype_lib.FIELDS)), np.int32)
+
+
+def _search(plan: _Plan, strategy: strategies.Strategy, name: str, seed: int) -> None:
+    """One search, its derived cells, and what it says of the probes at its end."""
+    key = {"strategy": name, "seed": seed}
+    searches = study_report.Finished(plan.folder, LOG, {"what": SEARCH, **key}, "num_probes")
+    retrained = study_report.Finished(plan.folder, LOG, {"what": RETRAIN, **key}, "hash")
+    is_searched = len(plan.probes) in searches.lines
+    if is_searched and len(retrained.lines) >= plan.num_top:
+        return
+    config = plan.parts.config.copy_and_resolve_references()
+    config.seed += seed
+    config.search.update({"strategy": name, "num_random": 0})
+    folder = workdir.Workdir(plan.folder.path / FOLDER / f"{name}_{seed}")
+    claims.claim(config, folder, ignore=MAY_DIFFER[:-1])
+    is_fresh = folder.checkpointer(loop.STAGE).latest_step() is None
+    parts = plan.parts._replace(config=config, strategy=strategy)
+    started = time.perf_counter()
+    state = pipeline.run_search(parts, folder, plan.stop)
+    seconds = time.perf_counter() - started
+    found = [record["reward"] for record in folder.read(loop.LOG)]
+    if not is_searched:
+        scored = _score(parts, state.shared.params, plan.probes)
+        line = {"rewards": found, "probes": scored, "seconds": seconds if is_fresh else None}
+        searches.append(len(plan.probes), line)
+    pending, lines = [], []
+    for rank, (genotype, shared) in enumerate(_derived(parts, state, folder, plan.num_top)):
+        digest = genotype_lib.digest(parts.space, genotype)
+        folder.write_json(f"derived_{rank}.json", genotype_lib.to_dict(parts.space, genotype))
+        if digest not in retrained.lines:
+            pending.append(genotype)
+            lines.append({"what": RETRAIN, **key, "rank": rank, "hash": digest, "shared_reward": shared})
+    _train(plan, pending, lines)
+    folder.close()
+
+
+def _score(parts: pipeline.Parts, params: types.Params, genotypes: np.ndarray) -> list[float | None]:
+    """Rewards as the search gives them, on the whole meta-validation split."""
+    if not len(genotypes):
+        return []
+    return [record["reward"] for record in pipeline.score(parts, params, genotypes, parts.val_store.num_clips)]
+
+
+def _derived(
+    parts: pipeline.Parts, state: loop.LoopState, folder: workdir.Workdir, num: int
+) -> list[tuple[np.ndarray, float]]:
+    """The best cells of a search as `dvsnas search` would choose them, of distinct forms, with their rewards."""
+    if not num:
+        return []
+    section, num_rewarded = parts.config.derive, max(parts.config.derive.num_rewarded, 2 * num)
+    probable = _no_genotypes(parts.space)
+    if section.num_probable:
+        rng = jax.random.fold_in(jax.random.key(parts.config.seed), 6)
+        probable = np.asarray(parts.strategy.probable(state.strategy, rng, section.num_probable))
+    genotypes = derive.candidates(
+        parts.space, folder.read(loop.LOG), probable, num_rewarded=num_rewarded, rank=section.rank
+    )
+    rewards = [reward or 0.0 for reward in _score(parts, state.shared.params, genotypes)]
+    chosen: dict[canonical.Form, tuple[np.ndarray, float]] = {}
+    for index in sorted(range(len(genotypes)), key=lambda index: (-rewards[index], index)):
+        chosen.setdefault(canonical.of(parts.space, genotypes[index]), (genotypes[index], rewards[index]))
+    return list(chosen.values())[:num]
+
+
+def _train_alone(plan: _Plan) -> None:
+    """Trains every probe that the log does not hold."""
+    done = study_report.Finished(plan.folder, LOG, {"what": ALONE}, "hash").lines
+    digests = [genotype_lib.digest(plan.parts.space, genotype) for genotype in plan.probes]
+    pending = [index for index, digest in enumerate(digests) if digest not in done]
+    lines = [{"what": ALONE, "index": index, "hash": digests[index]} for index in pending]
+    _train(plan, [plan.probes[index] for index in pending], lines)
+
+
+def _train(plan: _Plan, genotypes: Sequence[np.ndarray], lines: Sequence[dict[str, Any]]) -> None:
+    """Trains cells from scratch with `config.train` and appends a line for each, its record added.
+
+    All with one compiled program, the same initial weights and batches, those of derived cells and of probes, of every
+    search: what differs is the cell.
+    """
+    if not lines:
+        return
+    trainer = plan.trainer_fn()
+
+    def train_one(genotype: np.ndarray) -> dict[str, Any]:
+        return table_maker.train_and_score(plan.parts, trainer, genotype)
+
+    records = cores.map_in_order(train_one, genotypes, scratch.num_workers(plan.parts.config.search))
+    for index, line in enumerate(lines):
+        if plan.stop.requested:
+            raise errors.Stopped(f"{line['what']}: stopped, {index} of {len(lines)} cells were finished")
+        plan.folder.append(LOG, {**line, **next(records)})
