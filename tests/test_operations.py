@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from dvsnas_jax.core import errors, types
+from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.nets.kernels import layers
 from dvsnas_jax.space import cell_frame, operations
 from dvsnas_jax.space import genotype as genotype_lib
@@ -57,7 +57,7 @@ def make_params(name: str, *, seed: int = 1, deviation: float = 0.2) -> types.Pa
 
 
 @functools.cache
-def program(name: str, *, is_cpu: bool = True):
+def program(name: str, *, backend: str = "cpu"):
     """`(params, *maps) -> (map, gradients by parameters and maps of a fixed random weighting of it)`, jitted."""
 
     def both(params: types.Params, *maps: jax.Array) -> tuple:
@@ -135,11 +135,11 @@ def test_untrained_members_have_finite_gradients(name: str) -> None:
 
 
 @EVERY
-def test_backend_variants_are_equal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backend_variants_are_equal(name: str) -> None:
     results = []
-    for is_cpu in (True, False):
-        monkeypatch.setattr(layers, "is_cpu", lambda backend, is_cpu=is_cpu: is_cpu)
-        results.append(program(name, is_cpu=is_cpu)(make_params(name), *make_maps(name)))
+    for backend in ("cpu", "gpu"):
+        with compilation.target(backend):
+            results.append(program(name, backend=backend)(make_params(name), *make_maps(name)))
     chex.assert_trees_all_close(*results, atol=2e-4, rtol=2e-4)
 
 

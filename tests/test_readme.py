@@ -126,8 +126,10 @@ def test_flags_and_keys_in_the_text_exist(page):
 
 def is_in_the_package(dotted: str) -> bool:
     """`search.steps.train_shared` and the like: a module of the package, or a name that one holds."""
-    first, second, *names = dotted.split(".")
-    path = pages.ROOT / "dvsnas_jax" / first / f"{second}.py"
+    path, names = pages.ROOT / "dvsnas_jax", dotted.split(".")
+    while names and (path / names[0]).is_dir():
+        path /= names.pop(0)
+    path = path / f"{names.pop(0)}.py" if names else path / "__init__.py"
     return path.is_file() and all(re.search(rf"\b{name}\b", path.read_text()) for name in names)
 
 
