@@ -169,9 +169,10 @@ def test_search_passes_the_config_and_the_folder_on(tmp_path, monkeypatch, capsy
         return RESULT
 
     _install(monkeypatch, "dvsnas_jax.search.pipeline", run=run)
+    _install(monkeypatch, "dvsnas_jax.report.page", write=calls.append)
     words = ["search", f"--config={ROOT}/configs/smoke.py", f"--workdir={tmp_path}", "--config.data.scale", "1,2"]
     assert cli.main([*words, "--config.search.steps=77"]) == 0
-    assert calls == [(77, (1.0, 2.0), tmp_path)]
+    assert calls == [(77, (1.0, 2.0), tmp_path), tmp_path], "searched, and a page written"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "val, 12 frames" and len(lines) == 5
     assert lines[2].split() == ["static", "network", "50.0", "60.0", "70.0", "61.0", "-", "10.0", "-", "3.5"]

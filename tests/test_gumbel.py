@@ -354,7 +354,7 @@ def test_the_benchmark_of_ordinary_steps_refuses_it() -> None:
 MESH_CODE = """
 import sys
 sys.path.insert(0, "tests")
-import jax, numpy as np
+import dataclasses, jax, numpy as np
 import test_gumbel as t
 assert jax.device_count() == 4
 found = []
