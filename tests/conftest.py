@@ -32,6 +32,7 @@ _OF_THE_SAME_RUNS = ("segment", "export", "export_programs", "load", "static_alo
 """Files that share the run folders of `trained.evaluated`: one process of several has all of them."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items) -> None:
     ranks = {f"test_{name}.py": rank for rank, name in enumerate(_LONGEST_FIRST)}
     ranks.update({f"test_{name}.py": -1 for name in _OF_THE_SAME_RUNS})
