@@ -129,7 +129,7 @@ def count_compilations():
 def world():
     """What the example in the docstring takes as given."""
     supernet = supernet_lib.make(SPACE, SETTINGS)
-    params = supernet.init(jax.random.key(0))
+    params = jax.jit(supernet.init)(jax.random.key(0))
     head = params["ports"]["head"]
     head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)  # zero would hide every operation
     return {"supernet": supernet, "space": SPACE, "params": params, "genotype": GENOTYPE, "batch": make_store(3, 1)}
@@ -237,7 +237,7 @@ def test_an_opened_search_gives_the_numbers_of_the_command(folder, parts, featur
 
 def test_a_search_that_trains_each_alone_opens_with_the_cells_own_weights(folder, features_of_batch, monkeypatch):
     cell = cell_lib.make(SPACE, GENOTYPE, SETTINGS)
-    params = cell.init(jax.random.key(3))
+    params = jax.jit(cell.init)(jax.random.key(3))
     monkeypatch.setattr(cell_training, "load_winner", lambda config, folder: (cell, params, SPACE, GENOTYPE))
     values = json.loads((folder.path / "config.json").read_text())
     values["search"]["mode"] = "scratch"

@@ -115,8 +115,8 @@ def test_validation_by_batches_equals_counting_all_frames_at_once(run_folder: pa
     clips = np.arange(20)  # more than one batch of 16
     whole = clips_lib.load_clips(config.data, split="train", num_frames=config.data.num_frames, indices=clips)
     parts = [np.asarray(part.logits) for part in features.make_forward(config)(variables, whole.frames[:, -1])]
-    found = static_net.predict(np.concatenate(parts)[:20], whole.labels.shape[-2:])
-    counts = metrics.confusion(whole.labels[:, -1], found, 11)
+    found = jax.jit(static_net.predict, static_argnums=1)(np.concatenate(parts)[:20], whole.labels.shape[-2:])
+    counts = jax.jit(metrics.confusion, static_argnums=2)(whole.labels[:, -1], found, 11)
     expected = metrics.scores(np.asarray(counts))["miou"]
     assert pretrain.make_validate(config, clips)(variables) == pytest.approx(expected, abs=1e-9)
 

@@ -48,8 +48,8 @@ def _cheap(frame: types.Features) -> types.Features:
 def _make(kind: str = "fixed", **changes):
     schedule = schedule_lib.Schedule(kind=kind, **{"interval": 3, **changes})
     cell = cell_lib.make(SPACE, GENOTYPE, dataclasses.replace(SETTINGS, schedule=schedule))
-    params = cell.init(jax.random.key(0))
-    moments = cell.moments(params, _features())
+    params = jax.jit(cell.init)(jax.random.key(0))
+    moments = jax.jit(cell.moments)(params, _features())
     return cell, cell_lib.freeze_norm(params, moments)
 
 
@@ -72,21 +72,20 @@ def test_frame_by_frame_with_cheap_maps_equals_the_scan(kind):
     """What streaming does: the static network where it is due, only the first stages elsewhere."""
     cell, params = _make(kind, threshold=0.5, grid=(2, 3), interval=4)
     features = _features()
-    scanned = np.asarray(cell.unroll(params, features))
+    scanned = np.asarray(jax.jit(cell.unroll)(params, features))
+    due, restart, advance, merge = map(jax.jit, (cell.due, cell.restart, cell.advance, cell.merge))
     state = cell.initial_state(_frame(features, 0))
     shares = []
     for index in range(7):
         frame = _frame(features, index)
-        is_due = cell.due(params, state, _cheap(frame))
+        is_due = due(params, state, _cheap(frame))
         shares.append(float(is_due.mean()))
         if is_due.all():
-            state = cell.restart(params, state, frame)
+            state = restart(params, state, frame)
         elif not is_due.any():
-            state = cell.advance(params, state, _cheap(frame))
+            state = advance(params, state, _cheap(frame))
         else:
-            state = cell.merge(
-                cell.restart(params, state, frame), cell.advance(params, state, _cheap(frame)), is_due
-            )
+            state = merge(restart(params, state, frame), advance(params, state, _cheap(frame)), is_due)
         np.testing.assert_allclose(state.logits, scanned[index], atol=1e-5)
     assert shares[0] == 1.0 and shares[1] < 1.0
 
@@ -144,16 +143,21 @@ def test_regions_share_the_grid_evenly():
 def test_statistics_come_from_frames_of_the_cell_alone():
     """Of the normalisation of its output: the key frames, whose output is not used, leave no trace in it."""
     cell, _ = _make()
-    params = cell.init(jax.random.key(0))
+    params = jax.jit(cell.init)(jax.random.key(0))
     features = _features(num_frames=3)
-    moments = cell.moments(params, features)
+    moments, step = jax.jit(cell.moments)(params, features), jax.jit(cell.step)
+
+    @jax.jit
+    def moments_of(params, state, frame):
+        record: dict = {}
+        cell.advance(params, state, frame, record)
+        return record[("ports", "output", "norm")][0]
+
     state = cell.initial_state(_frame(features, 0))
     per_frame = []
     for index in range(3):
-        record: dict = {}
-        cell.advance(params, state, _frame(features, index), record)
-        per_frame.append(record[("ports", "output", "norm")][0])
-        state, _ = cell.step(params, state, _frame(features, index))
+        per_frame.append(moments_of(params, state, _frame(features, index)))
+        state, _ = step(params, state, _frame(features, index))
     expected = (per_frame[1] + per_frame[2]) / 2
     np.testing.assert_allclose(moments[("ports", "output", "norm")][0], expected, atol=1e-5)
     assert np.abs(per_frame[0] - expected).max() > 1e-3
@@ -161,7 +165,7 @@ def test_statistics_come_from_frames_of_the_cell_alone():
 
 def test_supernet_equals_cell():
     supernet = supernet_lib.make(SPACE, SETTINGS)
-    shared = supernet.init(jax.random.key(3))
+    shared = jax.jit(supernet.init)(jax.random.key(3))
     features = _features(num_frames=4)
     traces = []
 
@@ -173,7 +177,8 @@ def test_supernet_equals_cell():
     for genotype in genotype_lib.random(SPACE, np.random.default_rng(0), 4):
         cell = cell_lib.make(SPACE, genotype, SETTINGS)
         cut = cell_lib.gather_params(SPACE, genotype, shared)
-        expected, grads = jax.value_and_grad(lambda p, cell=cell: (cell.unroll(p, features) ** 2).mean())(cut)
+        alone_fn = jax.jit(jax.value_and_grad(lambda p, cell=cell: (cell.unroll(p, features) ** 2).mean()))
+        expected, grads = alone_fn(cut)
         found, shared_grads = shared_fn(shared, genotype)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         jax.tree.map(
@@ -188,12 +193,12 @@ def test_training_ignores_what_is_not_learned_yet():
     """The head's first predictions (one half) exceed the threshold: they decide streaming, not training."""
     cell, params = _make("adaptive", threshold=0.1)
     features = _features()
-    np.testing.assert_array_equal(cell.unroll(params, features), features.logits)
-    logits, loss = cell.unroll_training(params, features)
+    np.testing.assert_array_equal(jax.jit(cell.unroll)(params, features), features.logits)
+    logits, loss = jax.jit(cell.unroll_training)(params, features)
     is_key = [bool((logits[t] == features.logits[t]).all()) for t in range(7)]
     assert is_key == [t % 3 == 0 for t in range(7)]
     assert float(loss) == pytest.approx(6 / 7 * np.log(2), rel=1e-5)
-    grads = jax.grad(lambda p: cell.unroll_training(p, features)[1])(params)
+    grads = jax.jit(jax.grad(lambda p: cell.unroll_training(p, features)[1]))(params)
     assert np.abs(grads["ports"]["schedule"]["output"]).max() > 0
     assert np.abs(grads["ports"]["output"]["kernel"]).max() == 0
 

@@ -193,7 +193,7 @@ def test_chained_pooling_by_hand():
 
 
 def test_static_net_learns():
-    # The encoder that compiles fastest; the training of the default one is tested with the search.
+    # The encoder that compiles fastest; the slow test of the README's commands trains the default one.
     net = static_net.make(_config(encoder="resnet18", width=0.125, decoder_channels=8), 3)
     variables = static_net.init(net, jax.random.key(0))
     rng = np.random.default_rng(0)
