@@ -18,7 +18,8 @@ make_venv() {
   fi
 }
 
-# install_into_venv REQUIREMENT: `.` or `.[test]`; skipped where the same files were installed before.
+# install_into_venv REQUIREMENT: `.` or `.[test]`; skipped where the same files were installed before. Python compiles what
+# it imports when it does: compiling all that is installed would take more than half of the time.
 install_into_venv() {
   local stamp wanted
   [ -x .venv/bin/python ] || make_venv
@@ -26,7 +27,7 @@ install_into_venv() {
   wanted=$(cat pyproject.toml constraints.txt launch/setup.sh | cksum)
   if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
     echo "installing $1 into .venv"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$1"
+    .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e "$1"
     echo "$wanted" >"$stamp"
   fi
 }
