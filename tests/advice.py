@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
@@ -25,6 +26,7 @@ from PIL import Image
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import checkpoint, locking, workdir
+from dvsnas_jax.core.processes import rendezvous
 from dvsnas_jax.data.loading import store
 from dvsnas_jax.data.prepared import reading
 from dvsnas_jax.infer.video import writing
@@ -310,3 +312,11 @@ def by_variable(tmp: pathlib.Path) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVSNAS_CAMVID", str(tmp / "camvid"))
         return store.source(load(data__name="camvid").data, "train")
+
+
+def meet_at_a_port_in_use() -> None:
+    """Process 0 where another program listens, which does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rendezvous, "IN_USE_SECONDS", 0.1)
+        port = other.getsockname()[1]
+        rendezvous.meet(f"127.0.0.1:{port}", 0, 2, seconds=5, bind=f"127.0.0.1:{port}")

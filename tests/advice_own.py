@@ -12,8 +12,8 @@ from advice import (
     fitting,
     in_use,
     is_over,
+    meet_at_a_port_in_use,
     other_config,
-    raise_,
     restore_first,
     saved,
     segment_words,
@@ -225,7 +225,7 @@ RUNS = [
     ),
     Row(
         "port in use",
-        lambda tmp: raise_(rendezvous._in_use("host:1234")),
+        lambda tmp: meet_at_a_port_in_use(),
         ("or choose another port, the same for every process (with SLURM or a JobSet: by DVSNAS_PORT)",),
         lambda tmp: distributed._port({"DVSNAS_PORT": "1235"}, 1234) == 1235 or pytest.fail("the port stays"),
     ),

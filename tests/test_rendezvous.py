@@ -142,7 +142,8 @@ def test_who_is_missing_is_said_and_all_give_up_together(address, monkeypatch, c
     for process, limit in ((0, "1.5"), (2, "60")):
         waits = f"dvsnas: process {process} of 4 waits for processes 1, 3 at {address}, "
         said = [line.removeprefix(waits) for line in lines if line.startswith(waits)]
-        assert said and set(said) <= {f"0.6 s of {limit}", f"1.1 s of {limit}"}, lines  # a busy machine may skip one
+        # A busy machine may skip a line, or say one more.
+        assert said and set(said) <= {f"{seconds} s of {limit}" for seconds in ("0.6", "1.1", "1.6", "2.1")}, lines
         assert len(set(said)) == len(said)
 
 
