@@ -22,7 +22,7 @@ if [ $# = 0 ]; then
   trap 'kill "$mypy" 2>/dev/null || true; rm -f "$types"' EXIT
   status=0
   # Files in the order of tests/conftest.py, the longest first: both processes end at about the same time.
-  .venv/bin/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder || status=$?
+  .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder || status=$?
   wait "$mypy" || status=$?
   cat "$types"
   exit "$status"

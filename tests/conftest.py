@@ -32,14 +32,23 @@ _OF_THE_SAME_RUNS = ("segment", "export", "export_programs", "load", "static_alo
 """Files that share the run folders of `trained.evaluated`: one process of several has all of them."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items) -> None:
     ranks = {f"test_{name}.py": rank for rank, name in enumerate(_LONGEST_FIRST)}
     ranks.update({f"test_{name}.py": -1 for name in _OF_THE_SAME_RUNS})
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
-    for item in items:
-        is_shared = ranks.get(item.path.name) == -1
-        item.add_marker(pytest.mark.xdist_group("runs" if is_shared else item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile`: a file in one process, and all of `_OF_THE_SAME_RUNS` in one."""
+    from xdist import scheduler
+
+    class Scheduling(scheduler.LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = super()._split_scope(nodeid)
+            return "runs" if pathlib.Path(path).stem.removeprefix("test_") in _OF_THE_SAME_RUNS else path
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:

@@ -427,6 +427,6 @@ def test_a_wrong_type_fails_the_tests_that_run_beside_the_check(tmp_path, types,
     executable(tmp_path / ".venv" / "bin", "python", f'echo "$@"; exit {tests}')
     done = run(["bash", "launch/test.sh"], tmp_path)
     assert done.returncode == code and "types of dvsnas_jax\n" in done.stdout
-    assert "-m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder\n" in done.stdout
+    assert "-m pytest -q -n 2 --dist loadfile --no-loadscope-reorder\n" in done.stdout
     done = run(["bash", "launch/test.sh", "-m", "slow"], tmp_path)
     assert done.returncode == (types or tests) and done.stdout.endswith("" if types else "-m pytest -q -m slow\n")
