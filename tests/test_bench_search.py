@@ -241,6 +241,7 @@ def test_measurement_as_text(result):
         assert f"{result['phases'][name]:.4f} s" in text
 
 
+@pytest.mark.slow
 def test_command_counts_at_paper_size_on_a_cpu(tmp_path, capsys):
     path = tmp_path / "search.json"
     words = ["bench", "search", f"--config={ROOT / 'configs' / 'camvid_search.py'}", "--paper-size", f"--output={path}"]

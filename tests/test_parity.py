@@ -50,8 +50,15 @@ def _compare(twin, net, variables, images: np.ndarray) -> None:
     _assert_equal({**found.maps, "logits": found.logits}, _from_torch(twin, images))
 
 
-@pytest.mark.parametrize("size", [(96, 128), (90, 120)])
-@pytest.mark.parametrize("name", ["refinenet_mobilenet_v2", "refinenet_resnet50"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("refinenet_mobilenet_v2", (96, 128)),
+        ("refinenet_mobilenet_v2", (90, 120)),
+        ("refinenet_resnet50", (90, 120)),
+        pytest.param("refinenet_resnet50", (96, 128), marks=pytest.mark.slow),
+    ],
+)
 def test_light_weight_refinenet(name, size, tmp_path):
     make = twins.MobileNetRefineNet if name == "refinenet_mobilenet_v2" else twins.ResNetRefineNet
     twin = twins.randomise(make()).eval()

@@ -73,7 +73,7 @@ def test_gradients_are_those_of_autodiff(case):
     """In rows anywhere, whatever was in the buffers before."""
     genotype, rng = np.asarray(GENOTYPES[case], np.int32), np.random.default_rng(0)
     supernet = supernet_lib.make(SPACE, SETTINGS)
-    params = randomised(supernet.init(jax.random.key(0)), 1)["layers"]
+    params = randomised(jax.jit(supernet.init)(jax.random.key(0)), 1)["layers"]
     inputs = tuple(jnp.asarray(rng.normal(size=SHAPE), jnp.float32) for _ in INPUTS)
     weights = supernet_gradient.loose_end_weights(SPACE, jnp.asarray(genotype))
     rows = 2 + jnp.asarray(rng.permutation(SPACE.num_nodes))
@@ -104,11 +104,11 @@ def test_the_gradient_reaches_the_state_before_a_frame():
     genotype = np.array([[0, 2, SEPARABLE, POINTWISE, 1], [7, 3, SKIP, POINTWISE, 0], [0, 8, SKIP, SKIP, 1]], np.int32)
     assert INPUTS[0] == "prev_state" and INPUTS[2] == "prev_logits"
     supernet, cell = supernet_lib.make(SPACE, SETTINGS), cell_lib.make(SPACE, genotype, SETTINGS)
-    params = randomised(supernet.init(jax.random.key(0)), 1)
+    params = randomised(jax.jit(supernet.init)(jax.random.key(0)), 1)
     cut = cell_lib.gather_params(SPACE, genotype, params)
     features = make_features(2)
     frames = [jax.tree.map(lambda x, t=t: x[t], features) for t in range(2)]
-    state, _ = cell.step(cut, cell.initial_state(frames[0]), frames[0])
+    state, _ = jax.jit(cell.step)(cut, cell.initial_state(frames[0]), frames[0])
 
     def slopes(step) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         def loss_fn(own: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -126,7 +126,7 @@ def test_the_gradient_reaches_the_state_before_a_frame():
 def test_what_is_not_read_is_not_computed():
     """An input of NaN that no operation reads, or `none` alone, changes nothing; read, it does."""
     supernet = supernet_lib.make(SPACE, SETTINGS)
-    params = randomised(supernet.init(jax.random.key(0)), 1)
+    params = randomised(jax.jit(supernet.init)(jax.random.key(0)), 1)
     features = make_features(2)
     bad = jnp.full_like(features.maps["stage1"], jnp.nan)
     broken = dataclasses.replace(features, maps={**features.maps, "stage1": bad})
@@ -187,7 +187,7 @@ def test_buffers_are_written_in_place(is_handed_on):
 def test_gradients_do_not_depend_on_what_buffers_held():
     """They are those of autodiff, step after step; nothing is filled anew, what no layer reads stays as it was."""
     supernet = supernet_lib.make(SPACE, SETTINGS)
-    params = randomised(supernet.init(jax.random.key(0)), 1)
+    params = randomised(jax.jit(supernet.init)(jax.random.key(0)), 1)
     features, num_frames = make_features(2), 3
     buffers = jax.tree.map(lambda x: x + 77, supernet.buffers(features))
 

@@ -48,7 +48,7 @@ def randomised(params: types.Params, seed: int) -> types.Params:
 @functools.cache
 def supernet_and_params() -> tuple[supernet_lib.Supernet, types.Params]:
     supernet = supernet_lib.make(SPACE, SETTINGS)
-    return supernet, randomised(supernet.init(jax.random.key(0)), 1)
+    return supernet, randomised(jax.jit(supernet.init)(jax.random.key(0)), 1)
 
 
 def loss_and_logits(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -163,7 +163,7 @@ def test_untrained_cell_is_the_static_network() -> None:
     supernet = supernet_lib.make(SPACE, SETTINGS)
     features = make_features(4)
     genotype = genotype_lib.random(SPACE, np.random.default_rng(3), 1)[0]
-    logits = jax.jit(supernet.unroll)(supernet.init(jax.random.key(0)), genotype, features)
+    logits = jax.jit(supernet.unroll)(jax.jit(supernet.init)(jax.random.key(0)), genotype, features)
     np.testing.assert_allclose(logits, features.logits, atol=1e-6)
 
 
@@ -180,7 +180,7 @@ def _calibrated_cell(seed: int) -> tuple[cell_lib.Cell, types.Params]:
     genotype[0, 2:] = 1, 3, 2
     cell = cell_lib.make(SPACE, genotype, SETTINGS)
     cut = cell_lib.gather_params(SPACE, genotype, params)
-    return cell, cell_lib.freeze_norm(cut, cell.moments(cut, make_features(5)))
+    return cell, cell_lib.freeze_norm(cut, jax.jit(cell.moments)(cut, make_features(5)))
 
 
 def test_scan_over_time_equals_frame_by_frame() -> None:
@@ -208,11 +208,11 @@ def test_moments_cover_every_normalisation_and_make_batch_and_running_agree_on_o
     cell = cell_lib.make(SPACE, genotype, SETTINGS)
     cut = cell_lib.gather_params(SPACE, genotype, params)
     one_frame = make_features(8, num_frames=1)
-    frozen = cell_lib.freeze_norm(cut, cell.moments(cut, one_frame))
+    frozen = cell_lib.freeze_norm(cut, jax.jit(cell.moments)(cut, one_frame))
     scales = [path for path, _ in jax.tree_util.tree_leaves_with_path(cut) if path[-1].key == "scale"]
     means = [path for path, _ in jax.tree_util.tree_leaves_with_path(frozen) if path[-1].key == "mean"]
     assert len(means) == len(scales) > 0
-    np.testing.assert_allclose(cell.unroll(cut, one_frame), cell.unroll(frozen, one_frame), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(cell.unroll)(cut, one_frame), jax.jit(cell.unroll)(frozen, one_frame), atol=1e-5)
 
 
 def test_first_frame_is_its_own_history() -> None:

@@ -329,7 +329,7 @@ def test_needed_variables_give_the_same_maps(small, last):
     assert counts[0] == counts[1] if last == "decoder" else counts[0] < counts[1]
 
 
-@pytest.mark.parametrize("encoder", ["mobilenet_v2", "resnet18"])
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_folded_variables_give_the_same_maps(encoder):
     net = static_net.make(_config(encoder=encoder, width=0.125, decoder_channels=8), 3)
     variables = static_net.init(net, jax.random.key(0))
