@@ -125,12 +125,27 @@ def test_a_known_cell_by_hand():
     rows = [[1, 0, names("conv_3x3"), names("none"), 0]]
     found = cost.of(space, rows, SETTINGS, SIZE)
     pixels = 18 * 22
-    # The projection of `decoder` (24 channels), the convolution, the output, the head.
-    assert found.macs == pixels * (24 * 16 + 9 * 16 * 16 + 16 * 16 + 16 * 11)
+    # The projection of `decoder` (24 channels), the convolution, the output, the heads: motion 3x3, correction 1x1.
+    assert found.macs == pixels * (24 * 16 + 9 * 16 * 16 + 16 * 16 + 9 * 16 * 3 + 16 * 11)
     # Each convolution reads and writes; the sum reads the map and the zeros of `none` and writes.
-    assert found.bytes == 4 * pixels * ((24 + 16) + 2 * 16 + 3 * 16 + 2 * 16 + (16 + 11))
+    inner = (24 + 16) + 2 * 16 + 3 * 16 + 2 * 16
+    # The sample reads logits and offsets and writes; the mean reads it and the static network's logits.
+    assert found.bytes == 4 * pixels * (inner + (16 + 3) + (11 + 2 + 11) + (11 + 11) + (16 + 11))
     # A tap beside the border: 17 of 18 rows, 21 of 22 columns.
     assert found.padding == (9 * pixels - (18 + 2 * 17) * (22 + 2 * 21)) * 16 * 16
+
+
+def test_a_baseline_costs_what_xla_counts():
+    """Refine: a mean of two maps of logits; propagate: nothing."""
+    settings = dataclasses.replace(SETTINGS, end="none")
+    cell = cell_lib.make(SPACE, np.zeros((4, 5), np.int32), settings)
+    params, frame = jax.eval_shape(cell.init, jax.random.key(0)), feature_shapes()
+    found = cost.of(SPACE, np.zeros((4, 5), np.int32), settings, SIZE)
+    step = cell.step, params, jax.eval_shape(cell.initial_state, frame), frame
+    assert found.flops == pytest.approx(xla_flops(*step), rel=TOLERANCE)
+    assert (found.macs, found.params) == (0, count(params)) == (0, 1)
+    held = dataclasses.replace(settings, mode="propagate")
+    assert cost.of(SPACE, np.zeros((4, 5), np.int32), held, SIZE) == operation_cost.Cost()
 
 
 def test_what_only_none_reads_costs_nothing_but_its_parameters():
@@ -142,7 +157,7 @@ def test_what_only_none_reads_costs_nothing_but_its_parameters():
     rows = np.asarray([*dead, [num + 2, decoder, skip, skip, 0]], np.int32)
     found = cost.of(SPACE, rows, SETTINGS, SIZE)
     assert cost.live_layers(SPACE, rows) == {1, 2, 3}
-    assert found.macs == 18 * 22 * (24 * 16 + 16 * 16 + 16 * 11)
+    assert found.macs == 18 * 22 * (24 * 16 + 16 * 16 + 9 * 16 * 3 + 16 * 11)
     step, shapes = built(rows)
     assert found.params == count(shapes[0])
     assert found.flops == pytest.approx(xla_flops(step, *shapes), rel=TOLERANCE)

@@ -38,9 +38,9 @@ class Conv(nn.Module):
 
 
 class Head(nn.Module):
-    def __init__(self, channels, num_classes):
+    def __init__(self, channels, num_outputs, size=1):
         super().__init__()
-        self.kernel = zeroed(conv(channels, num_classes, bias=True))
+        self.kernel = zeroed(conv(channels, num_outputs, size, bias=True))
 
     def forward(self, x):
         return self.kernel(x)
@@ -103,21 +103,26 @@ class Max(nn.Module):
         return torch.maximum(a, b)
 
 
+def sampled(x, offsets):
+    """A map [B, C, h, w] at offsets [B, 2, h, w], (x, y) in grid cells, the border repeated."""
+    height, width = x.shape[2:]
+    scale = offsets.new_tensor([2 / (width - 1), 2 / (height - 1)])
+    rows, cols = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+    own = torch.stack(torch.meshgrid(rows, cols, indexing="ij")[::-1], dim=-1)
+    grid = own + offsets.permute(0, 2, 3, 1) * scale
+    return functional.grid_sample(x, grid, padding_mode="border", align_corners=True)
+
+
 class Warp(nn.Module):
-    """`grid_sample` at offsets (x, y) predicted from both, the border repeated."""
+    """The first map at offsets predicted from both, and the second."""
 
     def __init__(self, channels, max_offset):
         super().__init__()
         self.kernel, self.max_offset = zeroed(conv(2 * channels, 2, 3, bias=True)), max_offset
 
     def forward(self, a, b):
-        height, width = a.shape[2:]
-        offsets = self.max_offset * torch.tanh(self.kernel(torch.cat([a, b], dim=1))).permute(0, 2, 3, 1)
-        scale = offsets.new_tensor([2 / (width - 1), 2 / (height - 1)])
-        rows, cols = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
-        own = torch.stack(torch.meshgrid(rows, cols, indexing="ij")[::-1], dim=-1)
-        grid = own + offsets * scale
-        return functional.grid_sample(a, grid, padding_mode="border", align_corners=True) + b
+        offsets = self.max_offset * torch.tanh(self.kernel(torch.cat([a, b], dim=1)))
+        return sampled(a, offsets) + b
 
 
 class LocalAttention(nn.Module):
@@ -184,6 +189,11 @@ class Cell(nn.Module):
         used = {name for layer in layers for name in layer["in"]}
         self.loose = [name for name in self.layers if name not in used]
         self.output, self.head = Conv(channels, channels), Head(channels, settings.num_classes)
+        self.motion, self.share, self.max_offset = (
+            Head(channels, 3, 3),
+            nn.Parameter(torch.zeros(())),
+            settings.max_offset,
+        )
 
     def project(self, frame, before):
         """The inputs of a layer by name; at the first frame (`before` None) `prev_*` are the frame's own values."""
@@ -211,10 +221,20 @@ class Cell(nn.Module):
             for name, layer in self.layers.items():
                 nodes[name] = layer(nodes, zeros)
             state = self.output(sum(nodes[name] for name in self.loose) / len(self.loose))
-            logits = frame["logits"] + self.head(state)
+            logits = self.end(state, frame, before)
             before = {**frame, "state": state, "logits": logits}
             found.append(logits)
         return found
+
+    def end(self, state, frame, before):
+        """The logits of a frame: a mean of its own and of those before, moved, and a correction."""
+        logits = frame["logits"]
+        if before is not None:
+            motion = self.motion(state)
+            gate = torch.sigmoid(self.share + motion[:, 2:])
+            moved = sampled(before["logits"], self.max_offset * torch.tanh(motion[:, :2]))
+            logits = gate * logits + (1 - gate) * moved
+        return logits + self.head(state)
 
 
 def load(cell, params):

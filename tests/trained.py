@@ -63,10 +63,10 @@ def write(path: pathlib.Path, kind: str, config=None) -> pathlib.Path:
     found = compilation.jit_once(functools.partial(static_net.infer, net))(variables, videos[0].frames)
     clip = types.Features(maps={name: x[None] for name, x in found.maps.items()}, logits=found.logits[None])
     params = cell_lib.freeze_norm(params, compilation.jit_once(cell.moments)(params, clip))
-    if kind == "refine":  # it starts at zero: corrections that change labels
-        kernel = params["ports"]["head"]["kernel"]
-        spread = found.logits.std() * 0.5
-        params["ports"]["head"]["kernel"] = spread * jax.random.normal(jax.random.key(2), kernel.shape)
+    # The heads start at zero: corrections and motions that change labels.
+    for name, spread in (("head", found.logits.std() * 0.5), ("motion", 0.2)):
+        kernel = params["ports"][name]["kernel"]
+        params["ports"][name]["kernel"] = spread * jax.random.normal(jax.random.key(2), kernel.shape)
     if settings.is_propagating and settings.schedule.is_learned:  # predictions that vary
         head = params["ports"]["schedule"]
         head["output"] = head["output"] + 1.0

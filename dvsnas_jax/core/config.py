@@ -42,11 +42,15 @@ def changed(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> 
 
 
 def from_json_dict(values: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
-    """The configuration that `to_json_dict` made `values` of; keys that are new since then keep their defaults.
+    """The configuration that `to_json_dict` made `values` of; keys that are new since then have their value of `BEFORE`
+    or keep their defaults.
 
     A bad one is a UserError that names `where`.
     """
     config = defaults()
+    for key, value in BEFORE.items():
+        section, name = key.split(".")
+        config[section][name] = value
     overrides_lib.apply_values(config, values, where)
     validate(config)
     return config.lock()
@@ -89,6 +93,10 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+BEFORE: dict[str, Any] = {
+    "space.end": "classifier",
+}
+"""Keys that are newer than some run folders and meant something else than today's default before they existed."""
 _CHOICES = defaults_lib.choices()
 _MAY_BE_ZERO = (
     "data.degrade",

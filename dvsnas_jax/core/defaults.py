@@ -119,6 +119,9 @@ _SPACE = {
     "mode": OneOf("refine", "dvsnas_jax.space.cell_frame:MODES"),
     # propagate: the deepest encoder stage that every frame passes
     "cut": OneOf("stage2", "dvsnas_jax.space.cell_frame:STAGES"),
+    # of the cell. heads: the logits start from the baseline of the mode and are moved, mixed and corrected; none: that
+    # baseline alone; classifier: made of the cell's output alone, as in the first versions
+    "end": OneOf("heads", "dvsnas_jax.space.cell_end:ENDS"),
     "num_layers": 4,
     "operations": (),  # empty = all of the vocabulary
     "aggregations": (),  # empty = all of the vocabulary

@@ -31,7 +31,7 @@ class Cell:
     def __init__(self, space: genotype_lib.Space, rows: np.ndarray, settings: cell_frame.CellSettings) -> None:
         self._space, self._rows, self._settings = space, rows, settings
         self._loose = genotype_lib.loose_ends(space, rows)
-        self.inputs = used_inputs(space, rows)
+        self.inputs = used_inputs(space, rows) if settings.has_output else ()
         settings.check(self.inputs)
 
     def init(self, rng: jax.Array) -> Params:
@@ -40,8 +40,10 @@ class Cell:
         ports_rng, layers_rng = jax.random.split(rng)
         layer_rngs = jax.random.split(layers_rng, space.num_layers)
         layers = [operations.init_layer(each, space, settings.channels, settings.scope()) for each in layer_rngs]
-        params = {"ports": cell_frame.init(ports_rng, settings, space.inputs), "layers": layers}
-        return _select(space, self._rows, params)
+        ports = cell_frame.init(ports_rng, settings, space.inputs)
+        if not settings.has_output:
+            return {"ports": {name: ports[name] for name in ("share", "schedule") if name in ports}, "layers": {}}
+        return _select(space, self._rows, {"ports": ports, "layers": layers})
 
     def initial_state(self, features: types.Features) -> types.CellState:
         """The state before the first frame."""
@@ -112,6 +114,8 @@ class Cell:
         `record` receives the batch moments.
         """
         ports = self._ports(params, record)
+        if not self._settings.has_output:
+            return ports.output(None, state, features)
         project_fn = projections.make_project(params["ports"], ports.scope)
         inputs = projections.cell_inputs(state, features, self.inputs, project_fn)
         outputs = self._run_layers(params["layers"], inputs, state.state, self._settings.scope(record))

@@ -1,8 +1,7 @@
-"""What every cell has, whatever its genotype: settings, output, head, recurrence over time.
+"""What every cell has, whatever its genotype: settings, output, recurrence over time.
 
-Refine mode: the cell's logits are the static network's plus a correction that starts at zero. Propagate mode: a key
-frame takes the static network's logits and starts the cell's state anew; on the other frames the logits are the head
-of the cell's output alone. Which of the two a place is, the schedule says (`space.schedule`).
+What becomes of the output is said in `space.cell_end`. In propagate mode a key frame takes the static network's logits
+and starts the cell's state anew; which places of which frames are key frames, the schedule says (`space.schedule`).
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import jax.numpy as jnp
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.nets.kernels import layers
+from dvsnas_jax.space import cell_end, operations, projections
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, projections
 from dvsnas_jax.space import schedule as schedule_lib
 
 Params = dict[str, Any]
@@ -37,6 +36,7 @@ class CellSettings:
       mode: one of `MODES`.
       cut: propagate: the deepest encoder stage that every frame passes.
       schedule: propagate: which frames are key frames.
+      end: one of `cell_end.ENDS`.
     """
 
     channels: int
@@ -47,9 +47,11 @@ class CellSettings:
     mode: str = "refine"
     cut: str = "stage2"
     schedule: schedule_lib.Schedule = schedule_lib.Schedule()
+    end: str = cell_end.HEADS
 
     def __post_init__(self) -> None:
-        for key, value, allowed in (("mode", self.mode, MODES), ("cut", self.cut, STAGES)):
+        choices = ("mode", self.mode, MODES), ("cut", self.cut, STAGES), ("end", self.end, cell_end.ENDS)
+        for key, value, allowed in choices:
             if value not in allowed:
                 raise errors.UserError(f"space.{key}: unknown {value!r}, allowed are {', '.join(allowed)}")
         if self.attention_window not in (3, 5, 7, 9):
@@ -70,6 +72,11 @@ class CellSettings:
     @property
     def is_propagating(self) -> bool:
         return self.mode == "propagate"
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there is anything of the cell beside the baseline that it starts from."""
+        return self.end != cell_end.NONE
 
     def provided(self) -> tuple[str, ...]:
         """Names of the inputs that the mode gives to a cell."""
@@ -106,7 +113,7 @@ def with_fixed_interval(settings: CellSettings) -> CellSettings:
 
 
 def init(rng: jax.Array, settings: CellSettings, inputs: Iterable[str]) -> Params:
-    """Parameters of the projections (`decoder` always: it starts the state), the output, the head and the schedule."""
+    """Parameters of the projections (`decoder` always: it starts the state), the output, the end and the schedule."""
 
     def projection(rng: jax.Array, channels: int) -> Params:
         kernel = operations.init_kernel(rng, 1, channels, settings.channels)
@@ -114,17 +121,18 @@ def init(rng: jax.Array, settings: CellSettings, inputs: Iterable[str]) -> Param
 
     names = sorted({*inputs, "decoder"})
     output_rng, head_rng, schedule_rng = (jax.random.fold_in(rng, len(names) + use) for use in range(3))
-    shape = (1, 1, settings.channels, settings.num_classes)
+    end = cell_end.init(
+        head_rng, settings.end, settings.channels, settings.num_classes, is_propagating=settings.is_propagating
+    )
     params: Params = {
         "inputs": {
             name: projection(jax.random.fold_in(rng, index), settings.input_channels(name))
             for index, name in enumerate(names)
         },
         "output": projection(output_rng, settings.channels),
-        "head": {"kernel": jnp.zeros(shape), "bias": jnp.zeros((settings.num_classes,))},
+        **end,
     }
-    if settings.is_propagating:  # nothing to correct: the head makes the logits
-        params["head"]["kernel"] = operations.init_kernel(head_rng, *shape[1:])
+    if settings.is_propagating:
         params["schedule"] = schedule_lib.init(schedule_rng, settings.schedule, settings.feature_channels[settings.cut])
     return params
 
@@ -153,21 +161,27 @@ class Ports:
     settings: CellSettings
     scope: operations.CellScope
 
-    def output(self, mean: jax.Array, state: types.CellState, features: types.Features) -> types.CellState:
-        """Projects the mean of the loose ends, [B, h, w, C], to the state after a frame and makes the logits.
+    def output(self, mean: jax.Array | None, state: types.CellState, features: types.Features) -> types.CellState:
+        """The state after a frame; propagate: one that is no key frame.
 
-        They are, in refine mode, the static network's, corrected; else those of a frame that is no key frame.
+        The mean of the loose ends, [B, h, w, C], is projected to the cell's output, whose end makes the logits. None:
+        the cell has nothing beside its baseline.
         """
-        output, head = self.params["output"], self.params["head"]
-        y = layers.conv(mean, output["kernel"].astype(mean.dtype))
-        new = jax.nn.relu(self.scope.child("output", "norm").normalize(output["norm"], y))
-        found = layers.conv(new, head["kernel"].astype(new.dtype))
-        found += layers.per_channel(head["bias"].astype(new.dtype), 4)
-        is_first = jnp.zeros((mean.shape[0],), bool)
-        after = dataclasses.replace(state, state=new, logits=found, image=features.maps["image"], is_first=is_first)
+        new = None
+        if mean is not None:
+            output = self.params["output"]
+            y = layers.conv(mean, output["kernel"].astype(mean.dtype))
+            new = jax.nn.relu(self.scope.child("output", "norm").normalize(output["norm"], y))
+        after = dataclasses.replace(
+            state,
+            state=state.state if new is None else new,
+            logits=cell_end.logits(self.params, new, state, features, self.scope),
+            image=features.maps["image"],
+            is_first=jnp.zeros_like(state.is_first),
+        )
         if state.is_propagating:
             return dataclasses.replace(after, age=_age(state) + 1)
-        return dataclasses.replace(after, decoder=features.maps["decoder"], logits=features.logits + found)
+        return dataclasses.replace(after, decoder=features.maps["decoder"])
 
     def key_frame(
         self, state: types.CellState, features: types.Features, start: jax.Array | None = None
@@ -176,7 +190,9 @@ class Ports:
 
         `start` is that map, where it was projected before.
         """
-        if start is None:
+        if not self.settings.has_output:
+            start = jnp.asarray(state.state)
+        elif start is None:
             start = projections.project(self.params, "decoder", features.maps["decoder"], self.scope)
         return dataclasses.replace(
             state,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cell_frame, operations
+from dvsnas_jax.space import cell_end, cell_frame, operations
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import operation_cost as counts
 from dvsnas_jax.space import schedule as schedule_lib
@@ -29,7 +29,7 @@ def of(
 ) -> counts.Cost:
     """The cost of one cell for one frame, without the static network and its encoder.
 
-    It is the sum over the input projections that are in use, the layers, the output and the head. In propagate mode it
+    It is the sum over the input projections that are in use, the layers, the output and the end. In propagate mode it
     is a frame that is no key frame, the head that predicts errors included. A layer whose output is read through `none`
     only is not computed, so it costs nothing, but its parameters exist.
 
@@ -43,8 +43,10 @@ def of(
     rows = genotype_lib.validate(space, genotype)
     sizes = sizes_of(settings, size, is_sliced=(backend or jax.default_backend()) == "cpu")
     live = live_layers(space, rows)
-    total = _inputs(space, rows, live, settings, sizes)
-    total += _output(len(genotype_lib.loose_ends(space, rows)), settings, sizes)
+    total = _output(len(genotype_lib.loose_ends(space, rows)), settings, sizes)
+    if not settings.has_output:
+        return total
+    total += _inputs(space, rows, live, settings, sizes)
     for layer in range(space.num_layers):
         for part in layer_parts(space, rows[layer], sizes):
             total += part if layer in live else counts.Cost(params=part.params)
@@ -97,12 +99,11 @@ def _inputs(
 
 
 def _output(num_loose: int, settings: cell_frame.CellSettings, sizes: counts.Sizes) -> counts.Cost:
-    """The mean of the loose ends, its projection, the head, what is added to it, the prediction of errors."""
-    channels, num_classes = sizes.channels, settings.num_classes
-    total = counts.each(sizes, num_loose) + (counts.maps(sizes, num_loose + 1) if num_loose > 1 else counts.Cost())
-    total += counts.conv(sizes, channels, channels) + counts.norm_relu(sizes)
-    total += counts.conv(sizes, channels, num_classes) + counts.Cost(params=num_classes)
-    total += counts.each(sizes, 1 if settings.is_propagating else 2, num_classes)  # refine: the static network's logits
+    """The mean of the loose ends, its projection, the end, the prediction of errors."""
+    total = cell_end.cost(settings.end, sizes, settings.num_classes, is_propagating=settings.is_propagating)
+    if settings.has_output:
+        total += counts.each(sizes, num_loose) + (counts.maps(sizes, num_loose + 1) if num_loose > 1 else counts.Cost())
+        total += counts.conv(sizes, sizes.channels, sizes.channels) + counts.norm_relu(sizes)
     if settings.is_propagating:
         total += schedule_lib.head_cost(settings.schedule, sizes, settings.feature_channels[settings.cut])
     return total

@@ -114,9 +114,9 @@ def norm_relu(sizes: Sizes) -> Cost:
     return norm(sizes) + each(sizes, 1)
 
 
-def samples(sizes: Sizes, num: int = 1) -> Cost:
+def samples(sizes: Sizes, num: int = 1, channels: int | None = None) -> Cost:
     """Bilinear samples at `num` positions for each pixel: positions and addresses, then 4 weights for every value."""
-    return each(sizes, POSITION_FLOPS * num, 1) + each(sizes, 7 * num)
+    return each(sizes, POSITION_FLOPS * num, 1) + each(sizes, 7 * num, channels)
 
 
 def nothing(sizes: Sizes) -> Cost:

@@ -18,7 +18,7 @@ def of(config: ml_collections.ConfigDict, num_classes: int) -> cell_frame.CellSe
       UserError: a value is out of range.
     """
     schedule = config.schedule
-    names = ("channels", "max_offset", "mode", "cut", "attention_window", "attention_heads")
+    names = ("channels", "max_offset", "mode", "cut", "attention_window", "attention_heads", "end")
     return cell_frame.CellSettings(
         feature_channels=static_net.feature_channels(config.net, num_classes),
         schedule=schedule_lib.Schedule(schedule.kind, schedule.interval, schedule.threshold, tuple(schedule.grid)),

@@ -13,7 +13,7 @@ from typing import Any
 import chex
 import jax
 
-from dvsnas_jax.core import types
+from dvsnas_jax.core import errors, types
 from dvsnas_jax.space import cell_frame, operations, supernet_gradient
 from dvsnas_jax.space import genotype as genotype_lib
 
@@ -82,7 +82,9 @@ def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Supern
     learns with one cell.
 
     Raises:
-      UserError: the mode does not provide an input of the space.
+      UserError: the mode does not provide an input of the space, or the cell is to be its baseline alone.
     """
     settings.check(space.inputs)
+    if not settings.has_output:
+        raise errors.UserError("space.end: 'none' leaves nothing to search; set it to 'heads'")
     return Supernet(space, cell_frame.with_fixed_interval(settings))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dvsnas_jax.core import errors
+from dvsnas_jax.space import cell_end
 from dvsnas_jax.space import genotype as genotype_lib
 
 PREFIX = "zoo:"
@@ -36,6 +37,7 @@ class Member:
       idea: what the method does, in one sentence.
       differs: what differs here from the original.
       interval: as `config.schedule.interval`; None: the config's.
+      end: as `config.space.end`; `none`: a baseline, of which nothing is trained.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Member:
     idea: str
     differs: str
     interval: int | None = None
+    end: str = cell_end.HEADS
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether nothing of it is trained."""
+        return self.end == cell_end.NONE
 
     @property
     def title(self) -> str:
@@ -126,13 +134,15 @@ def embed(data: Mapping[str, Any], space: genotype_lib.Space, *, where: str = "g
     return genotype_lib.from_dict({**data, "layers": layers}, space, where=where)[1]
 
 
-def require(member: Member, *, mode: str, schedule: str) -> None:
+def require(member: Member, *, mode: str, schedule: str, end: str) -> None:
     """`UserError` with the words to add, unless a configuration runs the member as it is meant."""
     words = []
     if mode != member.mode:
         words.append(f"--config.space.mode={member.mode}")
     if member.mode == PROPAGATE and schedule != member.schedule:
         words.append(f"--config.schedule.kind={member.schedule}")
+    if member.is_baseline != (end == cell_end.NONE):  # other members may have the end of older cells
+        words.append(f"--config.space.end={member.end}")
     if words:
         raise errors.UserError(f"{member.title}: the config does not fit it; add {' '.join(words)}")
 
@@ -167,7 +177,37 @@ def _genotype(*layers: dict[str, Any]) -> dict[str, Any]:
     return {"version": genotype_lib.VERSION, "inputs": inputs, "layers": list(layers)}
 
 
+_NOTHING = _genotype(_layer("max", ("none", "prev_logits"), ("none", "prev_logits")))
 _MEMBERS = (
+    Member(
+        name="ema",
+        mode=REFINE,
+        schedule="fixed",
+        end=cell_end.NONE,
+        genotype=_NOTHING,
+        source="the exponential moving average of the static network's logits over time; nothing is trained",
+        idea="what every refining cell starts from: a share of the current logits and the rest of the average so far",
+        differs="The share is the one, of a few, with the best mIoU on meta-validation clips.",
+    ),
+    Member(
+        name="hold",
+        mode=PROPAGATE,
+        schedule="fixed",
+        end=cell_end.NONE,
+        genotype=_NOTHING,
+        source="the static network on key frames alone; nothing is trained",
+        idea="what every propagating cell starts from: the key frame's logits are held until the next one",
+        differs="Nothing; no stage of the encoder runs between key frames.",
+    ),
+    Member(
+        name="previous",
+        mode=REFINE,
+        schedule="fixed",
+        genotype=_genotype(_layer("max", ("skip", "prev_logits"), ("skip", "prev_logits"))),
+        source="the smallest cell with a memory, a control for searched cells",
+        idea="nothing is read but the logits of the frame before",
+        differs="It sees the current frame only through the end that all cells have.",
+    ),
     Member(
         name="static",
         mode=REFINE,

@@ -1,0 +1,133 @@
+"""The end of a cell: how its output becomes the logits of a frame.
+
+It starts from what costs nothing and learns what is better:
+
+    logits = gate * current + (1 - gate) * sample(logits of the frame before, offsets) + correction
+
+Offsets, gate and correction come from the cell's output by small heads that are zero at the start. Refine: `current`
+are the static network's logits, and the gate starts at a share that is the same everywhere, so the untrained cell is a
+running average of them (`zoo:ema`). Propagate: there are no current logits and no gate, so the untrained cell repeats
+the key frame (`zoo:hold`). Whatever is trained is gain over a baseline without parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dvsnas_jax.core import types
+from dvsnas_jax.nets.kernels import layers, precision, sampling
+from dvsnas_jax.space import operation_cost as counts
+from dvsnas_jax.space import operations
+
+Params = dict[str, Any]
+
+HEADS, NONE, CLASSIFIER = "heads", "none", "classifier"
+ENDS = (HEADS, NONE, CLASSIFIER)
+"""What `config.space.end` may be: as above; the baseline alone, which learns nothing; as cells ended before: a
+classifier of the cell's output, whose result is, in refine mode, added to the static network's logits."""
+PARTS = ("offsets", "gate", "correction")
+DEFAULT_SHARE = 0.7
+"""Of the static network's logits in the running average, where none was chosen."""
+_KERNEL = 3
+
+
+def parts(*, is_propagating: bool) -> tuple[str, ...]:
+    """The parts of `PARTS` that the end `HEADS` has in a mode."""
+    return tuple(part for part in PARTS if part != "gate" or not is_propagating)
+
+
+def init(rng: jax.Array, end: str, channels: int, num_classes: int, *, is_propagating: bool) -> Params:
+    """Parameters of an end.
+
+    `head: {kernel [1, 1, C, K], bias [K]}`, the correction or the classifier; `motion: {kernel [3, 3, C, n], bias [n]}`
+    of `HEADS`, offsets (x, y) and, in refine mode, the gate; `share []` in refine mode, the log-odds of the share.
+    """
+    params: Params = {}
+    if end != NONE:
+        params["head"] = {"kernel": jnp.zeros((1, 1, channels, num_classes)), "bias": jnp.zeros((num_classes,))}
+    if end == CLASSIFIER:
+        if is_propagating:  # nothing to correct: the head makes the logits
+            params["head"]["kernel"] = operations.init_kernel(rng, 1, channels, num_classes)
+        return params
+    if end == HEADS:
+        num = 2 if is_propagating else 3
+        params["motion"] = {"kernel": jnp.zeros((_KERNEL, _KERNEL, channels, num)), "bias": jnp.zeros((num,))}
+    return params if is_propagating else params | log_odds(DEFAULT_SHARE)
+
+
+def log_odds(share: float) -> Params:
+    """The parameter of a running average: the static network's logits have this share, above 0 and below 1."""
+    return {"share": jnp.float32(math.log(share / (1 - share)))}
+
+
+def without(params: Params, part: str) -> Params:
+    """Parameters of a cell's ports with one part of the end switched off, as data: nothing is compiled anew.
+
+    Without `offsets` nothing moves, without `gate` the share is the same everywhere, without `correction` nothing is
+    added.
+    """
+    if part == "correction":
+        return {**params, "head": jax.tree.map(jnp.zeros_like, params["head"])}
+    places = slice(0, 2) if part == "offsets" else slice(2, 3)
+    return {**params, "motion": jax.tree.map(lambda x: x.at[..., places].set(0), params["motion"])}
+
+
+def logits(
+    params: Params,
+    output: jax.Array | None,
+    state: types.CellState,
+    features: types.Features,
+    scope: operations.CellScope,
+) -> jax.Array:
+    """The logits [B, h, w, K] of a frame.
+
+    Args:
+      params: of `init`; which of them there are says how the cell ends.
+      output: the cell's, [B, h, w, C]; None: it has none, only the baseline is left.
+      state: before the frame.
+      features: of the frame; propagate: without logits.
+      scope: the cell's, with its largest displacement.
+    """
+    if output is not None and "motion" not in params:
+        found = _head(params, output)
+        return found if state.is_propagating else features.logits + found
+    before = jnp.asarray(state.logits)
+    motion = None
+    if output is not None:
+        motion = layers.conv(output, params["motion"]["kernel"].astype(output.dtype))
+        motion += layers.per_channel(params["motion"]["bias"].astype(output.dtype), 4)
+        before = sampling.warp_bilinear(before, scope.max_offset * jnp.tanh(motion[..., :2]))
+    if state.is_propagating:
+        return before if output is None else before + _head(params, output)
+    current = jnp.asarray(features.logits)
+    odds = precision.at_least_float32(params["share"] + (0 if motion is None else motion[..., 2:]))
+    gate = jnp.where(state.is_first[:, None, None, None], 1, jax.nn.sigmoid(odds)).astype(current.dtype)
+    mixed = before + gate * (current - before)
+    return mixed if output is None else mixed + _head(params, output)
+
+
+def cost(end: str, sizes: counts.Sizes, num_classes: int, *, is_propagating: bool) -> counts.Cost:
+    """What the end of a cell costs for a frame; propagate: one that is no key frame."""
+    head = counts.conv(sizes, sizes.channels, num_classes) + counts.Cost(params=num_classes)
+    if end == CLASSIFIER:  # a bias, and refine: the static network's logits
+        return head + counts.each(sizes, 1 if is_propagating else 2, num_classes)
+    total, num = counts.Cost(), 2 if is_propagating else 3
+    if end == HEADS:
+        total += (
+            counts.conv(sizes, sizes.channels, num, _KERNEL) + counts.Cost(params=num) + counts.each(sizes, num + 2, 1)
+        )
+        total += counts.samples(sizes, channels=num_classes) + counts.moved(sizes, num_classes, 2, num_classes)
+        total += head + counts.each(sizes, 2, num_classes) + counts.moved(sizes, num_classes)
+    if not is_propagating:  # the sigmoid and the mean of both
+        total += counts.Cost(params=1) + counts.each(sizes, 4 if end == HEADS else 0, 1)
+        total += counts.each(sizes, 3, num_classes) + counts.moved(sizes, *[num_classes] * (1 if end == HEADS else 3))
+    return total
+
+
+def _head(params: Params, output: jax.Array) -> jax.Array:
+    found = layers.conv(output, params["head"]["kernel"].astype(output.dtype))
+    return found + layers.per_channel(params["head"]["bias"].astype(output.dtype), 4)
