@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_space import SETTINGS, SPACE, make_features, randomised
 
-from dvsnas_jax.core import errors
 from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import errors
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_end, schedule, zoo
 from dvsnas_jax.space import genotype as genotype_lib
@@ -115,7 +115,7 @@ def test_supernet_and_cell_have_the_same_end_in_propagate_mode() -> None:
         expected, expected_grads = scored(cell.unroll)(cut, features)
         assert float(loss) == pytest.approx(float(expected), abs=1e-5)
         own = cell_lib.gather_params(PROPAGATE_SPACE, genotype, grads)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), own, expected_grads)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), own, expected_grads)
         for name in ("motion", "head"):
             assert np.abs(own["ports"][name]["kernel"]).max() > 0
 

@@ -248,5 +248,5 @@ def read_genotype(config: ml_collections.ConfigDict, folder: workdir.Workdir, gi
 
 def _of_zoo(config: ml_collections.ConfigDict, member: zoo.Member) -> np.ndarray:
     """A hand-designed cell in the space of the run; a UserError where that cannot express it."""
-    zoo.require(member, mode=config.space.mode, schedule=config.schedule.kind)
+    zoo.require(member, mode=config.space.mode, schedule=config.schedule.kind, end=config.space.end)
     return zoo.genotype(member, features.space_of(config))[1]

@@ -25,7 +25,7 @@ from dvsnas_jax.evaluate import evaluation, timing
 from dvsnas_jax.infer import jitted, programs
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cost, zoo
+from dvsnas_jax.space import cell_end, cost, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.studies import compare_report, compare_rows, study_report
@@ -47,6 +47,7 @@ class Entry(NamedTuple):
     def key(self) -> str:
         """Names the row: what the genotype is decides, not what it is called."""
         rule = f"_{self.config.schedule.kind}" if self.config.space.mode == zoo.PROPAGATE else ""
+        rule += "_baseline" if self.config.space.end == cell_end.NONE else ""
         return f"{genotype_lib.digest(self.space, self.genotype)}{rule}"
 
     def job(self, seed: int) -> str:
@@ -191,10 +192,11 @@ def _entry(config: ml_collections.ConfigDict, name: str) -> Entry:
     own = config
     if name.startswith(zoo.PREFIX):
         member = zoo.get(name)
-        zoo.require(member, mode=config.space.mode, schedule=member.schedule)
+        zoo.require(member, mode=config.space.mode, schedule=member.schedule, end=member.end)
         name, (space, genotype) = member.title, zoo.genotype(member)
         own = config.copy_and_resolve_references()
         with own.unlocked():
+            own.space.end = member.end if member.is_baseline else config.space.end
             own.schedule.kind = member.schedule
             own.schedule.interval = member.interval or config.schedule.interval
     else:
@@ -241,7 +243,7 @@ def frame_cost(
     found: dict[str, float] = {"parameters": static_size + cell_size, "macs": full + macs}
     if settings.is_propagating:
         cheap = static_net.num_macs(net, size, settings_lib.depth(cell.inputs, settings))
-        start = math.prod(grid) * settings.input_channels("decoder") * settings.channels
+        start = math.prod(grid) * settings.input_channels("decoder") * settings.channels if settings.has_output else 0
         fixed = dataclasses.replace(settings, schedule=settings.schedule.without_head())
         head = macs - cost.of(space, genotype, fixed, grid).macs
         # A learned schedule looks at the cheap maps before it decides; a key frame then starts from the pixels again.

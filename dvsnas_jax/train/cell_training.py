@@ -73,7 +73,7 @@ def _given(config: ml_collections.ConfigDict, path: str) -> tuple[genotype_lib.S
     """
     space, genotype = read_genotype(path, name="--genotype")
     if path.startswith(zoo.PREFIX):
-        zoo.require(zoo.get(path), mode=config.space.mode, schedule=config.schedule.kind)
+        zoo.require(zoo.get(path), mode=config.space.mode, schedule=config.schedule.kind, end=config.space.end)
     try:
         features_lib.settings_of(config).check(space.inputs)
     except errors.UserError as error:
@@ -102,7 +102,10 @@ def train_cell(
       The averaged weights with running statistics in every normalisation.
     """
     section = config.train
-    cell = cell_lib.make(space, genotype, features_lib.settings_of(config))
+    settings = features_lib.settings_of(config)
+    cell = cell_lib.make(space, genotype, settings)
+    if not settings.has_output:  # a baseline: nothing of it is trained
+        return compilation.jit_once(cell.init)(jax.random.key(config.seed))
     optimizer = optim.make(section)
     # Where the store is: a state that is committed to no device would compile the step twice.
     where = feature_store.state_sharding(store)
