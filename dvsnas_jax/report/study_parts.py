@@ -66,7 +66,7 @@ def _tokens(run: run_files.Run, content: Mapping[str, Any], title: str) -> str:
     rows = []
     for row in content["tokens"]:
         best = f"{_change(row['best'])} ({named(row['best_name'])})" if row["best_name"] else "–"
-        name = f"layer {row['layer']}, {ablate_report.SLOTS.get(row['field'], row['field'])}: {named(row['now'])}"
+        name = f"{ablate_report.place(row)}: {named(row['now'])}"
         changes = [_change(row[key]) for key in ("none", "skip", "others")]
         rows.append((markup.escape(name), [*changes, markup.escape(best), str(row["count"])]))
     head = ["token", "by none", "by skip", "by another, mean", "best", "variants"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +19,12 @@ _REPLACED_FIRST: dict[str, Callable[[str], Any]] = {
 """What a token of each kind is replaced by before all else: nothing, the map as it is; the plain sum."""
 
 
+END = "end"
+"""The field of a variant that has the same genotype, and a part of the end (`cell_end.PARTS`) switched off."""
+
+
 class Variant(NamedTuple):
-    """A genotype i32 [L, 5] in which the token of a layer and field (of `genotype.FIELDS`) has another name."""
+    """A genotype i32 [L, 5] in which the token of a layer and field (`genotype.FIELDS` or `END`) has another name."""
 
     genotype: np.ndarray
     layer: int
@@ -39,6 +43,11 @@ def neighbours(space: genotype_lib.Space, genotype: np.ndarray) -> list[Variant]
              if field.startswith(kind)]  # fmt: skip
     rounds = itertools.zip_longest(*(list(_replacements(space, rows, *place)) for place in order))
     return [variant for row in rounds for variant in row if variant is not None]
+
+
+def of_end(genotype: np.ndarray, parts: Iterable[str]) -> list[Variant]:
+    """The genotype itself without each of some parts of its end; the layer is L, which comes after all."""
+    return [Variant(genotype, len(genotype), END, part, "none") for part in parts]
 
 
 def _replacements(space: genotype_lib.Space, rows: np.ndarray, layer: int, field: str) -> Iterator[Variant]:

@@ -197,7 +197,7 @@ _MEMBERS = (
         genotype=_NOTHING,
         source="the static network on key frames alone; nothing is trained",
         idea="what every propagating cell starts from: the key frame's logits are held until the next one",
-        differs="Nothing; no stage of the encoder runs between key frames.",
+        differs="Nothing is computed between key frames, not even the first stages of the encoder.",
     ),
     Member(
         name="previous",
@@ -215,9 +215,9 @@ _MEMBERS = (
         genotype=_genotype(_layer("max", ("skip", "decoder"), ("skip", "decoder"))),
         source="the static network frame by frame; no method of its own",
         idea="the decoder map of the frame passes unchanged, nothing is known of other frames",
-        differs="While its head is zero, as at the start, the logits are exactly the static network's. Training can "
-        "still learn a correction of each pixel from that pixel's decoder map, so the trained cell is a second look "
-        "at the same frame, on the same budget as its neighbours; `compare` lists the untrained static network, too.",
+        differs="Its end has the running average that all cells start from, and learns a gate, motions and a "
+        "correction of each pixel from the decoder maps around it: a second look at the same frame, on the same budget "
+        "as its neighbours. `compare` lists the static network itself, too.",
     ),
     Member(
         name="netwarp",

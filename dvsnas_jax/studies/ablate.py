@@ -121,7 +121,8 @@ def make_ablate(
     >>> masks = ~jnp.eye(len(space.operations), dtype=bool)  # row i switches operation i off
     >>> found = jax.lax.map(lambda mask: ablate_fn(params, genotype, mask, batch), masks)
 
-    `replacement` takes the place of an operation that the mask switches off (even if it is off itself).
+    `replacement` takes the place of an operation that the mask switches off (even if it is off itself). A part of the
+    cell's end (`cell_end.PARTS`) is switched off in the parameters: `cell_end.without(params["ports"], part)`.
 
     Returns:
       `(params, genotype i32 [L, 5], op_mask bool [num_ops], batch: types.FeatureStore) -> metrics` of the last frame of
@@ -195,6 +196,7 @@ def run(
             left_out = ablate_variants.untrained(config) if what == ablate_variants.REPLACE else ()
             chosen = [variant for variant in variants_lib.neighbours(space, rows) if variant.after not in left_out]
             if what == ablate_variants.REPLACE:
+                chosen += variants_lib.of_end(rows, ablate_variants.parts_of_end(config))
                 records = ablate_variants.replace(config, folder, stop, rows, chosen[:limit])
             else:
                 steps = num_steps or config.train.steps

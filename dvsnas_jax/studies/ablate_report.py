@@ -10,11 +10,18 @@ import numpy as np
 
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.evaluate import figures
-from dvsnas_jax.space import draw
+from dvsnas_jax.space import draw, neighbours
 from dvsnas_jax.studies import study_report
 
 Records = Sequence[Mapping[str, Any]]
-SLOTS = {"op_a": "operation a", "op_b": "operation b", "agg": "aggregation", "in_a": "input a", "in_b": "input b"}
+SLOTS = {
+    "op_a": "operation a",
+    "op_b": "operation b",
+    "agg": "aggregation",
+    "in_a": "input a",
+    "in_b": "input b",
+    neighbours.END: "end",
+}
 
 
 def write_replacements(
@@ -36,13 +43,28 @@ def write_replacements(
         best = f"{_points(row['best'])} ({_with_mask(row['best_name'], masked)})" if row["best_name"] else "-"
         changes = [_points(row[name]) for name in ("none", "skip", "others")]
         now = _with_mask(row["now"], masked)
-        cells.append([row["layer"], SLOTS[row["field"]], now, *changes, best, row["count"]])
+        cells.append(
+            [
+                "" if row["field"] == neighbours.END else row["layer"],
+                SLOTS[row["field"]],
+                now,
+                *changes,
+                best,
+                row["count"],
+            ]
+        )
     about = (
         f"Change of the reward x 100 when one token is replaced, {title}; "
         f"the genotype itself: {_points(base, is_signed=False)}"
     )
     text = "\n".join([about, *_about_masks(masked, left_out), "", *study_report.markdown(head, cells)])
     return _write(folder, content, text, lambda path: _draw_tokens(rows, title, path))
+
+
+def place(row: Mapping[str, Any]) -> str:
+    """Where a row's token stands, in words."""
+    slot = SLOTS.get(row["field"], row["field"])
+    return slot if row["field"] == neighbours.END else f"layer {row['layer']}, {slot}"
 
 
 def _about_masks(masked: Sequence[str], left_out: Sequence[str] = ()) -> list[str]:
@@ -121,7 +143,7 @@ def _points(value: float | None, *, is_signed: bool = True) -> str:
 
 
 def _draw_tokens(rows: Records, title: str, path: pathlib.Path) -> None:
-    labels = [f"layer {row['layer']}, {SLOTS[row['field']]}: {draw.readable(row['now'])}" for row in rows]
+    labels = [f"{place(row)}: {draw.readable(row['now'])}" for row in rows]
     bars = [("by none", "none", figures.BLUE), ("by skip", "skip", figures.ORANGE)]
     bars.append(("by another, mean", "others", figures.GREY))
     _bars(rows, labels, bars, f"One token replaced, {title}", path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +18,9 @@ from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
 from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.search import loop, pipeline, steps
+from dvsnas_jax.space import cell_end, operations
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
-from dvsnas_jax.space import operations
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import study_report
 from dvsnas_jax.train import cell_training, claims, feature_store, features, pretrain, training_loop
@@ -120,17 +121,39 @@ def replace(
     if log.pending:
         parts = assemble(config, folder, is_training=config.search.mode == "scratch")
         params = trained_weights(parts, folder)
-        size = config.search.genotypes_per_step
         with progress.bar(len(log.pending), REPLACE) as bar:
-            for start in range(0, len(log.pending), size):
-                _raise_if(stop, REPLACE, start, len(log.pending))
-                group = log.pending[start : start + size]
+            for group in _groups(log.pending, config.search.genotypes_per_step):
+                _raise_if(stop, REPLACE, bar.count, len(log.pending))
                 genotypes = np.stack([variant.genotype for variant in group])
-                scored = pipeline.score(parts, params, genotypes, parts.val_store.num_clips)
+                own = _without_part(params, group[0])
+                scored = pipeline.score(parts, own, genotypes, parts.val_store.num_clips)
                 for variant, record in zip(group, scored, strict=True):
                     log.append(variant, record)
                 bar.update(len(group))
     return log.records()
+
+
+def parts_of_end(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The parts of a cell's end that can be switched off in the weights that score it: in mode share."""
+    if config.space.end != cell_end.HEADS or config.search.mode == "scratch":
+        return ()
+    return cell_end.parts(is_propagating=config.space.mode == "propagate")
+
+
+def _groups(variants: Sequence[variants_lib.Variant], size: int) -> Iterator[list[variants_lib.Variant]]:
+    """Variants in their order, at most so many at a time that are scored with the same weights."""
+    for _, same in itertools.groupby(variants, key=lambda variant: variant.before if _has_part(variant) else ""):
+        group = list(same)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def _has_part(variant: variants_lib.Variant) -> bool:
+    return variant.field == variants_lib.END
+
+
+def _without_part(params: types.Params, variant: variants_lib.Variant) -> types.Params:
+    """The weights that score a variant."""
+    return {**params, "ports": cell_end.without(params["ports"], variant.before)} if _has_part(variant) else params
 
 
 def retrain(
@@ -225,16 +248,19 @@ class _Variants:
         key = dict([what, ("base", self._hash(rows)), *rest])
         self._finished = study_report.Finished(folder, LOG, key, "hash")
         self._all = [variants_lib.Variant(rows, -1, "", "", ""), *chosen]
-        self.pending = [variant for variant in self._all if self._hash(variant.genotype) not in self._finished.lines]
+        self.pending = [variant for variant in self._all if self._name(variant) not in self._finished.lines]
 
     def _hash(self, genotype: np.ndarray) -> str:
         return genotype_lib.digest(self._space, genotype)
 
+    def _name(self, variant: variants_lib.Variant) -> str:
+        return self._hash(variant.genotype) + (f"_without_{variant.before}" if _has_part(variant) else "")
+
     def append(self, variant: variants_lib.Variant, record: dict[str, Any]) -> None:
         """Writes the line of one variant."""
         names = {name: value for name, value in variant._asdict().items() if name != "genotype"}
-        self._finished.append(self._hash(variant.genotype), {**names, **record})
+        self._finished.append(self._name(variant), {**names, **record})
 
     def records(self) -> list[dict[str, Any]]:
         """All lines, the genotype's first."""
-        return [self._finished.lines[self._hash(variant.genotype)] for variant in self._all]
+        return [self._finished.lines[self._name(variant)] for variant in self._all]
