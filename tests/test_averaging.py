@@ -17,7 +17,7 @@ from dvsnas_jax.train import averaging, features, pretrain
 
 
 def _clips(before, now, labels):
-    """Logits [2, B, 4, 4, 2] whose second class has these margins [B] in each frame, and labels [B, 4, 4] of one class."""
+    """Logits [2, B, 4, 4, 2] whose second class has these margins [B] in each frame, and labels [B, 4, 4]."""
     margins = np.array([before, now], np.float32)[:, :, None, None, None]
     logits = np.concatenate([np.zeros_like(margins), margins], axis=-1) + np.zeros((1, 1, 4, 4, 1), np.float32)
     return logits, np.array(labels, np.uint8)[:, None, None] + np.zeros((1, 4, 4), np.uint8)

@@ -236,8 +236,10 @@ def test_sequence_scores():
     assert result["class_accuracies"] == {"road": pytest.approx(4 / 5), "car": 1.0, "sky": None}
     assert total.pixel_counts() == {
         "confusion": [[4, 1, 0], [0, 1, 0], [0, 0, 0]],
-        "counts": {"vc": {"2": [2, 3], "8": [0, 0]}, "flicker": [1, 3], "changes_followed": [0, 1], "flow_consistency": [3, 4]},
-    }
+        "counts": {
+            "vc": {"2": [2, 3], "8": [0, 0]}, "flicker": [1, 3], "changes_followed": [0, 1], "flow_consistency": [3, 4],
+        },
+    }  # fmt: skip
     assert metrics.SequenceScores(("road", "car", "sky")).result()["flow_consistency"] is None
 
 
