@@ -10,7 +10,7 @@ from dvsnas_jax.evaluate import baselines, timing
 ROWS = {
     "static": "static network",
     "cell": "with the cell",
-    "hold": "hold: the key frame's labels",
+    "hold": "hold: key frame’s labels",
     "ema": "ema: running average",
     "static_clean": "static, undegraded frames",
     "commonest_class": "always the commonest class",
