@@ -1,6 +1,7 @@
 """`dvsnas evaluate`: the same counts however the frames are read, against scikit-learn, and its tables."""
 
 import json
+import os
 import pathlib
 
 import jax
@@ -205,6 +206,24 @@ def test_scores_at_the_size_of_the_label_files(run, model, large_config):
     sized = model.at_label_size((68, 210))
     assert model.at_label_size((68, 210)) is sized and model.at_label_size((34, 70)) is model
     _is_alike(sized.follow(seen[0][0].frames)[0], seen[0][2])
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "label_size"),
+    [("camvid", "DVSNAS_CAMVID", (360, 480)), ("cityscapes", "DVSNAS_CITYSCAPES", (256, 512))],
+)
+def test_real_label_files_are_read_as_they_are(name, variable, label_size):
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} names no folder of the real frames")
+    data = config_lib.defaults().data
+    data.update({"name": name, "dir": os.environ[variable], "height": 48, "width": 64, "eval_gap": 2})
+    video = whole_videos.find(data, "val", has_file_labels=True).shortened(3)[0]
+    assert video.frames.shape == (3, 48, 64, 3) and video.labels.shape == (3, *label_size)
+    small = whole_videos.find(data, "val").shortened(3)[0]
+    np.testing.assert_array_equal(video.frames, small.frames)
+    rows, columns = (((2 * np.arange(n) + 1) * m // (2 * n)) for n, m in zip((48, 64), label_size, strict=True))
+    np.testing.assert_array_equal(video.labels[:, rows][:, :, columns], small.labels)  # their nearest ones
+    assert len(np.unique(video.labels)) > 5
 
 
 def test_label_files_of_two_sizes_and_exported_folders_have_no_scores_at_the_size_of_files(large_config, tmp_path):
