@@ -149,6 +149,7 @@ def test_changes_followed_by_hand():
     assert follow(labels, _column(1, 1, 1, 1, 2, 3, 3, 1), 2) == (2, 2)
     assert follow(labels, _column(2, 2, 2, 2, 2, 2, 2, 2), 2) == (0, 2)  # the new label all along is no change to it
     assert follow(labels, _column(1, 2, 2, 2, 2, 2, 2, 2), 2) == (0, 2)  # nor is one before it was true
+    assert follow(labels, _column(0, 0, 2, 2, 2, 3, 3, 1), 0) == (1, 2)  # the first is not from the old label
     assert follow(labels, _column(1, 1, 1, 1, 1, 1, 1, 1), 2) == (0, 2)  # no flicker, and nothing is followed
     # The new label lasts for two frames, and the video ends: later is too late.
     assert follow(_column(1, 2, 2, 1), _column(1, 1, 1, 2), 2) == (0, 2)

@@ -248,7 +248,7 @@ _ALL = {
         # file: logits interpolated to the size of the label files, which are read as they are; as published scores
         "size": OneOf("frame", ("frame", "file")),
         "vc_frames": (8, 16),
-        "follow_frames": 2,  # within how many more frames a prediction has to follow a change of the true label
+        "follow_frames": 2,  # a true change of a label counts as followed up to so many frames later
         "latency_frames": 30,
     },
     "ablate": {"steps": 12, "warmup_steps": 40},  # of each search of leave-one-out

@@ -35,7 +35,7 @@ class Controls(NamedTuple):
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Of each baseline that is scored, what it depends on."""
-        known = {"hold": {"interval": self.interval}, "ema": {"share": self.share}}
+        known: dict[str, dict[str, Any]] = {"hold": {"interval": self.interval}, "ema": {"share": self.share}}
         return {name: values for name, values in known.items() if None not in values.values()}
 
 

@@ -201,16 +201,15 @@ def score(
     if model.has_cell:
         whole["cell"]["key_share"] = sum(row["cell"]["key_share"] * row["num_frames"] for row in rows) / num_frames
     settings = controls.settings()
-    found = {name: totals[name].result() | settings[name] if name in settings else None for name in baselines.NAMES}
-    if not has_ages:  # of some sequences only, they would be those of no key share
-        for scores in filter(None, (*whole.values(), *found.values())):
-            scores["by_age"] = None
+    whole |= {name: totals[name].result() | settings[name] for name in settings}
+    if not has_ages:  # of some sequences alone they would say nothing
+        whole = {name: {**scores, "by_age": None} for name, scores in whole.items()}
     return {
         "classes": list(table.names),
         "num_frames": num_frames,
         "static": whole["static"],
         "cell": whole["cell"] if model.has_cell else None,
-        **found,
+        **{name: whole.get(name) for name in baselines.NAMES},
         "static_clean": totals["static_clean"].result() if num_clean == len(rows) else None,
         "commonest_class": None if controls.commonest is None else totals["commonest_class"].result(),
         "sequences": rows,

@@ -139,9 +139,10 @@ def changes_followed(labels: np.ndarray, predictions: np.ndarray, num_frames: in
     """True changes of a pixel's label, and how many of them the prediction follows within n frames: flicker's opposite.
 
     A true change at frame t: the labels of t - 1 and t, u8 [T, H, W], differ, and neither is 255. It is followed where
-    the prediction at t - 1 is not the new label and that at one of the frames t .. t + n is. It has to be so while the
-    new label lasts: the first frame with another one (or with 255), and the end of the video, end the time as well. So
-    whoever says nothing new follows nothing, and neither does who said the new label all along.
+    the prediction at t - 1 is the old label and that at one of the frames t .. t + n is the new one. It has to be so
+    while the new label lasts: the first frame with another one (or with 255), and the end of the video, end the time as
+    well. So whoever says nothing new follows nothing, nor does who said the new label all along. That the old label
+    comes first keeps noise from being rewarded: were any other class enough, random errors would "follow" more.
 
     Returns:
       Changes that are followed, and all of them.
@@ -153,7 +154,7 @@ def changes_followed(labels: np.ndarray, predictions: np.ndarray, num_frames: in
         is_change = (truth != before) & (truth != types.IGNORE) & (before != types.IGNORE)
         total += int(is_change.sum())
         left = np.where(truth == before, left, 0)
-        left[is_change & (predictions[frame - 1] != truth)] = num_frames + 1
+        left[is_change & (predictions[frame - 1] == before)] = num_frames + 1
         is_followed = (left > 0) & (found == truth)
         followed += int(is_followed.sum())
         left = np.where(is_followed, 0, np.maximum(left - 1, 0))

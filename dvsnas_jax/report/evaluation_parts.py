@@ -144,8 +144,8 @@ _MEASURES = (
     "VC<sub>n</sub>: of the pixels whose label is constant over n frames, the share that is predicted correctly in all "
     "of them; VSPW’s evaluator asks only for a constant prediction. Flicker: of the pixels whose label does not change "
     "from one frame to the next, the share whose prediction does. True changes followed: of the pixels whose label "
-    "does change, the share whose prediction changes to it within a few frames; who never changes has no flicker, and "
-    "follows nothing."
+    "does change, the share whose prediction changes from the old one to the new one within a few frames; who never "
+    "changes has no flicker, and follows nothing."
 )
 _BASELINES = {
     "hold": " Hold: the static network’s labels of the last key frame, without any training.",

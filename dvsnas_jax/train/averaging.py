@@ -44,16 +44,17 @@ def share_of_run(config: ml_collections.ConfigDict, variables: Any, folder: work
         return known
     data = config.data
     _, chosen = pretrain.split_clips(config, pipeline.num_clips(data, "train", data.num_frames))
-    forward, counts = features.make_forward(config), 0
+    num_classes = pipeline.class_table(data).num_classes
+    forward, counts = features.make_forward(config), np.zeros((len(SHARES), num_classes, num_classes), np.int64)
     for start in range(0, len(chosen), _CLIPS):
         clip = features.select(config, chosen[start : start + _CLIPS])
         frames, labels = np.asarray(clip.frames), np.asarray(clip.labels)[:, -1]
         found = [np.asarray(each.logits) for each in forward(variables, frames.reshape(-1, *frames.shape[2:]))]
         logits = np.concatenate(found)[: frames.shape[0] * frames.shape[1]]
-        counts = counts + share_counts(logits.reshape(*frames.shape[:2], *logits.shape[1:]).swapaxes(0, 1), labels)
-    share = _best(np.asarray(counts)) if data.num_frames > 1 else 1.0
+        counts += share_counts(logits.reshape(*frames.shape[:2], *logits.shape[1:]).swapaxes(0, 1), labels)
+    share = _best(counts) if data.num_frames > 1 else 1.0
     if distributed.is_main():
-        mious = [metrics.scores(count)["miou"] for count in np.asarray(counts)]
+        mious = [metrics.scores(count)["miou"] for count in counts]
         tried = {f"{each}": round(miou, 5) for each, miou in zip(SHARES, mious, strict=True) if np.isfinite(miou)}
         folder.write_json(FILE, {"share": share, "miou": tried, "num_clips": len(chosen)})
     return share
