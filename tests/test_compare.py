@@ -401,6 +401,9 @@ def test_a_cell_is_trained_and_evaluated(tmp_path: pathlib.Path, monkeypatch: py
     for name in ("miou", "fwiou", "flicker"):
         assert 0 <= row[name]["mean"] <= 1 and 0 <= static[name]["mean"] <= 1
     assert row["miou"] != static["miou"] and row["vc_8"] is None  # five frames hold no window of eight
+    # Frames 0, 2 and 4 are key frames: the cell is the static network there.
+    assert row["age_0"]["mean"] == static["age_0"]["mean"] and row["age_1"]["mean"] != static["age_1"]["mean"]
+    assert "age_2" not in row and 0 <= row["changes_followed"]["mean"] <= 1
     losses = [line["loss"] for line in workdir.Workdir(tmp_path).read("metrics.jsonl")]
     assert len(losses) == 1 and 0 < losses[0] < 10
 
@@ -485,18 +488,42 @@ def test_table_and_markdown_show_percent_mean_and_deviation() -> None:
     lines = compare_report.table(result_of(ROWS)).splitlines()
     assert lines[0] == "val, 288 frames; mode refine; 600 training steps each"
     assert lines[1].split() == [
-        "seeds", "mIoU", "fwIoU", "VC_8", "VC_16", "flicker", "parameters", "k", "MMAC/frame", "ms/frame",
+        "seeds", "mIoU", "fwIoU", "VC_8", "VC_16", "flicker", "followed", "parameters", "k", "MMAC/frame", "ms/frame",
         "of", "static",
     ]  # fmt: skip
     assert lines[2].split() == [
-        "static", "network", "1", "61.4", "80.0", "90.0", "-", "1.23", "250.0", "300.0", "4.0", "±", "0.2", "1.00"
+        "static", "network", "1", "61.4", "80.0", "90.0", "-", "1.23", "-", "250.0", "300.0", "4.0", "±", "0.2", "1.00"
     ]  # fmt: skip
     assert lines[3].startswith("zoo:grfp") and "65.0 ± 1.1" in lines[3] and lines[3].endswith("5.2 ± 0.3  1.31 ± 0.02")
-    assert lines[4].split() == ["runs/a/best.json", "0", "(3", "diverged)", *"-" * 9]
+    assert lines[4].split() == ["runs/a/best.json", "0", "(3", "diverged)", *"-" * 10]
     text = compare_report.markdown(result_of(ROWS))
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1 and len(table) == 5
     assert "- `zoo:grfp`: Nilsson." in text and "static network`:" not in text
+
+
+def test_ages_changes_and_the_size_of_the_scores_are_shown_and_older_jobs_have_a_dash() -> None:
+    cost = {"static": {"parameters": 1, "macs": 2}, "cell": {"parameters": 3, "macs": 4}}
+    new = {"status": "ok", "name": "zoo:dff", "num_frames": 8, "cost": cost, "static": scores(0.6)}
+    by_age = {"0": {"miou": 0.6, "num_frames": 2}, "1": {"miou": 0.55, "num_frames": 2}}
+    new["cell"] = {**scores(0.5), "changes_followed": 0.123, "vspw_vc": {"8": 0.9}, "by_age": by_age}
+    other = {**new, "cell": {**new["cell"], "by_age": {**by_age, "1": {"miou": 0.45, "num_frames": 2}}}}
+    old = {key: value for key, value in scores(0.4).items() if key != "changes_followed"}
+    older = {**new, "name": "zoo:clockwork", "cell": old}
+    config = config_lib.to_json_dict(load_propagate())
+    jobs = {"a": {0: new, 1: other}, "b": {0: older}}
+    result = compare_rows.collect({**config, "evaluate": {**config["evaluate"], "size": "file"}}, jobs, [])
+    lines = compare_report.table(result).splitlines()
+    assert lines[0].endswith("; scores at the size of the label files") and result["size"] == "file"
+    assert lines[1].endswith("mIoU by age") and "followed" in lines[1].split()
+    rows = {line.split()[0]: line for line in lines[2:5]}
+    assert rows["zoo:dff"].endswith("  60.0 50.0") and "12.3" in rows["zoo:dff"].split()
+    assert rows["zoo:clockwork"].endswith("  -") and rows["static"].endswith("  -")
+    assert any(line.startswith("mIoU by age: of the frames 0 (key frames)") for line in lines)
+    row = {row["name"]: row for row in result["rows"]}["zoo:dff"]
+    assert row["vspw_vc_8"]["mean"] == 0.9 and row["age_1"]["values"] == [0.55, 0.45]
+    del config["evaluate"]["size"]  # of an earlier version
+    assert compare_rows.collect(config, jobs, [])["size"] == "frame"
 
 
 def test_the_picture_takes_macs_where_no_time_was_measured(tmp_path: pathlib.Path, monkeypatch) -> None:

@@ -112,6 +112,7 @@ _MAY_BE_ZERO = (
     "search.weight_decay",
     "search.num_random",
     "evaluate.latency_frames",
+    "evaluate.follow_frames",
     "derive.num_rewarded",
     "derive.num_probable",
 )  # beside the keys whose default is 0

@@ -248,7 +248,10 @@ _ALL = {
     "train": _TRAIN,
     "evaluate": {
         "split": OneOf("val", "dvsnas_jax.data.datasets.frames:SPLITS"),
+        # file: logits interpolated to the size of the label files, which are read as they are; as published scores
+        "size": OneOf("frame", ("frame", "file")),
         "vc_frames": (8, 16),
+        "follow_frames": 2,  # a true change of a label counts as followed up to so many frames later
         "latency_frames": 30,
     },
     "ablate": {"steps": 12, "warmup_steps": 40},  # of each search of leave-one-out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -25,17 +26,52 @@ class Jitted(dispatch.Dispatch):
         super().__init__(programs.describe(model), bound)
         self._model, self._forward = model, forward.batches(model.net)
         self._follow_fn = compilation.jit(functools.partial(_follow, model))
+        self._average_fn = compilation.jit(functools.partial(_average, model))
+        self._sized = {model.label_size or model.size: self}
+
+    def at_label_size(self, size: tuple[int, int]) -> Jitted:
+        """The same with labels of this height and width, interpolated from the same logits; one compilation a size."""
+        if size not in self._sized:
+            self._sized[size] = Jitted(dataclasses.replace(self._model, label_size=size))
+        return self._sized[size]
 
     def segment(self, frames: np.ndarray) -> dispatch.Labels:
         """As frame by frame, up to ties of the arg-max, but many frames at a time."""
-        state, parts = self._model.initial_state(), []
+        return self.segment_averaged(frames, None)[0]
+
+    def segment_averaged(self, frames: np.ndarray, share: float | None) -> tuple[dispatch.Labels, np.ndarray | None]:
+        """As `segment`, and in the same pass labels u8 [T, H, W] of the running average of the static network's logits.
+
+        `share` is that of the current frame's logits in the average, see `train.averaging`; None: no average.
+        """
+        state, average, parts, averaged = self._model.initial_state(), None, [], []
         for found in self._forward(self._model.variables, frames):
             state, part = self._follow_fn(self._model.params, state, found)
             parts.append(part)
+            if share is not None:
+                average, part = self._average_fn(found.logits[:1] if average is None else average, found.logits, share)
+                averaged.append(part)
         columns = zip(*jax.device_get(parts), strict=True)
         labels = dispatch.Labels(*(np.concatenate(column)[: len(frames)] for column in columns))
         # Regions are cut out before they are computed: their borders differ from those of the whole frame.
-        return dispatch.Labels(labels.static, *self.follow(frames)) if self._regions else labels
+        labels = dispatch.Labels(labels.static, *self.follow(frames)) if self._regions else labels
+        return labels, np.concatenate(jax.device_get(averaged))[: len(frames)] if averaged else None
+
+
+def _average(
+    model: programs.Model, before: jax.Array, logits: jax.Array, share: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The average f32 [1, h, w, K] after consecutive frames of one video, and labels u8 [T, H, W] of that after each.
+
+    Of the average before them (before the first frame: its own logits), and of their logits [T, h, w, K].
+    """
+
+    def step(before: jax.Array, frame: jax.Array) -> tuple[jax.Array, jax.Array]:
+        after = share * frame + (1 - share) * before
+        return after, after
+
+    after, averages = jax.lax.scan(step, before[0], logits)
+    return after[None], model.predict(averages)
 
 
 def _follow(

@@ -73,7 +73,8 @@ def train_and_score(
     clips, _ = pretrain.split_clips(config, num_clips)
     names = tuple(sorted({name for entry in entries for name in features_lib.needed_maps(entry.space, entry.config)}))
     store = features_lib.train_store(config, variables, clips, names)
-    sequences = whole_videos.find(config.data, config.evaluate.split)
+    is_file = config.evaluate.size == "file"
+    sequences = whole_videos.find(config.data, config.evaluate.split, has_file_labels=is_file)
     table = pipeline.class_table(config.data)
 
     def score(entry: Entry, own: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def train_and_score(
         settings = features_lib.settings_of(own)
         cell = cell_lib.make(entry.space, entry.genotype, settings)
         model = jitted.Jitted(programs.model_of(own, settings, variables, cell, params))
-        found = evaluation.score(model, _Degraded(sequences), table, own.evaluate, commonest=0)
+        found = evaluation.score(model, _Degraded(sequences), table, own.evaluate)
         record = {name: found[name] for name in ("num_frames", "static", "cell")}
         if own.evaluate.latency_frames:
             record["times"] = timing.measure(model, sequences[0].frames, own.evaluate.latency_frames)
