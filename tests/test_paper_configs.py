@@ -54,7 +54,7 @@ def training_programs(config) -> dict:
     from dvsnas_jax.core import types
     from dvsnas_jax.nets import static_net
     from dvsnas_jax.space import cell as cell_lib
-    from dvsnas_jax.train import cell_training, optim, pretrain_loss
+    from dvsnas_jax.train import cell_loss, cell_training, optim, pretrain_loss
 
     space, settings = features.space_of(config), features.settings_of(config)
 
@@ -79,13 +79,14 @@ def training_programs(config) -> dict:
         (genotype,) = genotype_lib.random(space, np.random.default_rng(0), 1)
         static_cell = cell_lib.make(space, genotype, settings)
         optimizer = optim.make(config.train)
+        loss = cell_loss.make(config, config.train.label_stride, None)
         state = cell_training.init(static_cell, optimizer, 0)
         where = mesh_lib.replicated(mesh_lib.make())
         names = features.needed_maps(space, config)
         store = features.shapes(config, names, num_clips(config)[0], where, is_augmented=True)
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state)
         clips = jax.ShapeDtypeStruct((config.train.batch_size,), np.int32)
-        return cell_training.make_step(static_cell, optimizer, config.train).lower(state, store, clips)
+        return cell_training.make_step(static_cell, optimizer, loss, config.train.polyak).lower(state, store, clips)
 
     return {"static": static, "cell": cell}
 

@@ -42,11 +42,15 @@ def changed(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> 
 
 
 def from_json_dict(values: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
-    """The configuration that `to_json_dict` made `values` of; keys that are new since then keep their defaults.
+    """The configuration that `to_json_dict` made `values` of; keys that are new since then have their value of `BEFORE`
+    or keep their defaults.
 
     A bad one is a UserError that names `where`.
     """
     config = defaults()
+    for key, value in BEFORE.items():
+        section, name = key.split(".")
+        config[section][name] = value
     overrides_lib.apply_values(config, values, where)
     validate(config)
     return config.lock()
@@ -89,6 +93,12 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+BEFORE: dict[str, Any] = {
+    "train.loss": "plain",
+    "train.frames": "all",
+    "train.eval_every": 0,
+}
+"""Keys that are newer than some run folders and meant something else than today's default before they existed."""
 _CHOICES = defaults_lib.choices()
 _MAY_BE_ZERO = (
     "data.degrade",
@@ -100,6 +110,7 @@ _MAY_BE_ZERO = (
     "pretrain.weight_decay",
     "train.warmup_steps",
     "train.weight_decay",
+    "train.eval_every",
     "search.warmup_steps",
     "search.weight_decay",
     "search.num_random",
@@ -139,6 +150,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     rule = "be at most derive.num_rewarded + derive.num_probable"
     is_enough = derive.num_rewarded + derive.num_probable >= derive.num_retrain
     _require(is_enough, "derive.num_retrain", rule, derive.num_retrain)
+    train = config.train
+    rule = "be above 0 where train.labels is false: nothing else says what is right"
+    _require(train.labels or train.teacher_weight > 0, "train.teacher_weight", rule, train.teacher_weight)
 
 
 def _require(is_fine: bool, key: str, rule: str | None, given: Any) -> None:

@@ -227,6 +227,21 @@ _TRAIN = {
     "polyak": 0.98,
     "label_stride": 2,  # pixels between the labels of the loss, per axis
     "norm_batches": 16,  # batches that estimate the running statistics of the final weights
+    # The next six keys are of every training of cells: of candidates during a search, too.
+    # pretrain: class weights, hardest pixels and label smoothing as section pretrain has them; plain: none of them
+    "loss": OneOf("pretrain", ("pretrain", "plain")),
+    # whose pixels count. auto: propagate: those of the frames between key frames; refine: all of a true history, of
+    # stills the target's alone; target: of the last frame; all: of every frame alike
+    "frames": OneOf("auto", ("auto", "target", "all")),
+    "labels": True,  # False: labels are not looked at, the teacher alone says what is right
+    "teacher_weight": 0.0,  # of the divergence from the static network's own output on the same frame; 0 = off
+    "teacher_frames": OneOf("unlabelled", ("unlabelled", "all")),  # where it counts: frames without labels | all
+    "temperature": 1.0,  # of both in that divergence
+    # steps between validations on the meta-validation clips; the best is kept, the untrained cell included. 0 = off:
+    # the last is kept
+    "eval_every": 100,
+    # what the best has most of, times the stability factor of search.stability: mIoU | the accuracy of rewards
+    "keep_by": OneOf("miou", ("miou", "reward")),
     "checkpoint_every": 200,
 }
 

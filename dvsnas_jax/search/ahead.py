@@ -14,7 +14,7 @@ from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.train import feature_store, features, pretrain
+from dvsnas_jax.train import cell_loss, feature_store, features, pretrain
 
 
 def place(config: ml_collections.ConfigDict, space: genotype_lib.Space, num_clips: int) -> feature_store.Placement:
@@ -38,16 +38,19 @@ def compile_steps(
     placement: feature_store.Placement | None = None,
     *,
     groups: np.ndarray,
+    class_weights: np.ndarray | None = None,
 ) -> steps.Steps:
     """The steps on the shared weights, compiled in threads while the static network trains.
 
     `num_clips` are those of the train split; `placement` is from `place`, None: every device holds all clips; `groups`
-    are batches of the clips of a reward, i32 [groups, R, B].
+    are batches of the clips of a reward, i32 [groups, R, B]; `class_weights` are of `cell_training.class_weights`.
     """
     section, placement = config.search, placement or feature_store.everywhere(config.search)
     mesh = placement.mesh
     supernet = supernet_lib.make(space, features.settings_of(config))
-    made = steps.make(supernet, section, mesh, train_rows=placement.train_rows, val_rows=placement.val_rows)
+    rows = {"train_rows": placement.train_rows, "val_rows": placement.val_rows}
+    loss = cell_loss.make(config, section.label_stride, class_weights)
+    made = steps.make(supernet, section, mesh, **rows, loss=loss)
     if section.mode == "scratch":
         return made
     names = features.needed_maps(space, config)

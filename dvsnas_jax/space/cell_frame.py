@@ -71,6 +71,11 @@ class CellSettings:
     def is_propagating(self) -> bool:
         return self.mode == "propagate"
 
+    @property
+    def interval(self) -> int | None:
+        """Mode propagate: the longest distance of key frames, which is that of training."""
+        return self.schedule.interval if self.is_propagating else None
+
     def provided(self) -> tuple[str, ...]:
         """Names of the inputs that the mode gives to a cell."""
         if not self.is_propagating:

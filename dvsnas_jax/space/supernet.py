@@ -39,6 +39,11 @@ class Supernet:
         stacked = jax.vmap(init_fn)(layer_rngs)
         return {"ports": cell_frame.init(ports_rng, settings, space.inputs), "layers": stacked}
 
+    @property
+    def interval(self) -> int | None:
+        """Mode propagate: of the key frames."""
+        return self._settings.interval
+
     def step(
         self, params: Params, genotype: jax.Array, state: types.CellState, features: types.Features
     ) -> tuple[types.CellState, jax.Array]:

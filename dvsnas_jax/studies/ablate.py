@@ -25,14 +25,13 @@ from dvsnas_jax.core.processes import signals
 from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.search import pipeline
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_frame, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import ablate_report, ablate_variants, study_report
-from dvsnas_jax.train import cell_training, claims, features, losses, pretrain, require_labels
+from dvsnas_jax.train import cell_training, claims, clip_scores, features, losses, pretrain, require_labels
 
 WHATS = (ablate_variants.REPLACE, ablate_variants.LEAVE_ONE_OUT, ablate_variants.RETRAIN)
 
@@ -108,7 +107,7 @@ def _places(config: ml_collections.ConfigDict, num_clips: int | None) -> np.ndar
     if num_clips is not None:
         return np.arange(min(num_clips, num_val))
     section = config.search
-    first = pipeline.evaluation_batches(num_val, section)[0, 0, : section.batch_size // section.batch_parts]
+    first = clip_scores.batches(num_val, section)[0, 0, : section.batch_size // section.batch_parts]
     return first[first >= 0]
 
 
@@ -183,7 +182,7 @@ def run(
     with folder.hold():
         config = claims.check(config, folder, ignore=ablate_variants.MAY_DIFFER)
         rows = None if what == ablate_variants.LEAVE_ONE_OUT else read_genotype(config, folder, genotype)
-        require_labels.check(config, is_rewarded=True)
+        require_labels.check(config, folder, is_rewarded=True)
         claims.claim(config, folder, ignore=ablate_variants.MAY_DIFFER)
         masked = tuple(config.controller.masked_operations)
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:

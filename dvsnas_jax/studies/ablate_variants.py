@@ -22,7 +22,7 @@ from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import operations
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import study_report
-from dvsnas_jax.train import cell_training, claims, feature_store, features, pretrain, training_loop
+from dvsnas_jax.train import cell_loss, cell_training, claims, feature_store, features, pretrain, training_loop
 
 REPLACE, LEAVE_ONE_OUT, RETRAIN = "replace", "leave-one-out", "retrain"
 LOG = "ablation.jsonl"
@@ -35,24 +35,26 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, is_t
 
     Without training the clips of the meta-validation split stand in for those of the other one.
     """
-    space, mesh, strategy, made = _steps(config)
+    weights = cell_training.class_weights(config, folder) if is_training else None
+    space, mesh, strategy, made = _steps(config, weights, is_training=is_training)
     variables = static_network(config, folder)
     num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     if is_training:
-        compiled = pipeline.Compiled(made, feature_store.everywhere(config.search))
+        compiled = pipeline.Compiled(made, feature_store.everywhere(config.search), weights)
         return pipeline.assemble(config, strategy, variables, num_clips, compiled)
     store = mesh_lib.replicate(mesh, validation_features(config, space, variables, None))
     return pipeline.Parts(config, space, mesh, made, strategy, store, store)
 
 
 def _steps(
-    config: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict, class_weights: np.ndarray | None = None, *, is_training: bool = False
 ) -> tuple[genotype_lib.Space, jax.sharding.Mesh, strategy_lib.Strategy, steps.Steps]:
-    """The space of a run, its devices, and what a search calls on them."""
+    """The space of a run, its devices, and what a search calls on them; without `is_training`, to score alone."""
     space, mesh = features.space_of(config), mesh_lib.make()
     strategy = strategies.make(config.search.strategy, space, config.controller)
     supernet = supernet_lib.make(space, features.settings_of(config))
-    return space, mesh, strategy, steps.make(supernet, config.search, mesh)
+    loss = cell_loss.make(config, config.search.label_stride, class_weights) if is_training else None
+    return space, mesh, strategy, steps.make(supernet, config.search, mesh, loss=loss)
 
 
 def static_network(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any:
@@ -149,8 +151,8 @@ def retrain(
             _raise_if(stop, RETRAIN, done, len(log.pending))
             name = f"cell_{genotype_lib.digest(parts.space, variant.genotype)}"
             stage = training_loop.Stage.of(changed.train, name, trained, stop)
-            params = cell_training.train_cell(changed, parts.space, variant.genotype, parts.train_store, stage)
-            log.append(variant, pipeline.score_cell(parts, variant.genotype, params))
+            found = cell_training.train_cell(changed, parts.space, variant.genotype, parts.material, stage)
+            log.append(variant, pipeline.score_trained(parts, variant.genotype, found))
     return log.records()
 
 

@@ -86,7 +86,7 @@ def run(
         for strategy in made.values():
             relaxed_steps.check(config, space, strategy)
         pretrain.check(config, folder)
-        require_labels.check(config, is_rewarded=True)
+        require_labels.check(config, folder, is_rewarded=True)
         claims.claim(config, folder, ignore=MAY_DIFFER)
         probes = draw_probes(space, budget.num_correlated, config.seed, made[names[0]].op_mask)
         parts = table_maker.assemble(config, folder, stop)

@@ -29,6 +29,8 @@ from dvsnas_jax.nets.weights import weights_folder
 from dvsnas_jax.train import features, optim, pretrain_loss, training_loop
 
 STAGE = "pretrain"
+CLASS_WEIGHTS = "class_weights.json"
+"""In a run folder: what `pretrain.class_weights` asked for, and the weights."""
 _COPIES = 4
 """Of the variables while they are trained: they, their average, the best of it, gradients."""
 
@@ -127,7 +129,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
     if jax.device_count() > 1:
         state = mesh_lib.replicate_for_batch(state, batch_size)
 
-    weights = pretrain_loss.class_weights(section.class_weights, num_classes, batches)
+    weights = class_weights(config, folder)
     step_fn = make_step(pretrain_loss.make(section, net, teacher.net, weights), optimizer, section.polyak, rng)
     validate = make_validate(config, meta_val)
 
@@ -149,6 +151,28 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
         after_fn=after,
     )
     return state.best
+
+
+def class_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> np.ndarray | None:
+    """The class weights f32 [K] of the static network of a run, None where all classes are alike.
+
+    Those that follow from the labels of training batches are counted once and kept in the run folder, for the cells.
+    """
+    text, kept = config.pretrain.class_weights, folder.path / CLASS_WEIGHTS
+    if not text:
+        return None
+    if kept.is_file():
+        stored = folder.read_json(CLASS_WEIGHTS)
+        if stored["asked"] == text:
+            return np.array(stored["weights"], np.float32)
+    batch_size, num_frames = _batch(config)
+    clips, _ = split_clips(config, pipeline.num_clips(config.data, "train", config.data.num_frames))
+    sizes = {"batch_size": batch_size, "num_frames": num_frames, "seed": config.seed}
+    batches = functools.partial(pipeline.train_batches, config.data, indices=clips, **sizes)
+    found = pretrain_loss.class_weights(text, pipeline.class_table(config.data).num_classes, batches)
+    assert found is not None
+    folder.write_json(CLASS_WEIGHTS, {"asked": text, "weights": found.tolist()})
+    return found
 
 
 def _on_devices(batches: Callable[..., Iterator[types.Clip]], batch_size: int, start: int) -> Iterator[types.Clip]:
