@@ -19,6 +19,9 @@ PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
 MAX_SEED = 2**32 - 1
 """JAX's random numbers take no more bits: a larger seed would be another one's twin."""
 
+BEFORE: dict[str, Any] = {"search.meta_val": "random"}
+"""Keys that are younger than some run folders, with the value that those were made with, where it is no default."""
+
 
 def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
     """The defaults, changed by a file, changed by overrides, checked and locked.
@@ -29,7 +32,7 @@ def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_col
     """
     config = defaults()
     if path is not None:
-        overrides_lib.apply_file(config, path)
+        overrides_lib.apply_file(config, path, BEFORE)
     return changed(config, overrides or {})
 
 
@@ -42,12 +45,12 @@ def changed(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> 
 
 
 def from_json_dict(values: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
-    """The configuration that `to_json_dict` made `values` of; keys that are new since then keep their defaults.
+    """The configuration that `to_json_dict` made `values` of; keys that are new since then as in `BEFORE`, or defaults.
 
     A bad one is a UserError that names `where`.
     """
     config = defaults()
-    overrides_lib.apply_values(config, values, where)
+    overrides_lib.apply_values(config, overrides_lib.with_missing(values, BEFORE), where)
     validate(config)
     return config.lock()
 

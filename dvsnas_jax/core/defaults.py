@@ -199,7 +199,9 @@ _SEARCH = {
     "label_stride": 4,  # pixels between the labels of the training loss, per axis
     "cache_clips": 0,  # augmented clips whose features are kept; 0 = every clip once, as it is
     "meta_val_fraction": 0.1,
-    "reward_clips": 32,  # meta-validation clips behind one reward
+    # blocks: contiguous ones of the training sequences, what shares frames with them is left out; random: any clips
+    "meta_val": OneOf("blocks", "dvsnas_jax.data.loading.held_out:KINDS"),
+    "reward_clips": 32,  # meta-validation clips behind one reward, spread over the blocks
     "num_random": 40,  # uniformly drawn genotypes scored on the final shared weights: the random line
     "stability": 0.0,  # exponent of the stability factor (1 - flicker); 0 = off
     "cost": 0.0,  # exponent of the cost factor, below 1 for a cell of more MACs than cost_target; 0 = off

@@ -64,7 +64,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
             strategy = strategies.make(config.search.strategy, space, config.controller)
         relaxed_steps.check(config, space, strategy)
         supernet_lib.make(space, features.settings_of(config))
-        num_clips = require_labels.check(config, is_rewarded=True, is_evaluated=True)
+        require_labels.check(config, is_rewarded=True, is_evaluated=True)
         pretrain.check(config, folder)
         evaluate.check(config)
         claims.claim(config, folder)
@@ -73,13 +73,13 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
             compiled = None
             if not is_done:
-                placement = ahead.place(config, space, num_clips)
+                placement = ahead.place(config, space)
                 groups = evaluation_batches(1, config.search)
-                made = ahead.compile_steps(config, space, num_clips, placement, groups=groups)
+                made = ahead.compile_steps(config, space, placement, groups=groups)
                 compiled = Compiled(made, placement)
             variables = pretrain.run(config, folder, stop)
             if compiled is not None:
-                parts = assemble(config, strategy, variables, num_clips, compiled, folder=folder)
+                parts = assemble(config, strategy, variables, compiled, folder=folder)
                 state = run_search(parts, folder, stop)
                 find_winner(parts, state, folder, stop)
         return evaluate.run(config, folder)
@@ -96,7 +96,6 @@ def assemble(
     config: ml_collections.ConfigDict,
     strategy: strategy_lib.Strategy,
     variables: Any,
-    num_clips: int,
     compiled: Compiled,
     *,
     folder: workdir.Workdir | None = None,
@@ -108,7 +107,7 @@ def assemble(
     def placed(clips: np.ndarray, num_drawn: int = 0) -> feature_store.AnyStore:
         return features.placed(config, variables, features.Wanted(clips, names, num_drawn), placement, folder)
 
-    meta_train, meta_val = pretrain.split_clips(config, num_clips)
+    meta_train, meta_val = pretrain.split_clips(config)
     stores = placed(meta_train, config.search.cache_clips), placed(meta_val)
     relaxed = relaxed_steps.make(config, space, placement.mesh, placement.train_rows)
     return Parts(config, space, placement.mesh, compiled.steps, strategy, *stores, relaxed)

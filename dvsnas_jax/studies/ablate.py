@@ -22,7 +22,6 @@ import numpy as np
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.search import pipeline
@@ -103,8 +102,7 @@ def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opene
 
 def _places(config: ml_collections.ConfigDict, num_clips: int | None) -> np.ndarray:
     """Places of clips in the order of the meta-validation split."""
-    total = clips_lib.num_clips(config.data, "train", config.data.num_frames)
-    num_val = len(pretrain.split_clips(config, total)[1])
+    num_val = len(pretrain.split_clips(config)[1])
     if num_clips is not None:
         return np.arange(min(num_clips, num_val))
     section = config.search

@@ -68,8 +68,7 @@ def train_and_score(
 ) -> ScoreFn:
     """The static network, and the features that the entries read, once for all jobs; see `MakeScore`."""
     variables = pretrain.run(config, folder, stop)
-    num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
-    clips, _ = pretrain.split_clips(config, num_clips)
+    clips, _ = pretrain.split_clips(config)
     names = tuple(sorted({name for entry in entries for name in features_lib.needed_maps(entry.space, entry.config)}))
     store = features_lib.train_store(config, variables, clips, names)
     sequences = whole_videos.find(config.data, config.evaluate.split)

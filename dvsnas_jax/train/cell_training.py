@@ -44,7 +44,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
         given = _given(config, genotype_path) if genotype_path else None
         is_done = winners.is_trained(folder, *given) if given else pretrain.is_trained(config, folder)
         pretrain.check(config, folder)
-        num_clips = require_labels.check(config)
+        require_labels.check(config)
         claims.claim(config, folder)
         winners.unmark_search(folder)
         if is_done and distributed.is_main():
@@ -56,7 +56,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
                 return {"stages": [pretrain.STAGE], "genotype": None}
             space, genotype = given
             if not is_done:
-                clips, _ = pretrain.split_clips(config, num_clips)
+                clips, _ = pretrain.split_clips(config)
                 store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space, config))
                 name = f"retrain_{genotype_lib.digest(space, genotype)}"
                 stage = training_loop.Stage.of(config.train, name, folder, stop)
