@@ -13,7 +13,7 @@ import numpy as np
 
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.controller import strategy as strategy_lib
-from dvsnas_jax.core import compilation, types
+from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed, signals
 from dvsnas_jax.evaluate import evaluation as evaluate
@@ -64,6 +64,8 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
             strategy = strategies.make(config.search.strategy, space, config.controller)
         relaxed_steps.check(config, space, strategy)
         supernet_lib.make(space, features.settings_of(config))
+        if not is_done:
+            features.require_ages(config)
         require_labels.check(config, is_rewarded=True, is_evaluated=True)
         pretrain.check(config, folder)
         evaluate.check(config)
@@ -74,7 +76,8 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
             compiled = None
             if not is_done:
                 placement = ahead.place(config, space)
-                groups = evaluation_batches(1, config.search)
+                num_val = len(pretrain.split_clips(config)[1])
+                groups = evaluation_batches(min(config.search.reward_clips, num_val), config.search)
                 made = ahead.compile_steps(config, space, placement, groups=groups)
                 compiled = Compiled(made, placement)
             variables = pretrain.run(config, folder, stop)
@@ -262,16 +265,21 @@ def _rewards(
 
 
 def evaluation_batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
-    """Clips 0 .. num_clips - 1 as groups of batches, i32 [groups, R, B], padded with -1.
+    """Clips 0 .. num_clips - 1 as groups of batches, i32 [groups, R, B], filled up as `feature_store.in_order` does it.
 
-    R is that of one reward, so that rewards and re-scoring share one compiled program.
+    R is that of one reward, so that rewards and re-scoring share one compiled program. B is `search.batch_size`, or as
+    many clips as there are: no batch needs one of them twice.
     """
-    num_batches = -(-section.reward_clips // section.batch_size)
-    num_groups = -(-num_clips // (num_batches * section.batch_size))
-    batches = feature_store.in_order(
-        num_clips, num_groups * num_batches * section.batch_size, section.batch_size, section.batch_parts
-    )
-    return batches.reshape(num_groups, num_batches, section.batch_size)
+    parts = section.batch_parts
+    if num_clips < parts:
+        raise errors.UserError(
+            f"config key 'search.batch_parts': must be at most the number of scored clips ({num_clips}), got {parts}"
+        )
+    size = min(section.batch_size, num_clips // parts * parts)
+    num_batches = -(-min(section.reward_clips, num_clips) // size)
+    num_groups = -(-num_clips // (num_batches * size))
+    batches = feature_store.in_order(num_clips, num_groups * num_batches * size, size, parts)
+    return batches.reshape(num_groups, num_batches, size)
 
 
 def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -> None:
@@ -327,7 +335,7 @@ def _score_alone(
     params: types.Params,
     genotypes: np.ndarray | None,
 ) -> dict[str, Any]:
-    evaluate_fn = steps.make_evaluate(unroll_fn)
+    evaluate_fn = steps.make_evaluate(unroll_fn, features.settings_of(parts.config).num_ages)
     clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
 
     def evaluate(group: np.ndarray) -> steps.SharedScores:

@@ -42,7 +42,7 @@ TrainAloneFn = Callable[[optim.TrainState, jax.Array, types.FeatureStore, jax.Ar
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SharedScores:
-    """What is counted on the target frames of N candidates.
+    """What is counted on the scored frames of N candidates, see `scored`.
 
     Attributes:
       counts: i32 [N, K, K], rows = truth.
@@ -67,7 +67,8 @@ class Steps(NamedTuple):
       train_shared: `(state, genotypes [G, L, 5], store, clips i32 [G, B]) -> (state, metrics)`; the state is donated.
         B is a multiple of `batch_parts`, which is one of the mesh's `data` slices; where G is no multiple of its
         `arch` slices, some of them idle.
-      evaluate_shared: `(params, genotypes [N, L, 5], store, clips i32 [R, B]) -> SharedScores`; clip -1 = padding.
+      evaluate_shared: `(params, genotypes [N, L, 5], store, clips i32 [R, B]) -> SharedScores`; clip ~c (below 0) =
+        clip c, which fills up its batch and counts nowhere.
       start_alone: `params -> state` of a candidate that is trained by itself, with an average.
       train_alone: `(state, genotype, store, clips i32 [S, B]) -> state` after S optimizer steps. It is not mapped over
         the mesh: every device does the same.
@@ -221,30 +222,43 @@ def make_gradient(
     return gradient
 
 
+def scored(frames: Any, ages: int) -> Any:
+    """The frames of clips [T, ...] that a score counts.
+
+    Refine (`ages` 0): the last one, the target. Propagate: the first `ages`, one of each age, so that all weigh alike;
+    of clips with a label on the last frame alone, see `features.spread_ages`.
+    """
+    return frames[:ages] if ages else frames[-1:]
+
+
 def _batch_scores(
-    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array
+    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array, ages: int
 ) -> SharedScores:
-    """Counts of one candidate on the target frame of some clips (-1 = padding), at the labels' size."""
-    features, labels = feature_store.take(store, jnp.maximum(clips, 0))
-    labels = jnp.where((clips >= 0)[:, None, None], labels[-2:], types.IGNORE)
-    logits = unroll_fn(features)[-2:]
-    flat = static_net.predict(logits.reshape(-1, *logits.shape[2:]), labels.shape[-2:])
-    predictions = flat.reshape(*logits.shape[:2], *labels.shape[-2:])
-    before, target = labels[0], labels[-1]
-    is_constant = (before == target) & (target != types.IGNORE)
-    changed = is_constant & (predictions[0] != predictions[-1])
+    """Counts of one candidate on the scored frames of some clips, at the labels' size.
+
+    Flicker counts up to the next key frame. Clip ~c (below 0) is clip c, which its batch is normalised with like any
+    other; no count has it.
+    """
+    features, labels = feature_store.take(store, feature_store.number(clips))
+    near = slice(0, ages + 1) if ages else slice(-2, None)
+    labels = jnp.where((clips >= 0)[:, None, None], labels[near], types.IGNORE)
+    logits = unroll_fn(features)[near]
+    # Frame by frame: logits of that size are the largest arrays of the step.
+    predictions = jax.lax.map(lambda frame: static_net.predict(frame, labels.shape[-2:]), logits)
+    is_constant = (labels[:-1] == labels[1:]) & (labels[1:] != types.IGNORE)
+    changed = is_constant & (predictions[:-1] != predictions[1:])
     return SharedScores(
-        counts=metrics.confusion(target, predictions[-1], logits.shape[-1]),
+        counts=metrics.confusion(scored(labels, ages), scored(predictions, ages), logits.shape[-1]),
         flicker=jnp.stack([changed.sum(), is_constant.sum()]).astype(jnp.int32),
         is_finite=jnp.isfinite(logits).all(),
     )
 
 
 def _sum_batches(
-    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array
+    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array, ages: int
 ) -> SharedScores:
     """Counts of one candidate over batches of clips, i32 [R, B]."""
-    parts = jax.lax.map(lambda batch: _batch_scores(unroll_fn, store, batch), clips)
+    parts = jax.lax.map(lambda batch: _batch_scores(unroll_fn, store, batch, ages), clips)
     return SharedScores(parts.counts.sum(axis=0), parts.flicker.sum(axis=0), parts.is_finite.all())
 
 
@@ -255,12 +269,15 @@ def add_scores(parts: Sequence[SharedScores]) -> SharedScores:
 
 
 def make_evaluate(
-    unroll_fn: Callable[[types.Params, types.Features], jax.Array],
+    unroll_fn: Callable[[types.Params, types.Features], jax.Array], ages: int = 0
 ) -> Callable[[types.Params, types.FeatureStore, types.Array], SharedScores]:
-    """`(params, store, clips i32 [R, B]) -> SharedScores` of one network, N = 1, from its logits [T, B, h, w, K]."""
+    """`(params, store, clips i32 [R, B]) -> SharedScores` of one network, N = 1, from its logits [T, B, h, w, K].
+
+    `ages`: `CellSettings.num_ages`.
+    """
 
     def evaluate(params: types.Params, store: types.FeatureStore, clips: jax.Array) -> SharedScores:
-        scores = _sum_batches(lambda features: unroll_fn(params, features), store, clips)
+        scores = _sum_batches(lambda features: unroll_fn(params, features), store, clips, ages)
         return jax.tree.map(lambda x: x[None], scores)
 
     return compilation.jit(evaluate)
@@ -270,6 +287,7 @@ def _make_evaluate(
     supernet: supernet_lib.Supernet, num_parts: int, mesh: jax.sharding.Mesh, rows_spec: PartitionSpec
 ) -> ScoresFn:
     """`Steps.evaluate_shared`, not jitted."""
+    ages = supernet.settings.num_ages
 
     def local(params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array) -> SharedScores:
         """Counts of the genotypes on the clips of a device."""
@@ -277,7 +295,7 @@ def _make_evaluate(
         batches = rows.reshape(-1, rows.shape[2])
 
         def one(genotype: jax.Array) -> SharedScores:
-            return _sum_batches(lambda features: supernet.unroll(params, genotype, features), store, batches)
+            return _sum_batches(lambda features: supernet.unroll(params, genotype, features), store, batches, ages)
 
         found = jax.lax.map(one, genotypes)
         total = mesh_lib.sum_over_data((found.counts, found.flicker, (~found.is_finite).astype(jnp.int32)))

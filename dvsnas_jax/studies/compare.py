@@ -130,16 +130,18 @@ def run(
     with folder.hold():
         config = claims.check(config, folder)
         entries = resolve(config, names)
+        seeds = range(config.seed, config.seed + num_seeds)
+        # Seed by seed: a first look at all genotypes after a share of the time.
+        jobs = {entry.job(seed): (entry, seed) for seed in seeds for entry in entries}
+        pending = [job for job in jobs.values() if not (folder.path / _file(*job)).is_file()]
+        for entry, _ in pending:
+            features_lib.require_ages(entry.config)
         pretrain.check(config, folder)
         evaluation.check(config)
         require_labels.check(config, is_evaluated=True)
         claims.claim(config, folder)
-        seeds = range(config.seed, config.seed + num_seeds)
-        # Seed by seed: a first look at all genotypes after a share of the time.
-        jobs = {entry.job(seed): (entry, seed) for seed in seeds for entry in entries}
         _note(folder, entries, list(seeds))
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-            pending = [job for job in jobs.values() if not (folder.path / _file(*job)).is_file()]
             if pending:
                 score_fn = make_score(config, folder, stop, [entry for entry, _ in pending])
                 with progress.bar(len(jobs), "compare", initial=len(jobs) - len(pending)) as bar:

@@ -88,6 +88,7 @@ def run(
         )
     with folder.hold():
         config = claims.check(config, folder, ignore=MAY_DIFFER)
+        features.require_ages(config)
         pretrain.check(config, folder)
         require_labels.check(config, is_rewarded=True)
         claims.claim(config, folder, ignore=MAY_DIFFER)

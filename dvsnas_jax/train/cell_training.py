@@ -43,6 +43,8 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
         config = claims.check(config, folder)
         given = _given(config, genotype_path) if genotype_path else None
         is_done = winners.is_trained(folder, *given) if given else pretrain.is_trained(config, folder)
+        if given and not is_done:
+            features_lib.require_ages(config)
         pretrain.check(config, folder)
         require_labels.check(config)
         claims.claim(config, folder)
