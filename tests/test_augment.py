@@ -94,7 +94,7 @@ def _matrix(values):
 
 
 def test_stills_are_homographies_that_add_up():
-    rules = augment.plain(48, 64, is_still=True)
+    rules = augment.plain(48, 64, is_still=True, motion="shake")
     uniforms = np.random.default_rng(1).random(augment.num_uniforms(4))
     maps = augment.plan(rules, uniforms, 4)[0][0]
     np.testing.assert_allclose(maps[3], [1, 0, 0, 0, 1, 0, 0, 0], atol=1e-7)
@@ -220,7 +220,7 @@ def test_stills_end_in_the_frame_and_warp_labels_with_it():
 
 
 def test_noise_is_on_the_history_alone_and_nearly_normal():
-    rules = augment.plain(64, 64, jitter=0.4, is_still=True)
+    rules = augment.plain(64, 64, jitter=0.4, is_still=True, noisy="history", motion="shake")
     words = warp.pack(np.full((1, 64, 64, 3), 128, np.uint8), np.zeros((1, 64, 64), np.uint8))
     uniforms = np.full(augment.num_uniforms(3), 0.5, np.float32)  # no motion, no change of colour
     frames, _ = augment.render(rules, words, uniforms, np.uint32(5), 3)

@@ -19,7 +19,11 @@ PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
 MAX_SEED = 2**32 - 1
 """JAX's random numbers take no more bits: a larger seed would be another one's twin."""
 
-BEFORE: dict[str, Any] = {"search.meta_val": "random"}
+BEFORE: dict[str, Any] = {
+    "data.still_motion": "shake",
+    "data.still_noise": "history",
+    "search.meta_val": "random",
+}
 """Keys that are younger than some run folders, with the value that those were made with, where it is no default."""
 
 
@@ -165,6 +169,8 @@ def _problem(key: str, value: Any, *, may_be_zero: bool) -> str | None:
         return None
     if key == "data.crop_max_ratio":
         return None if 0.5 <= value <= 1 else "be from 0.5 to 1"
+    if key == "data.still_objects":
+        return None if 0 <= value <= 1 else "be from 0 to 1"
     if key in _OPEN_FRACTION:
         return None if 0 < value < 1 else "be between 0 and 1, both excluded"
     if key in _HALF_OPEN_FRACTION:

@@ -47,8 +47,14 @@ _DATA = {
     "height": 96,  # frames are resized to height x width (labels: nearest)
     "width": 128,
     "num_frames": 4,  # T
-    # frames: earlier frames of the video; stills: small camera motions of one frame
+    # frames: earlier frames of the video; stills: camera motions of one frame
     "history": OneOf("frames", "dvsnas_jax.data.loading.store:HISTORIES"),
+    # stills, drive: forward, at a speed that is drawn for a clip, from none to fast; shake: any way, always
+    "still_motion": OneOf("drive", "dvsnas_jax.data.loading.augment:MOTIONS"),
+    # stills: which frames get noise and another exposure, by data.jitter; clip: all of a training clip alike
+    "still_noise": OneOf("none", "dvsnas_jax.data.loading.augment:NOISES"),
+    # stills: share of the training clips in which one object (a car, a person) moves by itself, 0 = none
+    "still_objects": 0.0,
     "frame_gap": 1,  # training clips: distance in frame numbers between consecutive frames of a clip
     "frame_gap_tolerance": 0,  # how far a real distance may be from frame_gap
     "gap_jitter": 0,  # training clips: each distance is drawn anew from frame_gap +- this, among what exists
