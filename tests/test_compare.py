@@ -391,7 +391,7 @@ def test_a_cell_is_trained_and_evaluated(tmp_path: pathlib.Path, monkeypatch: py
         return static_net.init(static_net.make(config.net, 11), jax.random.key(0))
 
     monkeypatch.setattr(pretrain, "run", first_weights)
-    config = config_lib.load(SMOKE, {**TINY, **PROPAGATE, "schedule.interval": "2", "data.num_frames": "2"})
+    config = config_lib.load(SMOKE, {**TINY, **PROPAGATE, "schedule.interval": "2", "data.num_frames": "3"})
     result = compare.run(config, workdir.Workdir(tmp_path), ["zoo:clockwork"], num_seeds=1).content
     static, row = result["rows"]
     assert result["num_frames"] == 5 and (static["num_ok"], row["num_ok"]) == (1, 1)

@@ -131,8 +131,8 @@ def _programs(rules: augment.Rules, code: tuple[bytes, bytes, bool] | None) -> _
 
 
 def _clip_maker(tf: Any, source: Decoder, rules: augment.Rules) -> Callable[..., tuple[Any, Any]]:
-    """What makes one clip of a plan: a function of places i32 [T or 1], maps f32 [tries, T, 8 or 17], colours f32 [T, 12]
-    and key u32 [], to frames u8 [T, crop_height, crop_width, 3] and labels u8 [T, crop_height, crop_width]."""
+    """What makes one clip of a plan: a function of places i32 [T or 1], maps f32 [tries, T, 8 or 17], colours f32
+    [T, 12] and key u32 [], to frames u8 [T, crop_height, crop_width, 3] and labels u8 [T, crop_height, crop_width]."""
     code = source.code
     key_of_code = code and (code.raw.astype(np.int64).tobytes(), code.train.astype(np.uint8).tobytes(), code.is_color)
     programs = _programs(rules, key_of_code)
