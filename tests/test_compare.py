@@ -391,7 +391,7 @@ def test_a_cell_is_trained_and_evaluated(tmp_path: pathlib.Path, monkeypatch: py
         return static_net.init(static_net.make(config.net, 11), jax.random.key(0))
 
     monkeypatch.setattr(pretrain, "run", first_weights)
-    config = config_lib.load(SMOKE, {**TINY, **PROPAGATE, "schedule.interval": "2", "data.num_frames": "2"})
+    config = config_lib.load(SMOKE, {**TINY, **PROPAGATE, "schedule.interval": "2", "data.num_frames": "3"})
     result = compare.run(config, workdir.Workdir(tmp_path), ["zoo:clockwork"], num_seeds=1).content
     static, row = result["rows"]
     assert result["num_frames"] == 5 and (static["num_ok"], row["num_ok"]) == (1, 1)
@@ -401,7 +401,9 @@ def test_a_cell_is_trained_and_evaluated(tmp_path: pathlib.Path, monkeypatch: py
     for name in ("miou", "fwiou", "flicker"):
         assert 0 <= row[name]["mean"] <= 1 and 0 <= static[name]["mean"] <= 1
     assert row["miou"] != static["miou"] and row["vc_8"] is None  # five frames hold no window of eight
-    losses = [line["loss"] for line in workdir.Workdir(tmp_path).read("metrics.jsonl")]
+    lines = workdir.Workdir(tmp_path).read("metrics.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert [line["step"] for line in lines if line["stage"].endswith("_val")] == [0, 3]
     assert len(losses) == 1 and 0 < losses[0] < 10
 
 

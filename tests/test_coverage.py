@@ -69,7 +69,7 @@ def _check(root, config, capsys):
 
 def _blank_meta_val(root, config, num=None):
     """Makes the targets of the (first) meta-validation clips unlabelled; returns their number."""
-    _, held_out = pretrain.split_clips(config, NUM - 1)
+    _, held_out = pretrain.split_clips(config)
     for clip in held_out[:num]:
         _save(root, "train", int(clip) + 1, _mask((255,)))
     return len(held_out[:num])
@@ -133,7 +133,7 @@ def test_pixels_that_get_lost_by_resizing_do_not_count(tmp_path):
     config = _config(_tree(tmp_path))
     mask = _mask((255,)).copy()
     mask[0, 0] = 1  # not among the pixels that 6x8 takes
-    _, held_out = pretrain.split_clips(config, NUM - 1)
+    _, held_out = pretrain.split_clips(config)
     for clip in held_out:
         _save(tmp_path, "train", int(clip) + 1, mask)
     assert "at 6x8 pixels" in _refused(config, is_rewarded=True)

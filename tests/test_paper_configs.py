@@ -13,8 +13,9 @@ import pytest
 from dvsnas_jax.bench import compile_sizes
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.data import datasets
+from dvsnas_jax.data.loading import held_out
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import features, pretrain
+from dvsnas_jax.train import features
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TRAIN_CLIPS = {"cityscapes": 2975, "camvid": 367}
@@ -34,8 +35,9 @@ def gigabytes(shapes) -> float:
 
 def num_clips(config) -> tuple[int, int]:
     """Clips of the two stores."""
-    train, val = map(len, pretrain.split_clips(config, TRAIN_CLIPS[config.data.name]))
-    return config.search.cache_clips or train, val
+    total = TRAIN_CLIPS[config.data.name]
+    val = held_out.count(total, config.search.meta_val_fraction)
+    return config.search.cache_clips or total - val, val
 
 
 # --- what is asked on 8 virtual devices, in a process of its own --------------------------------------------------
@@ -54,7 +56,7 @@ def training_programs(config) -> dict:
     from dvsnas_jax.core import types
     from dvsnas_jax.nets import static_net
     from dvsnas_jax.space import cell as cell_lib
-    from dvsnas_jax.train import cell_loss, cell_training, optim, pretrain_loss
+    from dvsnas_jax.train import cell_loss, cell_training, optim, pretrain, pretrain_loss
 
     space, settings = features.space_of(config), features.settings_of(config)
 

@@ -216,7 +216,7 @@ def test_evaluation_batches_cover_every_clip_once() -> None:
 
 
 def test_split_is_disjoint_and_whole() -> None:
-    meta_train, meta_val = pretrain.split_clips(config_lib.defaults(), 50)
+    meta_train, meta_val = pretrain.split_clips(config_lib.load(None, {"data.num_train_clips": "50"}))
     assert len(meta_val) == 5
     assert sorted([*meta_train.tolist(), *meta_val.tolist()]) == list(range(50))
 

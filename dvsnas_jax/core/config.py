@@ -19,6 +19,16 @@ PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
 MAX_SEED = 2**32 - 1
 """JAX's random numbers take no more bits: a larger seed would be another one's twin."""
 
+BEFORE: dict[str, Any] = {
+    "data.still_motion": "shake",
+    "data.still_noise": "history",
+    "search.meta_val": "random",
+    "train.loss": "plain",
+    "train.frames": "all",
+    "train.eval_every": 0,
+}
+"""Keys that are younger than some run folders, with the value that those were made with, where it is no default."""
+
 
 def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
     """The defaults, changed by a file, changed by overrides, checked and locked.
@@ -29,7 +39,7 @@ def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_col
     """
     config = defaults()
     if path is not None:
-        overrides_lib.apply_file(config, path)
+        overrides_lib.apply_file(config, path, BEFORE)
     return changed(config, overrides or {})
 
 
@@ -42,16 +52,12 @@ def changed(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> 
 
 
 def from_json_dict(values: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
-    """The configuration that `to_json_dict` made `values` of; keys that are new since then have their value of `BEFORE`
-    or keep their defaults.
+    """The configuration that `to_json_dict` made `values` of; keys that are new since then as in `BEFORE`, or defaults.
 
     A bad one is a UserError that names `where`.
     """
     config = defaults()
-    for key, value in BEFORE.items():
-        section, name = key.split(".")
-        config[section][name] = value
-    overrides_lib.apply_values(config, values, where)
+    overrides_lib.apply_values(config, overrides_lib.with_missing(values, BEFORE), where)
     validate(config)
     return config.lock()
 
@@ -93,12 +99,6 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-BEFORE: dict[str, Any] = {
-    "train.loss": "plain",
-    "train.frames": "all",
-    "train.eval_every": 0,
-}
-"""Keys that are newer than some run folders and meant something else than today's default before they existed."""
 _CHOICES = defaults_lib.choices()
 _MAY_BE_ZERO = (
     "data.degrade",
@@ -176,6 +176,8 @@ def _problem(key: str, value: Any, *, may_be_zero: bool) -> str | None:
         return None
     if key == "data.crop_max_ratio":
         return None if 0.5 <= value <= 1 else "be from 0.5 to 1"
+    if key == "data.still_objects":
+        return None if 0 <= value <= 1 else "be from 0 to 1"
     if key in _OPEN_FRACTION:
         return None if 0 < value < 1 else "be between 0 and 1, both excluded"
     if key in _HALF_OPEN_FRACTION:

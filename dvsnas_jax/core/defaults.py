@@ -47,8 +47,14 @@ _DATA = {
     "height": 96,  # frames are resized to height x width (labels: nearest)
     "width": 128,
     "num_frames": 4,  # T
-    # frames: earlier frames of the video; stills: small camera motions of one frame
+    # frames: earlier frames of the video; stills: camera motions of one frame
     "history": OneOf("frames", "dvsnas_jax.data.loading.store:HISTORIES"),
+    # stills, drive: forward, at a speed that is drawn for a clip, from none to fast; shake: any way, always
+    "still_motion": OneOf("drive", "dvsnas_jax.data.loading.augment:MOTIONS"),
+    # stills: which frames get noise and another exposure, by data.jitter; clip: all of a training clip alike
+    "still_noise": OneOf("none", "dvsnas_jax.data.loading.augment:NOISES"),
+    # stills: share of the training clips in which one object (a car, a person) moves by itself, 0 = none
+    "still_objects": 0.0,
     "frame_gap": 1,  # training clips: distance in frame numbers between consecutive frames of a clip
     "frame_gap_tolerance": 0,  # how far a real distance may be from frame_gap
     "gap_jitter": 0,  # training clips: each distance is drawn anew from frame_gap +- this, among what exists
@@ -199,7 +205,9 @@ _SEARCH = {
     "label_stride": 4,  # pixels between the labels of the training loss, per axis
     "cache_clips": 0,  # augmented clips whose features are kept; 0 = every clip once, as it is
     "meta_val_fraction": 0.1,
-    "reward_clips": 32,  # meta-validation clips behind one reward
+    # blocks: contiguous ones of the training sequences, what shares frames with them is left out; random: any clips
+    "meta_val": OneOf("blocks", "dvsnas_jax.data.loading.held_out:KINDS"),
+    "reward_clips": 32,  # meta-validation clips behind one reward, spread over the blocks
     "num_random": 40,  # uniformly drawn genotypes scored on the final shared weights: the random line
     "stability": 0.0,  # exponent of the stability factor (1 - flicker); 0 = off
     "cost": 0.0,  # exponent of the cost factor, below 1 for a cell of more MACs than cost_target; 0 = off

@@ -72,7 +72,9 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
             strategy = strategies.make(config.search.strategy, space, config.controller)
         relaxed_steps.check(config, space, strategy)
         supernet_lib.make(space, features.settings_of(config))
-        num_clips = require_labels.check(config, folder, is_rewarded=True, is_evaluated=True)
+        if not is_done:
+            features.require_ages(config)
+        require_labels.check(config, folder, is_rewarded=True, is_evaluated=True)
         pretrain.check(config, folder)
         evaluate.check(config)
         claims.claim(config, folder)
@@ -81,13 +83,14 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
             compiled = None
             if not is_done:
-                placement = ahead.place(config, space, num_clips)
-                groups, weights = clip_scores.batches(1, config.search), cell_training.class_weights(config, folder)
-                made = ahead.compile_steps(config, space, num_clips, placement, groups=groups, class_weights=weights)
+                placement, weights = ahead.place(config, space), cell_training.class_weights(config, folder)
+                num_val = len(pretrain.split_clips(config)[1])
+                groups = clip_scores.batches(min(config.search.reward_clips, num_val), config.search)
+                made = ahead.compile_steps(config, space, placement, groups=groups, class_weights=weights)
                 compiled = Compiled(made, placement, weights)
             variables = pretrain.run(config, folder, stop)
             if compiled is not None:
-                parts = assemble(config, strategy, variables, num_clips, compiled, folder=folder)
+                parts = assemble(config, strategy, variables, compiled, folder=folder)
                 state = run_search(parts, folder, stop)
                 find_winner(parts, state, folder, stop)
         return evaluate.run(config, folder)
@@ -105,7 +108,6 @@ def assemble(
     config: ml_collections.ConfigDict,
     strategy: strategy_lib.Strategy,
     variables: Any,
-    num_clips: int,
     compiled: Compiled,
     *,
     folder: workdir.Workdir | None = None,
@@ -117,7 +119,7 @@ def assemble(
     def placed(clips: np.ndarray, num_drawn: int = 0) -> feature_store.AnyStore:
         return features.placed(config, variables, features.Wanted(clips, names, num_drawn), placement, folder)
 
-    meta_train, meta_val = pretrain.split_clips(config, num_clips)
+    meta_train, meta_val = pretrain.split_clips(config)
     stores = placed(meta_train, config.search.cache_clips), placed(meta_val)
     weights = compiled.class_weights
     relaxed = relaxed_steps.make(config, space, placement.mesh, placement.train_rows, weights)
@@ -324,6 +326,6 @@ def _score_alone(
     params: types.Params,
     genotypes: np.ndarray | None,
 ) -> dict[str, Any]:
-    count_fn = clip_scores.make_count(unroll_fn, features.settings_of(parts.config).interval)
+    count_fn = clip_scores.make_count(unroll_fn, features.settings_of(parts.config).num_ages)
     found = clip_scores.of_store(count_fn, params, parts.val_store, parts.config.search)
     return _rewards(parts, found, genotypes)[0]

@@ -48,7 +48,8 @@ class Steps(NamedTuple):
       train_shared: `(state, genotypes [G, L, 5], store, clips i32 [G, B]) -> (state, metrics)`; the state is donated.
         B is a multiple of `batch_parts`, which is one of the mesh's `data` slices; where G is no multiple of its
         `arch` slices, some of them idle.
-      evaluate_shared: `(params, genotypes [N, L, 5], store, clips i32 [R, B]) -> ClipScores`; clip -1 = padding.
+      evaluate_shared: `(params, genotypes [N, L, 5], store, clips i32 [R, B]) -> ClipScores`; clip ~c (below 0) =
+        clip c, which fills up its batch and counts nowhere.
       start_alone: `params -> state` of a candidate that is trained by itself, with an average.
       train_alone: `(state, genotype, store, clips i32 [S, B]) -> state` after S optimizer steps. It is not mapped over
         the mesh: every device does the same.
@@ -210,8 +211,7 @@ def _make_evaluate(
     supernet: supernet_lib.Supernet, num_parts: int, mesh: jax.sharding.Mesh, rows_spec: PartitionSpec
 ) -> ScoresFn:
     """`Steps.evaluate_shared`, not jitted."""
-
-    interval = supernet.interval
+    ages = supernet.settings.num_ages
 
     def local(
         params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
@@ -222,7 +222,7 @@ def _make_evaluate(
 
         def one(genotype: jax.Array) -> clip_scores.ClipScores:
             unroll_fn = functools.partial(supernet.unroll, params, genotype)
-            return clip_scores.sum_batches(unroll_fn, store, batches, interval)
+            return clip_scores.sum_batches(unroll_fn, store, batches, ages)
 
         found = jax.lax.map(one, genotypes)
         total = mesh_lib.sum_over_data((found.counts, found.flicker, (~found.is_finite).astype(jnp.int32)))

@@ -72,9 +72,9 @@ class CellSettings:
         return self.mode == "propagate"
 
     @property
-    def interval(self) -> int | None:
-        """Mode propagate: the longest distance of key frames, which is that of training."""
-        return self.schedule.interval if self.is_propagating else None
+    def num_ages(self) -> int:
+        """Frames from one key frame to the next, of ages 0 to this - 1; 0 in refine mode, which has none."""
+        return self.schedule.interval if self.is_propagating else 0
 
     def provided(self) -> tuple[str, ...]:
         """Names of the inputs that the mode gives to a cell."""

@@ -108,12 +108,9 @@ class Schedule:
         return dataclasses.replace(self, kind="fixed")
 
 
-def between_key_frames(num_frames: int, interval: int | None) -> tuple[int, ...]:
-    """The frames of a training clip that are no key frames; () where the interval is None (mode refine).
-
-    In training key frames come at the interval, the first frame is one.
-    """
-    return () if interval is None else tuple(frame for frame in range(num_frames) if frame % interval)
+def between_key_frames(num_frames: int, interval: int) -> tuple[int, ...]:
+    """The frames of a training clip that are no key frames: those come at the interval, the first frame is one."""
+    return tuple(frame for frame in range(num_frames) if frame % interval)
 
 
 def init(rng: jax.Array, schedule: Schedule, channels: int) -> Params:

@@ -25,6 +25,7 @@ class Supernet:
 
     def __init__(self, space: genotype_lib.Space, settings: cell_frame.CellSettings) -> None:
         self._space, self._settings = space, settings
+        self.settings = settings
         self._clip = supernet_gradient.Clip(space, settings, settings.scope())
 
     def init(self, rng: jax.Array) -> Params:
@@ -38,11 +39,6 @@ class Supernet:
         )
         stacked = jax.vmap(init_fn)(layer_rngs)
         return {"ports": cell_frame.init(ports_rng, settings, space.inputs), "layers": stacked}
-
-    @property
-    def interval(self) -> int | None:
-        """Mode propagate: of the key frames."""
-        return self._settings.interval
 
     def step(
         self, params: Params, genotype: jax.Array, state: types.CellState, features: types.Features

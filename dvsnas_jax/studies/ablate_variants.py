@@ -15,7 +15,6 @@ from dvsnas_jax.core import compilation, errors, progress, types
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.search import loop, pipeline, steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
@@ -38,10 +37,9 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, is_t
     weights = cell_training.class_weights(config, folder) if is_training else None
     space, mesh, strategy, made = _steps(config, weights, is_training=is_training)
     variables = static_network(config, folder)
-    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     if is_training:
         compiled = pipeline.Compiled(made, feature_store.everywhere(config.search), weights)
-        return pipeline.assemble(config, strategy, variables, num_clips, compiled)
+        return pipeline.assemble(config, strategy, variables, compiled)
     store = mesh_lib.replicate(mesh, validation_features(config, space, variables, None))
     return pipeline.Parts(config, space, mesh, made, strategy, store, store)
 
@@ -69,8 +67,7 @@ def validation_features(
     config: ml_collections.ConfigDict, space: genotype_lib.Space, variables: Any, places: np.ndarray | None
 ) -> types.FeatureStore:
     """What cells of a space read of the meta-validation clips, and labels; `places` in their order, None: all."""
-    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
-    numbers = pretrain.split_clips(config, num_clips)[1]
+    numbers = pretrain.split_clips(config)[1]
     clips = features.select(config, numbers if places is None else numbers[places])
     return features.build(config, variables, clips, features.needed_maps(space, config))
 

@@ -85,6 +85,7 @@ def run(
         made = {name: strategies.make(name, space, config.controller) for name in names}
         for strategy in made.values():
             relaxed_steps.check(config, space, strategy)
+        features.require_ages(config)
         pretrain.check(config, folder)
         require_labels.check(config, folder, is_rewarded=True)
         claims.claim(config, folder, ignore=MAY_DIFFER)

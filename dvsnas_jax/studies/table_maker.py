@@ -22,7 +22,6 @@ from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, cores, errors, progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.search import pipeline, scratch, steps
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -99,6 +98,7 @@ def run(
         )
     with folder.hold():
         config = claims.check(config, folder, ignore=MAY_DIFFER)
+        features.require_ages(config)
         pretrain.check(config, folder)
         require_labels.check(config, folder, is_rewarded=True)
         claims.claim(config, folder, ignore=MAY_DIFFER)
@@ -130,7 +130,6 @@ def _train_all(
 def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag) -> pipeline.Parts:
     """The static network, trained or restored, its features, and the jitted steps of the space."""
     space = features.space_of(config)
-    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     variables = pretrain.run(config, folder, stop)
     strategy = strategies.make(strategies.BASELINE, space, config.controller)
     supernet = supernet_lib.make(space, features.settings_of(config))
@@ -138,7 +137,7 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: s
     weights = cell_training.class_weights(config, folder)
     loss = cell_loss.make(config, config.search.label_stride, weights)
     compiled = pipeline.Compiled(steps.make(supernet, config.search, placement.mesh, loss=loss), placement, weights)
-    return pipeline.assemble(config, strategy, variables, num_clips, compiled)
+    return pipeline.assemble(config, strategy, variables, compiled)
 
 
 def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:

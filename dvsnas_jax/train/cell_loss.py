@@ -30,7 +30,7 @@ class CellLoss:
       class_weights: K numbers; as `smoothing` and `hardest`, of `losses.cross_entropy`. None: all alike.
       frames: whose pixels count, see `frame_weights`.
       is_still: the frames of a clip are made from one.
-      interval: mode propagate: of the key frames; None: mode refine.
+      num_ages: of `cell_frame.CellSettings`: mode propagate: the interval of the key frames; 0: mode refine.
       has_labels: False: labels are not looked at.
       teacher_weight: of the divergence from the static network, 0 = off; `temperature` as in `losses.distillation`.
       teaches_all: the teacher counts on labelled frames, too.
@@ -42,7 +42,7 @@ class CellLoss:
     hardest: float = 1.0
     frames: str = ALL
     is_still: bool = False
-    interval: int | None = None
+    num_ages: int = 0
     has_labels: bool = True
     teacher_weight: float = 0.0
     temperature: float = 1.0
@@ -57,10 +57,10 @@ class CellLoss:
         the labels as well, and all frames of a true history. Where every frame is a key frame, all.
         """
         chosen: tuple[int, ...] = tuple(range(num_frames))
-        if self.frames == TARGET or (self.frames == AUTO and self.interval is None and self.is_still):
+        if self.frames == TARGET or (self.frames == AUTO and not self.num_ages and self.is_still):
             chosen = (num_frames - 1,)
-        elif self.frames == AUTO and self.interval is not None:
-            chosen = schedule_lib.between_key_frames(num_frames, self.interval) or chosen
+        elif self.frames == AUTO and self.num_ages:
+            chosen = schedule_lib.between_key_frames(num_frames, self.num_ages) or chosen
         return tuple(float(frame in chosen) for frame in range(num_frames))
 
     def __call__(self, logits: jax.Array, labels: jax.Array, teacher: types.Array) -> jax.Array:
@@ -82,9 +82,14 @@ class CellLoss:
             images = jnp.broadcast_to(np.array(weights, np.float32)[:, None], labels.shape[:2])
         total = jnp.zeros(())
         if self.has_labels:
-            options = {"smoothing": self.smoothing, "hardest": self.hardest, "image_weights": images}
-            own = None if self.class_weights is None else np.array(self.class_weights, np.float32)
-            total += losses.cross_entropy(logits, labels, class_weights=own, **options)[0]
+            total += losses.cross_entropy(
+                logits,
+                labels,
+                class_weights=None if self.class_weights is None else np.array(self.class_weights, np.float32),
+                smoothing=self.smoothing,
+                hardest=self.hardest,
+                image_weights=images,
+            )[0]
         if self.teacher_weight:
             if self.has_labels and not self.teaches_all:
                 is_unlabelled = (labels == types.IGNORE).all(axis=(-2, -1)).astype(jnp.float32)
@@ -102,7 +107,7 @@ def make(config: ml_collections.ConfigDict, label_stride: int, class_weights: np
     Raises:
       UserError: the only frame that counts is a key frame.
     """
-    section, interval = config.train, None
+    section, interval = config.train, 0
     if config.space.mode == "propagate":
         interval = config.schedule.interval
         last = config.data.num_frames - 1
@@ -115,7 +120,7 @@ def make(config: ml_collections.ConfigDict, label_stride: int, class_weights: np
         label_stride,
         frames=section.frames,
         is_still=config.data.history == "stills",
-        interval=interval,
+        num_ages=interval,
         has_labels=section.labels,
         teacher_weight=section.teacher_weight,
         temperature=section.temperature,

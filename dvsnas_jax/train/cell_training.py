@@ -26,6 +26,7 @@ from dvsnas_jax.train import (
     cell_loss,
     claims,
     clip_scores,
+    feature_cache,
     feature_store,
     keeping,
     optim,
@@ -81,8 +82,10 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
         config = claims.check(config, folder)
         given = _given(config, genotype_path) if genotype_path else None
         is_done = winners.is_trained(folder, *given) if given else pretrain.is_trained(config, folder)
+        if given and not is_done:
+            features_lib.require_ages(config)
         pretrain.check(config, folder)
-        num_clips = require_labels.check(config, folder)
+        require_labels.check(config, folder)
         claims.claim(config, folder)
         winners.unmark_search(folder)
         if is_done and distributed.is_main():
@@ -95,7 +98,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
             space, genotype = given
             if not is_done:
                 weights = class_weights(config, folder)
-                made = material(config, variables, num_clips, features_lib.needed_maps(space, config), weights)
+                made = material(config, variables, features_lib.needed_maps(space, config), weights)
                 name = f"retrain_{genotype_lib.digest(space, genotype)}"
                 stage = training_loop.Stage.of(config.train, name, folder, stop)
                 trained = train_cell(config, space, genotype, made, stage)
@@ -135,16 +138,19 @@ def class_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) ->
 def material(
     config: ml_collections.ConfigDict,
     variables: Any,
-    num_clips: int,
     names: tuple[str, ...],
     class_weights: np.ndarray | None,
 ) -> Material:
-    """Computes the features of a train split of so many clips, with the maps of these names, on the default device."""
-    training, held_out = pretrain.split_clips(config, num_clips)
+    """Computes the features of the train split, with the maps of these names."""
+    training, held_out = pretrain.split_clips(config)
     store = features_lib.train_store(config, variables, training, names)
     validation = None
     if config.train.eval_every:
-        validation = features_lib.build(config, variables, features_lib.select(config, held_out), names)
+        found = features_lib.compute(config, variables, features_lib.select(config, held_out), names)
+        # In the memory of this host: clips of the whole size are several times as large as those of the training.
+        mesh = mesh_lib.make(devices=list(feature_store.state_sharding(store).device_set))
+        placement = feature_store.Placement(mesh, 1, feature_store.HOST, "features for validation: on the host")
+        validation = feature_store.place(placement, feature_cache.Memory(found), len(held_out))
     return Material(store, validation, class_weights)
 
 
@@ -185,7 +191,7 @@ def train_cell(
         state = training_loop.fit(state, stage, step_fn=step, batches_fn=batches)
         return Trained(calibrate(state.average))
     assert material.validation is not None, "no meta-validation clips to choose the best on"
-    count_fn = clip_scores.make_count(cell.unroll, loss.interval)
+    count_fn = clip_scores.make_count(cell.unroll, features_lib.settings_of(config).num_ages)
     count = functools.partial(clip_scores.of_store, count_fn, store=material.validation, section=config.search)
     validation = keeping.Validation(calibrate, count, keeping.make_score(config))
     kept = keeping.fit(keeping.start(state), stage, section.eval_every, validation, step_fn=step, batches_fn=batches)

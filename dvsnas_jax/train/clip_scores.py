@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import compilation, types
+from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.space import schedule as schedule_lib
 from dvsnas_jax.train import feature_store
 
 PARTS = ("miou", "fwiou", "class_accuracy")
@@ -27,7 +26,7 @@ CountFn = Callable[[types.Params, types.FeatureStore, types.Array], "ClipScores"
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ClipScores:
-    """What is counted on the scored frames of N candidates.
+    """What is counted on the scored frames of N candidates, see `scored`.
 
     Attributes:
       counts: i32 [N, K, K], rows = truth.
@@ -40,61 +39,61 @@ class ClipScores:
     is_finite: types.Array
 
 
-def scored_frames(num_frames: int, interval: int | None) -> tuple[int, ...]:
-    """The frames of a clip that are scored, in order.
+def scored(frames: Any, ages: int) -> Any:
+    """The frames of clips [T, ...] that a score counts.
 
-    In mode propagate, with this interval of key frames, all between key frames, so that every age weighs alike; the
-    others are the static network's. In mode refine (None), and where every frame is a key frame, the target alone.
+    Refine (`ages` 0): the last one, the target. Propagate: the first `ages`, one of each age, so that all weigh alike;
+    of clips with a label on the last frame alone, see `features.spread_ages`.
     """
-    return schedule_lib.between_key_frames(num_frames, interval) or (num_frames - 1,)
+    return frames[:ages] if ages else frames[-1:]
 
 
 def batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
-    """Clips 0 .. num_clips - 1 as groups of batches, i32 [groups, R, B], padded with -1; `section` is `search`.
+    """Clips 0 .. num_clips - 1 as groups of batches, i32 [groups, R, B], filled up as `feature_store.in_order` does it.
 
-    R is that of one reward, so that rewards and re-scoring share one compiled program.
+    R is that of one reward, so that rewards and re-scoring share one compiled program. B is `search.batch_size`, or as
+    many clips as there are: no batch needs one of them twice. `section` is `search` of the configuration.
     """
-    num_batches = -(-section.reward_clips // section.batch_size)
-    num_groups = -(-num_clips // (num_batches * section.batch_size))
-    clips = feature_store.in_order(
-        num_clips, num_groups * num_batches * section.batch_size, section.batch_size, section.batch_parts
-    )
-    return clips.reshape(num_groups, num_batches, section.batch_size)
+    parts = section.batch_parts
+    if num_clips < parts:
+        raise errors.UserError(
+            f"config key 'search.batch_parts': must be at most the number of scored clips ({num_clips}), got {parts}"
+        )
+    size = min(section.batch_size, num_clips // parts * parts)
+    num_batches = -(-min(section.reward_clips, num_clips) // size)
+    num_groups = -(-num_clips // (num_batches * size))
+    clips = feature_store.in_order(num_clips, num_groups * num_batches * size, size, parts)
+    return clips.reshape(num_groups, num_batches, size)
 
 
 def sum_batches(
-    unroll_fn: Callable[[types.Features], jax.Array],
-    store: types.FeatureStore,
-    clips: jax.Array,
-    interval: int | None,
+    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array, ages: int
 ) -> ClipScores:
-    """Counts of one candidate over batches of clips, i32 [R, B], -1 = padding; for traced code, without axis N."""
-    parts = jax.lax.map(lambda batch: _of_batch(unroll_fn, store, batch, interval), clips)
+    """Counts of one candidate over batches of clips, i32 [R, B], see `batches`; for traced code, without axis N."""
+    parts = jax.lax.map(lambda batch: _of_batch(unroll_fn, store, batch, ages), clips)
     return ClipScores(parts.counts.sum(axis=0), parts.flicker.sum(axis=0), parts.is_finite.all())
 
 
 def _of_batch(
-    unroll_fn: Callable[[types.Features], jax.Array],
-    store: types.FeatureStore,
-    clips: jax.Array,
-    interval: int | None,
+    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array, ages: int
 ) -> ClipScores:
-    """Counts on some clips, i32 [B], at the labels' size."""
-    features, labels = feature_store.take(store, jnp.maximum(clips, 0))
-    labels = jnp.where((clips >= 0)[:, None, None], labels, types.IGNORE)
-    logits, size = unroll_fn(features), labels.shape[-2:]
-    now = np.array(scored_frames(len(logits), interval))
-    before = np.maximum(now - 1, 0)
-    first = before.min()
-    # Frame by frame: logits at the size of the labels are the largest arrays here.
-    found = jax.lax.map(lambda frame: static_net.predict(frame, size), logits[first:])
-    truth, predictions = labels[now], found[now - first]
-    is_constant = (labels[before] == truth) & (truth != types.IGNORE)
-    changed = is_constant & (found[before - first] != predictions)
+    """Counts of one candidate on the scored frames of some clips, at the labels' size.
+
+    Flicker counts up to the next key frame. Clip ~c (below 0) is clip c, which its batch is normalised with like any
+    other; no count has it.
+    """
+    features, labels = feature_store.take(store, feature_store.number(clips))
+    near = slice(0, ages + 1) if ages else slice(-2, None)
+    labels = jnp.where((clips >= 0)[:, None, None], labels[near], types.IGNORE)
+    logits = unroll_fn(features)[near]
+    # Frame by frame: logits of that size are the largest arrays of the step.
+    predictions = jax.lax.map(lambda frame: static_net.predict(frame, labels.shape[-2:]), logits)
+    is_constant = (labels[:-1] == labels[1:]) & (labels[1:] != types.IGNORE)
+    changed = is_constant & (predictions[:-1] != predictions[1:])
     return ClipScores(
-        counts=metrics.confusion(truth, predictions, logits.shape[-1]),
+        counts=metrics.confusion(scored(labels, ages), scored(predictions, ages), logits.shape[-1]),
         flicker=jnp.stack([changed.sum(), is_constant.sum()]).astype(jnp.int32),
-        is_finite=jnp.isfinite(logits[first:]).all(),
+        is_finite=jnp.isfinite(logits).all(),
     )
 
 
@@ -104,11 +103,14 @@ def add(parts: Sequence[ClipScores]) -> ClipScores:
     return ClipScores(every.counts.sum(axis=0), every.flicker.sum(axis=0), every.is_finite.all(axis=0))
 
 
-def make_count(unroll_fn: UnrollFn, interval: int | None) -> CountFn:
-    """The jitted `(params, store, clips i32 [R, B]) -> ClipScores` of one network, N = 1."""
+def make_count(unroll_fn: UnrollFn, ages: int = 0) -> CountFn:
+    """The jitted `(params, store, clips i32 [R, B]) -> ClipScores` of one network, N = 1.
+
+    `ages`: `CellSettings.num_ages`.
+    """
 
     def count(params: types.Params, store: types.FeatureStore, clips: jax.Array) -> ClipScores:
-        found = sum_batches(lambda features: unroll_fn(params, features), store, clips, interval)
+        found = sum_batches(lambda features: unroll_fn(params, features), store, clips, ages)
         return jax.tree.map(lambda x: x[None], found)
 
     return compilation.jit(count)
@@ -122,10 +124,10 @@ def of_store(
     return add([count_fn(params, *feature_store.anywhere(store, group)) for group in groups])
 
 
-def shares(counts: np.ndarray, flicker: np.ndarray) -> dict[str, float]:
+def shares(counts: types.Array, flicker: types.Array) -> dict[str, float]:
     """Shares in 0..1 of one candidate's counts, [K, K] and [2]: those of `PARTS`, `accuracy` and `flicker`."""
     found: dict[str, Any] = metrics.scores(counts)
-    changed, total = flicker
+    changed, total = np.asarray(flicker)
     return {name: float(found[name]) for name in (*PARTS, "accuracy")} | {"flicker": float(changed / max(total, 1))}
 
 

@@ -42,14 +42,14 @@ class Validation(NamedTuple):
     """How averaged weights are scored.
 
     Attributes:
-      calibrate: adds running statistics to weights.
-      count: counts on all meta-validation clips, of weights with running statistics.
-      score: see `make_score`.
+      calibrate_fn: adds running statistics to weights.
+      count_fn: counts on all meta-validation clips, of weights with running statistics.
+      score_fn: see `make_score`.
     """
 
-    calibrate: Callable[[types.Params], types.Params]
-    count: Callable[[types.Params], clip_scores.ClipScores]
-    score: Callable[[dict[str, float]], float]
+    calibrate_fn: Callable[[types.Params], types.Params]
+    count_fn: Callable[[types.Params], clip_scores.ClipScores]
+    score_fn: Callable[[dict[str, float]], float]
 
 
 def make_score(config: ml_collections.ConfigDict) -> Callable[[dict[str, float]], float]:
@@ -112,14 +112,14 @@ def fit(
 
 def _scored(validation: Validation, average: types.Params) -> tuple[float, dict[str, float]]:
     """Score and shares of averaged weights; -inf where they diverged."""
-    found = validation.count(validation.calibrate(average))
+    found = validation.count_fn(validation.calibrate_fn(average))
     if not found.counts.any():
         raise errors.UserError(
             "train.eval_every: no pixel of the meta-validation clips that is scored has a label; label them, or set it "
             "to 0 (the last weights are then kept)"
         )
     shares = clip_scores.shares(found.counts[0], found.flicker[0])
-    return (validation.score(shares) if found.is_finite[0] else -np.inf), shares
+    return (validation.score_fn(shares) if found.is_finite[0] else -np.inf), shares
 
 
 def _told(stage: training_loop.Stage, state: KeptState) -> str:

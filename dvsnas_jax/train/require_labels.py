@@ -12,8 +12,8 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data import coverage, datasets
-from dvsnas_jax.data.loading import pipeline, store, whole_videos
-from dvsnas_jax.train import clip_scores, pretrain
+from dvsnas_jax.data.loading import store, whole_videos
+from dvsnas_jax.train import pretrain
 
 
 def check(
@@ -38,23 +38,21 @@ def check(
         wrongly.
     """
     data = config.data
-    num_clips = pipeline.num_clips(data, "train", data.num_frames)
-    training, held_out = pretrain.split_clips(config, num_clips)
+    targets = store.index(data, "train", data.num_frames).places[:, -1]
+    training, held_out = pretrain.split_clips(config)
     if not len(held_out):
         raise errors.UserError(
             "data: the train split has one clip; at least two are needed, one to train and one to measure on: add "
             "labelled frames, or lower data.num_frames or data.frame_gap"
         )
     if datasets.of(data).is_computed:
-        return num_clips
+        return len(targets)
     if is_evaluated:
         whole_videos.find(data, config.evaluate.split)  # says so where there are none
     names = dict.fromkeys(("train", *([config.evaluate.split] if is_evaluated else [])))
     notes = _require_classes(data, list(names))
     for note in notes if do_note and distributed.is_main() else ():
         print(f"note: {note}", file=sys.stderr, flush=True)
-    places = store.index(data, "train", data.num_frames).places
-    targets = places[:, -1]
     if is_rewarded:
         num = min(config.search.reward_clips, len(held_out))
         what = f"the {num} meta-validation clips that rewards are measured on"
@@ -66,12 +64,7 @@ def check(
         _require_pixel(data, targets[training], f"the {len(training)} clips to train on", keys)
     what = f"the {len(held_out)} training clips that are held out to choose the best weights"
     _require_pixel(data, targets[held_out], what, keys)
-    if config.space.mode == "propagate" and not store.is_still(data):
-        between = list(clip_scores.scored_frames(data.num_frames, config.schedule.interval))
-        what = f"the frames between key frames of the {len(held_out)} training clips that are held out to score cells"
-        keys = "data.num_frames or schedule.interval, so that the labelled frame of a clip is no key frame"
-        _require_pixel(data, places[held_out][:, between].ravel(), what, keys)
-    return num_clips
+    return len(targets)
 
 
 def is_scorable(config: ml_collections.ConfigDict) -> bool:
