@@ -391,7 +391,7 @@ def test_a_cell_is_trained_and_evaluated(tmp_path: pathlib.Path, monkeypatch: py
         return static_net.init(static_net.make(config.net, 11), jax.random.key(0))
 
     monkeypatch.setattr(pretrain, "run", first_weights)
-    config = config_lib.load(SMOKE, {**TINY, **PROPAGATE, "schedule.interval": "2", "data.num_frames": "2"})
+    config = config_lib.load(SMOKE, {**TINY, **PROPAGATE, "schedule.interval": "2", "data.num_frames": "3"})
     result = compare.run(config, workdir.Workdir(tmp_path), ["zoo:clockwork"], num_seeds=1).content
     static, row = result["rows"]
     assert result["num_frames"] == 5 and (static["num_ok"], row["num_ok"]) == (1, 1)
@@ -404,7 +404,9 @@ def test_a_cell_is_trained_and_evaluated(tmp_path: pathlib.Path, monkeypatch: py
     # Frames 0, 2 and 4 are key frames: the cell is the static network there.
     assert row["age_0"]["mean"] == static["age_0"]["mean"] and row["age_1"]["mean"] != static["age_1"]["mean"]
     assert "age_2" not in row and 0 <= row["changes_followed"]["mean"] <= 1
-    losses = [line["loss"] for line in workdir.Workdir(tmp_path).read("metrics.jsonl")]
+    lines = workdir.Workdir(tmp_path).read("metrics.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert [line["step"] for line in lines if line["stage"].endswith("_val")] == [0, 3]
     assert len(losses) == 1 and 0 < losses[0] < 10
 
 

@@ -19,6 +19,17 @@ PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
 MAX_SEED = 2**32 - 1
 """JAX's random numbers take no more bits: a larger seed would be another one's twin."""
 
+BEFORE: dict[str, Any] = {
+    "data.still_motion": "shake",
+    "data.still_noise": "history",
+    "search.meta_val": "random",
+    "space.end": "classifier",
+    "train.loss": "plain",
+    "train.frames": "all",
+    "train.eval_every": 0,
+}
+"""Keys that are younger than some run folders, with the value that those were made with, where it is no default."""
+
 
 def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
     """The defaults, changed by a file, changed by overrides, checked and locked.
@@ -29,7 +40,7 @@ def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_col
     """
     config = defaults()
     if path is not None:
-        overrides_lib.apply_file(config, path)
+        overrides_lib.apply_file(config, path, BEFORE)
     return changed(config, overrides or {})
 
 
@@ -42,16 +53,12 @@ def changed(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> 
 
 
 def from_json_dict(values: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
-    """The configuration that `to_json_dict` made `values` of; keys that are new since then have their value of `BEFORE`
-    or keep their defaults.
+    """The configuration that `to_json_dict` made `values` of; keys that are new since then as in `BEFORE`, or defaults.
 
     A bad one is a UserError that names `where`.
     """
     config = defaults()
-    for key, value in BEFORE.items():
-        section, name = key.split(".")
-        config[section][name] = value
-    overrides_lib.apply_values(config, values, where)
+    overrides_lib.apply_values(config, overrides_lib.with_missing(values, BEFORE), where)
     validate(config)
     return config.lock()
 
@@ -93,10 +100,6 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-BEFORE: dict[str, Any] = {
-    "space.end": "classifier",
-}
-"""Keys that are newer than some run folders and meant something else than today's default before they existed."""
 _CHOICES = defaults_lib.choices()
 _MAY_BE_ZERO = (
     "data.degrade",
@@ -108,6 +111,7 @@ _MAY_BE_ZERO = (
     "pretrain.weight_decay",
     "train.warmup_steps",
     "train.weight_decay",
+    "train.eval_every",
     "search.warmup_steps",
     "search.weight_decay",
     "search.num_random",
@@ -148,6 +152,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     rule = "be at most derive.num_rewarded + derive.num_probable"
     is_enough = derive.num_rewarded + derive.num_probable >= derive.num_retrain
     _require(is_enough, "derive.num_retrain", rule, derive.num_retrain)
+    train = config.train
+    rule = "be above 0 where train.labels is false: nothing else says what is right"
+    _require(train.labels or train.teacher_weight > 0, "train.teacher_weight", rule, train.teacher_weight)
 
 
 def _require(is_fine: bool, key: str, rule: str | None, given: Any) -> None:
@@ -171,6 +178,8 @@ def _problem(key: str, value: Any, *, may_be_zero: bool) -> str | None:
         return None
     if key == "data.crop_max_ratio":
         return None if 0.5 <= value <= 1 else "be from 0.5 to 1"
+    if key == "data.still_objects":
+        return None if 0 <= value <= 1 else "be from 0 to 1"
     if key in _OPEN_FRACTION:
         return None if 0 < value < 1 else "be between 0 and 1, both excluded"
     if key in _HALF_OPEN_FRACTION:

@@ -47,8 +47,14 @@ _DATA = {
     "height": 96,  # frames are resized to height x width (labels: nearest)
     "width": 128,
     "num_frames": 4,  # T
-    # frames: earlier frames of the video; stills: small camera motions of one frame
+    # frames: earlier frames of the video; stills: camera motions of one frame
     "history": OneOf("frames", "dvsnas_jax.data.loading.store:HISTORIES"),
+    # stills, drive: forward, at a speed that is drawn for a clip, from none to fast; shake: any way, always
+    "still_motion": OneOf("drive", "dvsnas_jax.data.loading.augment:MOTIONS"),
+    # stills: which frames get noise and another exposure, by data.jitter; clip: all of a training clip alike
+    "still_noise": OneOf("none", "dvsnas_jax.data.loading.augment:NOISES"),
+    # stills: share of the training clips in which one object (a car, a person) moves by itself, 0 = none
+    "still_objects": 0.0,
     "frame_gap": 1,  # training clips: distance in frame numbers between consecutive frames of a clip
     "frame_gap_tolerance": 0,  # how far a real distance may be from frame_gap
     "gap_jitter": 0,  # training clips: each distance is drawn anew from frame_gap +- this, among what exists
@@ -202,7 +208,9 @@ _SEARCH = {
     "label_stride": 4,  # pixels between the labels of the training loss, per axis
     "cache_clips": 0,  # augmented clips whose features are kept; 0 = every clip once, as it is
     "meta_val_fraction": 0.1,
-    "reward_clips": 32,  # meta-validation clips behind one reward
+    # blocks: contiguous ones of the training sequences, what shares frames with them is left out; random: any clips
+    "meta_val": OneOf("blocks", "dvsnas_jax.data.loading.held_out:KINDS"),
+    "reward_clips": 32,  # meta-validation clips behind one reward, spread over the blocks
     "num_random": 40,  # uniformly drawn genotypes scored on the final shared weights: the random line
     "stability": 0.0,  # exponent of the stability factor (1 - flicker); 0 = off
     "cost": 0.0,  # exponent of the cost factor, below 1 for a cell of more MACs than cost_target; 0 = off
@@ -230,6 +238,21 @@ _TRAIN = {
     "polyak": 0.98,
     "label_stride": 2,  # pixels between the labels of the loss, per axis
     "norm_batches": 16,  # batches that estimate the running statistics of the final weights
+    # The next six keys are of every training of cells: of candidates during a search, too.
+    # pretrain: class weights, hardest pixels and label smoothing as section pretrain has them; plain: none of them
+    "loss": OneOf("pretrain", ("pretrain", "plain")),
+    # whose pixels count. auto: propagate: those of the frames between key frames; refine: all of a true history, of
+    # stills the target's alone; target: of the last frame; all: of every frame alike
+    "frames": OneOf("auto", ("auto", "target", "all")),
+    "labels": True,  # False: labels are not looked at, the teacher alone says what is right
+    "teacher_weight": 0.0,  # of the divergence from the static network's own output on the same frame; 0 = off
+    "teacher_frames": OneOf("unlabelled", ("unlabelled", "all")),  # where it counts: frames without labels | all
+    "temperature": 1.0,  # of both in that divergence
+    # steps between validations on the meta-validation clips; the best is kept, the untrained cell included. 0 = off:
+    # the last is kept
+    "eval_every": 100,
+    # what the best has most of, times the stability factor of search.stability: mIoU | the accuracy of rewards
+    "keep_by": OneOf("miou", ("miou", "reward")),
     "checkpoint_every": 200,
 }
 

@@ -64,9 +64,9 @@ def paper_search(config: ml_collections.ConfigDict) -> None:
 def retraining(
     config: ml_collections.ConfigDict, steps: int, *, batch_size: int, warmup_steps: int, polyak: float, every: int
 ) -> None:
-    """The training of a cell from scratch, saved `every` so many steps."""
+    """The training of a cell from scratch, validated and saved `every` so many steps."""
     config.train.update({"steps": steps, "batch_size": batch_size, "warmup_steps": warmup_steps, "polyak": polyak})
-    config.train.checkpoint_every = every
+    config.train.update({"eval_every": every, "checkpoint_every": every})
 
 
 def small_networks(config: ml_collections.ConfigDict) -> None:

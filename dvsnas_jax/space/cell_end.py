@@ -32,6 +32,7 @@ classifier of the cell's output, whose result is, in refine mode, added to the s
 PARTS = ("offsets", "gate", "correction")
 DEFAULT_SHARE = 0.7
 """Of the static network's logits in the running average, where none was chosen."""
+_MAX_SHARE = 0.98
 _KERNEL = 3
 
 
@@ -60,8 +61,20 @@ def init(rng: jax.Array, end: str, channels: int, num_classes: int, *, is_propag
 
 
 def log_odds(share: float) -> Params:
-    """The parameter of a running average: the static network's logits have this share, above 0 and below 1."""
+    """The parameter of a running average in which the static network's logits have this share, above 0.
+
+    It is kept below 1, where nothing of the past would be left to learn from.
+    """
+    share = min(share, _MAX_SHARE)
     return {"share": jnp.float32(math.log(share / (1 - share)))}
+
+
+def with_share(params: types.Params, share: float | None) -> types.Params:
+    """Parameters of a cell or supernet whose running average has this share; None, or no such average: as they are."""
+    if share is None or "share" not in params["ports"]:
+        return params
+    old, new = params["ports"]["share"], log_odds(share)["share"]
+    return {**params, "ports": {**params["ports"], "share": old * 0 + new}}  # where the old one lies
 
 
 def without(params: Params, part: str) -> Params:

@@ -20,6 +20,7 @@ from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data.loading import pipeline
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
+from dvsnas_jax.space import cell_end
 from dvsnas_jax.train import features, pretrain
 
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -43,7 +44,7 @@ def share_of_run(config: ml_collections.ConfigDict, variables: Any, folder: work
     if (known := known_share(folder)) is not None:
         return known
     data = config.data
-    _, chosen = pretrain.split_clips(config, pipeline.num_clips(data, "train", data.num_frames))
+    _, chosen = pretrain.split_clips(config)
     num_classes = pipeline.class_table(data).num_classes
     forward, counts = features.make_forward(config), np.zeros((len(SHARES), num_classes, num_classes), np.int64)
     for start in range(0, len(chosen), _CLIPS):
@@ -58,6 +59,12 @@ def share_of_run(config: ml_collections.ConfigDict, variables: Any, folder: work
         tried = {f"{each}": round(miou, 5) for each, miou in zip(SHARES, mious, strict=True) if np.isfinite(miou)}
         folder.write_json(FILE, {"share": share, "miou": tried, "num_clips": len(chosen)})
     return share
+
+
+def starting_share(config: ml_collections.ConfigDict, variables: Any, folder: workdir.Workdir) -> float | None:
+    """The share that the cells of a run start from; None where they start from no running average."""
+    is_averaging = config.space.mode == "refine" and config.space.end != cell_end.CLASSIFIER
+    return share_of_run(config, variables, folder) if is_averaging else None
 
 
 def known_share(folder: workdir.Workdir) -> float | None:
