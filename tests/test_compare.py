@@ -29,7 +29,9 @@ from dvsnas_jax.train import pretrain
 ROOT = pathlib.Path(__file__).parents[1]
 RESULT, MARKDOWN, PICTURE = "compare.json", "compare.md", "compare.png"
 SMOKE = str(ROOT / "configs" / "smoke.py")
-PROPAGATE = {"space.mode": "propagate", "space.inputs": "prev_state,prev_decoder,stage1,stage2"}
+PROPAGATE = {
+    "space.mode": "propagate", "space.inputs": "prev_state,prev_decoder,stage1,stage2", "data.num_frames": "6",
+}  # fmt: skip
 
 
 def load(**changes: str):
