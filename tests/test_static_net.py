@@ -341,7 +341,7 @@ def test_folded_variables_give_the_same_maps(encoder):
         variables["batch_stats"],
     )
     variables = {**variables, "batch_stats": stats}
-    folded = static_net.fold(variables)
+    folded = static_net.fold(net, variables)
     num_norms = len(jax.tree.leaves(variables["batch_stats"])) // 2
     assert len(jax.tree.leaves(variables)) - len(jax.tree.leaves(folded)) == 3 * num_norms > 0
     frames = rng.integers(0, 256, (1, 40, 48, 3), np.uint8)

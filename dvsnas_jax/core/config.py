@@ -16,6 +16,8 @@ from dvsnas_jax.core import overrides as overrides_lib
 defaults = defaults_lib.make
 PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
 """Keys that hold the path of a file or folder, where they are not empty."""
+IMAGENET = "imagenet"
+"""The value of `net.weights` that is no path: the encoder's weights from an installed package."""
 MAX_SEED = 2**32 - 1
 """JAX's random numbers take no more bits: a larger seed would be another one's twin."""
 
@@ -76,7 +78,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def _is_same_path(a: str | None, b: str | None) -> bool:
     """Whether two paths lead to the same place: relative, absolute or by links. Empty ones lead nowhere."""
-    return a == b or bool(a and b and os.path.realpath(a) == os.path.realpath(b))
+    return a == b or bool(a and b and IMAGENET not in (a, b) and os.path.realpath(a) == os.path.realpath(b))
 
 
 def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(values)
     for path in PATHS:
         section, key = path.split(".")
-        if found.get(section, {}).get(key):
+        if found.get(section, {}).get(key) and found[section][key] != IMAGENET:
             found[section] = {**found[section], key: os.path.abspath(found[section][key])}
     return found
 

@@ -14,9 +14,10 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import compilation, errors, types
+from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.nets import blocks, decoders, encoders
 from dvsnas_jax.nets.kernels import layers
-from dvsnas_jax.nets.weights import weights_folder
+from dvsnas_jax.nets.weights import pretrained, weights_folder
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 """The encoder's maps that other packages see, at strides 4, 8, 16 and 32 (or 16)."""
@@ -130,13 +131,22 @@ def _check(config: ml_collections.ConfigDict) -> None:
 
 
 def start(config: ml_collections.ConfigDict, net: StaticNet, rng: jax.Array) -> types.Params:
-    """The variables `{"params", "batch_stats"}` that training begins with: drawn, and replaced by those of the folder
-    `config.weights` if the section `net` names one.
+    """The variables `{"params", "batch_stats"}` that training begins with: drawn, then `with_weights`.
 
     Raises:
-      UserError: the folder cannot be read, or its weights are of another network.
+      UserError: see there.
     """
-    variables = init(net, rng)
+    return with_weights(config, init(net, rng))
+
+
+def with_weights(config: ml_collections.ConfigDict, variables: types.Params) -> types.Params:
+    """Variables, with what `config.weights` names in their place: a folder, or the encoder's weights from ImageNet.
+
+    Raises:
+      UserError: the folder or package is not there or cannot be read, or its weights are of another network.
+    """
+    if config.weights == config_lib.IMAGENET:
+        return pretrained.load(encoders.TABLE[config.encoder], variables, config)
     return weights_folder.load(config.weights, variables, config) if config.weights else variables
 
 
@@ -191,9 +201,10 @@ def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: st
     return jax.tree.map(lambda x: x.astype(jnp.float32), features)
 
 
-def fold(variables: types.Params) -> types.Params:
+def fold(net: StaticNet, variables: types.Params) -> types.Params:
     """Variables for `infer` alone, see `blocks.fold`: less work and fewer arrays for every frame."""
-    return cast(types.Params, compilation.jit_once(blocks.fold)(variables))
+    epsilons = {"encoder": encoders.TABLE[net.encoder].norm_epsilon}
+    return cast(types.Params, compilation.jit_once(functools.partial(blocks.fold, epsilons=epsilons))(variables))
 
 
 def needed(net: StaticNet, variables: types.Params, last: str) -> types.Params:

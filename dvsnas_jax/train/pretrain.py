@@ -25,7 +25,6 @@ from dvsnas_jax.core.processes import signals
 from dvsnas_jax.data.loading import example_order, pipeline, prefetch
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.nets.weights import weights_folder
 from dvsnas_jax.train import features, optim, pretrain_loss, training_loop
 
 STAGE = "pretrain"
@@ -78,9 +77,9 @@ def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
     _require_memory(net)
     if config.net.weights:
         empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), static_net.shapes(net))
-        weights_folder.load(config.net.weights, empty, config.net)
+        static_net.with_weights(config.net, empty)
     pretrain_loss.load_teacher(section.teacher, num_classes, restore)
-    if section.class_weights != "median":
+    if section.class_weights not in pretrain_loss.COUNTED:
         pretrain_loss.class_weights(section.class_weights, num_classes, lambda: iter(()))
     batch_size, num_frames = _batch(config)
     clips, _ = split_clips(config, pipeline.num_clips(config.data, "train", config.data.num_frames))
