@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import flax.linen as nn
@@ -130,23 +130,28 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise errors.UserError("net.dropout: only the decoder refinenet on a ResNet has dropout; set net.dropout to 0")
 
 
-def start(config: ml_collections.ConfigDict, net: StaticNet, rng: jax.Array) -> types.Params:
+def start(
+    config: ml_collections.ConfigDict, net: StaticNet, rng: jax.Array, note_fn: Callable[[str], None] | None = None
+) -> types.Params:
     """The variables `{"params", "batch_stats"}` that training begins with: drawn, then `with_weights`.
 
     Raises:
       UserError: see there.
     """
-    return with_weights(config, init(net, rng))
+    return with_weights(config, init(net, rng), note_fn)
 
 
-def with_weights(config: ml_collections.ConfigDict, variables: types.Params) -> types.Params:
-    """Variables, with what `config.weights` names in their place: a folder, or the encoder's weights from ImageNet.
+def with_weights(
+    config: ml_collections.ConfigDict, variables: types.Params, note_fn: Callable[[str], None] | None = None
+) -> types.Params:
+    """Variables, with what `config.weights` names in their place: a folder, or the encoder's weights from ImageNet, of
+    which `note_fn` is told.
 
     Raises:
       UserError: the folder or package is not there or cannot be read, or its weights are of another network.
     """
     if config.weights == config_lib.IMAGENET:
-        return pretrained.load(encoders.TABLE[config.encoder], variables, config)
+        return pretrained.load(encoders.TABLE[config.encoder], variables, config, note_fn)
     return weights_folder.load(config.weights, variables, config) if config.weights else variables
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ import optax
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.core.processes import signals
+from dvsnas_jax.core.processes import distributed, signals
 from dvsnas_jax.data.loading import example_order, pipeline, prefetch
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
@@ -116,7 +117,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
     num_classes = pipeline.class_table(config.data).num_classes
     net = static_net.make(config.net, num_classes)
     optimizer, rng = make_optimizer(section), jax.random.key(config.seed)
-    state = init(static_net.start(config.net, net, rng), optimizer)
+    state = init(static_net.start(config.net, net, rng, _note), optimizer)
     teacher = pretrain_loss.load_teacher(section.teacher, num_classes, restore)
     num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
     meta_train, meta_val = split_clips(config, num_clips)
@@ -148,6 +149,11 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
         after_fn=after,
     )
     return state.best
+
+
+def _note(text: str) -> None:
+    if distributed.is_main():
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _on_devices(batches: Callable[..., Iterator[types.Clip]], batch_size: int, start: int) -> Iterator[types.Clip]:

@@ -53,9 +53,7 @@ def he_scale(shape: tuple[int, ...]) -> float:
     return math.sqrt(2.0 / math.prod(shape[:3] if len(shape) == 4 else shape[:2]))
 
 
-def conv(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, is_same: bool = False
-) -> jax.Array:
+def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, is_same: bool = False) -> jax.Array:
     """Convolution of [B, h, w, Cin] with [kh, kw, Cin, Cout] of odd sizes, in the type of x.
 
     Zero padding of dilation * (k // 2) at every side, so that it gives [B, ceil(h / stride), ceil(w / stride), Cout];

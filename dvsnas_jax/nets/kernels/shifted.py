@@ -159,9 +159,7 @@ def _shifts(x: jax.Array, size: tuple[int, int], geometry: Geometry) -> list[jax
     return [_tap(padded, x.shape, size, tap, geometry) for tap in range(size[0] * size[1])]
 
 
-def _tap(
-    padded: jax.Array, shape: tuple[int, ...], size: tuple[int, int], tap: int, geometry: Geometry
-) -> jax.Array:
+def _tap(padded: jax.Array, shape: tuple[int, ...], size: tuple[int, int], tap: int, geometry: Geometry) -> jax.Array:
     """What one tap sees of a padded map that had this shape."""
     batch, height, width, channels = shape
     stride, dilation = geometry.stride, geometry.dilation

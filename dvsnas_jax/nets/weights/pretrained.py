@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,8 +28,8 @@ def package(record: encoder.Encoder) -> encoder.Package:
     if record.imagenet is None:
         have = ", ".join(name for name, other in encoders.TABLE.items() if other.imagenet)
         raise errors.UserError(
-            f"{_KEY}: there is no package of weights for net.encoder={record.name}, only for {have}; import a file with "
-            "`dvsnas weights import`, or leave net.weights empty"
+            f"{_KEY}: there is no package of weights for net.encoder={record.name}, only for {have}; import a file "
+            "with `dvsnas weights import`, or leave net.weights empty"
         )
     return record.imagenet
 
@@ -61,19 +61,30 @@ def find(record: encoder.Encoder) -> pathlib.Path:
     return path
 
 
-def load(record: encoder.Encoder, variables: types.Params, settings: Mapping[str, Any]) -> types.Params:
+def load(
+    record: encoder.Encoder,
+    variables: types.Params,
+    settings: Mapping[str, Any],
+    note_fn: Callable[[str], None] | None = None,
+) -> types.Params:
     """Puts an encoder's weights from ImageNet in place of a network's; the rest of the variables stays.
 
-    `settings`: the config's section `net`; where the weights need other values, that is a UserError, as is all that
-    `find` or `torch_files.read` refuse.
+    Args:
+      record: of the encoder.
+      variables: of the network, `{"params", "batch_stats"}`.
+      settings: the config's section `net`.
+      note_fn: is told what was taken of which file.
+
+    Raises:
+      UserError: the weights need other settings, or what `find` or `torch_files.read` refuse.
     """
     names = record.torch_files[""]
     package(record)
     for key, value in {"width": 1.0, **names.settings}.items():
         if settings[key] != value:
             raise errors.UserError(
-                f"{_KEY}: the weights of {record.name} are for net.{key} = {value!r}, the config has {settings[key]!r}; "
-                f"set --config.net.{key}={value}, or leave net.weights empty"
+                f"{_KEY}: the weights of {record.name} are for net.{key} = {value!r}, the config has "
+                f"{settings[key]!r}; set --config.net.{key}={value}, or leave net.weights empty"
             )
     path = find(record)
     current = weights_folder.flatten(variables)
@@ -82,5 +93,8 @@ def load(record: encoder.Encoder, variables: types.Params, settings: Mapping[str
     report, found = torch_match.match(tensors, paths, names.head, {ours: current[ours].shape for ours in paths})
     if problems := report.faults() + report.problems():
         raise errors.UserError(f"{_KEY}: {path} does not fit {record.name}: {'; '.join(problems)}")
+    if note_fn is not None:
+        rest = f"{len(report.unused)} are known and of no use (the classifier's head, counters)"
+        note_fn(f"{_KEY}: {len(report.used)} tensors of {path.name}; {rest}; the decoder is drawn")
     merged = [np.asarray(found.get(name, leaf), np.float32) for name, leaf in current.items()]
     return jax.device_put(jax.tree.unflatten(jax.tree.structure(variables), merged))

@@ -1,4 +1,5 @@
-"""Weights from PyTorch: torchvision's MobileNetV2 and ResNet classifiers, the authors' light-weight RefineNet."""
+"""Weights from PyTorch: torchvision's MobileNetV2 and ResNet classifiers, EfficientNet-Lite in its widespread port, the
+authors' light-weight RefineNet."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import hashlib
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
