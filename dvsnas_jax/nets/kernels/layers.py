@@ -150,7 +150,7 @@ def fold_norm(kernel: jax.Array, norm: Norm) -> tuple[jax.Array, jax.Array]:
     return kernel * per_channel(factor, kernel.ndim), norm.bias - norm.mean * factor
 
 
-def normalized_conv(x: jax.Array, kernel: jax.Array, norm: Norm, **geometry: int) -> jax.Array:
+def normalized_conv(x: jax.Array, kernel: jax.Array, norm: Norm, **geometry: Any) -> jax.Array:
     """`conv` or, with a kernel of three axes, `depthwise_conv`, and normalisation by known statistics after it.
 
     These are folded into the kernel; on a CPU they scale the result instead, in the pass that adds the bias (at batch
