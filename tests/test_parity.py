@@ -111,11 +111,11 @@ def _compare_lite(twin, net, variables, sizes) -> None:
     folded = static_net.fold(net, variables)
     assert set(folded) == {"params", blocks.FOLDED}
     own = [{kind: part["encoder"] for kind, part in tree.items()} for tree in (variables, folded)]
-    for size in sizes:
+    for index, size in enumerate(sizes):
         frames = _lite_frames(size)
         expected = _from_torch(twin, frames.astype(np.float32))
         run = compilation.jit_once(lambda v, x: encoder.apply(v, static_net.normalise(net, x), train=False))
-        for tree in own:
+        for tree in own[: 1 if index else 2]:
             _assert_equal(run(tree, frames), expected)
 
 
@@ -126,8 +126,8 @@ def _lite(name: str, weights: str):
     return net, static_net.start(config, net, jax.random.key(0))
 
 
-# Even at all strides, odd from the first on, odd from the second on.
-@pytest.mark.parametrize(("name", "sizes"), [(LITE[0], [(64, 96), (45, 70)]), (LITE[2], [(70, 45)])])
+# 45 rows are odd at the first stride, 70 columns at the second; 64x96 is even at all.
+@pytest.mark.parametrize(("name", "sizes"), [(LITE[0], [(64, 96)]), (LITE[2], [(45, 70)])])
 def test_efficientnet_lite_with_random_weights(name, sizes, tmp_path):
     twin = twins.randomise(twins.EfficientNetLite(name)).eval()
     torch.save(twin.state_dict(), tmp_path / "weights.pth")
