@@ -17,8 +17,9 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.train import cell_training, clip_scores, features, keeping, optim, training_loop
 
 COMMON = {
-    "data.num_frames": "3", "space.end": "classifier", "space.num_layers": "1", "space.channels": "4", "space.operations": "skip,conv_1x1",
-    "space.aggregations": "sum", "net.encoder": "resnet18", "net.width": "0.125", "net.decoder_channels": "8",
+    "data.num_frames": "3", "space.end": "classifier", "space.num_layers": "1", "space.channels": "4",
+    "space.operations": "skip,conv_1x1", "space.aggregations": "sum",
+    "net.encoder": "resnet18", "net.width": "0.125", "net.decoder_channels": "8",
     "train.steps": "12", "train.batch_size": "2", "train.norm_batches": "2", "train.eval_every": "4",
     "train.checkpoint_every": "100", "train.warmup_steps": "1", "train.polyak": "0.5", "train.label_stride": "4",
     "search.reward_clips": "2", "search.batch_size": "2",

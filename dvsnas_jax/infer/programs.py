@@ -103,7 +103,7 @@ class Model:
     @functools.cached_property
     def folded(self) -> Any:
         """The variables for programs that train nothing, see `static_net.fold`, on one device."""
-        return jax.device_put(static_net.fold(self.variables), dispatch.device())
+        return jax.device_put(static_net.fold(self.net, self.variables), dispatch.device())
 
     @functools.cached_property
     def depth(self) -> str:
