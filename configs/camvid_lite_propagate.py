@@ -3,7 +3,7 @@
 Training clips are stills, a camera that drives through one frame at a speed that each clip draws; on the frames between
 key frames a cell learns from the labels, which move along, and from the static network's own output there.
 
-Command: dvsnas search --config=configs/camvid_lite_propagate.py --config.data.dir=CAMVID --workdir=runs/camvid_propagate
+Command: dvsnas search --config=configs/camvid_lite_propagate.py --config.data.dir=CAMVID --workdir=runs/camvid_lite_p
   (or the environment variable DVSNAS_CAMVID instead of --config.data.dir)
 Time: not run yet.
 Score: not run yet.
