@@ -193,7 +193,7 @@ def run(
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
             if rows is None:
                 length = num_steps or config.ablate.steps
-                searches = ablate_variants.leave_one_out(config, folder, stop, num_steps=steps, limit=limit)
+                searches = ablate_variants.leave_one_out(config, folder, stop, num_steps=length, limit=limit)
                 return ablate_report.write_searches(folder, searches, masked)
             space = features.space_of(config)
             left_out = ablate_variants.untrained(config) if what == ablate_variants.REPLACE else ()

@@ -226,8 +226,7 @@ def _fetched(
     rows[order] = np.arange(clips.size, dtype=np.int32)
     where = mesh_lib.sharding(store.placement.mesh, spec)
     found = _fetch(store.source, number(clips).reshape(-1)[order], where)
-    rows = rows.reshape(clips.shape)
-    return found, np.where(clips < 0, ~rows, rows).astype(np.int32)
+    return found, np.where(clips < 0, ~rows.reshape(clips.shape), rows.reshape(clips.shape)).astype(np.int32)
 
 
 def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, jax.Array]:
