@@ -9,7 +9,6 @@ import trained
 
 from dvsnas_jax.core import types
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.data.loading import pipeline
 from dvsnas_jax.deploy import run_model
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
@@ -52,7 +51,7 @@ def test_the_share_of_a_run_is_that_of_its_meta_validation_clips_and_kept(tmp_pa
     path = trained.write(tmp_path / "run", "refine")
     folder = workdir.Workdir(path)
     config, model = folder.config(), run_model.read(folder.config(), folder)[0]
-    (chosen,) = pretrain.split_clips(config, pipeline.num_clips(config.data, "train", 2))[1]
+    (chosen,) = pretrain.split_clips(config)[1]
     clip = features.select(config, np.array([chosen]))
     logits = jnp.stack([static_net.infer(model.net, model.variables, frame[None]).logits for frame in clip.frames[0]])
     mious = []

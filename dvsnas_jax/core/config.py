@@ -16,6 +16,8 @@ from dvsnas_jax.core import overrides as overrides_lib
 defaults = defaults_lib.make
 PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
 """Keys that hold the path of a file or folder, where they are not empty."""
+IMAGENET = "imagenet"
+"""The value of `net.weights` that is no path: the encoder's weights from an installed package."""
 MAX_SEED = 2**32 - 1
 """JAX's random numbers take no more bits: a larger seed would be another one's twin."""
 
@@ -82,12 +84,18 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     left, right = (dict(overrides_lib.leaves(to_json_dict(config))) for config in (a, b))
     missing = object()
     found = [key for key in {*left, *right} if left.get(key, missing) != right.get(key, missing)]
-    return sorted(key for key in found if key not in PATHS or not _is_same_path(left.get(key), right.get(key)))
+    return sorted(key for key in found if key not in PATHS or not _is_same_path(key, left.get(key), right.get(key)))
 
 
-def _is_same_path(a: str | None, b: str | None) -> bool:
-    """Whether two paths lead to the same place: relative, absolute or by links. Empty ones lead nowhere."""
-    return a == b or bool(a and b and os.path.realpath(a) == os.path.realpath(b))
+def _is_path(key: str, value: Any) -> bool:
+    """Whether the value of one of `PATHS` is one: it is not empty, and no name of something else."""
+    return bool(value) and (key, value) != ("net.weights", IMAGENET)
+
+
+def _is_same_path(key: str, a: str | None, b: str | None) -> bool:
+    """Whether two paths lead to the same place: relative, absolute or by links."""
+    are_paths = _is_path(key, a) and _is_path(key, b)
+    return a == b or (are_paths and os.path.realpath(str(a)) == os.path.realpath(str(b)))
 
 
 def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +103,7 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(values)
     for path in PATHS:
         section, key = path.split(".")
-        if found.get(section, {}).get(key):
+        if _is_path(path, found.get(section, {}).get(key)):
             found[section] = {**found[section], key: os.path.abspath(found[section][key])}
     return found
 

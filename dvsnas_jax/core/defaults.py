@@ -85,7 +85,9 @@ _NET = {
     "decoder_channels": 64,  # 256 as published, for both
     "dropout": 0.0,  # light-weight RefineNet on ResNet: of the two deepest maps; 0.5 as published
     "auxiliary": False,  # a second classifier on stage3 for the training loss
-    "weights": "",  # folder of `dvsnas weights import` to start from; empty = random
+    # To start from: a folder of `dvsnas weights import` (one called imagenet: ./imagenet), or imagenet: the encoder's
+    # from an installed package (extra `pretrained`), which not every encoder has; empty = random.
+    "weights": "",
     "dtype": OneOf("float32", "dvsnas_jax.nets.static_net:DTYPES"),  # compute
 }
 
@@ -99,7 +101,9 @@ _PRETRAIN = {
     "clip_norm": 3.0,
     "encoder_rate": 1.0,  # the encoder's learning rate as a multiple; 0.1 is usual for imported weights
     "label_smoothing": 0.0,  # share of the target spread over all classes
-    "class_weights": "",  # median = median frequency balancing, or a number a class: 1,0.5,...; empty = none
+    # median = median frequency balancing, log = 1 / ln(1.10 + share of the pixels), or a number a class: 1,0.5,...;
+    # empty = none
+    "class_weights": "",
     "hardest": 1.0,  # share of the pixels that count, those of the largest losses (OHEM)
     "auxiliary_weight": 0.4,  # of the loss of net.auxiliary
     "teacher": "",  # run folder of a larger static network to learn from as well; empty = none

@@ -84,3 +84,9 @@ def small_trainings(config: ml_collections.ConfigDict) -> None:
     config.search.update({"meta_val_fraction": 0.25, "reward_clips": 60})
     config.train.update({"steps": 400, "batch_size": 4, "learning_rate": 1e-2})
     config.train.update({"warmup_steps": 5, "polyak": 0.97, "label_stride": 4})
+
+
+def lite_network(config: ml_collections.ConfigDict) -> None:
+    """EfficientNet-Lite0 from ImageNet and light-weight RefineNet of 96 channels, with the rates to fine-tune them."""
+    config.net.update({"encoder": "efficientnet_lite0", "weights": "imagenet", "width": 1.0, "decoder_channels": 96})
+    config.pretrain.update({"encoder_rate": 0.15, "class_weights": "log"})

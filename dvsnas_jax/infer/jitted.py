@@ -26,7 +26,7 @@ class Jitted(dispatch.Dispatch):
         super().__init__(programs.describe(model), bound)
         self._model, self._forward = model, forward.batches(model.net)
         self._follow_fn = compilation.jit(functools.partial(_follow, model))
-        self._average_fn = compilation.jit(functools.partial(_average, model))
+        self._average_fn, self._predict_fn = compilation.jit(_average), compilation.jit(model.predict)
         self._sized = {model.label_size or model.size: self}
 
     def at_label_size(self, size: tuple[int, int]) -> Jitted:
@@ -45,23 +45,36 @@ class Jitted(dispatch.Dispatch):
         `share` is that of the current frame's logits in the average, see `train.averaging`; None: no average.
         """
         state, average, parts, averaged = self._model.initial_state(), None, [], []
-        for found in self._forward(self._model.variables, frames):
-            state, part = self._follow_fn(self._model.params, state, found)
-            parts.append(part)
+        for number, found in enumerate(self._forward(self._model.variables, frames)):
+            num_left = len(frames) - number * forward.BATCH_FRAMES
+            state, (static, cell, shares) = self._follow_fn(self._model.params, state, found)
+            static = self._sized_labels(static, num_left)
+            parts.append((static, self._sized_labels(cell, num_left) if self.has_cell else static, shares))
             if share is not None:
-                average, part = self._average_fn(found.logits[:1] if average is None else average, found.logits, share)
-                averaged.append(part)
+                average, after = self._average_fn(found.logits[0] if average is None else average, found.logits, share)
+                averaged.append(self._predicted(after, num_left))
         columns = zip(*jax.device_get(parts), strict=True)
         labels = dispatch.Labels(*(np.concatenate(column)[: len(frames)] for column in columns))
         # Regions are cut out before they are computed: their borders differ from those of the whole frame.
         labels = dispatch.Labels(labels.static, *self.follow(frames)) if self._regions else labels
-        return labels, np.concatenate(jax.device_get(averaged))[: len(frames)] if averaged else None
+        return labels, np.concatenate(averaged)[: len(frames)] if averaged else None
+
+    def _sized_labels(self, found: jax.Array, num_frames: int) -> types.Array:
+        """Labels of the first frames; `found` are labels already, or logits where these have a size of their own."""
+        return found if self._model.label_size is None else self._predicted(found, num_frames)
+
+    def _predicted(self, logits: jax.Array, num_frames: int) -> np.ndarray:
+        """Labels u8 [n, H, W] of the first frames, from logits [T, h, w, K].
+
+        At a size of their own one by one: interpolated logits of a Cityscapes frame are 160 MB.
+        """
+        if self._model.label_size is None:
+            return np.asarray(self._predict_fn(logits))
+        return np.concatenate([np.asarray(self._predict_fn(one[None])) for one in logits[:num_frames]])
 
 
-def _average(
-    model: programs.Model, before: jax.Array, logits: jax.Array, share: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The average f32 [1, h, w, K] after consecutive frames of one video, and labels u8 [T, H, W] of that after each.
+def _average(before: jax.Array, logits: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The average f32 [h, w, K] after consecutive frames of one video, and [T, h, w, K] after each of them.
 
     Of the average before them (before the first frame: its own logits), and of their logits [T, h, w, K].
     """
@@ -70,15 +83,21 @@ def _average(
         after = share * frame + (1 - share) * before
         return after, after
 
-    after, averages = jax.lax.scan(step, before[0], logits)
-    return after[None], model.predict(averages)
+    return jax.lax.scan(step, before, logits)
 
 
 def _follow(
     model: programs.Model, params: Any, state: dispatch.State, found: types.Features
 ) -> tuple[dispatch.State, tuple[jax.Array, jax.Array, jax.Array]]:
-    """The fields of `Labels` for the consecutive frames of one video, features [T, h, w, C]."""
-    static = model.predict(found.logits)
+    """The fields of `Labels` for the consecutive frames of one video, features [T, h, w, C].
+
+    Logits in place of labels where the labels have a size of their own.
+    """
+
+    def predict(logits: jax.Array) -> jax.Array:
+        return model.predict(logits) if model.label_size is None else logits
+
+    static = predict(jnp.asarray(found.logits))
     if model.cell is None:
         return state, (static, static, jnp.ones(len(static)))
     cell = model.cell
@@ -90,4 +109,4 @@ def _follow(
 
     clip = jax.tree.map(lambda x: x[:, None], found)  # of one video
     after, (logits, shares) = jax.lax.scan(step, types.CellState.from_dict(state), clip)
-    return after.to_dict(), (static, model.predict(logits[:, 0]), shares)
+    return after.to_dict(), (static, predict(logits[:, 0]), shares)

@@ -103,7 +103,7 @@ class Model:
     @functools.cached_property
     def folded(self) -> Any:
         """The variables for programs that train nothing, see `static_net.fold`, on one device."""
-        return jax.device_put(static_net.fold(self.variables), dispatch.device())
+        return jax.device_put(static_net.fold(self.net, self.variables), dispatch.device())
 
     @functools.cached_property
     def depth(self) -> str:
@@ -123,11 +123,7 @@ class Model:
 
     def predict(self, logits: types.Array) -> jax.Array:
         """Logits [B, h, w, K] -> labels u8 [B, H, W]."""
-        if self.label_size is None:
-            return static_net.predict(logits, self.size)
-        # One by one: the logits of many frames at the size of files (Cityscapes: 160 MB a frame) need not fit.
-        size = self.label_size
-        return jax.lax.map(lambda one: static_net.predict(one[None], size)[0], jnp.asarray(logits))
+        return static_net.predict(logits, self.label_size or self.size)
 
     def _infer(self, weights: Any, frame: Any, last: str = "decoder") -> types.Features:
         return static_net.infer(self.net, weights["static"], frame, last)

@@ -105,10 +105,10 @@ def logits(
       features: of the frame; propagate: without logits.
       scope: the cell's, with its largest displacement.
     """
+    before, current = jnp.asarray(state.logits), jnp.asarray(features.logits)
     if output is not None and "motion" not in params:
         found = _head(params, output)
-        return found if state.is_propagating else features.logits + found
-    before = jnp.asarray(state.logits)
+        return found if state.is_propagating else current + found
     motion = None
     if output is not None:
         motion = layers.conv(output, params["motion"]["kernel"].astype(output.dtype))
@@ -116,7 +116,6 @@ def logits(
         before = sampling.warp_bilinear(before, scope.max_offset * jnp.tanh(motion[..., :2]))
     if state.is_propagating:
         return before if output is None else before + _head(params, output)
-    current = jnp.asarray(features.logits)
     odds = precision.at_least_float32(params["share"] + (0 if motion is None else motion[..., 2:]))
     gate = jnp.where(state.is_first[:, None, None, None], 1, jax.nn.sigmoid(odds)).astype(current.dtype)
     mixed = before + gate * (current - before)

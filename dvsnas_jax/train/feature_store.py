@@ -222,11 +222,11 @@ def _fetched(
 ) -> tuple[types.FeatureStore, np.ndarray]:
     """A row for each clip, fetched in an order of the flat `clips`, and where among them the clips are."""
     assert store.source is not None
-    rows = np.empty(clips.size, np.int32)
-    rows[order] = np.arange(clips.size, dtype=np.int32)
+    flat = np.empty(clips.size, np.int32)
+    flat[order] = np.arange(clips.size, dtype=np.int32)
     where = mesh_lib.sharding(store.placement.mesh, spec)
     found = _fetch(store.source, number(clips).reshape(-1)[order], where)
-    rows = rows.reshape(clips.shape)
+    rows = flat.reshape(clips.shape)
     return found, np.where(clips < 0, ~rows, rows).astype(np.int32)
 
 

@@ -105,3 +105,16 @@ def median_weights(counts: np.ndarray) -> np.ndarray:
     seen = frequency > 0
     median = np.median(frequency[seen]) if seen.any() else 0.0
     return np.where(seen, median / np.maximum(frequency, 1e-12), 0.0).astype(np.float32)
+
+
+LOG_OFFSET = 1.10
+"""ENet's is 1.02, with which the rarest class weighs up to 50; this one bounds the weights by 10.5."""
+
+
+def log_weights(counts: np.ndarray) -> np.ndarray:
+    """Class weights f32 [K] that grow with the logarithm of a class's rareness (ENet, Paszke 2016, arXiv 1606.02147).
+
+    Of pixel counts [N, K]: 1 / ln(LOG_OFFSET + share of all labelled pixels).
+    """
+    totals = np.asarray(counts, np.float64).sum(axis=0)
+    return (1 / np.log(LOG_OFFSET + totals / max(totals.sum(), 1))).astype(np.float32)

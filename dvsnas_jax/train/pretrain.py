@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,12 +22,11 @@ import optax
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.core.processes import signals
+from dvsnas_jax.core.processes import distributed, signals
 from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import example_order, held_out, pipeline, prefetch, store
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.nets.weights import weights_folder
 from dvsnas_jax.train import features, optim, pretrain_loss, training_loop
 
 STAGE = "pretrain"
@@ -96,9 +96,9 @@ def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
     _require_memory(net)
     if config.net.weights:
         empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), static_net.shapes(net))
-        weights_folder.load(config.net.weights, empty, config.net)
+        static_net.with_weights(config.net, empty)
     pretrain_loss.load_teacher(section.teacher, num_classes, restore)
-    if section.class_weights != "median":
+    if section.class_weights not in pretrain_loss.COUNTED:
         pretrain_loss.class_weights(section.class_weights, num_classes, lambda: iter(()))
     batch_size, num_frames = _batch(config)
     clips, _ = split_clips(config)
@@ -135,7 +135,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
     num_classes = pipeline.class_table(config.data).num_classes
     net = static_net.make(config.net, num_classes)
     optimizer, rng = make_optimizer(section), jax.random.key(config.seed)
-    state = init(static_net.start(config.net, net, rng), optimizer)
+    state = init(static_net.start(config.net, net, rng, _note), optimizer)
     teacher = pretrain_loss.load_teacher(section.teacher, num_classes, restore)
     meta_train, meta_val = split_clips(config)
     sizes = {"batch_size": batch_size, "num_frames": num_frames, "seed": config.seed}
@@ -187,6 +187,11 @@ def class_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) ->
     assert found is not None
     folder.write_json(CLASS_WEIGHTS, {"asked": text, "weights": found.tolist()})
     return found
+
+
+def _note(text: str) -> None:
+    if distributed.is_main():
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _on_devices(batches: Callable[..., Iterator[types.Clip]], batch_size: int, start: int) -> Iterator[types.Clip]:

@@ -17,6 +17,8 @@ Split = tuple[np.ndarray, np.ndarray]
 """Numbers of the clips to train on, and of those held out; disjoint."""
 _SHORTEST, _MOST = 4, 24
 """A block has at least so many clips, and there are at most so many blocks."""
+_TRIES = 20
+"""How often the places of the blocks are drawn where nothing would be left to train on."""
 
 
 def count(num_clips: int, fraction: float) -> int:
@@ -52,25 +54,31 @@ def in_blocks(sequences: np.ndarray, numbers: np.ndarray, num_held: int, *, reac
     """
     rng, num_clips = np.random.default_rng((seed, 1)), len(sequences)
     num_blocks = min(2 * len(np.unique(sequences)), num_held // _SHORTEST, _MOST, (num_clips - num_held) // 2)
-    edges, ends = (np.linspace(0, total, max(num_blocks, 1) + 1).round().astype(int) for total in (num_clips, num_held))
-    starts_sequence = np.cumsum(np.append(False, sequences[1:] != sequences[:-1]))
-    is_held = np.zeros(num_clips, bool)
+    if not num_held:
+        return np.arange(num_clips), np.empty(0, np.int64)
+    for _ in range(_TRIES):
+        held = _place(sequences, num_held, max(num_blocks, 1), rng)
+        is_taken = np.isin(np.arange(num_clips), held)
+        for clip in held if reach else ():
+            is_taken |= (sequences == sequences[clip]) & (np.abs(numbers - numbers[clip]) < reach)
+        if not is_taken.all():
+            return np.flatnonzero(~is_taken), held[_spread(sequences[held], held, rng)]
+    raise errors.UserError(
+        f"search.meta_val: beside {num_held} held-out clips of {num_clips} none is left that shares no frames with "
+        "them; lower search.meta_val_fraction or data.num_frames, or set search.meta_val to 'random'"
+    )
+
+
+def _place(sequences: np.ndarray, num_held: int, num_blocks: int, rng: np.random.Generator) -> np.ndarray:
+    """The clips of the blocks, i64 [n], sorted."""
+    edges, ends = (np.linspace(0, total, num_blocks + 1).round().astype(int) for total in (len(sequences), num_held))
+    number = np.cumsum(np.append(False, sequences[1:] != sequences[:-1]))
+    held = []
     for low, high, length in zip(edges[:-1], edges[1:], np.diff(ends), strict=True):
         starts = np.arange(low, high - length + 1)
-        crossed = starts_sequence[starts + max(length, 1) - 1] - starts_sequence[starts]
-        first = rng.choice(starts[crossed == crossed.min()])
-        is_held[first : first + length] = True
-    held = np.flatnonzero(is_held)
-    is_near = np.zeros(num_clips, bool)
-    for clip in held if reach else ():
-        is_near |= (sequences == sequences[clip]) & (np.abs(numbers - numbers[clip]) < reach)
-    training = np.flatnonzero(~is_held & ~is_near)
-    if not len(training):
-        raise errors.UserError(
-            f"search.meta_val: beside the {len(held)} held-out clips of {num_clips} none is left that shares no frames "
-            "with them; lower search.meta_val_fraction or data.num_frames, or set search.meta_val to 'random'"
-        )
-    return training, held[_spread(sequences[held], held, rng)]
+        crossed = number[starts + length - 1] - number[starts]
+        held.append(rng.choice(starts[crossed == crossed.min()]) + np.arange(length))
+    return np.concatenate(held)
 
 
 def _spread(sequences: np.ndarray, held: np.ndarray, rng: np.random.Generator) -> np.ndarray:
