@@ -1,6 +1,7 @@
 """The end of a cell: it starts as the baseline of its mode, and its heads do what they say."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from test_space import SETTINGS, SPACE, make_features, randomised
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
+from dvsnas_jax.evaluate import baselines
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_end, schedule, zoo
 from dvsnas_jax.space import genotype as genotype_lib
@@ -129,6 +131,12 @@ def test_classifier_is_the_end_of_older_cells() -> None:
     assert config_lib.from_json_dict(values, "config.json").space.end == cell_end.HEADS
     del values["space"]["end"]
     assert config_lib.from_json_dict(values, "config.json").space.end == cell_end.CLASSIFIER
+
+
+def test_a_baseline_has_no_baseline_beside_it() -> None:
+    for end, expected in ((cell_end.NONE, baselines.NOTHING), (cell_end.HEADS, baselines.Controls(interval=3))):
+        model = types.SimpleNamespace(cell=object(), settings=dataclasses.replace(PROPAGATE, end=end))
+        assert baselines.of_run(config_lib.defaults(), model, None) == expected
 
 
 def test_baselines_are_members_of_the_zoo() -> None:
