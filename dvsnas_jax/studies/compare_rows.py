@@ -23,7 +23,7 @@ from dvsnas_jax.space import zoo
 NAME, JOBS, LOG = "compare", "jobs", "compare.jsonl"
 STATIC = "static network"
 SCORES = ("miou", "fwiou", "accuracy", "class_accuracy", "flicker", "flow_consistency")
-_FILE = re.compile(r"(?P<key>[0-9a-f]{12}(?:_[a-z]+)?)_seed(?P<seed>\d{4,})\.json")
+_FILE = re.compile(r"(?P<key>[0-9a-f]{12}(?:_[a-z]+)*)_seed(?P<seed>\d{4,})\.json")
 
 Record = Mapping[str, Any]
 Jobs = Mapping[str, Mapping[int, Record]]
