@@ -14,7 +14,7 @@ from dvsnas_jax.core import presets
 
 def get_config():
     config = config_lib.defaults()
-    presets.cityscapes(config, height=512, num_frames=5)  # the longest stretch: a key frame and the four that follow
+    presets.cityscapes(config, height=512, num_frames=6)  # from one key frame to the next: every age once
     presets.augmentation(config, scale=(0.7, 1.4), crop=(321, 321))
     presets.paper_networks(config)
     config.net.encoder = "resnet50"
@@ -27,8 +27,8 @@ def get_config():
     config.search.cost = 0.1
     config.search.cost_target = 16000.0  # a quarter of the 63.8 thousand million of the static network
     config.search.batch_size = 16
-    config.search.cache_clips = 400  # 36 MB each
-    config.search.meta_val_fraction = 0.02  # 60 clips at full size, 178 MB each
+    config.search.cache_clips = 400  # 43 MB each
+    config.search.meta_val_fraction = 0.02  # 60 clips at full size, 214 MB each
     config.search.reward_clips = 48
     presets.retraining(config, 6000, batch_size=16, warmup_steps=200, polyak=0.998, every=1000)
     return config

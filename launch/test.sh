@@ -3,7 +3,7 @@
 # Usage: launch/test.sh [options for pytest], for example -m slow
 # Without options the tests run in two processes, a file in one, beside the type check; with options in one process, so
 # that slow ones time well.
-# DVSNAS_EXTRAS=test,parity installs PyTorch, too, to compare with.
+# DVSNAS_EXTRAS=test,parity,pretrained installs PyTorch, too, to compare with, and weights from ImageNet.
 # One test opens the report in Chromium. Root gets it from apt-get; without any, that test is skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

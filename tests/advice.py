@@ -30,7 +30,7 @@ from dvsnas_jax.core.processes import rendezvous
 from dvsnas_jax.data.loading import store
 from dvsnas_jax.data.prepared import reading
 from dvsnas_jax.infer.video import writing
-from dvsnas_jax.nets.weights import torch_import, weights_folder
+from dvsnas_jax.nets.weights import torch_import, torch_match, weights_folder
 from dvsnas_jax.search import relaxed_steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
@@ -99,7 +99,7 @@ def weights_of(tmp: pathlib.Path, net: str = "resnet18") -> pathlib.Path:
     path = tmp / f"{net}.safetensors"
     if not path.exists():
         source = torch_import.sources()[net]
-        shapes = {source.names[name]: torch_import.torch_shape(shape) for name, shape in source.shapes(11).items()}
+        shapes = {source.names[name]: torch_match.torch_shape(shape) for name, shape in source.shapes(11).items()}
         safetensors.numpy.save_file({name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}, path)
     return path
 

@@ -71,6 +71,7 @@ GENOTYPES = [
         words_of(
             "train", command_line.SMOKE, "--workdir=TMP/w", "--genotype=zoo:accel", "--config.schedule.kind=regions",
             "--config.space.mode=propagate", "--config.schedule.kind=fixed", "--config.space.inputs=prev_state,stage1",
+            "--config.data.num_frames=6",
         ),
     ),
 ]  # fmt: skip

@@ -74,7 +74,7 @@ def run_steps(mesh: jax.sharding.Mesh, num_parts: int, num_genotypes: int, size:
     params = jax.tree.map(lambda x: x + 0.1, state.params)
     state = dataclasses.replace(state, params=params)
     batches = draw_clips(3, num_parts, size, NUM_CLIPS)
-    batches[2, -1] = -1
+    batches[2, -1] = ~batches[2, -1]
     train = made.train_shared.lower(state, genotypes, store, clips).compile()
     evaluate = made.evaluate_shared.lower(state.params, genotypes, store, batches).compile()
     scores = evaluate(state.params, genotypes, store, batches)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dvsnas_jax.data.loading import augment, tf_loader, warp
+from dvsnas_jax.core import types
+from dvsnas_jax.data.loading import augment, cutout, tf_loader, warp
 
 
 def _rules(**changes):
@@ -39,7 +40,7 @@ def _apply(rules, frames, labels, rng, uniforms=None):
 def _still_clip(frame, labels, num_frames, rules, rng):
     """The clip that evaluation makes of a still."""
     uniforms, key = augment.draw(rng, num_frames)
-    history = augment.plain(*labels.shape, jitter=rules.jitter, is_still=True)
+    history = augment.plain(*labels.shape, jitter=rules.jitter, is_still=True, motion=rules.motion)
     return augment.render(history, warp.pack(frame[None], labels[None]), augment.neutral(uniforms), key, num_frames)
 
 
@@ -94,7 +95,7 @@ def _matrix(values):
 
 
 def test_stills_are_homographies_that_add_up():
-    rules = augment.plain(48, 64, is_still=True)
+    rules = augment.plain(48, 64, is_still=True, motion="shake")
     uniforms = np.random.default_rng(1).random(augment.num_uniforms(4))
     maps = augment.plan(rules, uniforms, 4)[0][0]
     np.testing.assert_allclose(maps[3], [1, 0, 0, 0, 1, 0, 0, 0], atol=1e-7)
@@ -202,11 +203,12 @@ def test_jitter_keeps_grey_grey_and_is_the_same_over_a_clip_or_not():
         assert len(set(levels.tolist())) == (3 if per_frame else 1)
 
 
-def test_stills_end_in_the_frame_and_warp_labels_with_it():
+@pytest.mark.parametrize("motion, fewest", [("shake", 8), ("drive", 6)])  # who drives stands at times
+def test_stills_end_in_the_frame_and_warp_labels_with_it(motion, fewest):
     frame, labels = _level_labels(np.random.default_rng(0))
     moved = 0
     for seed in range(10):
-        rules = augment.plain(48, 64, is_still=True)
+        rules = augment.plain(48, 64, is_still=True, motion=motion)
         frames, out = _still_clip(frame, labels, 4, rules, np.random.default_rng(seed))
         np.testing.assert_array_equal(frames[3], frame)
         np.testing.assert_array_equal(out[3], labels)
@@ -216,11 +218,11 @@ def test_stills_end_in_the_frame_and_warp_labels_with_it():
         changed = [(out[t] != labels).mean() for t in range(4)]
         assert changed[3] == 0
         moved += changed[0] > changed[2] > 0
-    assert moved >= 8  # motions add up: the oldest frame differs most
+    assert moved >= fewest  # motions add up: the oldest frame differs most
 
 
 def test_noise_is_on_the_history_alone_and_nearly_normal():
-    rules = augment.plain(64, 64, jitter=0.4, is_still=True)
+    rules = augment.plain(64, 64, jitter=0.4, is_still=True, noisy="history", motion="shake")
     words = warp.pack(np.full((1, 64, 64, 3), 128, np.uint8), np.zeros((1, 64, 64), np.uint8))
     uniforms = np.full(augment.num_uniforms(3), 0.5, np.float32)  # no motion, no change of colour
     frames, _ = augment.render(rules, words, uniforms, np.uint32(5), 3)
@@ -272,3 +274,122 @@ def test_crops_avoid_one_class():
         y, x = corners[wanted]
         np.testing.assert_array_equal(got[0], labels[y : y + 24, x : x + 24])
     assert min(kept.values()) > 0
+
+
+# --- stills as a camera that drives ---------------------------------------------------------------
+
+
+def _driven(**numbers):
+    """The maps of three frames of 100x200 pixels, f64 [3, 3, 3], from uniform numbers that are 0.5 but for these."""
+    uniforms = np.full(augment.num_uniforms(3), 0.5)
+    for name, value in numbers.items():
+        uniforms[{"speed": 7, "turn": 8, "focus_x": 12, "focus_y": augment.NUM_SHARED + 2 * augment.NUM_PER_FRAME,
+                  "lean": augment.NUM_SHARED + 2 * augment.NUM_PER_FRAME + 1}[name]] = value  # fmt: skip
+    maps = augment.plan(augment.plain(100, 200, is_still=True), uniforms, 3)[0][0]
+    return np.stack([_matrix(values) for values in maps.astype(np.float64)])
+
+
+def _at(matrix, x, y):
+    point = matrix @ [x, y, 1]
+    return point[:2] / point[2]
+
+
+def test_a_camera_that_stands_shows_the_same():
+    for speed in (0.0, 0.05, 0.0999):
+        np.testing.assert_allclose(_driven(speed=speed, turn=1.0), np.broadcast_to(np.eye(3), (3, 3, 3)), atol=1e-7)
+
+
+def test_the_focus_of_expansion_stays_and_all_else_comes_from_nearer_to_it():
+    """Speed 1, upright plane: log zoom 0.06 a frame about (100 + 0.15 * 200, 50 - 0.08 * 100)."""
+    maps = _driven(speed=1.0, focus_x=1.0, focus_y=0.0, lean=0.0)
+    focus = np.array([130.0, 42.0])
+    for point in ([130, 42], [20, 90], [190, 5]):
+        # the map says where the still has what the frame shows: farther out, the older the frame
+        found = [_at(maps[t], *point) - focus for t in (2, 1, 0)]
+        np.testing.assert_allclose(found[0], point - focus, atol=1e-4)
+        np.testing.assert_allclose(found[1], (point - focus) * np.exp(0.06), atol=0.15)
+        np.testing.assert_allclose(found[2], (point - focus) * np.exp(0.12), atol=0.6)  # shifts are summed up
+
+
+def test_the_speed_is_that_of_the_clip_and_the_ground_is_faster_than_the_sky():
+    half, full = (_driven(speed=speed, lean=0.0)[1] for speed in (0.55, 1.0))
+    np.testing.assert_allclose([half[0, 0], full[0, 0]], np.exp([0.03, 0.06]), rtol=1e-6)
+    leaning = _driven(speed=1.0, lean=1.0)[1]
+    upper, lower = _at(leaning, 100, 0)[1] - 0, _at(leaning, 100, 100)[1] - 100
+    assert abs(upper) < 0.2 and lower == pytest.approx(50 * (np.exp(0.06) / (1 - 0.06) - 1), rel=1e-4)
+
+
+def test_clips_turn_little_mostly():
+    turned = np.array([_driven(speed=1.0, lean=0.0, turn=turn)[1, 0, 2] for turn in (0.5, 0.75, 1.0)])
+    np.testing.assert_allclose(turned - turned[0], [0, 200 * 0.04 / 8, 200 * 0.04], atol=1e-4)
+
+
+def test_the_speeds_span_what_driving_shows():
+    """Pixels a frame at 240x320 between the last two frames; docs/data.md has those of a real camera."""
+    rules = augment.plain(240, 320, is_still=True)
+    uniforms = np.random.default_rng(0).random((400, augment.num_uniforms(2)))
+    maps = augment.plan(rules, uniforms, 2)[0][:, 0, 0].astype(np.float64)
+    matrices = np.concatenate([maps, np.ones((400, 1))], 1).reshape(400, 3, 3)
+    y, x = np.mgrid[8:240:16, 8:320:16].reshape(2, -1)
+    points = matrices @ np.stack([x, y, np.ones_like(x)])
+    pixels = np.hypot(*(points[:, :2] / points[:, 2:] - np.stack([x, y])).transpose(1, 0, 2))
+    median, most = np.percentile(pixels, [50, 90])
+    assert 2 < median < 5 and 7 < most < 12
+    of_clip = np.median(pixels, axis=1)
+    assert of_clip.min() < 1e-3 and of_clip.max() > 9 and 0.05 < (of_clip < 0.05).mean() < 0.2
+
+
+def test_noise_and_exposure_of_a_clip_are_on_all_its_frames_or_on_none():
+    words = warp.pack(np.full((1, 64, 64, 3), 128, np.uint8), np.zeros((1, 64, 64), np.uint8))
+    uniforms = np.full(augment.num_uniforms(3), 0.5, np.float32)  # no motion, no change of colour
+    uniforms[7] = 0.0
+    uniforms[augment.NUM_SHARED + 6] = 1.0  # the clip's exposure: 1 + 0.4 * 0.4
+    for noisy, level, spread in (("none", 128, 0), ("clip", 128 * 1.16, 6)):
+        rules = augment.plain(64, 64, jitter=0.4, is_still=True, noisy=noisy)
+        frames, _ = augment.render(rules, words, uniforms, np.uint32(5), 3)
+        for frame in frames.astype(float):
+            assert abs(frame.mean() - level) < 0.3 and abs(frame.std() - spread) < 0.15
+        if spread:
+            assert (frames[0] != frames[2]).any()
+        alone, _ = augment.render(rules, words, uniforms[: augment.num_uniforms(1)], np.uint32(5), 1)
+        assert (alone == 128).all()  # a frame that is no clip has no history to be unlike
+
+
+# --- objects with a motion of their own -----------------------------------------------------------
+
+
+def test_an_object_is_one_connected_region_of_a_class_that_moves():
+    labels = np.zeros((40, 50), np.uint8)
+    labels[5:15, 5:15] = labels[20:25, 30:40] = 2
+    labels[25:35, 20:30] = 3  # touches nothing of class 2
+    first, second = (np.zeros_like(labels, bool) for _ in range(2))
+    first[5:15, 5:15], second[20:25, 30:40] = True, True
+    np.testing.assert_array_equal(cutout.find(labels, (2,), 0.0), first)
+    np.testing.assert_array_equal(cutout.find(labels, (2,), 0.999), second)
+    assert not cutout.find(labels, (2,), -1.0).any()  # asked for none
+    for everywhere in (2, 0):  # too large; not there
+        assert not cutout.find(np.full((40, 50), everywhere, np.uint8), (2,), 0.5).any()
+    table = types.ClassTable(("road", "Car", "tree", "pedestrian"), np.zeros((4, 3), np.uint8))
+    assert cutout.ids(table) == (1, 3)
+
+
+def test_an_object_moves_with_its_labels_and_ends_where_it_is():
+    labels = np.zeros((40, 60), np.uint8)
+    labels[15:25, 20:30] = 2
+    frame = np.repeat(np.where(labels == 2, 200, 50).astype(np.uint8)[..., None], 3, -1)
+    rules = augment.plain(40, 60, is_still=True, objects=0.5, object_ids=(2,))
+    uniforms = np.full(augment.num_uniforms(3), 0.5)
+    last = augment.NUM_SHARED + 2 * augment.NUM_PER_FRAME
+    uniforms[7] = 0.0  # the camera stands
+    uniforms[last + 3] = 1.0  # the object comes from the left: 0.025 * 60 = 1.5 pixels a frame
+    uniforms[last + 6] = 0.4  # below 0.5: there is one
+    frames, out = augment.render(rules, warp.pack(frame[None], labels[None]), uniforms, np.uint32(0), 3)
+    np.testing.assert_array_equal(out[2], labels)
+    np.testing.assert_array_equal(frames[2], frame)
+    moved = labels.copy()  # by 3 pixels; what it left is still painted there
+    moved[15:25, 17:27] = 2
+    np.testing.assert_array_equal(out[0], moved)
+    assert (frames[0][moved == 2] == 200).all() and (frames[0][moved != 2] == 50).all()
+    uniforms[last + 6] = 0.6
+    frames, out = augment.render(rules, warp.pack(frame[None], labels[None]), uniforms, np.uint32(0), 3)
+    assert (out == labels).all() and (frames == frame).all()

@@ -175,8 +175,8 @@ def test_search_passes_the_config_and_the_folder_on(tmp_path, monkeypatch, capsy
     assert calls == [(77, (1.0, 2.0), tmp_path), tmp_path], "searched, and a page written"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "val, 12 frames" and len(lines) == 5
-    assert lines[2].split() == ["static", "network", "50.0", "60.0", "70.0", "61.0", "-", "10.0", "-", "3.5"]
-    assert lines[3].split() == ["with", "the", "cell", "55.5", "60.0", "70.0", "61.0", "80.0", "5.0", "-", "-"]
+    assert lines[2].split() == ["static", "network", "50.0", "60.0", "70.0", "61.0", "-", "10.0", "-", "-", "3.5"]
+    assert lines[3].split() == ["with", "the", "cell", "55.5", "60.0", "70.0", "61.0", "80.0", "5.0", "-", "-", "-"]
 
 
 def test_stopped_is_75_and_interrupt_is_1_and_a_fault_raises(tmp_path, monkeypatch, capsys):

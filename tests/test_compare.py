@@ -29,7 +29,9 @@ from dvsnas_jax.train import pretrain
 ROOT = pathlib.Path(__file__).parents[1]
 RESULT, MARKDOWN, PICTURE = "compare.json", "compare.md", "compare.png"
 SMOKE = str(ROOT / "configs" / "smoke.py")
-PROPAGATE = {"space.mode": "propagate", "space.inputs": "prev_state,prev_decoder,stage1,stage2"}
+PROPAGATE = {
+    "space.mode": "propagate", "space.inputs": "prev_state,prev_decoder,stage1,stage2", "data.num_frames": "6"
+}  # fmt: skip
 
 
 def load(**changes: str):
@@ -96,8 +98,9 @@ def names_of(entries: list[compare.Entry]) -> list[str]:
 
 
 def test_zoo_stands_for_the_members_of_the_mode_that_are_not_named() -> None:
-    assert names_of(compare.resolve(load(), ["zoo"])) == ["zoo:static", "zoo:netwarp", "zoo:grfp"]
-    assert names_of(compare.resolve(load(), ["zoo:grfp", "zoo"])) == ["zoo:grfp", "zoo:static", "zoo:netwarp"]
+    rest = ["zoo:ema", "zoo:previous"]
+    assert names_of(compare.resolve(load(), ["zoo"])) == ["zoo:static", "zoo:netwarp", "zoo:grfp", *rest]
+    assert names_of(compare.resolve(load(), ["zoo:grfp", "zoo"])) == ["zoo:grfp", "zoo:static", "zoo:netwarp", *rest]
 
 
 def test_the_schedule_of_a_member_overrides_the_config_in_its_jobs_only() -> None:
@@ -107,7 +110,8 @@ def test_the_schedule_of_a_member_overrides_the_config_in_its_jobs_only() -> Non
     assert kinds == {f"zoo:{member.name}": member.schedule for member in zoo.of_mode("propagate")}
     assert {entry.config.schedule.interval for entry in entries} == {config.schedule.interval}
     assert config.schedule.kind == "fixed"
-    assert len({entry.job(0) for entry in entries}) == len(entries) == 5
+    assert len({entry.job(0) for entry in entries}) == len(entries) == 6
+    assert {entry.name for entry in entries if entry.config.space.end == "none"} == {"zoo:hold"}
 
 
 def test_a_file_keeps_the_schedule_of_the_config(tmp_path: pathlib.Path) -> None:
@@ -310,13 +314,13 @@ def test_a_stop_keeps_finished_jobs_and_the_same_command_goes_on(jobs, tmp_path)
             stop.requested = True  # a signal that arrives at the end of the third job's second start
 
     jobs.before_fn = interrupted
-    for message, num in (("in the third job", 2), ("compare: 3 of 6 jobs are left", 3)):
+    for message, num in (("in the third job", 2), ("compare: 7 of 10 jobs are left", 3)):
         with pytest.raises(errors.Stopped, match=message):
             jobs.run(load(), workdir.Workdir(tmp_path), ["zoo"], num_seeds=2)
         assert len(jobs.done) == num
     assert not (tmp_path / RESULT).exists()
     report = jobs.report(load(), workdir.Workdir(tmp_path), ["zoo"], num_seeds=2)
-    assert len(jobs.done) == len(set(jobs.done)) == 6 and len(calls) == 7
+    assert len(jobs.done) == len(set(jobs.done)) == 10 and len(calls) == 11
     assert report.text.splitlines()[0].startswith("val, 20 frames; mode refine")
     assert report.paths == [str(tmp_path / name) for name in (RESULT, MARKDOWN, PICTURE)]
 
@@ -353,10 +357,13 @@ def test_cost_of_a_frame() -> None:
     (entry,) = compare.resolve(config_lib.load(SMOKE, TINY), ["zoo:netwarp"])
     found = frame_cost(entry, 1.0)
     grid = 8 * 12
-    # Two 1x1 projections of 8 channels to 4, offsets by 3x3 of 8 channels to 2, the output 4 to 4, the head 4 to 11.
-    assert found["cell"]["macs"] - found["static"]["macs"] == grid * (2 * 8 * 4 + 9 * 8 * 2 + 4 * 4 + 4 * 11)
-    # Likewise; scale and bias of three normalisations, biases of the offsets, two weights a channel, the head's biases.
-    assert found["cell"]["parameters"] - found["static"]["parameters"] == 268 + 3 * 8 + 2 + 8 + 11
+    # Two 1x1 projections of 8 channels to 4, offsets by 3x3 of 8 channels to 2, the output 4 to 4, the end
+    # 4 to 11 and by 3x3 to 3.
+    ended = 4 * 11 + 9 * 4 * 3
+    assert found["cell"]["macs"] - found["static"]["macs"] == grid * (2 * 8 * 4 + 9 * 8 * 2 + 4 * 4 + ended)
+    # Likewise; scale and bias of three normalisations, biases of the offsets, two weights a channel, the end's biases
+    # and its share.
+    assert found["cell"]["parameters"] - found["static"]["parameters"] == 224 + ended + 3 * 8 + 2 + 8 + 11 + 3 + 1
 
 
 def test_cost_of_a_frame_between_key_frames() -> None:
@@ -367,17 +374,20 @@ def test_cost_of_a_frame_between_key_frames() -> None:
     channels = static_net.feature_channels(config.net, 11)
     grid = 8 * 12
     key = full + grid * 8 * 4  # the decoder map is projected to start the state
-    sums = cheap + grid * 4 * (8 + channels["stage1"] + channels["stage2"] + 4 + 11)
+    sums = cheap + grid * 4 * (8 + channels["stage1"] + channels["stage2"] + 4 + 11 + 9 * 2)
     for share in (0.0, 0.2, 1.0):
         found = frame_cost(entries["zoo:clockwork"], share)["cell"]
         assert (found["macs_key"], found["macs_cell"]) == (key, sums)
         assert found["macs"] == pytest.approx(share * key + (1 - share) * sums)
     # A cell that reads stage1 alone needs the encoder no further: two projections, 5x5 depthwise and 1x1, offsets,
-    # output, head.
+    # output, end.
     first = static_net.num_macs(net, (32, 48), "stage1")
-    warped = first + grid * (4 * (8 + channels["stage1"]) + 25 * 4 + 16 + 9 * 8 * 2 + 16 + 4 * 11)
+    warped = first + grid * (4 * (8 + channels["stage1"]) + 25 * 4 + 16 + 9 * 8 * 2 + 16 + 4 * (11 + 9 * 2))
     assert first < cheap
     assert frame_cost(entries["zoo:dff"], 0.0)["cell"]["macs"] == warped
+    held = frame_cost(entries["zoo:hold"], 0.2)
+    assert held["cell"]["macs"] == pytest.approx(0.2 * full)
+    assert held["cell"]["parameters"] == held["static"]["parameters"]
     # A learned schedule looks at every frame: the cheap stages, 3x3 of twice stage2 to 16 channels, 16 to 1.
     look = cheap + grid * (9 * 2 * channels["stage2"] * 16 + 16)
     found = frame_cost(entries["zoo:dvsnet"], 1.0)["cell"]
@@ -391,7 +401,7 @@ def test_a_cell_is_trained_and_evaluated(tmp_path: pathlib.Path, monkeypatch: py
         return static_net.init(static_net.make(config.net, 11), jax.random.key(0))
 
     monkeypatch.setattr(pretrain, "run", first_weights)
-    config = config_lib.load(SMOKE, {**TINY, **PROPAGATE, "schedule.interval": "2", "data.num_frames": "2"})
+    config = config_lib.load(SMOKE, {**TINY, **PROPAGATE, "schedule.interval": "2", "data.num_frames": "3"})
     result = compare.run(config, workdir.Workdir(tmp_path), ["zoo:clockwork"], num_seeds=1).content
     static, row = result["rows"]
     assert result["num_frames"] == 5 and (static["num_ok"], row["num_ok"]) == (1, 1)
@@ -401,7 +411,12 @@ def test_a_cell_is_trained_and_evaluated(tmp_path: pathlib.Path, monkeypatch: py
     for name in ("miou", "fwiou", "flicker"):
         assert 0 <= row[name]["mean"] <= 1 and 0 <= static[name]["mean"] <= 1
     assert row["miou"] != static["miou"] and row["vc_8"] is None  # five frames hold no window of eight
-    losses = [line["loss"] for line in workdir.Workdir(tmp_path).read("metrics.jsonl")]
+    # Frames 0, 2 and 4 are key frames: the cell is the static network there.
+    assert row["age_0"]["mean"] == static["age_0"]["mean"] and row["age_1"]["mean"] != static["age_1"]["mean"]
+    assert "age_2" not in row and 0 <= row["changes_followed"]["mean"] <= 1
+    lines = workdir.Workdir(tmp_path).read("metrics.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert [line["step"] for line in lines if line["stage"].endswith("_val")] == [0, 3]
     assert len(losses) == 1 and 0 < losses[0] < 10
 
 
@@ -485,18 +500,42 @@ def test_table_and_markdown_show_percent_mean_and_deviation() -> None:
     lines = compare_report.table(result_of(ROWS)).splitlines()
     assert lines[0] == "val, 288 frames; mode refine; 600 training steps each"
     assert lines[1].split() == [
-        "seeds", "mIoU", "fwIoU", "VC_8", "VC_16", "flicker", "parameters", "k", "MMAC/frame", "ms/frame",
+        "seeds", "mIoU", "fwIoU", "VC_8", "VC_16", "flicker", "followed", "parameters", "k", "MMAC/frame", "ms/frame",
         "of", "static",
     ]  # fmt: skip
     assert lines[2].split() == [
-        "static", "network", "1", "61.4", "80.0", "90.0", "-", "1.23", "250.0", "300.0", "4.0", "±", "0.2", "1.00"
+        "static", "network", "1", "61.4", "80.0", "90.0", "-", "1.23", "-", "250.0", "300.0", "4.0", "±", "0.2", "1.00"
     ]  # fmt: skip
     assert lines[3].startswith("zoo:grfp") and "65.0 ± 1.1" in lines[3] and lines[3].endswith("5.2 ± 0.3  1.31 ± 0.02")
-    assert lines[4].split() == ["runs/a/best.json", "0", "(3", "diverged)", *"-" * 9]
+    assert lines[4].split() == ["runs/a/best.json", "0", "(3", "diverged)", *"-" * 10]
     text = compare_report.markdown(result_of(ROWS))
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1 and len(table) == 5
     assert "- `zoo:grfp`: Nilsson." in text and "static network`:" not in text
+
+
+def test_ages_changes_and_the_size_of_the_scores_are_shown_and_older_jobs_have_a_dash() -> None:
+    cost = {"static": {"parameters": 1, "macs": 2}, "cell": {"parameters": 3, "macs": 4}}
+    new = {"status": "ok", "name": "zoo:dff", "num_frames": 8, "cost": cost, "static": scores(0.6)}
+    by_age = {"0": {"miou": 0.6, "num_frames": 2}, "1": {"miou": 0.55, "num_frames": 2}}
+    new["cell"] = {**scores(0.5), "changes_followed": 0.123, "vspw_vc": {"8": 0.9}, "by_age": by_age}
+    other = {**new, "cell": {**new["cell"], "by_age": {**by_age, "1": {"miou": 0.45, "num_frames": 2}}}}
+    old = {key: value for key, value in scores(0.4).items() if key != "changes_followed"}
+    older = {**new, "name": "zoo:clockwork", "cell": old}
+    config = config_lib.to_json_dict(load_propagate())
+    jobs = {"a": {0: new, 1: other}, "b": {0: older}}
+    result = compare_rows.collect({**config, "evaluate": {**config["evaluate"], "size": "file"}}, jobs, [])
+    lines = compare_report.table(result).splitlines()
+    assert lines[0].endswith("; scores at the size of the label files") and result["size"] == "file"
+    assert lines[1].endswith("mIoU by age") and "followed" in lines[1].split()
+    rows = {line.split()[0]: line for line in lines[2:5]}
+    assert rows["zoo:dff"].endswith("  60.0 50.0") and "12.3" in rows["zoo:dff"].split()
+    assert rows["zoo:clockwork"].endswith("  -") and rows["static"].endswith("  -")
+    assert any(line.startswith("mIoU by age: of the frames 0 (key frames)") for line in lines)
+    row = {row["name"]: row for row in result["rows"]}["zoo:dff"]
+    assert row["vspw_vc_8"]["mean"] == 0.9 and row["age_1"]["values"] == [0.55, 0.45]
+    del config["evaluate"]["size"]  # of an earlier version
+    assert compare_rows.collect(config, jobs, [])["size"] == "frame"
 
 
 def test_the_picture_takes_macs_where_no_time_was_measured(tmp_path: pathlib.Path, monkeypatch) -> None:

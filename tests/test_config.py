@@ -155,6 +155,17 @@ def test_json_round_trip_has_no_differences():
     assert config_lib.differences(plain, config) == ["data.scale", "extra.a"]
 
 
+def test_imagenet_is_a_path_for_no_key_but_data(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    written = config_lib.with_absolute_paths({"net": {"weights": "imagenet"}, "data": {"dir": "imagenet"}})
+    assert written == {"net": {"weights": "imagenet"}, "data": {"dir": str(tmp_path / "imagenet")}}
+    spelled = {"net": {"weights": str(tmp_path / "imagenet")}, "data": {"dir": "./imagenet"}}
+    assert config_lib.differences(written, spelled) == ["net.weights"]
+    assert config_lib.differences(config_lib.with_absolute_paths({"net": {"weights": "./imagenet"}}), spelled) == [
+        "data.dir"
+    ]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_config_loads_and_says_how_to_run_it(path):
     config_lib.load(str(path), {})

@@ -69,7 +69,7 @@ def _check(root, config, capsys):
 
 def _blank_meta_val(root, config, num=None):
     """Makes the targets of the (first) meta-validation clips unlabelled; returns their number."""
-    _, held_out = pretrain.split_clips(config, NUM - 1)
+    _, held_out = pretrain.split_clips(config)
     for clip in held_out[:num]:
         _save(root, "train", int(clip) + 1, _mask((255,)))
     return len(held_out[:num])
@@ -103,6 +103,22 @@ def test_meta_validation_clips_without_a_labelled_pixel_are_refused(tmp_path):
     assert require_labels.check(config, is_rewarded=True) == NUM - 1
 
 
+def test_with_a_teacher_and_a_trained_network_no_training_clip_needs_a_label(tmp_path, monkeypatch):
+    config, folder = _config(_tree(tmp_path / "data")), workdir.Workdir(tmp_path / "run")
+    training, _ = pretrain.split_clips(config)
+    for clip in training:
+        _save(tmp_path / "data", "train", int(clip) + 1, _mask((255,)))
+    _save(tmp_path / "data", "train", 0, _mask((255,)))  # the history of the first clip
+    needed = f"no labelled pixel in the {len(training)} clips to train on"
+    assert needed in _refused(config)
+    config.train.teacher_weight = 1.0
+    assert needed in _refused(config) and needed in _refused(config, folder=folder)  # the network needs labels
+    monkeypatch.setattr(pretrain, "is_trained", lambda config, folder: True)
+    assert require_labels.check(config, folder) == NUM - 1
+    config.train.teacher_weight = 0.0
+    assert needed in _refused(config, folder=folder)
+
+
 def test_rewards_are_measured_on_the_first_clips_alone(tmp_path):
     config = _config(_tree(tmp_path), reward_clips=1)
     _blank_meta_val(tmp_path, config, num=1)
@@ -133,7 +149,7 @@ def test_pixels_that_get_lost_by_resizing_do_not_count(tmp_path):
     config = _config(_tree(tmp_path))
     mask = _mask((255,)).copy()
     mask[0, 0] = 1  # not among the pixels that 6x8 takes
-    _, held_out = pretrain.split_clips(config, NUM - 1)
+    _, held_out = pretrain.split_clips(config)
     for clip in held_out:
         _save(tmp_path, "train", int(clip) + 1, mask)
     assert "at 6x8 pixels" in _refused(config, is_rewarded=True)

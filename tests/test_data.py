@@ -188,6 +188,10 @@ def test_load_clips_of_stills_is_deterministic(tree):
     single = pipeline.load_clips(data, split="train", num_frames=1)
     np.testing.assert_array_equal(a.frames[:, -1], single.frames[:, 0])
     np.testing.assert_array_equal(a.labels[:, -1], single.labels[:, 0])
+    moved = [(a.frames[i, 0] != a.frames[i, 2]).any() for i in range(len(a.frames))]
+    assert len(moved) / 2 < sum(moved) < len(moved)  # one camera stands still
+    data.still_motion = "shake"
+    a = pipeline.load_clips(data, split="train", num_frames=3)
     assert all((a.frames[i, 0] != a.frames[i, 2]).any() for i in range(len(a.frames)))
 
 

@@ -120,6 +120,10 @@ def test_needs_of_a_config(camvid):
     data, weights = doctor.needs(config_lib.load(None, overrides))
     assert data.status == doctor.OK and data.found == "camvid: train 3 frames, val 1 frames"
     assert weights.status == doctor.BROKEN and "dvsnas weights import" in weights.advice
+    overrides = {"net.weights": "imagenet", "net.encoder": "resnet18"}
+    _, weights = doctor.needs(config_lib.load(None, overrides))
+    assert weights.status == doctor.BROKEN and "net.encoder=resnet18" in weights.found
+    assert "dvsnas weights import" in weights.advice
     (data,) = doctor.needs(config_lib.load(None, {"data.name": "camvid", "data.dir": str(camvid / "gone")}))
     assert data.status == doctor.BROKEN and "gone" in data.found
 

@@ -1,8 +1,10 @@
 """`dvsnas evaluate`: the same counts however the frames are read, against scikit-learn, and its tables."""
 
 import json
+import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -14,7 +16,9 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.data.loading import pipeline, whole_videos
-from dvsnas_jax.evaluate import evaluation, metrics, score_tables
+from dvsnas_jax.deploy import run_model
+from dvsnas_jax.evaluate import baselines, evaluation, metrics, score_tables
+from dvsnas_jax.nets import static_net
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +150,143 @@ def test_the_command_reads_by_tf_data_prints_the_same_numbers_and_refuses(run, t
     ):
         assert cli.main([*words, *more]) == 2
         assert text in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    """The run's network and cell, jitted."""
+    return run_model.jit(run[0].config(), run_model.read(run[0].config(), run[0])[0])
+
+
+@pytest.fixture(scope="module")
+def large_config(folder_config, tmp_path_factory):
+    """The same videos as files of 2 x 3 times the size, with labels that no file of the frames' size could have."""
+    root, small = tmp_path_factory.mktemp("large"), pathlib.Path(folder_config.data.dir)
+    for path in small.glob("*/val/*/*.png"):
+        pixels = np.asarray(Image.open(path)).repeat(2, axis=0).repeat(3, axis=1)
+        if "masks" in path.parts:
+            pixels[::2, ::3] = 1
+        _png(root / path.relative_to(small), pixels)
+    config = folder_config.copy_and_resolve_references()
+    config.data.dir = str(root)
+    config.evaluate.size = "file"
+    return config
+
+
+def _is_alike(a, b):
+    """Up to ties of the arg-max."""
+    assert a.shape == b.shape and (a != b).mean() < 1e-3
+
+
+def test_scores_at_the_size_of_the_label_files(run, model, large_config):
+    folder, seen = run[0], []
+    watch_fn = lambda number, video, static, cell: seen.append((video, static, cell))  # noqa: E731
+    result = evaluation.run(large_config, folder, watch_fn=watch_fn, is_other_data=True)
+    expected = np.zeros((11, 11), int)
+    for number, (video, static, cell) in enumerate(seen):
+        folder_of = pathlib.Path(large_config.data.dir) / f"masks/val/video{number}"
+        truth = np.stack([np.asarray(Image.open(folder_of / f"{index:04d}.png")) for index in range(6)])
+        assert video.frames.shape == (6, 34, 70, 3)
+        np.testing.assert_array_equal(video.labels, truth)
+        known = truth != 255
+        expected += sklearn.metrics.confusion_matrix(truth[known], cell[known], labels=range(11))
+        state = model.initial_state()
+        for index, frame in enumerate(video.frames):
+            state, _ = model.step(state, frame[None])
+            _is_alike(cell[index], np.asarray(static_net.predict(state["logits"], (68, 210))[0]))
+        # Interpolated, not enlarged; by the same network.
+        assert 0 < (static[:, ::2, ::3].repeat(2, 1).repeat(3, 2) != static).mean() < 0.05
+    assert result["cell"]["confusion"] == expected.tolist() and result["size"] == "file"
+    assert "labels at the size of their files" in score_tables.summary(result).splitlines()[0]
+    # The other loader, whose frames are the same, and one compilation a size.
+    large_config.data.loader = "tf"
+    other = whole_videos.open_split(large_config.data, "val", has_file_labels=True)[0]
+    large_config.data.loader = "auto"
+    np.testing.assert_array_equal(other.labels, seen[0][0].labels)
+    sized = model.at_label_size((68, 210))
+    assert model.at_label_size((68, 210)) is sized and model.at_label_size((34, 70)) is model
+    _is_alike(sized.follow(seen[0][0].frames)[0], seen[0][2])
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "label_size"),
+    [("camvid", "DVSNAS_CAMVID", (360, 480)), ("cityscapes", "DVSNAS_CITYSCAPES", (256, 512))],
+)
+def test_real_label_files_are_read_as_they_are(name, variable, label_size):
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} names no folder of the real frames")
+    data = config_lib.defaults().data
+    data.update({"name": name, "dir": os.environ[variable], "height": 48, "width": 64, "eval_gap": 2})
+    video = whole_videos.find(data, "val", has_file_labels=True).shortened(3)[0]
+    assert video.frames.shape == (3, 48, 64, 3) and video.labels.shape == (3, *label_size)
+    small = whole_videos.find(data, "val").shortened(3)[0]
+    np.testing.assert_array_equal(video.frames, small.frames)
+    rows, columns = (((2 * np.arange(n) + 1) * m // (2 * n)) for n, m in zip((48, 64), label_size, strict=True))
+    np.testing.assert_array_equal(video.labels[:, rows][:, :, columns], small.labels)  # their nearest ones
+    assert len(np.unique(video.labels)) > 5
+
+
+def test_label_files_of_two_sizes_and_exported_folders_have_no_scores_at_the_size_of_files(large_config, tmp_path):
+    config, root = large_config.copy_and_resolve_references(), pathlib.Path(large_config.data.dir)
+    for path in root.glob("*/val/video0/*.png"):
+        pixels = np.asarray(Image.open(path))
+        _png(tmp_path / path.relative_to(root), pixels[:34] if path.stem == "0003" else pixels)
+    config.data.dir = str(tmp_path)
+    with pytest.raises(errors.UserError, match="0003.png: 210x34 pixels, but the first .* has 210x68; evaluate.size"):
+        whole_videos.find(config.data, "val", has_file_labels=True)[0]
+    assert whole_videos.find(config.data, "val")[0].labels.shape == (6, 34, 70)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(errors.UserError, match="evaluate.size: .* gives labels at the size of the frames"):
+        evaluation.run_exported(config, tmp_path)
+
+
+def test_the_running_average_is_scored_beside_a_refining_cell(run, model):
+    folder, result, _ = run
+    config = folder.config()
+    trained_model = run_model.read(config, folder)[0]
+    share = json.loads((folder.path / "averaging.json").read_text())["share"]
+    infer = jax.jit(lambda frame: static_net.infer(trained_model.net, trained_model.variables, frame).logits)
+    total = metrics.SequenceScores(result["classes"], (2, 4))
+    for video in whole_videos.find(config.data, "val"):
+        logits, found = None, []
+        for frame in video.frames:
+            now = infer(frame[None])
+            logits = now if logits is None else 0.35 * now + (1 - 0.35) * logits
+            found.append(np.asarray(static_net.predict(logits, trained.SIZE))[0])
+        labels, averaged = model.segment_averaged(video.frames, 0.35)
+        _is_alike(averaged, np.stack(found))
+        assert (averaged != labels.static).any() and (averaged[0] == labels.static[0]).all()
+        total.add(video.labels, model.segment_averaged(video.frames, share)[1], video.flow)
+    assert result["ema"] == total.result() | {"share": share} and result["hold"] is None
+    first = score_tables.summary(result).splitlines()[0]
+    assert ("does not beat ema" in first) == (result["cell"]["miou"] <= result["ema"]["miou"])
+    assert first.endswith(baselines.verdict(result)) and result["cell"]["by_age"] is None
+
+
+def test_held_labels_and_ages_beside_a_propagating_cell():
+    made = trained.evaluated("fixed")
+    config = trained.make_config("fixed")
+    interval, result = config.schedule.interval, made.result
+    scores = {name: metrics.SequenceScores(result["classes"], (2, 4)) for name in ("hold", "static", "cell")}
+    by_age = {}
+    for video, (static, cell) in zip(whole_videos.find(config.data, "val"), made.labels, strict=True):
+        held = static[[0, 0, 0, 0, 4, 4]]
+        for name, found in (("hold", held), ("static", static), ("cell", cell)):
+            scores[name].add(video.labels, found, video.flow)
+        for age, frames in enumerate(([0, 4], [1, 5], [2], [3])):
+            by_age.setdefault(age, metrics.SequenceScores(result["classes"])).add(video.labels[frames], held[frames])
+    assert interval == 4 and result["ema"] is None
+    for name, total in scores.items():
+        found = {key: value for key, value in result[name].items() if key in total.result() and key != "by_age"}
+        assert found == {key: value for key, value in total.result().items() if key != "by_age"}
+        assert list(result[name]["by_age"]) == ["0", "1", "2", "3"]
+    assert result["hold"]["interval"] == 4
+    expected = {str(age): {"miou": each.result()["miou"]} for age, each in by_age.items()}
+    assert {age: {"miou": row["miou"]} for age, row in result["hold"]["by_age"].items()} == expected
+    assert [row["num_frames"] for row in result["cell"]["by_age"].values()] == [4, 4, 2, 2]
+    # A key frame is the static network's, and so is what is held there.
+    assert len({result[name]["by_age"]["0"]["miou"] for name in scores}) == 1
+    lines = score_tables.summary(result).splitlines()
+    (head,) = (number for number, line in enumerate(lines) if line.startswith("mIoU, frames since key"))
+    assert lines[head].split()[-4:] == ["0", "1", "2", "3"] and len(lines[head + 1 : head + 4]) == 3
+    assert lines[head + 3].split()[-4:] == [f"{100 * row['miou']:.1f}" for row in expected.values()]

@@ -15,7 +15,7 @@ from dvsnas_jax.nets import blocks, decoders, encoders, static_net
 from dvsnas_jax.nets.decoders import decoder as decoder_lib
 from dvsnas_jax.nets.encoders import encoder as encoder_lib
 from dvsnas_jax.nets.kernels import layers
-from dvsnas_jax.nets.weights import torch_import
+from dvsnas_jax.nets.weights import torch_import, torch_match
 from dvsnas_jax.train import features, pretrain_loss
 
 
@@ -95,7 +95,7 @@ def test_an_encoder_and_a_decoder(config):
     for before, after in zip(jax.tree.leaves(variables), jax.tree.leaves(trained), strict=True):
         assert np.isfinite(after).all() and np.any(before != after)
     np.testing.assert_allclose(static_net.normalise(net, np.full((1, 1, 1, 3), 255, np.uint8)), 1.0)
-    found = static_net.infer(net, static_net.fold(trained), clip.frames[:, 0])
+    found = static_net.infer(net, static_net.fold(net, trained), clip.frames[:, 0])
     channels = features.settings_of(config).feature_channels
     assert {name: x.shape[-1] for name, x in found.maps.items()} == {k: v for k, v in channels.items() if k != "logits"}
     first = static_net.needed(net, trained, "stage2")
@@ -110,7 +110,7 @@ def test_what_their_records_allow(config, tmp_path):
         with pytest.raises(errors.UserError, match=words):
             static_net.make(changed, 3)
     shapes = {
-        dict(NAMES)[path]: torch_import.torch_shape(shape)
+        dict(NAMES)[path]: torch_match.torch_shape(shape)
         for path, shape in torch_import.sources(0.5)["toy"].shapes(1).items()
     }
     tensors = {name: np.full(shape, 0.5, np.float32) for name, shape in {**shapes, "fc.weight": (3, 4)}.items()}

@@ -1,5 +1,6 @@
 """Laws of the layers: the CPU variants equal `lax`, gradients equal, resampling equals independent references."""
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -135,9 +136,50 @@ def test_every_stride_and_dilation_agrees(is_depthwise):
         _assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("is_depthwise", [False, True])
+def test_same_padding_is_that_of_tensorflow(is_depthwise):
+    """Against `lax`'s own "SAME", with gradients; where the stride is 1, or the size odd, nothing changes."""
+    conv_fn, groups = (layers.depthwise_conv, 4) if is_depthwise else (layers.conv, 1)
+    cases = [((8, 6), 3, 2, 1), ((7, 6), 5, 2, 1), ((9, 7), 5, 2, 1), ((8, 6), 3, 1, 2)]
+
+    def expected(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+        kernel = kernel[:, :, None] if is_depthwise else kernel
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,) * 2, "SAME", rhs_dilation=(dilation,) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
+        )  # fmt: skip
+
+    @compilation.jit_once
+    def run() -> list:
+        found = []
+        for size, taps, stride, dilation in cases:
+            x, kernel = _normal(2, *size, 4), _normal(taps, taps, *((4,) if is_depthwise else (4, 5)), seed=1)
+            geometry = {"stride": stride, "dilation": dilation}
+            fns = [_on(backend, conv_fn, is_same=True, **geometry) for backend in ("cpu", "gpu")]
+            fns += [functools.partial(expected, **geometry), _on("cpu", conv_fn, **geometry)]
+            outs = [jax.vjp(fn, x, kernel) for fn in fns]
+            found.append([(out, pull(_normal(*out.shape, seed=9))) for out, pull in outs])
+        return found
+
+    for (size, _, stride, _), (cpu, other, lax_same, symmetric) in zip(cases, run(), strict=True):
+        _assert_close(cpu, lax_same)
+        _assert_close(other, lax_same)
+        is_alike = stride == 1 or all(length % 2 for length in size)
+        assert np.allclose(cpu[0], symmetric[0], atol=1e-5) == is_alike
+
+
+def test_same_padding_by_hand():
+    row = jnp.arange(1.0, 5).reshape(1, 1, 4, 1)
+    kernel = jnp.array([[0.0, 0, 0], [1, 10, 100], [0, 0, 0]]).reshape(3, 3, 1)
+    # Sums over pixels 1 2 3 and 3 4 -; padded at both sides alike they are - 1 2 and 2 3 4.
+    same, both = (layers.depthwise_conv(row, kernel, stride=2, is_same=is_same) for is_same in (True, False))
+    np.testing.assert_array_equal(same.ravel(), [321.0, 43])
+    np.testing.assert_array_equal(both.ravel(), [210.0, 432])
+
+
 @pytest.mark.parametrize(("features", "stride"), [(6, 2), (None, 1)])
 def test_running_statistics_in_the_kernel_equal_those_on_the_result(features, stride):
-    module = blocks.ConvNorm(features, size=3, stride=stride, activation_fn=None)
+    module = blocks.ConvNorm(features, size=3, stride=stride, activation_fn=None, epsilon=0.5)
     x = _normal(2, 9, 8, 4)
     drawn = module.init(jax.random.key(0), x, False)
     variables = jax.tree.map(lambda leaf: jnp.abs(_normal(*leaf.shape, seed=3)) + 0.5, drawn)
@@ -153,8 +195,11 @@ def test_running_statistics_in_the_kernel_equal_those_on_the_result(features, st
     conv_fn = layers.conv if features else layers.depthwise_conv
     plain = np.asarray(conv_fn(x, params["kernel"], stride=stride))
     mean, var, scale, bias = map(np.asarray, (stats["mean"], stats["var"], params["scale"], params["bias"]))
-    expected = (plain - mean) / np.sqrt(var + layers.NORM_EPS) * scale + bias
+    expected = (plain - mean) / np.sqrt(var + 0.5) * scale + bias
     np.testing.assert_allclose(run("cpu")[0], expected, rtol=1e-4, atol=1e-4)
+    found, _ = module.apply({"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"])
+    expected = (plain - plain.mean((0, 1, 2))) / np.sqrt(plain.var((0, 1, 2)) + 0.5) * scale + bias
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

@@ -65,9 +65,18 @@ def test_median_weights():
     np.testing.assert_allclose(losses.median_weights(counts), [1.0, 1.0, 0.5, 0.0])
 
 
+def test_log_weights():
+    # shares of the 200 labelled pixels: 0.4, 0.2, 0.4 and none
+    counts = np.array([[60, 40, 0, 0], [20, 0, 80, 0]])
+    expected = [1 / np.log(1.5), 1 / np.log(1.3), 1 / np.log(1.5), 1 / np.log(1.1)]
+    np.testing.assert_allclose(losses.log_weights(counts), expected, rtol=1e-6)
+    assert expected[3] == pytest.approx(10.49, abs=0.01)  # the largest there is, also where nothing is labelled
+    np.testing.assert_allclose(losses.log_weights(np.zeros((1, 2), int)), [expected[3]] * 2, rtol=1e-6)
+
+
 @pytest.mark.parametrize("text", ["1,2", "a,b,c", "1,-1,1", "0,0,0", "nan,1,1"])
 def test_bad_class_weights_are_refused(text):
-    with pytest.raises(errors.UserError, match="must be median or 3 numbers"):
+    with pytest.raises(errors.UserError, match="must be median, log or 3 numbers"):
         pretrain_loss.class_weights(text, 3, lambda: iter(()))
 
 
@@ -78,6 +87,8 @@ def test_class_weights_by_text():
     np.testing.assert_allclose(
         pretrain_loss.class_weights("median", 3, lambda: iter([clip])), [0.75, 1.5, 0], rtol=1e-6
     )
+    logarithms = np.log([1.1 + 2 / 3, 1.1 + 1 / 3, 1.1])  # the ignored pixel has no share
+    np.testing.assert_allclose(pretrain_loss.class_weights("log", 3, lambda: iter([clip])), 1 / logarithms, rtol=1e-6)
 
 
 def test_vectors_change_nothing_of_an_optimizer():

@@ -13,8 +13,9 @@ import pytest
 from dvsnas_jax.bench import compile_sizes
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.data import datasets
+from dvsnas_jax.data.loading import held_out
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import features, pretrain
+from dvsnas_jax.train import features
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TRAIN_CLIPS = {"cityscapes": 2975, "camvid": 367}
@@ -34,8 +35,9 @@ def gigabytes(shapes) -> float:
 
 def num_clips(config) -> tuple[int, int]:
     """Clips of the two stores."""
-    train, val = map(len, pretrain.split_clips(config, TRAIN_CLIPS[config.data.name]))
-    return config.search.cache_clips or train, val
+    total = TRAIN_CLIPS[config.data.name]
+    val = held_out.count(total, config.search.meta_val_fraction)
+    return config.search.cache_clips or total - val, val
 
 
 # --- what is asked on 8 virtual devices, in a process of its own --------------------------------------------------
@@ -54,7 +56,7 @@ def training_programs(config) -> dict:
     from dvsnas_jax.core import types
     from dvsnas_jax.nets import static_net
     from dvsnas_jax.space import cell as cell_lib
-    from dvsnas_jax.train import cell_training, optim, pretrain_loss
+    from dvsnas_jax.train import cell_loss, cell_training, optim, pretrain, pretrain_loss
 
     space, settings = features.space_of(config), features.settings_of(config)
 
@@ -79,13 +81,14 @@ def training_programs(config) -> dict:
         (genotype,) = genotype_lib.random(space, np.random.default_rng(0), 1)
         static_cell = cell_lib.make(space, genotype, settings)
         optimizer = optim.make(config.train)
+        loss = cell_loss.make(config, config.train.label_stride, None)
         state = cell_training.init(static_cell, optimizer, 0)
         where = mesh_lib.replicated(mesh_lib.make())
         names = features.needed_maps(space, config)
         store = features.shapes(config, names, num_clips(config)[0], where, is_augmented=True)
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state)
         clips = jax.ShapeDtypeStruct((config.train.batch_size,), np.int32)
-        return cell_training.make_step(static_cell, optimizer, config.train).lower(state, store, clips)
+        return cell_training.make_step(static_cell, optimizer, loss, config.train.polyak).lower(state, store, clips)
 
     return {"static": static, "cell": cell}
 

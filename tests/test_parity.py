@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dvsnas_jax.core import compilation
+from dvsnas_jax.core import compilation, errors
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.nets import blocks, static_net
+from dvsnas_jax.nets import blocks, encoders, static_net
 from dvsnas_jax.nets.decoders import deeplab
 from dvsnas_jax.nets.encoders import resnet
-from dvsnas_jax.nets.weights import torch_import, weights_folder
+from dvsnas_jax.nets.weights import pretrained, torch_import, weights_folder
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `parity`)")
 twins = pytest.importorskip("torch_twins")
@@ -91,6 +91,60 @@ def test_torchvision_encoders(name, output_stride, tmp_path):
     twins.randomise(twin).eval()
     changes = {"output_stride": output_stride, "decoder_channels": 4}
     _compare(twin, *_imported(twin, name, tmp_path, **changes), _images((90, 120)))
+
+
+LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+
+
+def _lite_frames(size: tuple[int, int]) -> np.ndarray:
+    """Smooth frames u8, on which a trained network answers as on pictures, with a little noise."""
+    rng = np.random.default_rng(0)
+    coarse = jax.image.resize(jnp.asarray(rng.uniform(0, 255, (1, 5, 6, 3))), (1, *size, 3), "bicubic")
+    return np.clip(np.asarray(coarse) + rng.normal(0, 8, coarse.shape), 0, 255).astype(np.uint8)
+
+
+def _compare_lite(twin, net, variables, sizes) -> None:
+    """All maps of the encoder from the frame on, as trained and folded."""
+    encoder = encoders.TABLE[net.encoder].make_fn(
+        width=1.0, output_stride=32, is_frozen=False, dtype=jnp.float32, name=None
+    )
+    folded = static_net.fold(net, variables)
+    assert set(folded) == {"params", blocks.FOLDED}
+    own = [{kind: part["encoder"] for kind, part in tree.items()} for tree in (variables, folded)]
+    for index, size in enumerate(sizes):
+        frames = _lite_frames(size)
+        expected = _from_torch(twin, frames.astype(np.float32))
+        run = compilation.jit_once(lambda v, x: encoder.apply(v, static_net.normalise(net, x), train=False))
+        for tree in own[: 1 if index else 2]:
+            _assert_equal(run(tree, frames), expected)
+
+
+def _lite(name: str, weights: str):
+    config = config_lib.defaults().net
+    config.update({"encoder": name, "width": 1.0, "decoder_channels": 4, "weights": weights})
+    net = static_net.make(config, NUM_CLASSES)
+    return net, static_net.start(config, net, jax.random.key(0))
+
+
+# 45 rows are odd at the first stride, 70 columns at the second; 64x96 is even at all.
+@pytest.mark.parametrize(("name", "sizes"), [(LITE[0], [(64, 96)]), (LITE[2], [(45, 70)])])
+def test_efficientnet_lite_with_random_weights(name, sizes, tmp_path):
+    twin = twins.randomise(twins.EfficientNetLite(name)).eval()
+    torch.save(twin.state_dict(), tmp_path / "weights.pth")
+    report = torch_import.import_file(tmp_path / "weights.pth", name, tmp_path / "imported")
+    assert len(report.used) + len(report.unused) == len(twin.state_dict())
+    _compare_lite(twin, *_lite(name, str(tmp_path / "imported")), sizes)
+
+
+@pytest.mark.parametrize("name", [LITE[0], *(pytest.param(name, marks=pytest.mark.slow) for name in LITE[1:])])
+def test_efficientnet_lite_with_the_weights_from_imagenet(name):
+    try:
+        path = pretrained.find(encoders.TABLE[name])
+    except errors.UserError as error:
+        pytest.skip(str(error))
+    twin = twins.EfficientNetLite(name).eval()
+    twin.load_state_dict(torch.load(path, weights_only=True))
+    _compare_lite(twin, *_lite(name, "imagenet"), [(64, 96), (45, 70)])
 
 
 def _parameters(twin) -> dict:

@@ -22,8 +22,7 @@ from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.infer import jitted, programs
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.search import pipeline
-from dvsnas_jax.train import cell_training, features, pretrain
+from dvsnas_jax.train import cell_training, clip_scores, features, pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = str(ROOT / "configs" / "smoke.py")
@@ -211,13 +210,13 @@ def test_evaluate_of_a_folder_without_a_cell(tmp_path: pathlib.Path, capsys: pyt
 
 def test_evaluation_batches_cover_every_clip_once() -> None:
     section = config_lib.load(None, {"search.reward_clips": "6", "search.batch_size": "4"}).search
-    groups = pipeline.evaluation_batches(10, section)
+    groups = clip_scores.batches(10, section)
     assert groups.shape == (2, 2, 4)
     assert sorted(groups[groups >= 0].tolist()) == list(range(10)) and (groups < 0).sum() == 6
 
 
 def test_split_is_disjoint_and_whole() -> None:
-    meta_train, meta_val = pretrain.split_clips(config_lib.defaults(), 50)
+    meta_train, meta_val = pretrain.split_clips(config_lib.load(None, {"data.num_train_clips": "50"}))
     assert len(meta_val) == 5
     assert sorted([*meta_train.tolist(), *meta_val.tolist()]) == list(range(50))
 

@@ -271,6 +271,30 @@ def test_a_worse_cell_is_reported_as_worse(tmp_path):
     assert _table(page)["mIoU, %"] == ["50.0", "48.0", "−2.0 ✗"]
 
 
+def test_what_needs_no_training_stands_beside_the_cell(tmp_path):
+    """And first of all where the cell does not beat it; ages of frames have a table of their own."""
+    ages = {str(age): {"miou": 0.5 - age / 100, "num_frames": 3} for age in range(3)}
+    cell = _score(0.48, 0.03, changes_followed=0.25, vspw_vc={"8": 0.951, "16": None}, by_age=ages)
+    evaluation = {"split": "val", "size": "file", "classes": CLASSES, "num_frames": 9, "cell": cell, "ema": None}
+    evaluation |= {"static": _score(0.5, 0.02, changes_followed=0.5, by_age=None)}
+    evaluation["hold"] = _score(0.4912, 0.01, changes_followed=0.125, by_age={**ages, "2": {"miou": None}})
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    lead = "<p class=lead>The cell <b>does not beat hold, which needs no training: mIoU 48.00, hold 49.12</b>. "
+    assert lead in page and "9 frames, at the size of the label files." in page
+    table = _table(page)
+    assert table["true changes followed, %"] == ["50.0", "25.0", "−25.0 ✗", "12.5"]
+    assert table["VC8 by VSPW’s evaluator, %"] == ["–", "95.1", "–", "–"]
+    assert "<th scope=col>frames since the key frame</th>" in page and "ages" not in page
+    assert "<tr><th scope=row>dynamic cell</th><td>50.0</td><td>49.0</td><td>48.0</td></tr>" in page
+    assert f"{score_tables.ROWS['hold']}</th><td>50.0</td><td>49.0</td><td>–</td>" in page
+    evaluation["hold"]["miou"] = 0.4799
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    report.write(tmp_path)
+    assert "does not beat" not in (tmp_path / "report.html").read_text()
+
+
 def test_running_mean_over_steps():
     steps, means = figures.running_mean([0, 0, 1, 3], [1.0, 3.0, 5.0, 7.0], 2)
     np.testing.assert_array_equal(steps, [0, 1, 3])

@@ -25,7 +25,7 @@ from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.train import feature_store, features, losses, optim
+from dvsnas_jax.train import clip_scores, feature_store, features, losses, optim
 
 SPACE = genotype_lib.Space(
     inputs=("prev_state", "prev_logits", "decoder", "logits"),
@@ -294,9 +294,64 @@ def test_evaluation_of_a_cell_equals_that_of_the_supernet() -> None:
     shared = step.evaluate_shared(params, genotype, store, clips)
     cell = cell_lib.make(SPACE, genotype[0], SETTINGS)
     cut = cell_lib.gather_params(SPACE, genotype[0], params)
-    alone = steps.make_evaluate(cell.unroll)(cut, store, clips)
+    alone = clip_scores.make_count(cell.unroll)(cut, store, clips)
     np.testing.assert_array_equal(shared.counts, alone.counts)
     np.testing.assert_array_equal(shared.flicker, alone.flicker)
+
+
+def test_what_fills_up_a_batch_is_normalised_with_it_and_counted_nowhere() -> None:
+    """The counts of clips are those of the whole batches that they are in, whichever clips of these count."""
+    _, step = make_steps()
+    store = make_store()
+    rng = np.random.default_rng(0)  # weights that matter: the head starts at zero
+    params = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(x.dtype), step.init(jax.random.key(0)).params)
+    conv = SPACE.operations.index("conv_1x1")
+    genotype = np.array([[[2, 3, conv, conv, 0], [4, 2, conv, conv, 0]]], np.int32)
+
+    def counts(*batch: int) -> np.ndarray:
+        scores = step.evaluate_shared(params, genotype, store, np.array([batch], np.int32))
+        return np.append(np.asarray(scores.counts[0]).ravel(), scores.flicker[0])
+
+    whole = counts(0, 1, 2, 3)
+    np.testing.assert_array_equal(counts(0, 1, ~2, ~3) + counts(~0, ~1, 2, 3), whole)
+    np.testing.assert_array_equal(counts(0, ~1, ~2, ~3) + counts(~0, 1, 2, 3), whole)
+    assert not counts(~0, ~1, ~2, ~3).any()
+    # Copies of one clip in their place would change the result.
+    assert (counts(0, 1, ~0, ~0) != counts(0, 1, ~2, ~3)).any()
+
+
+def test_every_batch_of_a_score_holds_different_clips() -> None:
+    for num, reward_clips, batch_size, parts in ((37, 32, 8, 1), (37, 24, 4, 2), (5, 32, 8, 1), (7, 4, 4, 4)):
+        words = {"reward_clips": reward_clips, "batch_size": batch_size, "batch_parts": parts}
+        section = config_lib.load(None, {f"search.{key}": str(value) for key, value in words.items()}).search
+        groups = clip_scores.batches(num, section)
+        assert sorted(groups[groups >= 0].tolist()) == list(range(num))
+        reward = clip_scores.batches(min(reward_clips, num), section)
+        assert groups.shape[1:] == reward.shape[1:] and len(reward) == 1  # one compiled program
+        for batch in feature_store.number(groups).reshape(-1, groups.shape[-1]):
+            assert len(set(batch.tolist())) == len(batch) and batch.max() < num
+    with pytest.raises(errors.UserError, match="at most the number of scored clips"):
+        clip_scores.batches(3, section)
+
+
+def test_in_propagate_mode_every_age_counts_alike() -> None:
+    """Interval 3, six frames: counted are frames 0 to 2, flicker also from 2 to 3. Each frame has its own class."""
+    labels = np.zeros((1, 6, 8, 8), np.uint8)
+    labels[0, 1, :, :2] = types.IGNORE
+    store = types.FeatureStore(
+        features=types.Features(maps={}, logits=jnp.zeros((1, 6, 2, 2, 4), jnp.bfloat16)), labels=jnp.asarray(labels)
+    )
+    shown = jnp.array([0, 1, 2, 3, 3, 3])
+
+    def unroll(params: types.Params, frames: types.Features) -> jax.Array:
+        return jnp.broadcast_to(jax.nn.one_hot(shown, 4)[:, None, None, None], frames.logits.shape)
+
+    clips = np.array([[0]], np.int32)
+    found = clip_scores.make_count(unroll, 3)({}, store, clips)
+    assert np.asarray(found.counts)[0, 0].tolist() == [64, 48, 64, 0] and np.asarray(found.counts).sum() == 176
+    assert np.asarray(found.flicker).tolist() == [[48 + 48 + 64, 48 + 48 + 64]]
+    found = clip_scores.make_count(unroll)({}, store, clips)  # refine: the target, and the change before it
+    assert np.asarray(found.counts)[0, 0].tolist() == [0, 0, 0, 64] and np.asarray(found.flicker).tolist() == [[0, 64]]
 
 
 FOUR_DEVICES = """

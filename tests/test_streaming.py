@@ -125,12 +125,30 @@ def test_long_pieces_of_order_join_without_a_seam(video, monkeypatch):
     _assert_same(_take(_data(video), 5), whole)
 
 
-@pytest.mark.parametrize("history", ["frames", "stills"])
-def test_both_loaders_agree_with_augmentation(history, video):
-    ours, theirs = (_take(_data(video, loader=loader, history=history), 3) for loader in ("numpy", "tf"))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"history": "frames"},
+        {"history": "stills", "still_noise": "clip"},
+        {"history": "stills", "still_motion": "shake", "still_noise": "history"},
+        {"history": "stills", "still_objects": 1.0, "crop_max_ratio": 0.75},
+    ],
+    ids=["frames", "stills", "shake", "objects"],
+)
+def test_both_loaders_agree_with_augmentation(changes, video):
+    def take(loader, **more):
+        data = _data(video, loader=loader, **changes | more)
+        data.folder.classes = ("car", "b", "c", "d")
+        return _take(data, 3)
+
+    ours, theirs = take("numpy"), take("tf")
     for a, b in zip(ours, theirs, strict=True):
         assert (a.labels == b.labels).mean() > 0.999  # a coordinate between two pixels may be rounded either way
         assert (np.abs(a.frames.astype(int) - b.frames) <= 1).mean() > 0.999
+    if "still_objects" in changes:
+        without = take("numpy", still_objects=0.0)
+        assert any((a.labels != b.labels).any() for a, b in zip(ours, without, strict=True))
+        assert all((a.labels[:, -1] == b.labels[:, -1]).all() for a, b in zip(ours, without, strict=True))
 
 
 def test_frames_without_labels_are_ignored_and_only_labelled_ones_are_targets(video):

@@ -269,3 +269,9 @@ def test_command(cityscapes, tmp_path, capsys):
     # the table is of twice the size on disk: of four answers there the file keeps one
     table = float(re.search(r"with the cell +([\d.]+)", said)[1])
     assert table > 0 and abs(official - table) < 2
+    # At the size of the label files both are of the same pixels.
+    command += ["--config.evaluate.size=file", f"--predictions={tmp_path / 'exact'}"]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    official = re.search(r"official evaluator: ([\d.]+) mIoU of the cell over 3 frames", said)[1]
+    assert re.search(r"with the cell +([\d.]+)", said)[1] == official

@@ -20,13 +20,17 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.nets.weights import torch_files, torch_import, weights_folder
 
-# sha256 of the sorted lines "name shape" (counters left out) of the published files: torchvision's without
-# their heads, the authors' with 11 classes. That of RefineNet on ResNet-101 follows from the two for its parts.
+# sha256 of the sorted lines "name shape" (counters left out) of the published files: torchvision's and those of the
+# Python packages without their heads, the authors' with 11 classes. That of RefineNet on ResNet-101 follows from the
+# two for its parts.
 PUBLISHED = {
     "mobilenet_v2": "a41c6dfa5eaa5531",
     "resnet18": "804c0cdcc273681a",
     "resnet50": "6f8d71cd701134f7",
     "resnet101": "fa435ed251f75f52",
+    "efficientnet_lite0": "f3cff1f9dc9e468f",
+    "efficientnet_lite1": "72d63d38f83cbbac",
+    "efficientnet_lite2": "9c90464a251fcc2e",
     "refinenet_mobilenet_v2": "14eaea6fa283968b",
     "refinenet_resnet50": "c29227050dc5bde7",
 }

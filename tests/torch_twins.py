@@ -1,5 +1,7 @@
 """The static networks written again in PyTorch, with the published names of their weights; for tests and timings."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -13,6 +15,17 @@ MOBILENET_STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+LITE_STAGES = (
+    # kernel, stride, expansion, input and output channels, blocks: the strings "r2_k5_s22_e6_i24_o40" of the original
+    (3, 1, 1, 32, 16, 1),
+    (3, 2, 6, 16, 24, 2),
+    (5, 2, 6, 24, 40, 2),
+    (3, 2, 6, 40, 80, 3),
+    (5, 1, 6, 80, 112, 3),
+    (5, 2, 6, 112, 192, 4),
+    (3, 1, 6, 192, 320, 1),
+)
+LITE_SCALES = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
 RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
@@ -136,6 +149,72 @@ class MobileNetClassifier(nn.Module):
         maps = []
         for part in self.features[:-1]:
             x = part(x)
+            maps.append(x)
+        return {f"stage{i}": maps[self.ends[end]] for i, end in enumerate((1, 2, 4, 6), start=1)}
+
+
+class SameConv(nn.Conv2d):
+    """A convolution padded as TensorFlow's `SAME`, of an odd number of pixels one more below and at the right."""
+
+    def forward(self, x):
+        pads = []
+        for length, size, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max((math.ceil(length / stride) - 1) * stride + size - length, 0)
+            pads += [total // 2, total - total // 2]
+        return functional.conv2d(functional.pad(x, pads), self.weight, None, self.stride, 0, 1, self.groups)
+
+
+def lite_norm(channels):
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+class LiteBlock(nn.Module):
+    """The published inverted residual with its published names."""
+
+    def __init__(self, cin, cout, size, stride, expansion):
+        super().__init__()
+        inner = cin * expansion
+        if expansion != 1:
+            self._expand_conv, self._bn0 = SameConv(cin, inner, 1, bias=False), lite_norm(inner)
+        self._depthwise_conv = SameConv(inner, inner, size, stride, groups=inner, bias=False)
+        self._bn1 = lite_norm(inner)
+        self._project_conv, self._bn2 = SameConv(inner, cout, 1, bias=False), lite_norm(cout)
+        self.has_skip = stride == 1 and cin == cout
+
+    def forward(self, x):
+        y = functional.relu6(self._bn0(self._expand_conv(x))) if hasattr(self, "_expand_conv") else x
+        y = functional.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
+        return x + y if self.has_skip else y
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite with its head; gives the maps at strides 4, 8, 16 and 32 of frames 0..255."""
+
+    def __init__(self, variant):
+        super().__init__()
+        width, depth = LITE_SCALES[variant]
+
+        def filters(channels):
+            rounded = max(8, int(channels * width + 4) // 8 * 8)
+            return rounded + 8 if rounded < 0.9 * channels * width else rounded
+
+        self._conv_stem, self._bn0 = SameConv(3, 32, 3, 2, bias=False), lite_norm(32)
+        blocks, self.ends, cout = [], [], 32
+        for index, (size, stride, expansion, cin, wanted, repeats) in enumerate(LITE_STAGES):
+            cin, cout = 32 if index == 0 else filters(cin), filters(wanted)
+            for block in range(repeats if index in (0, 6) else math.ceil(depth * repeats)):
+                blocks.append(LiteBlock(cout if block else cin, cout, size, 1 if block else stride, expansion))
+            self.ends.append(len(blocks) - 1)
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head, self._bn1 = SameConv(cout, 1280, 1, bias=False), lite_norm(1280)
+        self._fc = nn.Linear(1280, 1000)
+
+    def forward(self, x):
+        x = functional.relu6(self._bn0(self._conv_stem((x - 127) / 128)))
+        maps = []
+        for block in self._blocks:
+            x = block(x)
             maps.append(x)
         return {f"stage{i}": maps[self.ends[end]] for i, end in enumerate((1, 2, 4, 6), start=1)}
 

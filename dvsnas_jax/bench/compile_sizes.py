@@ -14,7 +14,7 @@ from dvsnas_jax.data import datasets
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.train import features
+from dvsnas_jax.train import cell_loss, features
 
 
 class Programs(NamedTuple):
@@ -70,7 +70,11 @@ def make(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, train_cl
     """The steps of the search that a config describes, for stores of so many clips."""
     section, space = config.search, features.space_of(config)
     with compilation.effort(config.compile_effort):
-        made = steps.make(supernet_lib.make(space, features.settings_of(config)), section, mesh)
+        settings = features.settings_of(config)
+        # Of any values: only labels that are read would tell them.
+        weights = np.ones(settings.num_classes, np.float32) if config.pretrain.class_weights else None
+        loss = cell_loss.make(config, section.label_stride, weights)
+        made = steps.make(supernet_lib.make(space, settings), section, mesh, loss=loss)
     where = mesh_lib.replicated(mesh)
     names = features.needed_maps(space, config)
     stores = [

@@ -25,6 +25,9 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.data import datasets
 from dvsnas_jax.data.datasets import camvid, frames
 from dvsnas_jax.data.loading import tf_loader
+from dvsnas_jax.nets import encoders
+from dvsnas_jax.nets.encoders import encoder
+from dvsnas_jax.nets.weights import pretrained
 from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
@@ -210,10 +213,21 @@ def needs(config: ml_collections.ConfigDict) -> Iterator[Check]:
             yield Check("config: data", OK, f"{data.name}: {counts}")
         except errors.UserError as error:
             yield Check("config: data", BROKEN, str(error), "set data.dir, or check the folder: dvsnas data check DIR")
-    if config.net.weights:
+    if config.net.weights == config_lib.IMAGENET:
+        yield _imagenet(encoders.TABLE[config.net.encoder])
+    elif config.net.weights:
         yield _folder("net.weights", config.net.weights, "make it: dvsnas weights import FILE --output=DIR")
     if config.pretrain.teacher:
         yield _folder("pretrain.teacher", config.pretrain.teacher, "give the folder of a run with a static network")
+
+
+def _imagenet(record: encoder.Encoder) -> Check:
+    """Whether the package of an encoder's weights is installed, and its file the published one."""
+    try:
+        return Check("config: net.weights", OK, str(pretrained.find(record)))
+    except errors.UserError as error:
+        problem, _, advice = str(error).partition("; ")
+        return Check("config: net.weights", BROKEN, problem, advice)
 
 
 def _folder(key: str, path: str, advice: str) -> Check:

@@ -25,9 +25,9 @@ from dvsnas_jax.bench import collectives, compile_sizes, nets_speed, stopwatch
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.search import estimate, search_cost, steps
+from dvsnas_jax.search import estimate, search_cost
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_training
+from dvsnas_jax.train import cell_training, clip_scores
 
 PAPER_CROPS = (321, 512)
 PHASES = ("sample", "input", "train", "evaluate", "update")
@@ -271,7 +271,7 @@ class _Timed:
 
         def score(genotypes: np.ndarray) -> Any:
             arguments = (self._state.params, genotypes, self._stores["evaluate"], clips)
-            return steps.add_scores([self._compiled["evaluate"](*arguments)])
+            return clip_scores.add([self._compiled["evaluate"](*arguments)])
 
         groups = self._groups("evaluate", self._section.genotypes_per_step, 2)
         score(groups[0])

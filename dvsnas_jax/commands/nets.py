@@ -21,7 +21,7 @@ def register(add: common.Add) -> None:
     load.add_argument("file", metavar="FILE", help=".safetensors, or .pth of torch.save(model.state_dict(), FILE)")
     load.add_argument(
         "--net", metavar="NET", required=True,
-        help="net.encoder of torchvision's classifier (the encoder is taken), or refinenet_ and that of the authors' "
+        help="net.encoder of a classifier's file (the encoder is taken), or refinenet_ and that of the authors' "
         "light-weight RefineNet: resnet50, refinenet_resnet50; a wrong one lists all",
     )  # fmt: skip
     load.add_argument("--output", metavar="DIR", required=True, help="folder to write")

@@ -16,8 +16,21 @@ from dvsnas_jax.core import overrides as overrides_lib
 defaults = defaults_lib.make
 PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
 """Keys that hold the path of a file or folder, where they are not empty."""
+IMAGENET = "imagenet"
+"""The value of `net.weights` that is no path: the encoder's weights from an installed package."""
 MAX_SEED = 2**32 - 1
 """JAX's random numbers take no more bits: a larger seed would be another one's twin."""
+
+BEFORE: dict[str, Any] = {
+    "data.still_motion": "shake",
+    "data.still_noise": "history",
+    "search.meta_val": "random",
+    "space.end": "classifier",
+    "train.loss": "plain",
+    "train.frames": "all",
+    "train.eval_every": 0,
+}
+"""Keys that are younger than some run folders, with the value that those were made with, where it is no default."""
 
 
 def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
@@ -29,7 +42,7 @@ def load(path: str | None, overrides: Mapping[str, str] | None = None) -> ml_col
     """
     config = defaults()
     if path is not None:
-        overrides_lib.apply_file(config, path)
+        overrides_lib.apply_file(config, path, BEFORE)
     return changed(config, overrides or {})
 
 
@@ -42,16 +55,12 @@ def changed(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> 
 
 
 def from_json_dict(values: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
-    """The configuration that `to_json_dict` made `values` of; keys that are new since then have their value of `BEFORE`
-    or keep their defaults.
+    """The configuration that `to_json_dict` made `values` of; keys that are new since then as in `BEFORE`, or defaults.
 
     A bad one is a UserError that names `where`.
     """
     config = defaults()
-    for key, value in BEFORE.items():
-        section, name = key.split(".")
-        config[section][name] = value
-    overrides_lib.apply_values(config, values, where)
+    overrides_lib.apply_values(config, overrides_lib.with_missing(values, BEFORE), where)
     validate(config)
     return config.lock()
 
@@ -75,12 +84,18 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     left, right = (dict(overrides_lib.leaves(to_json_dict(config))) for config in (a, b))
     missing = object()
     found = [key for key in {*left, *right} if left.get(key, missing) != right.get(key, missing)]
-    return sorted(key for key in found if key not in PATHS or not _is_same_path(left.get(key), right.get(key)))
+    return sorted(key for key in found if key not in PATHS or not _is_same_path(key, left.get(key), right.get(key)))
 
 
-def _is_same_path(a: str | None, b: str | None) -> bool:
-    """Whether two paths lead to the same place: relative, absolute or by links. Empty ones lead nowhere."""
-    return a == b or bool(a and b and os.path.realpath(a) == os.path.realpath(b))
+def _is_path(key: str, value: Any) -> bool:
+    """Whether the value of one of `PATHS` is one: it is not empty, and no name of something else."""
+    return bool(value) and (key, value) != ("net.weights", IMAGENET)
+
+
+def _is_same_path(key: str, a: str | None, b: str | None) -> bool:
+    """Whether two paths lead to the same place: relative, absolute or by links."""
+    are_paths = _is_path(key, a) and _is_path(key, b)
+    return a == b or (are_paths and os.path.realpath(str(a)) == os.path.realpath(str(b)))
 
 
 def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,15 +103,11 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(values)
     for path in PATHS:
         section, key = path.split(".")
-        if found.get(section, {}).get(key):
+        if _is_path(path, found.get(section, {}).get(key)):
             found[section] = {**found[section], key: os.path.abspath(found[section][key])}
     return found
 
 
-BEFORE: dict[str, Any] = {
-    "space.end": "classifier",
-}
-"""Keys that are newer than some run folders and meant something else than today's default before they existed."""
 _CHOICES = defaults_lib.choices()
 _MAY_BE_ZERO = (
     "data.degrade",
@@ -108,10 +119,12 @@ _MAY_BE_ZERO = (
     "pretrain.weight_decay",
     "train.warmup_steps",
     "train.weight_decay",
+    "train.eval_every",
     "search.warmup_steps",
     "search.weight_decay",
     "search.num_random",
     "evaluate.latency_frames",
+    "evaluate.follow_frames",
     "derive.num_rewarded",
     "derive.num_probable",
 )  # beside the keys whose default is 0
@@ -147,6 +160,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     rule = "be at most derive.num_rewarded + derive.num_probable"
     is_enough = derive.num_rewarded + derive.num_probable >= derive.num_retrain
     _require(is_enough, "derive.num_retrain", rule, derive.num_retrain)
+    train = config.train
+    rule = "be above 0 where train.labels is false: nothing else says what is right"
+    _require(train.labels or train.teacher_weight > 0, "train.teacher_weight", rule, train.teacher_weight)
 
 
 def _require(is_fine: bool, key: str, rule: str | None, given: Any) -> None:
@@ -170,6 +186,8 @@ def _problem(key: str, value: Any, *, may_be_zero: bool) -> str | None:
         return None
     if key == "data.crop_max_ratio":
         return None if 0.5 <= value <= 1 else "be from 0.5 to 1"
+    if key == "data.still_objects":
+        return None if 0 <= value <= 1 else "be from 0 to 1"
     if key in _OPEN_FRACTION:
         return None if 0 < value < 1 else "be between 0 and 1, both excluded"
     if key in _HALF_OPEN_FRACTION:

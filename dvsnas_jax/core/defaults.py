@@ -47,8 +47,14 @@ _DATA = {
     "height": 96,  # frames are resized to height x width (labels: nearest)
     "width": 128,
     "num_frames": 4,  # T
-    # frames: earlier frames of the video; stills: small camera motions of one frame
+    # frames: earlier frames of the video; stills: camera motions of one frame
     "history": OneOf("frames", "dvsnas_jax.data.loading.store:HISTORIES"),
+    # stills, drive: forward, at a speed that is drawn for a clip, from none to fast; shake: any way, always
+    "still_motion": OneOf("drive", "dvsnas_jax.data.loading.augment:MOTIONS"),
+    # stills: which frames get noise and another exposure, by data.jitter; clip: all of a training clip alike
+    "still_noise": OneOf("none", "dvsnas_jax.data.loading.augment:NOISES"),
+    # stills: share of the training clips in which one object (a car, a person) moves by itself, 0 = none
+    "still_objects": 0.0,
     "frame_gap": 1,  # training clips: distance in frame numbers between consecutive frames of a clip
     "frame_gap_tolerance": 0,  # how far a real distance may be from frame_gap
     "gap_jitter": 0,  # training clips: each distance is drawn anew from frame_gap +- this, among what exists
@@ -79,7 +85,9 @@ _NET = {
     "decoder_channels": 64,  # 256 as published, for both
     "dropout": 0.0,  # light-weight RefineNet on ResNet: of the two deepest maps; 0.5 as published
     "auxiliary": False,  # a second classifier on stage3 for the training loss
-    "weights": "",  # folder of `dvsnas weights import` to start from; empty = random
+    # To start from: a folder of `dvsnas weights import` (one called imagenet: ./imagenet), or imagenet: the encoder's
+    # from an installed package (extra `pretrained`), which not every encoder has; empty = random.
+    "weights": "",
     "dtype": OneOf("float32", "dvsnas_jax.nets.static_net:DTYPES"),  # compute
 }
 
@@ -93,7 +101,9 @@ _PRETRAIN = {
     "clip_norm": 3.0,
     "encoder_rate": 1.0,  # the encoder's learning rate as a multiple; 0.1 is usual for imported weights
     "label_smoothing": 0.0,  # share of the target spread over all classes
-    "class_weights": "",  # median = median frequency balancing, or a number a class: 1,0.5,...; empty = none
+    # median = median frequency balancing, log = 1 / ln(1.10 + share of the pixels), or a number a class: 1,0.5,...;
+    # empty = none
+    "class_weights": "",
     "hardest": 1.0,  # share of the pixels that count, those of the largest losses (OHEM)
     "auxiliary_weight": 0.4,  # of the loss of net.auxiliary
     "teacher": "",  # run folder of a larger static network to learn from as well; empty = none
@@ -202,7 +212,9 @@ _SEARCH = {
     "label_stride": 4,  # pixels between the labels of the training loss, per axis
     "cache_clips": 0,  # augmented clips whose features are kept; 0 = every clip once, as it is
     "meta_val_fraction": 0.1,
-    "reward_clips": 32,  # meta-validation clips behind one reward
+    # blocks: contiguous ones of the training sequences, what shares frames with them is left out; random: any clips
+    "meta_val": OneOf("blocks", "dvsnas_jax.data.loading.held_out:KINDS"),
+    "reward_clips": 32,  # meta-validation clips behind one reward, spread over the blocks
     "num_random": 40,  # uniformly drawn genotypes scored on the final shared weights: the random line
     "stability": 0.0,  # exponent of the stability factor (1 - flicker); 0 = off
     "cost": 0.0,  # exponent of the cost factor, below 1 for a cell of more MACs than cost_target; 0 = off
@@ -230,6 +242,21 @@ _TRAIN = {
     "polyak": 0.98,
     "label_stride": 2,  # pixels between the labels of the loss, per axis
     "norm_batches": 16,  # batches that estimate the running statistics of the final weights
+    # The next six keys are of every training of cells: of candidates during a search, too.
+    # pretrain: class weights, hardest pixels and label smoothing as section pretrain has them; plain: none of them
+    "loss": OneOf("pretrain", ("pretrain", "plain")),
+    # whose pixels count. auto: propagate: those of the frames between key frames; refine: all of a true history, of
+    # stills the target's alone; target: of the last frame; all: of every frame alike
+    "frames": OneOf("auto", ("auto", "target", "all")),
+    "labels": True,  # False: labels are not looked at, the teacher alone says what is right
+    "teacher_weight": 0.0,  # of the divergence from the static network's own output on the same frame; 0 = off
+    "teacher_frames": OneOf("unlabelled", ("unlabelled", "all")),  # where it counts: frames without labels | all
+    "temperature": 1.0,  # of both in that divergence
+    # steps between validations on the meta-validation clips; the best is kept, the untrained cell included. 0 = off:
+    # the last is kept
+    "eval_every": 100,
+    # what the best has most of, times the stability factor of search.stability: mIoU | the accuracy of rewards
+    "keep_by": OneOf("miou", ("miou", "reward")),
     "checkpoint_every": 200,
 }
 
@@ -248,7 +275,10 @@ _ALL = {
     "train": _TRAIN,
     "evaluate": {
         "split": OneOf("val", "dvsnas_jax.data.datasets.frames:SPLITS"),
+        # file: logits interpolated to the size of the label files, which are read as they are; as published scores
+        "size": OneOf("frame", ("frame", "file")),
         "vc_frames": (8, 16),
+        "follow_frames": 2,  # a true change of a label counts as followed up to so many frames later
         "latency_frames": 30,
     },
     "ablate": {"steps": 12, "warmup_steps": 40},  # of each search of leave-one-out

@@ -128,12 +128,15 @@ def _sum(tree: Any, axes: tuple[str, ...]) -> Any:
 
 
 def local_rows(rows: jax.Array, num_local: int, spec: PartitionSpec) -> jax.Array:
-    """Inside `map_shards`: rows i32 [...] (-1 stays) of an array whose leading axis lies by `spec`, as rows of this
-    device's block, which has `num_local` of them.
+    """Inside `map_shards`: rows i32 [...] of an array whose leading axis lies by `spec`, as rows of this device's
+    block, which has `num_local` of them.
+
+    Row r that only fills up is ~r before and after; the -1 of `split_units` stays.
     """
     if spec == REPLICATED:
         return rows
-    return jnp.where(rows < 0, rows, rows - jax.lax.axis_index(spec[0]) * num_local)
+    first = jax.lax.axis_index(spec[0]) * num_local
+    return jnp.where(rows < 0, ~jnp.maximum(~rows - first, 0), rows - first)
 
 
 def split_units(mesh: jax.sharding.Mesh, genotypes: Any, clips: Any, num_parts: int) -> tuple[jax.Array, jax.Array]:

@@ -29,15 +29,29 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def apply_file(config: ml_collections.ConfigDict, path: str) -> None:
+def with_missing(values: Any, before: Mapping[str, Any]) -> Any:
+    """A stored configuration with `before`, dotted key -> value, for the keys that its sections lack."""
+    if not isinstance(values, Mapping):
+        return values
+    found = dict(values)
+    for key, value in before.items():
+        section, leaf = key.split(".")
+        if isinstance(found.get(section), Mapping):
+            found[section] = {leaf: value, **found[section]}
+    return found
+
+
+def apply_file(config: ml_collections.ConfigDict, path: str, before: Mapping[str, Any]) -> None:
     """Changes `config` in place by what `get_config()` of a Python file returns, or by a run folder's `config.json`.
+
+    `before`: values of the keys that an older run folder lacks, see `with_missing`.
 
     A UserError where there is no such file, an error in it (with its line), an unknown key or a value of the wrong
     type.
     """
     found = find_file(path)
     if found.suffix == ".json":  # of a run folder
-        apply_values(config, json_files.read(found, name="--config"), str(found))
+        apply_values(config, with_missing(json_files.read(found, name="--config"), before), str(found))
         return
     result = _execute(found)
     if not isinstance(result, ml_collections.ConfigDict | dict):

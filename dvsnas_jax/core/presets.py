@@ -64,9 +64,9 @@ def paper_search(config: ml_collections.ConfigDict) -> None:
 def retraining(
     config: ml_collections.ConfigDict, steps: int, *, batch_size: int, warmup_steps: int, polyak: float, every: int
 ) -> None:
-    """The training of a cell from scratch, saved `every` so many steps."""
+    """The training of a cell from scratch, validated and saved `every` so many steps."""
     config.train.update({"steps": steps, "batch_size": batch_size, "warmup_steps": warmup_steps, "polyak": polyak})
-    config.train.checkpoint_every = every
+    config.train.update({"eval_every": every, "checkpoint_every": every})
 
 
 def small_networks(config: ml_collections.ConfigDict) -> None:
@@ -84,3 +84,9 @@ def small_trainings(config: ml_collections.ConfigDict) -> None:
     config.search.update({"meta_val_fraction": 0.25, "reward_clips": 60})
     config.train.update({"steps": 400, "batch_size": 4, "learning_rate": 1e-2})
     config.train.update({"warmup_steps": 5, "polyak": 0.97, "label_stride": 4})
+
+
+def lite_network(config: ml_collections.ConfigDict) -> None:
+    """EfficientNet-Lite0 from ImageNet and light-weight RefineNet of 96 channels, with the rates to fine-tune them."""
+    config.net.update({"encoder": "efficientnet_lite0", "weights": "imagenet", "width": 1.0, "decoder_channels": 96})
+    config.pretrain.update({"encoder_rate": 0.15, "class_weights": "log"})

@@ -11,13 +11,13 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import errors, progress, types
-from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.files import image_files, workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import pipeline, whole_videos
 from dvsnas_jax.deploy import run_model
-from dvsnas_jax.evaluate import metrics, timing
-from dvsnas_jax.infer import artifact, dispatch
+from dvsnas_jax.evaluate import baselines, metrics, timing
+from dvsnas_jax.infer import artifact, dispatch, jitted
 from dvsnas_jax.train import claims, winners
 
 RESULT = "evaluation.json"
@@ -25,7 +25,7 @@ STRIP, CLIP = "figures/strip.npz", "figures/clip.npz"
 STRIP_SEQUENCES = 6
 CLIP_FRAMES = 24
 COUNTED_FRAMES = 500
-NETWORKS = ("static", "cell", "static_clean", "commonest_class")
+NETWORKS = ("static", "cell", *baselines.NAMES, "static_clean", "commonest_class")
 GENOTYPE = "genotype"
 """Of `RESULT`: the digest of the cell that was scored."""
 _FREE_KEYS = ("data.loader", "data.workers")
@@ -64,14 +64,18 @@ def run(
         table = pipeline.class_table(config.data)
         if is_other_data:
             _check_classes(pipeline.class_table(claims.config_of(folder).data).names, table.names, folder.path)
-        model = run_model.jit(config, run_model.read(config, folder)[0])
+        trained = run_model.read(config, folder)[0]
+        model = run_model.jit(config, trained)
         split, strip = config.evaluate.split, Strip(config.report.strip_frames)
-        sequences = whole_videos.open_split(config.data, split)
+        is_file = config.evaluate.size == "file"
+        sequences = whole_videos.open_split(config.data, split, has_file_labels=is_file)
         claims.claim(config, folder, ignore=ignore)
         file = _other_file(config) if is_other_data else RESULT if split == "val" else f"evaluation_{split}.json"
         if distributed.is_main():
-            commonest = None if is_other_data else commonest_class(config, table)
-            result = _evaluate(config, model, sequences, commonest=commonest, watch_fns=(strip.watch, watch_fn))
+            controls = baselines.of_run(config, trained, folder, is_other_data=is_other_data)
+            if not is_other_data:
+                controls = controls._replace(commonest=commonest_class(config, table))
+            result = _evaluate(config, model, sequences, controls=controls, watch_fns=(strip.watch, watch_fn))
             winner = winners.read(folder)
             folder.write_json(file, {**result, GENOTYPE: winner.digest if winner else None})
             if file == RESULT:
@@ -88,11 +92,17 @@ def run_exported(
     Writes `evaluation_DATA_SPLIT.json` into it. Nothing but the sections `data` and `evaluate` of the config is used.
 
     Raises:
-      UserError: no exported folder, or its classes or size are not those of the data.
+      UserError: no exported folder, its classes or size are not those of the data, or scores at the size of the label
+        files are asked for, which need the logits of the static network: an exported folder gives labels alone.
     """
     folder = pathlib.Path(path)
     if not artifact.is_artifact(folder):
         raise errors.UserError(f"--model: {folder} is no exported folder, write one with `dvsnas export`")
+    if config.evaluate.size != "frame":
+        raise errors.UserError(
+            f"evaluate.size: {folder} gives labels at the size of the frames; set it to 'frame', or score the run "
+            "itself (--workdir)"
+        )
     manifest, model = artifact.open_folder(folder)
     _check_classes(manifest["classes"], pipeline.class_table(config.data).names, folder)
     size = [config.data.height, config.data.width]
@@ -132,13 +142,13 @@ def _evaluate(
     model: dispatch.Dispatch,
     sequences: Sequence[types.Sequence],
     *,
-    commonest: int | None = None,
+    controls: baselines.Controls = baselines.NOTHING,
     watch_fns: Sequence[WatchFn | None],
 ) -> dict[str, Any]:
     """Scores and, where the config asks for them, times."""
     section, table = config.evaluate, pipeline.class_table(config.data)
-    result = score(model, sequences, table, section, commonest=commonest, watch_fns=watch_fns)
-    result["split"] = section.split
+    result = score(model, sequences, table, section, controls=controls, watch_fns=watch_fns)
+    result |= {"split": section.split, "size": section.size}
     if section.latency_frames:
         for name, times in timing.measure(model, sequences[0].frames, section.latency_frames).items():
             if result[name] is not None:
@@ -152,34 +162,33 @@ def score(
     table: types.ClassTable,
     section: ml_collections.ConfigDict,
     *,
-    commonest: int | None = None,
+    controls: baselines.Controls = baselines.NOTHING,
     watch_fns: Sequence[WatchFn | None] = (),
 ) -> dict[str, Any]:
     """Scores of the static network and of the cell, where there is one; of the former on undegraded frames, too.
 
-    Each sequence is read once, and kept no longer than it is scored and seen by the `watch_fns`. Always answering the
-    class `commonest` is scored, too, where one is given. `section` is `evaluate` of the configuration.
+    Each sequence is read once, and kept no longer than it is scored and seen by the `watch_fns`. What `controls` says
+    is scored, too. Labels of another size than the frames: the predictions are made at theirs. `section` is `evaluate`
+    of the configuration.
     """
 
     def no_scores() -> metrics.SequenceScores:
-        return metrics.SequenceScores(table.names, tuple(section.vc_frames))
+        return metrics.SequenceScores(table.names, tuple(section.vc_frames), int(section.follow_frames))
 
     totals = {name: no_scores() for name in NETWORKS}
-    rows, num_clean = [], 0
+    rows, num_clean, has_ages = [], 0, model.is_propagating
     with progress.bar(len(sequences), "evaluate") as bar:
         for number, sequence in enumerate(sequences):
-            static, cell, key_share = model.segment(sequence.frames)
+            predictions, key_share = _predictions(model, sequence, controls)
             for watch_fn in filter(None, watch_fns):
-                watch_fn(number, sequence, static, cell)
-            predictions = {"static": static, "cell": cell} if model.has_cell else {"static": static}
-            if sequence.clean is not None:
-                predictions["static_clean"] = model.segment(sequence.clean).static
-                num_clean += 1
-            if commonest is not None:
-                predictions["commonest_class"] = np.full_like(sequence.labels, commonest)
+                watch_fn(number, sequence, predictions["static"], predictions.get("cell", predictions["static"]))
+            num_clean += sequence.clean is not None
+            ages = baselines.ages(key_share) if has_ages else None
+            has_ages = ages is not None
             own = {name: no_scores() for name in predictions}
             for name, found in predictions.items():
-                own[name].add(sequence.labels, found, sequence.flow)
+                known = ages if name in ("static", "cell", "hold") else None
+                own[name].add(sequence.labels, found, sequence.flow, known)
                 totals[name].merge(own[name])
             row: dict[str, Any] = {"name": sequence.name, "num_frames": len(sequence.frames)}
             row |= {name: own[name].result() for name in ("static", "cell") if name in own}
@@ -191,15 +200,45 @@ def score(
     whole: dict[str, Any] = {name: {**totals[name].result(), **totals[name].pixel_counts()} for name in NETWORKS[:2]}
     if model.has_cell:
         whole["cell"]["key_share"] = sum(row["cell"]["key_share"] * row["num_frames"] for row in rows) / num_frames
+    settings = controls.settings()
+    whole |= {name: totals[name].result() | settings[name] for name in settings}
+    if not has_ages:  # of some sequences alone they would say nothing
+        whole = {name: {**scores, "by_age": None} for name, scores in whole.items()}
     return {
         "classes": list(table.names),
         "num_frames": num_frames,
         "static": whole["static"],
         "cell": whole["cell"] if model.has_cell else None,
+        **{name: whole.get(name) for name in baselines.NAMES},
         "static_clean": totals["static_clean"].result() if num_clean == len(rows) else None,
-        "commonest_class": None if commonest is None else totals["commonest_class"].result(),
+        "commonest_class": None if controls.commonest is None else totals["commonest_class"].result(),
         "sequences": rows,
     }
+
+
+def _predictions(
+    model: dispatch.Dispatch, sequence: types.Sequence, controls: baselines.Controls
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Labels u8 [T, H, W] of a sequence by name of the network, at the size of its labels, and key shares f32 [T]."""
+    size = sequence.labels.shape[1:]
+    averaged = None
+    if isinstance(model, jitted.Jitted):
+        model = model.at_label_size((size[0], size[1]))
+        labels, averaged = model.segment_averaged(sequence.frames, controls.share)
+    else:
+        labels = model.segment(sequence.frames)
+    found = {"static": labels.static}
+    if model.has_cell:
+        found["cell"] = labels.cell
+    if averaged is not None:
+        found["ema"] = averaged
+    if controls.interval is not None:
+        found["hold"] = baselines.hold(labels.static, controls.interval)
+    if sequence.clean is not None:
+        found["static_clean"] = model.segment(sequence.clean).static
+    if controls.commonest is not None:
+        found["commonest_class"] = np.full_like(sequence.labels, controls.commonest)
+    return found, labels.key_share
 
 
 def commonest_class(config: ml_collections.ConfigDict, table: types.ClassTable) -> int:
@@ -244,7 +283,9 @@ class Strip:
         _, number, start = self._best
         sequence = sequences[number]
         static, cell, _ = model.segment(sequence.frames)
-        arrays = {"frames": sequence.frames, "labels": sequence.labels, "static": static}
+        small = sequence.frames.shape[1:3]  # labels may be at the size of their files
+        truth = np.stack([image_files.resized_nearest(labels, small) for labels in sequence.labels])
+        arrays = {"frames": sequence.frames, "labels": truth, "static": static}
         arrays |= {"cell": cell} if model.has_cell else {}
         first = max(0, min(start - CLIP_FRAMES // 3, len(sequence.frames) - CLIP_FRAMES))
         for file, begin, count in ((STRIP, start, self._num_frames), (CLIP, first, CLIP_FRAMES)):

@@ -1,7 +1,11 @@
-"""Metrics of segmentation and of its stability over time, all from integer counts; 255 = ignore counts nowhere."""
+"""Metrics of segmentation and of its stability over time, from integer counts; 255 = ignore counts nowhere.
+
+But for `vspw_consistency`, which counts as another's published program does.
+"""
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,7 +77,7 @@ def _where(shares: np.ndarray, is_known: np.ndarray) -> list[float | None]:
 
 
 def video_consistency(labels: np.ndarray, predictions: np.ndarray, num_frames: int) -> tuple[int, int]:
-    """VC_n of one sequence (Miao et al., VSPW, CVPR 2021), as counts over all windows of n consecutive frames.
+    """VC_n of one sequence (after Miao et al., VSPW, CVPR 2021), as counts over all windows of n consecutive frames.
 
     Pixels, of labels and predictions u8 [T, H, W], whose prediction is correct throughout a window in which their label
     is constant, and all pixels whose label is constant over a window; (0, 0) where the sequence is shorter than n.
@@ -93,11 +97,68 @@ def video_consistency(labels: np.ndarray, predictions: np.ndarray, num_frames: i
     return kept, total
 
 
+def vspw_consistency(labels: np.ndarray, predictions: np.ndarray, num_frames: int) -> tuple[float, int]:
+    """VC_n of one sequence as VSPW's published evaluator counts it (`VC_perclip.py` of VSPW-dataset/VSPW_code on
+    GitHub, of Miao et al., CVPR 2021), which is not quite the VC_n of `video_consistency`.
+
+    Of a window of n frames it takes the share of the pixels of constant label whose prediction is constant, be it right
+    or wrong; 255 is a label like others. The windows of all videos weigh alike, those without a pixel of constant label
+    are left out, and so is the last window of each video (the published loop ends one early). Ours: a window that holds
+    a frame without labels is left out, which VSPW has none of.
+
+    Args:
+      labels: u8 [T, H, W].
+      predictions: u8 [T, H, W].
+      num_frames: n.
+
+    Returns:
+      The sum of the shares of the windows, and their number; (0, 0) where there is none.
+    """
+    truth_run, found_run = (np.ones(labels.shape[1:], np.int32) for _ in range(2))
+    total, num_windows, num_labelled = 0.0, 0, 0
+    for frame in range(len(labels) - 1):  # the last frame ends the last window alone
+        if frame:
+            truth_run = np.where(labels[frame] == labels[frame - 1], truth_run, 0) + 1
+            found_run = np.where(predictions[frame] == predictions[frame - 1], found_run, 0) + 1
+        num_labelled = num_labelled + 1 if (labels[frame] != types.IGNORE).any() else 0
+        is_constant = truth_run >= num_frames
+        if num_labelled >= num_frames and is_constant.any():
+            total += float((is_constant & (found_run >= num_frames)).sum() / is_constant.sum())
+            num_windows += 1
+    return total, num_windows
+
+
 def flicker(labels: np.ndarray, predictions: np.ndarray) -> tuple[int, int]:
     """Pixels of consecutive frames, u8 [T, H, W], whose prediction changes though the truth does not, and all such."""
     is_constant = (labels[1:] == labels[:-1]) & (labels[1:] != types.IGNORE)
     is_changed = is_constant & (predictions[1:] != predictions[:-1])
     return int(is_changed.sum()), int(is_constant.sum())
+
+
+def changes_followed(labels: np.ndarray, predictions: np.ndarray, num_frames: int) -> tuple[int, int]:
+    """True changes of a pixel's label, and how many of them the prediction follows within n frames: flicker's opposite.
+
+    A true change at frame t: the labels of t - 1 and t, u8 [T, H, W], differ, and neither is 255. It is followed where
+    the prediction at t - 1 is the old label and that at one of the frames t .. t + n is the new one. It has to be so
+    while the new label lasts: the first frame with another one (or with 255), and the end of the video, end the time as
+    well. So whoever says nothing new follows nothing, nor does who said the new label all along. That the old label
+    comes first keeps noise from being rewarded: were any other class enough, random errors would "follow" more.
+
+    Returns:
+      Changes that are followed, and all of them.
+    """
+    followed = total = 0
+    left = np.zeros(labels.shape[1:], np.int32)  # frames in which a change may still be followed, this one included
+    for frame in range(1, len(labels)):
+        before, truth, found = labels[frame - 1], labels[frame], predictions[frame]
+        is_change = (truth != before) & (truth != types.IGNORE) & (before != types.IGNORE)
+        total += int(is_change.sum())
+        left = np.where(truth == before, left, 0)
+        left[is_change & (predictions[frame - 1] == before)] = num_frames + 1
+        is_followed = (left > 0) & (found == truth)
+        followed += int(is_followed.sum())
+        left = np.where(is_followed, 0, np.maximum(left - 1, 0))
+    return followed, total
 
 
 def flow_consistency(predictions: np.ndarray, flow: np.ndarray) -> tuple[int, int]:
@@ -134,56 +195,89 @@ class SequenceScores:
       counts: i64 [K, K], the confusion counts so far.
     """
 
-    def __init__(self, names: Sequence[str], vc_frames: Sequence[int] = (8, 16)) -> None:
-        """For classes of these names and VC_n of these n."""
+    def __init__(self, names: Sequence[str], vc_frames: Sequence[int] = (8, 16), follow_frames: int = 2) -> None:
+        """For classes of these names, VC_n of these n and changes that are followed within `follow_frames`."""
         self.counts = np.zeros((len(names), len(names)), np.int64)
         self._names = tuple(names)
-        self._vc_frames = tuple(vc_frames)
-        self._pairs = np.zeros((len(self._vc_frames) + 2, 2), np.int64)  # of each VC_n, of flicker, of flow
+        self._vc_frames, self._follow_frames = tuple(vc_frames), follow_frames
+        self._pairs = np.zeros((len(self._vc_frames) + 3, 2), np.int64)  # of each VC_n, of flicker, changes, flow
+        self._windows = np.zeros((len(self._vc_frames), 2))  # of `vspw_consistency` of each n
+        self._by_age: dict[int, np.ndarray] = {}  # confusion counts of the frames of an age
+        self._num_of_age = collections.Counter[int]()
 
-    def add(self, labels: np.ndarray, predictions: np.ndarray, flow: np.ndarray | None = None) -> None:
-        """Adds one sequence u8 [T, H, W]; its true flow f32 [T, H, W, 2] (nan = not visible) where it is known."""
+    def add(
+        self,
+        labels: np.ndarray,
+        predictions: np.ndarray,
+        flow: np.ndarray | None = None,
+        ages: np.ndarray | None = None,
+    ) -> None:
+        """Adds one sequence u8 [T, H, W].
+
+        Where they are known: its true flow f32 [T, H, W, 2] (nan = not visible), and the ages of the frames, integers
+        [T]: 0 = key frame, 1 = the next one, and so on.
+        """
         labels, predictions = np.asarray(labels), np.asarray(predictions)
         num_classes = len(self._names)
-        for truth, found in zip(labels, predictions, strict=True):
+        for frame, (truth, found) in enumerate(zip(labels, predictions, strict=True)):
             is_counted = truth < num_classes  # so not 255 either
             cells = truth[is_counted].astype(np.int64) * num_classes + found[is_counted]
-            self.counts += np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+            counts = np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+            self.counts += counts
+            if ages is not None and len(cells):
+                self._add_age(int(ages[frame]), counts, 1)
         pairs = [video_consistency(labels, predictions, num_frames) for num_frames in self._vc_frames]
         pairs.append(flicker(labels, predictions))
+        pairs.append(changes_followed(labels, predictions, self._follow_frames))
         pairs.append((0, 0) if flow is None else flow_consistency(predictions, flow))
         self._pairs += pairs
+        for row, num_frames in zip(self._windows, self._vc_frames, strict=True):
+            row += vspw_consistency(labels, predictions, num_frames)
+
+    def _add_age(self, age: int, counts: np.ndarray, num_frames: int) -> None:
+        self._by_age[age] = self._by_age.get(age, 0) + counts
+        self._num_of_age[age] += num_frames
 
     def merge(self, other: SequenceScores) -> None:
-        """Adds what another one counted, of the same classes and VC_n."""
+        """Adds what another one counted, of the same classes, VC_n and `follow_frames`."""
         self.counts += other.counts
         self._pairs += other._pairs
+        self._windows += other._windows
+        for age, counts in other._by_age.items():
+            self._add_age(age, counts, other._num_of_age[age])
 
     def result(self) -> dict[str, Any]:
         """The shares of all sequences together, ready for JSON: 0..1, None where there was nothing to count.
 
         `miou`, `fwiou`, `accuracy`, `class_accuracy`, `iou` and `class_accuracies` (by class name), `vc` (by n, as
-        text), `flicker`, `flow_consistency`.
+        text), `vspw_vc` (likewise), `flicker`, `changes_followed`, `flow_consistency`, and `by_age` (by age, as text:
+        `miou`, and `num_frames`, those with labels; None where no ages were given).
         """
         found = scores(self.counts)
         is_empty = not self.counts.any()
         by_class = {name: dict(zip(self._names, found.pop(name), strict=True)) for name in ("iou", "class_accuracies")}
         shares = {name: None if is_empty else value for name, value in found.items()}
-        return {**shares, **by_class, **self._stability(_share)}
+        windows = zip(map(str, self._vc_frames), map(_share, self._windows), strict=True)
+        by_age = {
+            str(age): {"miou": scores(self._by_age[age])["miou"], "num_frames": self._num_of_age[age]}
+            for age in sorted(self._by_age)
+        }
+        more = {"vspw_vc": dict(windows), "by_age": by_age or None}
+        return {**shares, **by_class, **self._stability(_share), **more}
 
     def pixel_counts(self) -> dict[str, Any]:
         """What the shares are made of, ready for JSON.
 
-        `confusion` (K rows = truth, K columns), and `counts`: of `vc` (by n, as text), `flicker` and
-        `flow_consistency`, [pixels counted for it, all pixels].
+        `confusion` (K rows = truth, K columns), and `counts`: of `vc` (by n, as text), `flicker`, `changes_followed`
+        and `flow_consistency`, [pixels counted for it, all pixels].
         """
         return {"confusion": self.counts.tolist(), "counts": self._stability(np.ndarray.tolist)}
 
     def _stability(self, value_fn: Callable[[np.ndarray], Any]) -> dict[str, Any]:
         """A value for each pair of counts, by name."""
-        *vc, flicker, flow = [value_fn(pair) for pair in self._pairs]
+        *vc, flicker, changes, flow = [value_fn(pair) for pair in self._pairs]
         by_frames = dict(zip(map(str, self._vc_frames), vc, strict=True))
-        return {"vc": by_frames, "flicker": flicker, "flow_consistency": flow}
+        return {"vc": by_frames, "flicker": flicker, "changes_followed": changes, "flow_consistency": flow}
 
 
 def _share(pair: np.ndarray) -> float | None:

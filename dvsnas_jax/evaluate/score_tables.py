@@ -5,29 +5,65 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dvsnas_jax.evaluate import timing
+from dvsnas_jax.evaluate import baselines, timing
 
 ROWS = {
     "static": "static network",
     "cell": "with the cell",
+    "hold": "hold: key frame’s labels",
+    "ema": "ema: running average",
     "static_clean": "static, undegraded frames",
     "commonest_class": "always the commonest class",
 }
 
 
+MAX_AGES = 10
+"""Ages of frames that a table shows."""
+
+
 def summary(result: Mapping[str, Any]) -> str:
-    """The scores over all sequences (of `evaluation.run`), and what may be said of the times."""
-    lines = [f"{result['split']}, {result['num_frames']} frames", _head(result["static"], ["ms/frame"])]
+    """The scores over all sequences (of `evaluation.run`), and what may be said of the times.
+
+    The first line says so where the cell does not beat the baseline of its mode.
+    """
+    where = ", labels at the size of their files" if result.get("size") == "file" else ""
+    verdict = baselines.verdict(result)
+    first = f"{result['split']}, {result['num_frames']} frames{where}" + (f"; the cell {verdict}" if verdict else "")
+    lines = [first, _head(result["static"], ["ms/frame"])]
     for name, label in ROWS.items():
         scores = result.get(name)
         if scores is not None:
             time = f"{scores['ms_per_frame']:.1f}" if "ms_per_frame" in scores else "-"
             lines.append(_line(label, [*_cells(scores), time]))
+    lines += _ages(result) + _vspw(result)
     cell = result.get("cell") or {}
     change = timing.change(result["static"], cell, is_refining=set(cell.get("latency") or {}) == {"all"})
     if change is not None:
         lines.append(timing.sentence(change, result["static"]["ms_per_frame"]))
     return "\n".join(lines)
+
+
+def _ages(result: Mapping[str, Any]) -> list[str]:
+    """mIoU of the frames of each age, in propagate mode: a head and a line for each network that has them."""
+    known = {name: result[name]["by_age"] for name in ROWS if (result.get(name) or {}).get("by_age")}
+    if "cell" not in known:
+        return []
+    shown = list(known["cell"])[:MAX_AGES]
+    lines = [_line("mIoU, frames since key", shown)]
+    for name, ages in known.items():
+        lines.append(_line(f"  {ROWS[name]}", [_percent(ages[age]["miou"] if age in ages else None) for age in shown]))
+    return lines
+
+
+def _vspw(result: Mapping[str, Any]) -> list[str]:
+    """VC_n as VSPW's evaluator counts it, a line for all networks."""
+    parts = []
+    for name in ("static", "cell", *baselines.NAMES):
+        windows = (result.get(name) or {}).get("vspw_vc") or {}
+        if any(share is not None for share in windows.values()):
+            parts.append(f"{name} {' / '.join(_percent(share) for share in windows.values())}")
+    lengths = " / ".join(f"VC_{num}" for num in result["static"].get("vspw_vc") or {})
+    return [f"{lengths} by VSPW's evaluator (constant, right or wrong): {', '.join(parts)}"] if parts else []
 
 
 def classes(result: Mapping[str, Any]) -> str:
@@ -59,13 +95,13 @@ def _networks(scores: Mapping[str, Any]) -> list[str]:
 
 
 def _head(scores: Mapping[str, Any], more: Sequence[str]) -> str:
-    stability = [*(f"VC_{num}" for num in scores["vc"]), "flicker", "flow"]
+    stability = [*(f"VC_{num}" for num in scores["vc"]), "flicker", "followed", "flow"]
     return _line("", ["mIoU", "fwIoU", "acc.", "cl.acc.", *stability, *more])
 
 
 def _cells(scores: Mapping[str, Any]) -> list[str]:
     shares = [scores[name] for name in ("miou", "fwiou", "accuracy", "class_accuracy")]
-    shares += [*scores["vc"].values(), scores["flicker"], scores["flow_consistency"]]
+    shares += [*scores["vc"].values(), scores["flicker"], scores.get("changes_followed"), scores["flow_consistency"]]
     return [_percent(share) for share in shares]
 
 

@@ -51,6 +51,11 @@ class Dispatch:
         """False: the static network is used alone, and nothing is carried from frame to frame."""
         return bool(self._state)
 
+    @property
+    def is_propagating(self) -> bool:
+        """Whether key frames differ from others."""
+        return self._schedule is not None
+
     def initial_state(self, batch_size: int = 1) -> State:
         """The state of so many videos before their first frames."""
         return {

@@ -88,7 +88,8 @@ class Model:
     """A trained network and cell. Its methods from `static` on are the programs; `make` says what they are for.
 
     `variables` are those of the static network as trained, `params` those of the cell with running statistics; both
-    cell and params are None where the network is used alone. `size` is height and width of the frames.
+    cell and params are None where the network is used alone. `size` is height and width of the frames, and of the
+    labels unless these have a `label_size` of their own.
     """
 
     net: static_net.StaticNet
@@ -97,11 +98,12 @@ class Model:
     params: Any
     settings: cell_frame.CellSettings
     size: tuple[int, int]
+    label_size: tuple[int, int] | None = None
 
     @functools.cached_property
     def folded(self) -> Any:
         """The variables for programs that train nothing, see `static_net.fold`, on one device."""
-        return jax.device_put(static_net.fold(self.variables), dispatch.device())
+        return jax.device_put(static_net.fold(self.net, self.variables), dispatch.device())
 
     @functools.cached_property
     def depth(self) -> str:
@@ -121,7 +123,7 @@ class Model:
 
     def predict(self, logits: types.Array) -> jax.Array:
         """Logits [B, h, w, K] -> labels u8 [B, H, W]."""
-        return static_net.predict(logits, self.size)
+        return static_net.predict(logits, self.label_size or self.size)
 
     def _infer(self, weights: Any, frame: Any, last: str = "decoder") -> types.Features:
         return static_net.infer(self.net, weights["static"], frame, last)

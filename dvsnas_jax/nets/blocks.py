@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,10 @@ class ConvNorm(nn.Module):
     """A convolution without bias (of each channel by itself where `features` is None), batch normalisation and, if
     wanted, an activation. Variables from `fold` need no normalisation.
 
-    `is_frozen`: training, too, normalises by the running statistics and leaves them as they are. `dtype` is that of the
-    computation; parameters and statistics are float32.
+    `is_same`: padded as TensorFlow does it, see `layers.conv`. `epsilon` is added to the variances; a part of the
+    network with another one than `layers.NORM_EPS` has to say so to `fold`. `is_frozen`: training, too, normalises by
+    the running statistics and leaves them as they are. `dtype` is that of the computation; parameters and statistics
+    are float32.
     """
 
     features: int | None
@@ -52,6 +55,8 @@ class ConvNorm(nn.Module):
     stride: int = 1
     dilation: int = 1
     activation_fn: Activation | None = relu6
+    is_same: bool = False
+    epsilon: float = layers.NORM_EPS
     is_frozen: bool = False
     dtype: Any = jnp.float32
 
@@ -62,7 +67,7 @@ class ConvNorm(nn.Module):
         shape = (self.size, self.size, x.shape[-1]) + (() if self.features is None else (channels,))
         kernel = self.param("kernel", layers.he_normal, shape)
         conv_fn = layers.depthwise_conv if self.features is None else layers.conv
-        geometry = {"stride": self.stride, "dilation": self.dilation}
+        geometry: dict[str, Any] = {"stride": self.stride, "dilation": self.dilation, "is_same": self.is_same}
         x = x.astype(self.dtype)
         if self.has_variable(FOLDED, "bias"):
             offset: jax.Array = self.get_variable(FOLDED, "bias").astype(self.dtype)
@@ -75,35 +80,66 @@ class ConvNorm(nn.Module):
         if train and not self.is_frozen:
             y = conv_fn(x, kernel, **geometry)
             batch_mean, batch_var = layers.batch_moments(y)
-            y = layers.normalize(y, scale, bias, batch_mean, batch_var)
+            y = layers.normalize(y, scale, bias, batch_mean, batch_var, self.epsilon)
             if not self.is_initializing():
                 mean.value = NORM_DECAY * mean.value + (1 - NORM_DECAY) * batch_mean
                 var.value = NORM_DECAY * var.value + (1 - NORM_DECAY) * batch_var
         else:
-            y = layers.normalized_conv(x, kernel, layers.Norm(scale, bias, mean.value, var.value), **geometry)
+            norm = layers.Norm(scale, bias, mean.value, var.value, self.epsilon)
+            y = layers.normalized_conv(x, kernel, norm, **geometry)
         return y if self.activation_fn is None else self.activation_fn(y)
 
 
-def fold(variables: Any) -> dict[str, Any]:
-    """Variables for inference alone, of `params` and `batch_stats` of a network of these blocks: `params`, in which
-    every `ConvNorm` has a kernel only, with scale and running statistics in it, and the collection of the biases."""
+class InvertedResidual(nn.Module):
+    """1x1 expansion, depthwise convolution, linear 1x1 projection; the input is added where shapes agree.
 
-    def convert(params: Any, stats: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    `norm`: further attributes of its three `ConvNorm`: `is_same`, `epsilon`, `is_frozen`, `dtype`.
+    """
+
+    features: int
+    expansion: int
+    size: int = 3
+    stride: int = 1
+    dilation: int = 1
+    has_expansion: bool = True
+    norm: Mapping[str, Any] = flax.core.FrozenDict()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, h, w, Cin] -> [B, ceil(h / stride), ceil(w / stride), features]."""
+        depthwise = {"size": self.size, "stride": self.stride, "dilation": self.dilation, **self.norm}
+        y = x
+        if self.has_expansion:
+            y = ConvNorm(x.shape[-1] * self.expansion, **self.norm, name="expand")(y, train)
+        y = ConvNorm(None, **depthwise, name="depthwise")(y, train)
+        y = ConvNorm(self.features, activation_fn=None, **self.norm, name="project")(y, train)
+        return x + y if self.stride == 1 and x.shape[-1] == self.features else y
+
+
+def fold(variables: Any, epsilons: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Variables for inference alone, of `params` and `batch_stats` of a network of these blocks: `params`, in which
+    every `ConvNorm` has a kernel only, with scale and running statistics in it, and the collection of the biases.
+
+    `epsilons`: of the parts of the network that have another one than `layers.NORM_EPS`, by name.
+    """
+
+    def convert(params: Any, stats: Any, epsilon: float) -> tuple[dict[str, Any], dict[str, Any]]:
         if "scale" in params:
-            norm = layers.Norm(params["scale"], params["bias"], stats["mean"], stats["var"])
+            norm = layers.Norm(params["scale"], params["bias"], stats["mean"], stats["var"], epsilon)
             kernel, bias = layers.fold_norm(params["kernel"], norm)
             return {"kernel": kernel}, {"bias": bias}
         kept: dict[str, Any] = {}
         biases: dict[str, Any] = {}
         for name, value in params.items():
             if isinstance(value, Mapping):
-                kept[name], inner = convert(value, stats.get(name, {}))
+                kept[name], inner = convert(value, stats.get(name, {}), own.get(name, epsilon))
                 biases |= {name: inner} if inner else {}
             else:
                 kept[name] = value
         return kept, biases
 
-    params, biases = convert(variables.get("params", {}), variables.get("batch_stats", {}))
+    own = epsilons or {}
+    params, biases = convert(variables.get("params", {}), variables.get("batch_stats", {}), layers.NORM_EPS)
     return {"params": params, FOLDED: biases}
 
 

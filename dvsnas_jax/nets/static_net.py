@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import flax.linen as nn
@@ -14,9 +14,10 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import compilation, errors, types
+from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.nets import blocks, decoders, encoders
 from dvsnas_jax.nets.kernels import layers
-from dvsnas_jax.nets.weights import weights_folder
+from dvsnas_jax.nets.weights import pretrained, weights_folder
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 """The encoder's maps that other packages see, at strides 4, 8, 16 and 32 (or 16)."""
@@ -129,14 +130,28 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise errors.UserError("net.dropout: only the decoder refinenet on a ResNet has dropout; set net.dropout to 0")
 
 
-def start(config: ml_collections.ConfigDict, net: StaticNet, rng: jax.Array) -> types.Params:
-    """The variables `{"params", "batch_stats"}` that training begins with: drawn, and replaced by those of the folder
-    `config.weights` if the section `net` names one.
+def start(
+    config: ml_collections.ConfigDict, net: StaticNet, rng: jax.Array, note_fn: Callable[[str], None] | None = None
+) -> types.Params:
+    """The variables `{"params", "batch_stats"}` that training begins with: drawn, then `with_weights`.
 
     Raises:
-      UserError: the folder cannot be read, or its weights are of another network.
+      UserError: see there.
     """
-    variables = init(net, rng)
+    return with_weights(config, init(net, rng), note_fn)
+
+
+def with_weights(
+    config: ml_collections.ConfigDict, variables: types.Params, note_fn: Callable[[str], None] | None = None
+) -> types.Params:
+    """Variables, with what `config.weights` names in their place: a folder, or the encoder's weights from ImageNet, of
+    which `note_fn` is told.
+
+    Raises:
+      UserError: the folder or package is not there or cannot be read, or its weights are of another network.
+    """
+    if config.weights == config_lib.IMAGENET:
+        return pretrained.load(encoders.TABLE[config.encoder], variables, config, note_fn)
     return weights_folder.load(config.weights, variables, config) if config.weights else variables
 
 
@@ -191,9 +206,10 @@ def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: st
     return jax.tree.map(lambda x: x.astype(jnp.float32), features)
 
 
-def fold(variables: types.Params) -> types.Params:
+def fold(net: StaticNet, variables: types.Params) -> types.Params:
     """Variables for `infer` alone, see `blocks.fold`: less work and fewer arrays for every frame."""
-    return cast(types.Params, compilation.jit_once(blocks.fold)(variables))
+    epsilons = {"encoder": encoders.TABLE[net.encoder].norm_epsilon}
+    return cast(types.Params, compilation.jit_once(functools.partial(blocks.fold, epsilons=epsilons))(variables))
 
 
 def needed(net: StaticNet, variables: types.Params, last: str) -> types.Params:

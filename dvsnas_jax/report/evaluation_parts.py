@@ -10,7 +10,7 @@ import numpy as np
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
-from dvsnas_jax.evaluate import figures, timing
+from dvsnas_jax.evaluate import baselines, figures, score_tables, timing
 from dvsnas_jax.report import frame_pictures, markup, missing_parts, run_files
 from dvsnas_jax.studies import compare
 
@@ -45,8 +45,10 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]], *, is_refining: bool = F
         ("pixel accuracy, %", "accuracy", 1, True),
         ("class accuracy, %", "class_accuracy", 1, True),
         *((f"VC{n}, %", f"vc_{n}", 1, True) for n in lengths),
+        *((f"VC{n} by VSPW’s evaluator, %", f"vspw_vc_{n}", 1, True) for n in lengths),
         ("consistency along true flow, %", "flow_consistency", 1, True),
         ("flicker, %", "flicker", 2, False),
+        ("true changes followed, %", "changes_followed", 1, True),
         ("ms per frame", "ms_per_frame", 1, False),
     ]
     change = timing.change(scores.get("static") or {}, scores.get("cell") or {}, is_refining=is_refining)
@@ -62,8 +64,9 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]], *, is_refining: bool = F
 
 
 def _value(score: Mapping[str, Any], key: str) -> Any:
-    """A score by its key; `vc_8` is that of windows of 8 frames."""
-    return (score.get("vc") or {}).get(key.removeprefix("vc_")) if key.startswith("vc_") else score.get(key)
+    """A score by its key; `vc_8` and `vspw_vc_8` are those of windows of 8 frames."""
+    name, _, length = key.rpartition("_")
+    return (score.get(name) or {}).get(length) if name in ("vc", "vspw_vc") else score.get(key)
 
 
 def summary(run: run_files.Run) -> str:
@@ -112,17 +115,42 @@ def result(run: run_files.Run) -> str:
         for row, (_, cells) in zip(rows, body, strict=True):
             cells += [markup.number(row.values.get(name), row.decimals), *([_change(row)] if has_change else [])]
     split, num_frames = run.evaluation.get("split", "?"), run.evaluation.get("num_frames", "?")
-    words = (
-        f"Split {markup.escape(split)}, {markup.escape(num_frames)} frames. VC<sub>n</sub>: of the "
-        "pixels whose label is constant over n frames, the share that is predicted correctly in all of them. "
-        "Flicker: of the pixels whose label does not change from one frame to the next, the share whose "
-        "prediction does."
-    )
+    size = ", at the size of the label files" if run.evaluation.get("size") == "file" else ""
+    words = f"Split {markup.escape(split)}, {markup.escape(num_frames)} frames{size}. {_MEASURES}"
+    words += "".join(text for name, text in _BASELINES.items() if name in scores)
     return (
         _headline(scores)
         + markup.table(head, body, "Scores of the networks")
         + markup.note(words + (_TIMES if is_compared and rows[-1].noise else ""))
+        + _ages(scores)
     )
+
+
+def _ages(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """mIoU of the frames of each age; "" where it is not known, as in mode refine and of regions."""
+    known = {name: score["by_age"] for name, score in scores.items() if score.get("by_age")}
+    if "cell" not in known:
+        return ""
+    ages = list(known["cell"])[: score_tables.MAX_AGES]
+    rows = [
+        (run_files.NETWORKS[name], [markup.percent((found.get(age) or {}).get("miou"), 1) for age in ages])
+        for name, found in known.items()
+    ]
+    title = "mIoU of the frames so long after their key frame, %"
+    return markup.table(["frames since the key frame", *ages], rows, title, title=title)
+
+
+_MEASURES = (
+    "VC<sub>n</sub>: of the pixels whose label is constant over n frames, the share that is predicted correctly in all "
+    "of them; VSPW’s evaluator asks only for a constant prediction. Flicker: of the pixels whose label does not change "
+    "from one frame to the next, the share whose prediction does. True changes followed: of the pixels whose label "
+    "does change, the share whose prediction changes from the old one to the new one within a few frames; who never "
+    "changes has no flicker, and follows nothing."
+)
+_BASELINES = {
+    "hold": " Hold: the static network’s labels of the last key frame, without any training.",
+    "ema": " Ema: a running average of the static network’s outputs, without any training.",
+}
 
 
 _TIMES = (
@@ -156,7 +184,9 @@ def _headline(scores: Mapping[str, Mapping[str, Any]]) -> str:
     )
     if figures.is_number(cell.get("flicker")) and figures.is_number(static.get("flicker")) and static["flicker"] > 0:
         sentence += f"; its flicker is <b>{cell['flicker'] / static['flicker']:.2f} times</b> the static network’s"
-    return f"<p class=lead>{sentence}.</p>"
+    verdict = baselines.verdict(scores)
+    first = f"The cell <b>{markup.escape(verdict)}</b>. " if verdict else ""
+    return f"<p class=lead>{first}{sentence}.</p>"
 
 
 def looks(run: run_files.Run) -> str:

@@ -14,13 +14,13 @@ from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.train import feature_store, features, pretrain
+from dvsnas_jax.train import cell_loss, feature_store, features, pretrain
 
 
-def place(config: ml_collections.ConfigDict, space: genotype_lib.Space, num_clips: int) -> feature_store.Placement:
+def place(config: ml_collections.ConfigDict, space: genotype_lib.Space) -> feature_store.Placement:
     """Chooses the mesh and where features lie, and says why."""
     names, cached = features.needed_maps(space, config), config.search.cache_clips
-    num_train, num_val = map(len, pretrain.split_clips(config, num_clips))
+    num_train, num_val = map(len, pretrain.split_clips(config))
     shapes = {
         "training": features.shapes(config, names, cached or num_train, None, is_augmented=bool(cached)),
         "validation": features.shapes(config, names, num_val, None),
@@ -34,24 +34,26 @@ def place(config: ml_collections.ConfigDict, space: genotype_lib.Space, num_clip
 def compile_steps(
     config: ml_collections.ConfigDict,
     space: genotype_lib.Space,
-    num_clips: int,
     placement: feature_store.Placement | None = None,
     *,
     groups: np.ndarray,
+    class_weights: np.ndarray | None = None,
 ) -> steps.Steps:
     """The steps on the shared weights, compiled in threads while the static network trains.
 
-    `num_clips` are those of the train split; `placement` is from `place`, None: every device holds all clips; `groups`
-    are batches of the clips of a reward, i32 [groups, R, B].
+    `placement` is from `place`, None: every device holds all clips; `groups` are batches of the clips of a reward, i32
+    [groups, R, B]; `class_weights` are of `cell_training.class_weights`.
     """
     section, placement = config.search, placement or feature_store.everywhere(config.search)
     mesh = placement.mesh
     supernet = supernet_lib.make(space, features.settings_of(config))
-    made = steps.make(supernet, section, mesh, train_rows=placement.train_rows, val_rows=placement.val_rows)
+    rows = {"train_rows": placement.train_rows, "val_rows": placement.val_rows}
+    loss = cell_loss.make(config, section.label_stride, class_weights)
+    made = steps.make(supernet, section, mesh, **rows, loss=loss)
     if section.mode == "scratch":
         return made
     names = features.needed_maps(space, config)
-    num_train, num_val = map(len, pretrain.split_clips(config, num_clips))
+    num_train, num_val = map(len, pretrain.split_clips(config))
     where = mesh_lib.sharding(mesh, placement.train_rows)
     num_rows = placement.train_row_count(section.cache_clips or num_train, *batch_shape(section))
     train_store = features.shapes(config, names, num_rows, where, is_augmented=bool(section.cache_clips))

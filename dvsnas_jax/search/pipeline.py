@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,11 +20,14 @@ from dvsnas_jax.core.processes import distributed, signals
 from dvsnas_jax.evaluate import evaluation as evaluate
 from dvsnas_jax.search import ahead, derive, loop, relaxed_steps, reward, scratch, steps
 from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import cell_end
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.train import (
+    averaging,
     cell_training,
     claims,
+    clip_scores,
     feature_store,
     features,
     optim,
@@ -36,7 +40,8 @@ from dvsnas_jax.train import (
 
 class Parts(NamedTuple):
     """What a search is assembled from: the jitted steps on the shared weights, what proposes genotypes, the features
-    of the meta-training and meta-validation clips, and the step of a strategy that learns from gradients."""
+    of the meta-training and meta-validation clips, the step of a strategy that learns from gradients, the class weights
+    of the loss, and the share of the average that refining cells start from."""
 
     config: ml_collections.ConfigDict
     space: genotype_lib.Space
@@ -46,6 +51,13 @@ class Parts(NamedTuple):
     train_store: feature_store.AnyStore
     val_store: feature_store.AnyStore
     relaxed: relaxed_steps.Trainer | None = None
+    class_weights: np.ndarray | None = None
+    share: float | None = None
+
+    @property
+    def material(self) -> cell_training.Material:
+        """What a cell is trained with."""
+        return cell_training.Material(self.train_store, self.val_store, self.class_weights, self.share)
 
 
 def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str, Any]:
@@ -64,7 +76,9 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
             strategy = strategies.make(config.search.strategy, space, config.controller)
         relaxed_steps.check(config, space, strategy)
         supernet_lib.make(space, features.settings_of(config))
-        num_clips = require_labels.check(config, is_rewarded=True, is_evaluated=True)
+        if not is_done:
+            features.require_ages(config)
+        require_labels.check(config, folder, is_rewarded=True, is_evaluated=True)
         pretrain.check(config, folder)
         evaluate.check(config)
         claims.claim(config, folder)
@@ -73,33 +87,36 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
             compiled = None
             if not is_done:
-                placement = ahead.place(config, space, num_clips)
-                groups = evaluation_batches(1, config.search)
-                made = ahead.compile_steps(config, space, num_clips, placement, groups=groups)
-                compiled = Compiled(made, placement)
+                placement, weights = ahead.place(config, space), cell_training.class_weights(config, folder)
+                num_val = len(pretrain.split_clips(config)[1])
+                groups = clip_scores.batches(min(config.search.reward_clips, num_val), config.search)
+                made = ahead.compile_steps(config, space, placement, groups=groups, class_weights=weights)
+                compiled = Compiled(made, placement, weights)
             variables = pretrain.run(config, folder, stop)
             if compiled is not None:
-                parts = assemble(config, strategy, variables, num_clips, compiled, folder=folder)
+                share = averaging.starting_share(config, variables, folder)
+                parts = assemble(config, strategy, variables, compiled, folder=folder, share=share)
                 state = run_search(parts, folder, stop)
                 find_winner(parts, state, folder, stop)
         return evaluate.run(config, folder)
 
 
 class Compiled(NamedTuple):
-    """The steps of a search, and where the features lie that they are compiled for."""
+    """The steps of a search, where the features lie that they are compiled for, and the class weights of their loss."""
 
     steps: steps.Steps
     placement: feature_store.Placement
+    class_weights: np.ndarray | None = None
 
 
 def assemble(
     config: ml_collections.ConfigDict,
     strategy: strategy_lib.Strategy,
     variables: Any,
-    num_clips: int,
     compiled: Compiled,
     *,
     folder: workdir.Workdir | None = None,
+    share: float | None = None,
 ) -> Parts:
     """Computes the features; those that are kept on disk, or made by several processes, go to the run folder."""
     space, placement = strategy.space, compiled.placement
@@ -108,17 +125,20 @@ def assemble(
     def placed(clips: np.ndarray, num_drawn: int = 0) -> feature_store.AnyStore:
         return features.placed(config, variables, features.Wanted(clips, names, num_drawn), placement, folder)
 
-    meta_train, meta_val = pretrain.split_clips(config, num_clips)
+    meta_train, meta_val = pretrain.split_clips(config)
     stores = placed(meta_train, config.search.cache_clips), placed(meta_val)
-    relaxed = relaxed_steps.make(config, space, placement.mesh, placement.train_rows)
-    return Parts(config, space, placement.mesh, compiled.steps, strategy, *stores, relaxed)
+    weights = compiled.class_weights
+    relaxed = relaxed_steps.make(config, space, placement.mesh, placement.train_rows, weights)
+    return Parts(config, space, placement.mesh, compiled.steps, strategy, *stores, relaxed, weights, share)
 
 
 def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) -> loop.LoopState:
     """Warm-up on uniform genotypes, the search itself, and the random line on its final weights."""
     config, section, strategy = parts.config, parts.config.search, parts.strategy
     rng = jax.random.key(config.seed)
-    shared = warm_up(parts, parts.steps.init(jax.random.fold_in(rng, 1)), folder, stop)
+    start = parts.steps.init(jax.random.fold_in(rng, 1))
+    start = dataclasses.replace(start, params=cell_end.with_share(start.params, parts.share))
+    shared = warm_up(parts, start, folder, stop)
     state = loop.LoopState(strategy=strategy.init(jax.random.fold_in(rng, 2)), shared=shared)
     sample_rng, train_rng, update_rng = (jax.random.fold_in(rng, use) for use in (3, 4, 5))
     num_shared = section.shared_steps * section.shared_genotypes
@@ -223,7 +243,7 @@ def score(
     With the shared weights `params`; in mode scratch each is trained from them, with the `floors` of `scratch.score`.
     """
     section = parts.config.search
-    clips = evaluation_batches(min(num_clips, parts.val_store.num_clips), section)
+    clips = clip_scores.batches(min(num_clips, parts.val_store.num_clips), section)
     if section.mode == "scratch":
         training = scratch.Training(
             start=parts.steps.start_alone(params),
@@ -243,36 +263,17 @@ def score(
 def score_shared(parts: Parts, params: types.Params, genotypes: np.ndarray, clips: np.ndarray) -> list[dict[str, Any]]:
     """Rewards of genotypes [N, L, 5] with the same weights on groups of batches, i32 [groups, R, B]."""
 
-    def evaluate_fn(group: np.ndarray) -> steps.SharedScores:
+    def evaluate_fn(group: np.ndarray) -> clip_scores.ClipScores:
         return parts.steps.evaluate_shared(params, genotypes, *feature_store.evaluation(parts.val_store, group))
 
-    return _rewards(parts, evaluate_fn, clips, genotypes)
+    return _rewards(parts, clip_scores.add([evaluate_fn(group) for group in clips]), genotypes)
 
 
-def _rewards(
-    parts: Parts,
-    evaluate_fn: Callable[[np.ndarray], steps.SharedScores],
-    clips: np.ndarray,
-    genotypes: np.ndarray | None = None,
-) -> list[dict[str, Any]]:
-    """Rewards of what is counted on groups of batches; without genotypes nothing has a price."""
-    found = steps.add_scores([evaluate_fn(group) for group in clips])
+def _rewards(parts: Parts, found: clip_scores.ClipScores, genotypes: np.ndarray | None = None) -> list[dict[str, Any]]:
+    """Rewards of what was counted; without genotypes nothing has a price."""
     grid = parts.val_store.grid
     macs = None if genotypes is None else reward.cell_macs(parts.config, parts.space, genotypes, grid)
     return reward.compute(found.counts, found.flicker, found.is_finite, reward.rule(parts.config.search), macs)
-
-
-def evaluation_batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
-    """Clips 0 .. num_clips - 1 as groups of batches, i32 [groups, R, B], padded with -1.
-
-    R is that of one reward, so that rewards and re-scoring share one compiled program.
-    """
-    num_batches = -(-section.reward_clips // section.batch_size)
-    num_groups = -(-num_clips // (num_batches * section.batch_size))
-    batches = feature_store.in_order(
-        num_clips, num_groups * num_batches * section.batch_size, section.batch_size, section.batch_parts
-    )
-    return batches.reshape(num_groups, num_batches, section.batch_size)
 
 
 def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -> None:
@@ -302,8 +303,8 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
     def retrain(genotype: np.ndarray) -> tuple[Any, dict[str, Any]]:
         name = f"retrain_{genotype_lib.digest(parts.space, genotype)}"
         stage = training_loop.Stage.of(config.train, name, folder, stop)
-        params = cell_training.train_cell(config, parts.space, genotype, parts.train_store, stage)
-        return params, score_cell(parts, genotype, params)
+        trained = cell_training.train_cell(config, parts.space, genotype, parts.material, stage)
+        return trained.params, score_trained(parts, genotype, trained)
 
     genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
     static = score_static(parts)
@@ -316,10 +317,15 @@ def score_static(parts: Parts) -> dict[str, Any]:
     return _score_alone(parts, lambda params, frames: jax.numpy.asarray(frames.logits), {}, None)
 
 
-def score_cell(parts: Parts, genotype: np.ndarray, params: types.Params) -> dict[str, Any]:
-    """Reward of a retrained cell on the whole meta-validation split, with running statistics."""
+def score_trained(parts: Parts, genotype: np.ndarray, trained: cell_training.Trained) -> dict[str, Any]:
+    """Reward of a retrained cell on the whole meta-validation split, with running statistics.
+
+    Where its training was validated, of the very counts that its weights were kept for.
+    """
+    if trained.found is not None:
+        return _rewards(parts, trained.found, genotype[None])[0]
     cell = cell_lib.make(parts.space, genotype, features.settings_of(parts.config))
-    return _score_alone(parts, cell.unroll, params, genotype[None])
+    return _score_alone(parts, cell.unroll, trained.params, genotype[None])
 
 
 def _score_alone(
@@ -328,10 +334,6 @@ def _score_alone(
     params: types.Params,
     genotypes: np.ndarray | None,
 ) -> dict[str, Any]:
-    evaluate_fn = steps.make_evaluate(unroll_fn)
-    clips = evaluation_batches(parts.val_store.num_clips, parts.config.search)
-
-    def evaluate(group: np.ndarray) -> steps.SharedScores:
-        return evaluate_fn(params, *feature_store.anywhere(parts.val_store, group))
-
-    return _rewards(parts, evaluate, clips, genotypes)[0]
+    count_fn = clip_scores.make_count(unroll_fn, features.settings_of(parts.config).num_ages)
+    found = clip_scores.of_store(count_fn, params, parts.val_store, parts.config.search)
+    return _rewards(parts, found, genotypes)[0]

@@ -26,8 +26,8 @@ from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.search import loop, search_cost, steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import relaxed as relaxed_lib
+from dvsnas_jax.train import cell_loss, feature_store, features, optim
 from dvsnas_jax.train import cell_training as train_lib
-from dvsnas_jax.train import feature_store, features, optim
 
 
 @jax.tree_util.register_dataclass
@@ -72,13 +72,18 @@ class Trainer(NamedTuple):
 
 
 def make(
-    config: ml_collections.ConfigDict, space: genotype_lib.Space, mesh: jax.sharding.Mesh, train_rows: PartitionSpec
+    config: ml_collections.ConfigDict,
+    space: genotype_lib.Space,
+    mesh: jax.sharding.Mesh,
+    train_rows: PartitionSpec,
+    class_weights: np.ndarray | None = None,
 ) -> Trainer:
     """Builds the relaxed step; nothing is compiled before its first call.
 
-    `train_rows` says how the rows of the store lie on the mesh.
+    `train_rows` says how the rows of the store lie on the mesh; `class_weights` are of `cell_training.class_weights`.
     """
     section = config.search
+    loss = cell_loss.make(config, section.label_stride, class_weights)
     relaxed = relaxed_lib.make(space, features.settings_of(config))
     optimizer = optim.make(section, is_constant=True)
 
@@ -96,7 +101,7 @@ def make(
             weights = relaxation.relax(logits, flat.reshape(logits.shape), draws.op_mask, draws.temperature)
             return relaxed.unroll(params, weights, frames)
 
-        gradient_fn = steps.make_gradient(steps.autodiff(unroll), section, mesh, train_rows)
+        gradient_fn = steps.make_gradient(steps.autodiff(unroll), section, mesh, train_rows, loss)
         rows = jnp.asarray(draws.noise).reshape(*draws.noise.shape[:2], -1)  # [G, L, 5 V], the rank of genotypes
         gradients, step_metrics = gradient_fn((shared.params, choices.params), rows, store, clips)
         shared = optim.descend(optimizer, shared, gradients[0])

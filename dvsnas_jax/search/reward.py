@@ -9,16 +9,12 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import types
-from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost as cost_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import settings as settings_lib
-from dvsnas_jax.train import features
-
-PARTS = ("miou", "fwiou", "class_accuracy")
-"""Whose geometric mean is the reward; the accuracy is the mean over classes, as in the sibling code."""
+from dvsnas_jax.train import clip_scores, features
 
 
 class Rule(NamedTuple):
@@ -59,14 +55,12 @@ def compute(
     known_macs = [None] * len(counts) if macs is None else macs
     records: list[dict[str, Any]] = []
     rows = zip(*map(np.asarray, (counts, flicker, is_finite)), known_macs, strict=True)
-    for count, (changed, total), finite, num_macs in rows:
+    for count, pair, finite, num_macs in rows:
         if not finite or not count.any():
             records.append({"reward": None, "status": "unlabelled" if finite else "diverged"})
             continue
-        scores = metrics.scores(count)
-        parts = {name: float(scores[name]) for name in (*PARTS, "accuracy")}
-        parts["flicker"] = float(changed / max(total, 1))
-        reward = float(np.prod([parts[name] for name in PARTS]) ** (1 / len(PARTS)))
+        parts = clip_scores.shares(count, pair)
+        reward = clip_scores.accuracy(parts)
         reward *= (1.0 - parts["flicker"]) ** rule.stability
         if num_macs is not None:
             parts["macs"] = num_macs

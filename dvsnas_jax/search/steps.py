@@ -10,24 +10,21 @@ spread over devices, and no device waits for another inside a branch.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import mesh as mesh_lib
-from dvsnas_jax.evaluate import metrics
-from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.train import feature_store, losses, optim
+from dvsnas_jax.train import cell_loss, clip_scores, feature_store, optim
 
 Metrics = dict[str, jax.Array]
 Gradient = tuple[types.Params, jax.Array, jax.Array]
@@ -39,23 +36,7 @@ ValueAndGradFn = Callable[[types.Params, jax.Array, types.Features, LossFn, Any]
 TrainAloneFn = Callable[[optim.TrainState, jax.Array, types.FeatureStore, jax.Array], optim.TrainState]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SharedScores:
-    """What is counted on the target frames of N candidates.
-
-    Attributes:
-      counts: i32 [N, K, K], rows = truth.
-      flicker: i32 [N, 2], changed and all pixels whose truth did not change since the frame before.
-      is_finite: bool [N], all logits were finite.
-    """
-
-    counts: types.Array
-    flicker: types.Array
-    is_finite: types.Array
-
-
-ScoresFn = Callable[[types.Params, jax.Array, types.FeatureStore, jax.Array], SharedScores]
+ScoresFn = Callable[[types.Params, jax.Array, types.FeatureStore, jax.Array], clip_scores.ClipScores]
 
 
 class Steps(NamedTuple):
@@ -67,7 +48,8 @@ class Steps(NamedTuple):
       train_shared: `(state, genotypes [G, L, 5], store, clips i32 [G, B]) -> (state, metrics)`; the state is donated.
         B is a multiple of `batch_parts`, which is one of the mesh's `data` slices; where G is no multiple of its
         `arch` slices, some of them idle.
-      evaluate_shared: `(params, genotypes [N, L, 5], store, clips i32 [R, B]) -> SharedScores`; clip -1 = padding.
+      evaluate_shared: `(params, genotypes [N, L, 5], store, clips i32 [R, B]) -> ClipScores`; clip ~c (below 0) =
+        clip c, which fills up its batch and counts nowhere.
       start_alone: `params -> state` of a candidate that is trained by itself, with an average.
       train_alone: `(state, genotype, store, clips i32 [S, B]) -> state` after S optimizer steps. It is not mapped over
         the mesh: every device does the same.
@@ -78,7 +60,7 @@ class Steps(NamedTuple):
     train_shared: Callable[
         [optim.TrainState, types.Array, types.FeatureStore, types.Array], tuple[optim.TrainState, Metrics]
     ]
-    evaluate_shared: Callable[[types.Params, types.Array, types.FeatureStore, types.Array], SharedScores]
+    evaluate_shared: Callable[[types.Params, types.Array, types.FeatureStore, types.Array], clip_scores.ClipScores]
     start_alone: Callable[[types.Params], optim.TrainState]
     train_alone: Callable[[optim.TrainState, types.Array, types.FeatureStore, types.Array], optim.TrainState]
 
@@ -90,14 +72,16 @@ def make(
     *,
     train_rows: PartitionSpec = mesh_lib.REPLICATED,
     val_rows: PartitionSpec = mesh_lib.REPLICATED,
+    loss: cell_loss.CellLoss | None = None,
 ) -> Steps:
     """Builds the steps from a section `search`.
 
     `train_rows` says how the rows of the store of `train_shared` lie on the mesh (a device has those of its own clips),
-    `val_rows` likewise of `evaluate_shared`.
+    `val_rows` likewise of `evaluate_shared`. `loss` is what training minimises, None: the mean over all frames.
     """
+    loss = cell_loss.CellLoss(config.label_stride) if loss is None else loss
     optimizer = optim.make(config, is_constant=True)
-    gradient_fn = make_gradient(supernet.value_and_grad, config, mesh, train_rows, supernet.buffers)
+    gradient_fn = make_gradient(supernet.value_and_grad, config, mesh, train_rows, loss, supernet.buffers)
 
     def initial(rng: jax.Array) -> optim.TrainState:
         return optim.start(optimizer, supernet.init(rng))
@@ -116,7 +100,7 @@ def make(
     def start_alone(params: types.Params) -> optim.TrainState:
         return optim.start(optimizer, params, is_averaged=True)
 
-    train_alone = make_alone(supernet, optimizer, config.label_stride, config.scratch_polyak)
+    train_alone = make_alone(supernet, optimizer, loss, config.scratch_polyak)
     where = mesh_lib.replicated(mesh)
     return Steps(
         init,
@@ -129,7 +113,7 @@ def make(
 
 
 def make_alone(
-    supernet: supernet_lib.Supernet, optimizer: optax.GradientTransformation, label_stride: int, decay: float
+    supernet: supernet_lib.Supernet, optimizer: optax.GradientTransformation, loss: cell_loss.CellLoss, decay: float
 ) -> TrainAloneFn:
     """`Steps.train_alone`, not jitted; `decay` of the averaged weights."""
 
@@ -140,7 +124,7 @@ def make_alone(
 
         def step(carry: tuple[optim.TrainState, Any], batch: jax.Array) -> tuple[tuple[optim.TrainState, Any], None]:
             (state, buffers), (features, labels) = carry, feature_store.take(store, batch)
-            loss_fn = _make_loss(labels, label_stride)
+            loss_fn = _loss_of(loss, features, labels)
             _, grads, buffers = supernet.value_and_grad(state.params, genotype, features, loss_fn, buffers)
             return (optim.descend(optimizer, state, grads, decay), buffers), None
 
@@ -150,8 +134,8 @@ def make_alone(
     return train_alone
 
 
-def _make_loss(labels: jax.Array, label_stride: int) -> LossFn:
-    return lambda logits: losses.of_clips(logits, labels, label_stride)
+def _loss_of(loss: cell_loss.CellLoss, features: types.Features, labels: jax.Array) -> LossFn:
+    return lambda logits: loss(logits, labels, features.logits)
 
 
 def autodiff(unroll_fn: Callable[[types.Params, jax.Array, types.Features], jax.Array]) -> ValueAndGradFn:
@@ -170,6 +154,7 @@ def make_gradient(
     config: ml_collections.ConfigDict,
     mesh: jax.sharding.Mesh,
     rows_spec: PartitionSpec,
+    loss: cell_loss.CellLoss,
     buffers_fn: Callable[[types.Features], Any] = lambda features: (),
 ) -> Callable[[types.Params, jax.Array, types.FeatureStore, jax.Array], tuple[types.Params, Metrics]]:
     """The mean gradient of a step over its units on all devices: a part of a batch of one genotype each.
@@ -179,6 +164,7 @@ def make_gradient(
       config: the `search` section.
       mesh: the devices.
       rows_spec: how the rows of the store lie on them.
+      loss: what is minimised.
       buffers_fn: makes the buffers that the units hand on.
 
     Returns:
@@ -189,18 +175,18 @@ def make_gradient(
         def one(carry: tuple[types.Params, Any], xs: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
             (total, buffers), (genotype, batch) = carry, xs
             features, labels = feature_store.take(store, jnp.maximum(batch, 0))
-            loss_fn = _make_loss(labels, config.label_stride)
-            loss, grads, buffers = value_and_grad_fn(params, genotype, features, loss_fn, buffers)
+            loss_fn = _loss_of(loss, features, labels)
+            value, grads, buffers = value_and_grad_fn(params, genotype, features, loss_fn, buffers)
             # A candidate that diverges must not poison the weights that all share.
             counts = jnp.isfinite(optax.tree.norm(grads)) & (batch[0] >= 0)
             total = jax.tree.map(lambda t, g: t + jnp.where(counts, g, 0.0), total, grads)
-            return (total, buffers), (jnp.where(counts, loss, 0.0), counts.astype(jnp.float32))
+            return (total, buffers), (jnp.where(counts, value, 0.0), counts.astype(jnp.float32))
 
         rows = mesh_lib.local_rows(clips, store.num_clips, rows_spec)
         units = jnp.repeat(genotypes, rows.shape[1], axis=0), rows.reshape(-1, rows.shape[2])
         carry = jax.tree.map(jnp.zeros_like, params), buffers_fn(feature_store.take(store, units[1][0])[0])
-        (total, _), (losses, finite) = jax.lax.scan(one, carry, units)
-        return mesh_lib.sum_over_mesh((total, losses.sum(), finite.sum()))
+        (total, _), (values, finite) = jax.lax.scan(one, carry, units)
+        return mesh_lib.sum_over_mesh((total, values.sum(), finite.sum()))
 
     sharded = mesh_lib.map_shards(
         local,
@@ -213,75 +199,34 @@ def make_gradient(
         params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
     ) -> tuple[types.Params, Metrics]:
         units = mesh_lib.split_units(mesh, genotypes, clips, config.batch_parts)
-        found, loss, share_finite = jax.tree.map(
+        found, mean, share_finite = jax.tree.map(
             lambda total: total / (clips.shape[0] * config.batch_parts), sharded(params, units[0], store, units[1])
         )
-        return found, {"loss": loss / jnp.maximum(share_finite, 1e-6), "share_finite": share_finite}
+        return found, {"loss": mean / jnp.maximum(share_finite, 1e-6), "share_finite": share_finite}
 
     return gradient
-
-
-def _batch_scores(
-    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array
-) -> SharedScores:
-    """Counts of one candidate on the target frame of some clips (-1 = padding), at the labels' size."""
-    features, labels = feature_store.take(store, jnp.maximum(clips, 0))
-    labels = jnp.where((clips >= 0)[:, None, None], labels[-2:], types.IGNORE)
-    logits = unroll_fn(features)[-2:]
-    flat = static_net.predict(logits.reshape(-1, *logits.shape[2:]), labels.shape[-2:])
-    predictions = flat.reshape(*logits.shape[:2], *labels.shape[-2:])
-    before, target = labels[0], labels[-1]
-    is_constant = (before == target) & (target != types.IGNORE)
-    changed = is_constant & (predictions[0] != predictions[-1])
-    return SharedScores(
-        counts=metrics.confusion(target, predictions[-1], logits.shape[-1]),
-        flicker=jnp.stack([changed.sum(), is_constant.sum()]).astype(jnp.int32),
-        is_finite=jnp.isfinite(logits).all(),
-    )
-
-
-def _sum_batches(
-    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array
-) -> SharedScores:
-    """Counts of one candidate over batches of clips, i32 [R, B]."""
-    parts = jax.lax.map(lambda batch: _batch_scores(unroll_fn, store, batch), clips)
-    return SharedScores(parts.counts.sum(axis=0), parts.flicker.sum(axis=0), parts.is_finite.all())
-
-
-def add_scores(parts: Sequence[SharedScores]) -> SharedScores:
-    """The counts of groups of clips added up, on the host."""
-    every = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(list(parts)))
-    return SharedScores(every.counts.sum(axis=0), every.flicker.sum(axis=0), every.is_finite.all(axis=0))
-
-
-def make_evaluate(
-    unroll_fn: Callable[[types.Params, types.Features], jax.Array],
-) -> Callable[[types.Params, types.FeatureStore, types.Array], SharedScores]:
-    """`(params, store, clips i32 [R, B]) -> SharedScores` of one network, N = 1, from its logits [T, B, h, w, K]."""
-
-    def evaluate(params: types.Params, store: types.FeatureStore, clips: jax.Array) -> SharedScores:
-        scores = _sum_batches(lambda features: unroll_fn(params, features), store, clips)
-        return jax.tree.map(lambda x: x[None], scores)
-
-    return compilation.jit(evaluate)
 
 
 def _make_evaluate(
     supernet: supernet_lib.Supernet, num_parts: int, mesh: jax.sharding.Mesh, rows_spec: PartitionSpec
 ) -> ScoresFn:
     """`Steps.evaluate_shared`, not jitted."""
+    ages = supernet.settings.num_ages
 
-    def local(params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array) -> SharedScores:
+    def local(
+        params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
+    ) -> clip_scores.ClipScores:
         """Counts of the genotypes on the clips of a device."""
         rows = mesh_lib.local_rows(clips, store.num_clips, rows_spec)
         batches = rows.reshape(-1, rows.shape[2])
 
-        def one(genotype: jax.Array) -> SharedScores:
-            return _sum_batches(lambda features: supernet.unroll(params, genotype, features), store, batches)
+        def one(genotype: jax.Array) -> clip_scores.ClipScores:
+            unroll_fn = functools.partial(supernet.unroll, params, genotype)
+            return clip_scores.sum_batches(unroll_fn, store, batches, ages)
 
         found = jax.lax.map(one, genotypes)
         total = mesh_lib.sum_over_data((found.counts, found.flicker, (~found.is_finite).astype(jnp.int32)))
-        return SharedScores(total[0], total[1], total[2] == 0)
+        return clip_scores.ClipScores(total[0], total[1], total[2] == 0)
 
     sharded = mesh_lib.map_shards(
         local,
@@ -292,7 +237,7 @@ def _make_evaluate(
 
     def evaluate_shared(
         params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
-    ) -> SharedScores:
+    ) -> clip_scores.ClipScores:
         batches = mesh_lib.split_batches(mesh, clips, num_parts)
         scores = sharded(params, mesh_lib.pad_genotypes(mesh, genotypes), store, batches)
         return jax.tree.map(lambda x: mesh_lib.keep_whole(mesh, x)[: genotypes.shape[0]], scores)

@@ -32,6 +32,7 @@ classifier of the cell's output, whose result is, in refine mode, added to the s
 PARTS = ("offsets", "gate", "correction")
 DEFAULT_SHARE = 0.7
 """Of the static network's logits in the running average, where none was chosen."""
+_MAX_SHARE = 0.98
 _KERNEL = 3
 
 
@@ -60,8 +61,20 @@ def init(rng: jax.Array, end: str, channels: int, num_classes: int, *, is_propag
 
 
 def log_odds(share: float) -> Params:
-    """The parameter of a running average: the static network's logits have this share, above 0 and below 1."""
+    """The parameter of a running average in which the static network's logits have this share, above 0.
+
+    It is kept below 1, where nothing of the past would be left to learn from.
+    """
+    share = min(share, _MAX_SHARE)
     return {"share": jnp.float32(math.log(share / (1 - share)))}
+
+
+def with_share(params: types.Params, share: float | None) -> types.Params:
+    """Parameters of a cell or supernet whose running average has this share; None, or no such average: as they are."""
+    if share is None or "share" not in params["ports"]:
+        return params
+    old, new = params["ports"]["share"], log_odds(share)["share"]
+    return {**params, "ports": {**params["ports"], "share": old * 0 + new}}  # where the old one lies
 
 
 def without(params: Params, part: str) -> Params:
@@ -92,10 +105,10 @@ def logits(
       features: of the frame; propagate: without logits.
       scope: the cell's, with its largest displacement.
     """
+    before, current = jnp.asarray(state.logits), jnp.asarray(features.logits)
     if output is not None and "motion" not in params:
         found = _head(params, output)
-        return found if state.is_propagating else features.logits + found
-    before = jnp.asarray(state.logits)
+        return found if state.is_propagating else current + found
     motion = None
     if output is not None:
         motion = layers.conv(output, params["motion"]["kernel"].astype(output.dtype))
@@ -103,7 +116,6 @@ def logits(
         before = sampling.warp_bilinear(before, scope.max_offset * jnp.tanh(motion[..., :2]))
     if state.is_propagating:
         return before if output is None else before + _head(params, output)
-    current = jnp.asarray(features.logits)
     odds = precision.at_least_float32(params["share"] + (0 if motion is None else motion[..., 2:]))
     gate = jnp.where(state.is_first[:, None, None, None], 1, jax.nn.sigmoid(odds)).astype(current.dtype)
     mixed = before + gate * (current - before)

@@ -78,6 +78,11 @@ class CellSettings:
         """Whether there is anything of the cell beside the baseline that it starts from."""
         return self.end != cell_end.NONE
 
+    @property
+    def num_ages(self) -> int:
+        """Frames from one key frame to the next, of ages 0 to this - 1; 0 in refine mode, which has none."""
+        return self.schedule.interval if self.is_propagating else 0
+
     def provided(self) -> tuple[str, ...]:
         """Names of the inputs that the mode gives to a cell."""
         if not self.is_propagating:

@@ -108,6 +108,11 @@ class Schedule:
         return dataclasses.replace(self, kind="fixed")
 
 
+def between_key_frames(num_frames: int, interval: int) -> tuple[int, ...]:
+    """The frames of a training clip that are no key frames: those come at the interval, the first frame is one."""
+    return tuple(frame for frame in range(num_frames) if frame % interval)
+
+
 def init(rng: jax.Array, schedule: Schedule, channels: int) -> Params:
     """Parameters of the head, which looks at a cheap map of so many channels; {} where there is none."""
     if not schedule.is_learned:

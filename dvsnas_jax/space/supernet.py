@@ -25,6 +25,7 @@ class Supernet:
 
     def __init__(self, space: genotype_lib.Space, settings: cell_frame.CellSettings) -> None:
         self._space, self._settings = space, settings
+        self.settings = settings
         self._clip = supernet_gradient.Clip(space, settings, settings.scope())
 
     def init(self, rng: jax.Array) -> Params:

@@ -180,35 +180,6 @@ def _genotype(*layers: dict[str, Any]) -> dict[str, Any]:
 _NOTHING = _genotype(_layer("max", ("none", "prev_logits"), ("none", "prev_logits")))
 _MEMBERS = (
     Member(
-        name="ema",
-        mode=REFINE,
-        schedule="fixed",
-        end=cell_end.NONE,
-        genotype=_NOTHING,
-        source="the exponential moving average of the static network's logits over time; nothing is trained",
-        idea="what every refining cell starts from: a share of the current logits and the rest of the average so far",
-        differs="The share is the one, of a few, with the best mIoU on meta-validation clips.",
-    ),
-    Member(
-        name="hold",
-        mode=PROPAGATE,
-        schedule="fixed",
-        end=cell_end.NONE,
-        genotype=_NOTHING,
-        source="the static network on key frames alone; nothing is trained",
-        idea="what every propagating cell starts from: the key frame's logits are held until the next one",
-        differs="Nothing is computed between key frames, not even the first stages of the encoder.",
-    ),
-    Member(
-        name="previous",
-        mode=REFINE,
-        schedule="fixed",
-        genotype=_genotype(_layer("max", ("skip", "prev_logits"), ("skip", "prev_logits"))),
-        source="the smallest cell with a memory, a control for searched cells",
-        idea="nothing is read but the logits of the frame before",
-        differs="It sees the current frame only through the end that all cells have.",
-    ),
-    Member(
         name="static",
         mode=REFINE,
         schedule="fixed",
@@ -321,6 +292,35 @@ _MEMBERS = (
         differs="Offsets from the segmentation that is carried on and the current frame's first stage in place of a "
         "flow network, and `warp` adds the latter. The expected confidence comes from the schedule's own predictor; "
         "regions are the cells of `config.schedule.grid`, computed with 32 pixels around them.",
+    ),
+    Member(
+        name="ema",
+        mode=REFINE,
+        schedule="fixed",
+        end=cell_end.NONE,
+        genotype=_NOTHING,
+        source="the exponential moving average of the static network's logits over time; nothing is trained",
+        idea="what every refining cell starts from: a share of the current logits and the rest of the average so far",
+        differs="The share is the one, of a few, with the best mIoU on meta-validation clips.",
+    ),
+    Member(
+        name="hold",
+        mode=PROPAGATE,
+        schedule="fixed",
+        end=cell_end.NONE,
+        genotype=_NOTHING,
+        source="the static network on key frames alone; nothing is trained",
+        idea="what every propagating cell starts from: the key frame's logits are held until the next one",
+        differs="Nothing is computed between key frames, not even the first stages of the encoder.",
+    ),
+    Member(
+        name="previous",
+        mode=REFINE,
+        schedule="fixed",
+        genotype=_genotype(_layer("max", ("skip", "prev_logits"), ("skip", "prev_logits"))),
+        source="the smallest cell with a memory, a control for searched cells",
+        idea="nothing is read but the logits of the frame before",
+        differs="It sees the current frame only through the end that all cells have.",
     ),
 )
 TABLE: dict[str, Member] = {member.name: member for member in _MEMBERS}

@@ -22,17 +22,15 @@ import numpy as np
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.search import pipeline
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_frame, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import ablate_report, ablate_variants, study_report
-from dvsnas_jax.train import cell_training, claims, features, losses, pretrain, require_labels
+from dvsnas_jax.train import cell_training, claims, clip_scores, features, losses, pretrain, require_labels
 
 WHATS = (ablate_variants.REPLACE, ablate_variants.LEAVE_ONE_OUT, ablate_variants.RETRAIN)
 
@@ -103,13 +101,13 @@ def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opene
 
 def _places(config: ml_collections.ConfigDict, num_clips: int | None) -> np.ndarray:
     """Places of clips in the order of the meta-validation split."""
-    total = clips_lib.num_clips(config.data, "train", config.data.num_frames)
-    num_val = len(pretrain.split_clips(config, total)[1])
+    num_val = len(pretrain.split_clips(config)[1])
     if num_clips is not None:
         return np.arange(min(num_clips, num_val))
     section = config.search
-    first = pipeline.evaluation_batches(num_val, section)[0, 0, : section.batch_size // section.batch_parts]
-    return first[first >= 0]
+    first = clip_scores.batches(num_val, section)[0, 0]
+    part = first[: len(first) // section.batch_parts]
+    return part[part >= 0]
 
 
 def make_ablate(
@@ -125,8 +123,9 @@ def make_ablate(
     cell's end (`cell_end.PARTS`) is switched off in the parameters: `cell_end.without(params["ports"], part)`.
 
     Returns:
-      `(params, genotype i32 [L, 5], op_mask bool [num_ops], batch: types.FeatureStore) -> metrics` of the last frame of
-      every clip: `loss` f32 [], `counts` i32 [K, K] (rows = truth), `miou` f32 [] (nan where nothing is labelled).
+      `(params, genotype i32 [L, 5], op_mask bool [num_ops], batch: types.FeatureStore) -> metrics` of the scored
+      frames of every clip (`clip_scores.scored`): `loss` f32 [], `counts` i32 [K, K] (rows = truth), `miou` f32 [] (nan
+      where nothing is labelled).
 
     Raises:
       UserError: the space has no such operation.
@@ -145,7 +144,9 @@ def make_ablate(
         chosen = tokens[:, 2:4]
         tokens = tokens.at[:, 2:4].set(jnp.where(jnp.asarray(op_mask)[chosen], chosen, substitute))
         clips = jax.tree.map(lambda x: jnp.moveaxis(x.astype(jnp.float32), 1, 0), batch.features)
-        logits, labels = supernet.unroll(params, tokens, clips)[-1], jnp.asarray(batch.labels)[:, -1]
+        found = supernet.unroll(params, tokens, clips), jnp.moveaxis(jnp.asarray(batch.labels), 1, 0)
+        counted = (clip_scores.scored(frames, supernet.settings.num_ages) for frames in found)
+        logits, labels = (frames.reshape(-1, *frames.shape[2:]) for frames in counted)
         predictions = static_net.predict(logits, labels.shape[1:])
         counts = metrics.confusion(labels, predictions, logits.shape[-1])
         return {"loss": losses.cross_entropy(logits, labels)[0], "counts": counts, "miou": _miou(counts)}
@@ -184,13 +185,15 @@ def run(
     with folder.hold():
         config = claims.check(config, folder, ignore=ablate_variants.MAY_DIFFER)
         rows = None if what == ablate_variants.LEAVE_ONE_OUT else read_genotype(config, folder, genotype)
-        require_labels.check(config, is_rewarded=True)
+        if what != ablate_variants.REPLACE:
+            features.require_ages(config)
+        require_labels.check(config, folder, is_rewarded=True)
         claims.claim(config, folder, ignore=ablate_variants.MAY_DIFFER)
         masked = tuple(config.controller.masked_operations)
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
             if rows is None:
-                steps = num_steps or config.ablate.steps
-                searches = ablate_variants.leave_one_out(config, folder, stop, num_steps=steps, limit=limit)
+                length = num_steps or config.ablate.steps
+                searches = ablate_variants.leave_one_out(config, folder, stop, num_steps=length, limit=limit)
                 return ablate_report.write_searches(folder, searches, masked)
             space = features.space_of(config)
             left_out = ablate_variants.untrained(config) if what == ablate_variants.REPLACE else ()
@@ -199,9 +202,9 @@ def run(
                 chosen += variants_lib.of_end(rows, ablate_variants.parts_of_end(config))
                 records = ablate_variants.replace(config, folder, stop, rows, chosen[:limit])
             else:
-                steps = num_steps or config.train.steps
+                length = num_steps or config.train.steps
                 chosen = chosen[: limit or space.num_tokens]
-                records = ablate_variants.retrain(config, folder, stop, rows, chosen, num_steps=steps)
+                records = ablate_variants.retrain(config, folder, stop, rows, chosen, num_steps=length)
         named = genotype_lib.to_dict(space, rows)
         return ablate_report.write_replacements(folder, what, named, records, masked=masked, left_out=left_out)
 

@@ -87,17 +87,17 @@ def tokens(records: Records) -> list[dict[str, Any]]:
     `best` (largest) change with its `best_name`, the `count` of variants and of `diverged` ones.
     """
     base = records[0]["reward"]
-    groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
-    for record in records[1:]:
-        groups.setdefault((record["layer"], record["field"]), []).append(record)
+    groups: dict[tuple[int, str, str], list[Mapping[str, Any]]] = {}
+    for record in records[1:]:  # a layer and field have one token, the end has several parts
+        groups.setdefault((record["layer"], record["field"], record["before"]), []).append(record)
     rows = []
-    for layer, field in sorted(groups, key=lambda place: (place[0], list(SLOTS).index(place[1]))):
-        group = groups[layer, field]
+    for key in sorted(groups, key=lambda place: (place[0], list(SLOTS).index(place[1]))):
+        (layer, field, now), group = key, groups[key]
         scored = [record for record in group if record["reward"] is not None and base is not None]
         changes = {record["after"]: record["reward"] - base for record in scored}
         others = [change for name, change in changes.items() if name not in ("none", "skip")]
         best = max(changes, key=lambda name: changes[name], default=None)
-        row = {"layer": layer, "field": field, "now": group[0]["before"]}
+        row = {"layer": layer, "field": field, "now": now}
         row |= {name: changes.get(name) for name in ("none", "skip")}
         row |= {"others": float(np.mean(others)) if others else None}
         row |= {"best": None if best is None else changes[best], "best_name": best}

@@ -16,14 +16,22 @@ from dvsnas_jax.core import compilation, errors, progress, types
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.search import loop, pipeline, steps
 from dvsnas_jax.space import cell_end, operations
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import study_report
-from dvsnas_jax.train import cell_training, claims, feature_store, features, pretrain, training_loop
+from dvsnas_jax.train import (
+    averaging,
+    cell_loss,
+    cell_training,
+    claims,
+    feature_store,
+    features,
+    pretrain,
+    training_loop,
+)
 
 REPLACE, LEAVE_ONE_OUT, RETRAIN = "replace", "leave-one-out", "retrain"
 LOG = "ablation.jsonl"
@@ -36,24 +44,26 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, is_t
 
     Without training the clips of the meta-validation split stand in for those of the other one.
     """
-    space, mesh, strategy, made = _steps(config)
+    weights = cell_training.class_weights(config, folder) if is_training else None
+    space, mesh, strategy, made = _steps(config, weights, is_training=is_training)
     variables = static_network(config, folder)
-    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     if is_training:
-        compiled = pipeline.Compiled(made, feature_store.everywhere(config.search))
-        return pipeline.assemble(config, strategy, variables, num_clips, compiled)
+        compiled = pipeline.Compiled(made, feature_store.everywhere(config.search), weights)
+        share = averaging.starting_share(config, variables, folder)
+        return pipeline.assemble(config, strategy, variables, compiled, share=share)
     store = mesh_lib.replicate(mesh, validation_features(config, space, variables, None))
     return pipeline.Parts(config, space, mesh, made, strategy, store, store)
 
 
 def _steps(
-    config: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict, class_weights: np.ndarray | None = None, *, is_training: bool = False
 ) -> tuple[genotype_lib.Space, jax.sharding.Mesh, strategy_lib.Strategy, steps.Steps]:
-    """The space of a run, its devices, and what a search calls on them."""
+    """The space of a run, its devices, and what a search calls on them; without `is_training`, to score alone."""
     space, mesh = features.space_of(config), mesh_lib.make()
     strategy = strategies.make(config.search.strategy, space, config.controller)
     supernet = supernet_lib.make(space, features.settings_of(config))
-    return space, mesh, strategy, steps.make(supernet, config.search, mesh)
+    loss = cell_loss.make(config, config.search.label_stride, class_weights) if is_training else None
+    return space, mesh, strategy, steps.make(supernet, config.search, mesh, loss=loss)
 
 
 def static_network(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any:
@@ -68,8 +78,7 @@ def validation_features(
     config: ml_collections.ConfigDict, space: genotype_lib.Space, variables: Any, places: np.ndarray | None
 ) -> types.FeatureStore:
     """What cells of a space read of the meta-validation clips, and labels; `places` in their order, None: all."""
-    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
-    numbers = pretrain.split_clips(config, num_clips)[1]
+    numbers = pretrain.split_clips(config)[1]
     clips = features.select(config, numbers if places is None else numbers[places])
     return features.build(config, variables, clips, features.needed_maps(space, config))
 
@@ -172,8 +181,8 @@ def retrain(
             _raise_if(stop, RETRAIN, done, len(log.pending))
             name = f"cell_{genotype_lib.digest(parts.space, variant.genotype)}"
             stage = training_loop.Stage.of(changed.train, name, trained, stop)
-            params = cell_training.train_cell(changed, parts.space, variant.genotype, parts.train_store, stage)
-            log.append(variant, pipeline.score_cell(parts, variant.genotype, params))
+            found = cell_training.train_cell(changed, parts.space, variant.genotype, parts.material, stage)
+            log.append(variant, pipeline.score_trained(parts, variant.genotype, found))
     return log.records()
 
 

@@ -69,20 +69,19 @@ def train_and_score(
 ) -> ScoreFn:
     """The static network, and the features that the entries read, once for all jobs; see `MakeScore`."""
     variables = pretrain.run(config, folder, stop)
-    num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
-    clips, _ = pretrain.split_clips(config, num_clips)
     names = tuple(sorted({name for entry in entries for name in features_lib.needed_maps(entry.space, entry.config)}))
-    store = features_lib.train_store(config, variables, clips, names)
-    sequences = whole_videos.find(config.data, config.evaluate.split)
+    material = cell_training.material(config, variables, names, folder)
+    is_file = config.evaluate.size == "file"
+    sequences = whole_videos.find(config.data, config.evaluate.split, has_file_labels=is_file)
     table = pipeline.class_table(config.data)
 
     def score(entry: Entry, own: ml_collections.ConfigDict) -> dict[str, Any]:
         stage = training_loop.Stage.of(own.train, f"compare_{entry.job(own.seed)}", folder, stop)
-        params = cell_training.train_cell(own, entry.space, entry.genotype, store, stage)
+        params = cell_training.train_cell(own, entry.space, entry.genotype, material, stage).params
         settings = features_lib.settings_of(own)
         cell = cell_lib.make(entry.space, entry.genotype, settings)
         model = jitted.Jitted(programs.model_of(own, settings, variables, cell, params))
-        found = evaluation.score(model, _Degraded(sequences), table, own.evaluate, commonest=0)
+        found = evaluation.score(model, _Degraded(sequences), table, own.evaluate)
         record = {name: found[name] for name in ("num_frames", "static", "cell")}
         if own.evaluate.latency_frames:
             record["times"] = timing.measure(model, sequences[0].frames, own.evaluate.latency_frames)
@@ -132,16 +131,18 @@ def run(
     with folder.hold():
         config = claims.check(config, folder)
         entries = resolve(config, names)
-        pretrain.check(config, folder)
-        evaluation.check(config)
-        require_labels.check(config, is_evaluated=True)
-        claims.claim(config, folder)
         seeds = range(config.seed, config.seed + num_seeds)
         # Seed by seed: a first look at all genotypes after a share of the time.
         jobs = {entry.job(seed): (entry, seed) for seed in seeds for entry in entries}
+        pending = [job for job in jobs.values() if not (folder.path / _file(*job)).is_file()]
+        for entry, _ in pending:
+            features_lib.require_ages(entry.config)
+        pretrain.check(config, folder)
+        evaluation.check(config)
+        require_labels.check(config, folder, is_evaluated=True)
+        claims.claim(config, folder)
         _note(folder, entries, list(seeds))
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-            pending = [job for job in jobs.values() if not (folder.path / _file(*job)).is_file()]
             if pending:
                 score_fn = make_score(config, folder, stop, [entry for entry, _ in pending])
                 with progress.bar(len(jobs), "compare", initial=len(jobs) - len(pending)) as bar:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.evaluate import figures, timing
+from dvsnas_jax.evaluate import figures, score_tables, timing
 from dvsnas_jax.studies import compare_rows, study_report
 
 Row = Mapping[str, Any]
@@ -21,12 +21,13 @@ COLUMNS = (
     ("fwiou", "fwIoU", 100, 1),
     ("vc_{n}", "VC_{n}", 100, 1),
     ("flicker", "flicker", 100, 2),
+    ("changes_followed", "followed", 100, 1),
     ("parameters", "parameters k", 1e-3, 1),
     ("macs", "MMAC/frame", 1e-6, 1),
     ("ms", "ms/frame", 1, 1),
     ("time_ratio", "of static", 1, 2),
 )
-"""Of the tables; `{n}` stands for a column for each of `config.evaluate.vc_frames`."""
+"""Of the tables; `{n}` stands for a column for each of `config.evaluate.vc_frames`. More is in `compare.json`."""
 SPREAD = "Shares in percent, mean ± standard deviation over seeds; of a single seed times have their noise instead"
 
 
@@ -53,12 +54,23 @@ def _columns(result: Mapping[str, Any]) -> list[tuple[str, str, float, int]]:
 def cells(result: Mapping[str, Any]) -> list[list[str]]:
     """Headings, then a line for each row: see `SPREAD`. `by`, where known: the numbers of the commands that made it."""
     shown, commands = _columns(result), result.get("commands") or []
-    lines = [["", "seeds", *(["by"] if commands else []), *(heading for _, heading, _, _ in shown)]]
+    has_ages = any(_ages(row) != "-" for row in result["rows"])
+    more = ["mIoU by age"] if has_ages else []
+    lines = [["", "seeds", *(["by"] if commands else []), *(heading for _, heading, _, _ in shown), *more]]
     for row in result["rows"]:
         numbers = [_number(row.get(key), factor, digits) for key, _, factor, digits in shown]
         made = [",".join(map(str, row.get("commands") or [])) or "-"] if commands else []
-        lines.append([row["name"], _seeds(row), *made, *numbers])
+        lines.append([row["name"], _seeds(row), *made, *numbers, *([_ages(row)] if has_ages else [])])
     return lines
+
+
+def _ages(row: Row) -> str:
+    """Mean mIoU of the frames of each age, from the key frames on, in one cell; of many ages the first ones."""
+    found = [row.get(f"age_{age}") for age in range(score_tables.MAX_AGES)]
+    texts = [f"{100 * value['mean']:.1f}" if value else "-" for value in found]
+    while texts and texts[-1] == "-":
+        texts.pop()
+    return " ".join(texts) or "-"
 
 
 def _seeds(row: Row) -> str:
@@ -92,7 +104,8 @@ def caption(result: Mapping[str, Any]) -> str:
     """One line that says what was compared."""
     frames = f"{result['split']}, {result['num_frames']} frames" if result["num_frames"] else result["split"]
     rule = f", at most {result['interval']} frames from key frame to key frame" if result["mode"] == "propagate" else ""
-    return f"{frames}; mode {result['mode']}{rule}; {result['train_steps']} training steps each"
+    size = "; scores at the size of the label files" if result.get("size") == "file" else ""
+    return f"{frames}; mode {result['mode']}{rule}; {result['train_steps']} training steps each{size}"
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
@@ -100,6 +113,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     wanted = ", ".join(map(str, result.get("seeds") or []))
     is_lacking = any(row["num_seeds"] < row.get("num_wanted", row["num_seeds"]) for row in result["rows"])
     lines = [f"seeds {wanted}; a row with fewer of them is the mean over those that it has"] if is_lacking else []
+    if any(_ages(row) != "-" for row in result["rows"]):
+        lines.append("mIoU by age: of the frames 0 (key frames), 1, 2, .. frames after their key frame")
     commands = result.get("commands") or []
     lines += [f"by {number}: {command}" for number, command in enumerate(commands, start=1)]
     if commands and any(not row.get("commands") for row in result["rows"][1:]):

@@ -22,7 +22,7 @@ from dvsnas_jax.space import zoo
 
 NAME, JOBS, LOG = "compare", "jobs", "compare.jsonl"
 STATIC = "static network"
-SCORES = ("miou", "fwiou", "accuracy", "class_accuracy", "flicker", "flow_consistency")
+SCORES = ("miou", "fwiou", "accuracy", "class_accuracy", "flicker", "changes_followed", "flow_consistency")
 _FILE = re.compile(r"(?P<key>[0-9a-f]{12}(?:_[a-z]+)*)_seed(?P<seed>\d{4,})\.json")
 
 Record = Mapping[str, Any]
@@ -85,6 +85,7 @@ def collect(config: Mapping[str, Any], jobs: Jobs, log: Sequence[Record]) -> dic
         "mode": config["space"]["mode"],
         "interval": config["schedule"]["interval"],
         "split": config["evaluate"]["split"],
+        "size": config["evaluate"].get("size", "frame"),  # runs of earlier versions have no such key
         "num_frames": scored[0]["num_frames"] if scored else 0,
         "train_steps": config["train"]["steps"],
         "seeds": seeds,
@@ -153,8 +154,11 @@ def summarise(
     noises = []
     for record in records:
         found = record[part]
-        numbers = {name: found[name] for name in SCORES} | {"key_share": found.get("key_share", 1.0)}
+        # Jobs of earlier versions lack some.
+        numbers = {name: found.get(name) for name in SCORES} | {"key_share": found.get("key_share", 1.0)}
         numbers |= {f"vc_{n}": value for n, value in found["vc"].items()} | record["cost"][part]
+        numbers |= {f"vspw_vc_{n}": value for n, value in found.get("vspw_vc", {}).items()}
+        numbers |= {f"age_{age}": row["miou"] for age, row in (found.get("by_age") or {}).items()}
         numbers |= {"ms": None, "time_ratio": None}
         if "times" in record:
             own, times = record["times"]["static"]["ms_per_frame"], record["times"][part]

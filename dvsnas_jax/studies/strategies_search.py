@@ -85,8 +85,9 @@ def run(
         made = {name: strategies.make(name, space, config.controller) for name in names}
         for strategy in made.values():
             relaxed_steps.check(config, space, strategy)
+        features.require_ages(config)
         pretrain.check(config, folder)
-        require_labels.check(config, is_rewarded=True)
+        require_labels.check(config, folder, is_rewarded=True)
         claims.claim(config, folder, ignore=MAY_DIFFER)
         probes = draw_probes(space, budget.num_correlated, config.seed, made[names[0]].op_mask)
         parts = table_maker.assemble(config, folder, stop)

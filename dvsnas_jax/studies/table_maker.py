@@ -22,13 +22,23 @@ from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, cores, errors, progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.search import pipeline, scratch, steps
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import table
-from dvsnas_jax.train import cell_training, claims, feature_store, features, optim, pretrain, require_labels
+from dvsnas_jax.train import (
+    averaging,
+    cell_loss,
+    cell_training,
+    claims,
+    clip_scores,
+    feature_store,
+    features,
+    optim,
+    pretrain,
+    require_labels,
+)
 
 LOG = "table.jsonl"
 STATIC = "table_static.json"
@@ -89,8 +99,9 @@ def run(
         )
     with folder.hold():
         config = claims.check(config, folder, ignore=MAY_DIFFER)
+        features.require_ages(config)
         pretrain.check(config, folder)
-        require_labels.check(config, is_rewarded=True)
+        require_labels.check(config, folder, is_rewarded=True)
         claims.claim(config, folder, ignore=MAY_DIFFER)
         lines = _train_all(config, folder, num_seeds, num_best_seeds)
         static = folder.read_json(STATIC)
@@ -120,13 +131,15 @@ def _train_all(
 def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag) -> pipeline.Parts:
     """The static network, trained or restored, its features, and the jitted steps of the space."""
     space = features.space_of(config)
-    num_clips = clips_lib.num_clips(config.data, "train", config.data.num_frames)
     variables = pretrain.run(config, folder, stop)
     strategy = strategies.make(strategies.BASELINE, space, config.controller)
     supernet = supernet_lib.make(space, features.settings_of(config))
     placement = feature_store.everywhere(config.search)
-    compiled = pipeline.Compiled(steps.make(supernet, config.search, placement.mesh), placement)
-    return pipeline.assemble(config, strategy, variables, num_clips, compiled)
+    weights = cell_training.class_weights(config, folder)
+    loss = cell_loss.make(config, config.search.label_stride, weights)
+    compiled = pipeline.Compiled(steps.make(supernet, config.search, placement.mesh, loss=loss), placement, weights)
+    share = averaging.starting_share(config, variables, folder)
+    return pipeline.assemble(config, strategy, variables, compiled, share=share)
 
 
 def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:
@@ -134,7 +147,8 @@ def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:
     config, section = parts.config, parts.config.train
     supernet = supernet_lib.make(parts.space, features.settings_of(config))
     optimizer = optim.make(section)
-    train_alone = steps.make_alone(supernet, optimizer, section.label_stride, section.polyak)
+    loss = cell_loss.make(config, section.label_stride, parts.class_weights)
+    train_alone = steps.make_alone(supernet, optimizer, loss, section.polyak)
 
     def train(
         params: types.Params, genotype: jax.Array, store: types.FeatureStore, clips: jax.Array
@@ -156,7 +170,7 @@ def train_and_score(parts: pipeline.Parts, trainer: Trainer, genotype: np.ndarra
     """Trains one cell with one of the trainer's seeds; its reward record."""
     initial = jax.tree.map(lambda x: x[seed], trainer.initial)
     params = trainer.train(initial, genotype, *feature_store.anywhere(parts.train_store, trainer.clips[seed]))
-    clips = pipeline.evaluation_batches(parts.val_store.num_clips, parts.config.search)
+    clips = clip_scores.batches(parts.val_store.num_clips, parts.config.search)
     return pipeline.score_shared(parts, params, genotype[None], clips)[0]
 
 

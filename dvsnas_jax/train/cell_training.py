@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -19,14 +20,55 @@ from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed, signals
 from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import cell_end, operations, zoo
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations, zoo
-from dvsnas_jax.train import claims, feature_store, losses, optim, pretrain, require_labels, training_loop, winners
+from dvsnas_jax.train import (
+    averaging,
+    cell_loss,
+    claims,
+    clip_scores,
+    feature_cache,
+    feature_store,
+    keeping,
+    optim,
+    pretrain,
+    require_labels,
+    training_loop,
+    winners,
+)
 from dvsnas_jax.train import features as features_lib
 
 CELL_STAGE = "cell"
 BEST = winners.BEST
 StepFn = Callable[[optim.TrainState, types.FeatureStore, types.Array], tuple[optim.TrainState, dict[str, jax.Array]]]
+
+
+class Material(NamedTuple):
+    """What the cells of a run are trained with.
+
+    Attributes:
+      store: features of the meta-training clips.
+      validation: of the meta-validation clips; None where nothing is validated (`train.eval_every` is 0).
+      class_weights: of `class_weights`.
+      share: of the static network in the average that a refining cell starts from; None: the default.
+    """
+
+    store: feature_store.AnyStore
+    validation: feature_store.AnyStore | None = None
+    class_weights: np.ndarray | None = None
+    share: float | None = None
+
+
+class Trained(NamedTuple):
+    """A trained cell.
+
+    Attributes:
+      params: the averaged weights that were kept, with running statistics in every normalisation.
+      found: what they count on all meta-validation clips, N = 1; None where nothing was validated.
+    """
+
+    params: types.Params
+    found: clip_scores.ClipScores | None = None
 
 
 def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_path: str | None) -> dict[str, Any]:
@@ -43,8 +85,10 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
         config = claims.check(config, folder)
         given = _given(config, genotype_path) if genotype_path else None
         is_done = winners.is_trained(folder, *given) if given else pretrain.is_trained(config, folder)
+        if given and not is_done:
+            features_lib.require_ages(config)
         pretrain.check(config, folder)
-        num_clips = require_labels.check(config)
+        require_labels.check(config, folder)
         claims.claim(config, folder)
         winners.unmark_search(folder)
         if is_done and distributed.is_main():
@@ -56,12 +100,11 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
                 return {"stages": [pretrain.STAGE], "genotype": None}
             space, genotype = given
             if not is_done:
-                clips, _ = pretrain.split_clips(config, num_clips)
-                store = features_lib.train_store(config, variables, clips, features_lib.needed_maps(space, config))
+                made = material(config, variables, features_lib.needed_maps(space, config), folder)
                 name = f"retrain_{genotype_lib.digest(space, genotype)}"
                 stage = training_loop.Stage.of(config.train, name, folder, stop)
-                params = train_cell(config, space, genotype, store, stage)
-                save_winner(folder, space, genotype, params, {}, made_by=winners.TRAIN)
+                trained = train_cell(config, space, genotype, made, stage)
+                save_winner(folder, space, genotype, trained.params, {}, made_by=winners.TRAIN)
     return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
 
 
@@ -86,49 +129,87 @@ def read_genotype(path: str | pathlib.Path, *, name: str = "genotype") -> tuple[
     return zoo.read(path, name=name)
 
 
+def class_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> np.ndarray | None:
+    """The class weights f32 [K] of the cells of a run: those of its static network, None where all classes are alike.
+
+    They are counted where the run folder does not hold them yet.
+    """
+    return None if config.train.loss == cell_loss.PLAIN else pretrain.class_weights(config, folder)
+
+
+def material(
+    config: ml_collections.ConfigDict,
+    variables: Any,
+    names: tuple[str, ...],
+    folder: workdir.Workdir,
+) -> Material:
+    """Computes the features of the train split, with the maps of these names; the folder is the run's."""
+    training, held_out = pretrain.split_clips(config)
+    store = features_lib.train_store(config, variables, training, names)
+    validation = None
+    if config.train.eval_every:
+        found = features_lib.compute(config, variables, features_lib.select(config, held_out), names)
+        # In the memory of this host: clips of the whole size are several times as large as those of the training.
+        mesh = mesh_lib.make(devices=list(feature_store.state_sharding(store).device_set))
+        placement = feature_store.Placement(mesh, 1, feature_store.HOST, "features for validation: on the host")
+        validation = feature_store.place(placement, feature_cache.Memory(found), len(held_out))
+    share = averaging.starting_share(config, variables, folder)
+    return Material(store, validation, class_weights(config, folder), share)
+
+
 def train_cell(
     config: ml_collections.ConfigDict,
     space: genotype_lib.Space,
     genotype: np.ndarray,
-    store: feature_store.AnyStore,
+    material: Material,
     stage: training_loop.Stage,
-) -> types.Params:
+) -> Trained:
     """Trains the cell of a genotype, i32 [L, 5], from scratch through time, as section `train` says.
+
+    Every `train.eval_every` steps the averaged weights, with running statistics, are scored on all meta-validation
+    clips; the best are kept, those before the first step included. Where it is 0, the last are.
 
     Every device of every process does the same work: the cell's batch statistics are those of the whole batch, and a
     device would wait for the others in each normalisation.
-
-    Returns:
-      The averaged weights with running statistics in every normalisation.
     """
-    section = config.train
-    settings = features_lib.settings_of(config)
+    section, store, settings = config.train, material.store, features_lib.settings_of(config)
     cell = cell_lib.make(space, genotype, settings)
-    if not settings.has_output:  # a baseline: nothing of it is trained
-        return compilation.jit_once(cell.init)(jax.random.key(config.seed))
     optimizer = optim.make(section)
     # Where the store is: a state that is committed to no device would compile the step twice.
     where = feature_store.state_sharding(store)
-    state = jax.tree.map(lambda x: mesh_lib.put(x, where), init(cell, optimizer, config.seed))
-    step_fn = make_step(cell, optimizer, section)
+    state = jax.tree.map(lambda x: mesh_lib.put(x, where), init(cell, optimizer, config.seed, material.share))
+    loss = cell_loss.make(config, section.label_stride, material.class_weights)
+    jitted_step = make_step(cell, optimizer, loss, section.polyak)
+
+    def step(state: optim.TrainState, clips: np.ndarray) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+        return jitted_step(state, *feature_store.anywhere(store, clips))
 
     def batches(start: int) -> Iterator[np.ndarray]:
         for step in itertools.count(start):
             yield draw_clips((config.seed, 2, step), store.num_clips, (section.batch_size,))
 
-    state = training_loop.fit(
-        state,
-        stage,
-        step_fn=lambda state, clips: step_fn(state, *feature_store.anywhere(store, clips)),
-        batches_fn=batches,
-    )
     drawn = batches(section.steps)
-    return calibrate(cell, state.average, store, [next(drawn) for _ in range(section.norm_batches)])
+    calibrate = make_calibrate(cell, store, [next(drawn) for _ in range(section.norm_batches)])
+    if not settings.has_output:  # a baseline: nothing of it is trained
+        return Trained(state.params)
+    if not section.eval_every:
+        state = training_loop.fit(state, stage, step_fn=step, batches_fn=batches)
+        return Trained(calibrate(state.average))
+    assert material.validation is not None, "no meta-validation clips to choose the best on"
+    count_fn = clip_scores.make_count(cell.unroll, settings.num_ages)
+    count = functools.partial(clip_scores.of_store, count_fn, store=material.validation, section=config.search)
+    validation = keeping.Validation(calibrate, count, keeping.make_score(config))
+    kept = keeping.fit(keeping.start(state), stage, section.eval_every, validation, step_fn=step, batches_fn=batches)
+    params = calibrate(kept.best)
+    return Trained(params, count(params))
 
 
-def init(cell: cell_lib.Cell, optimizer: optax.GradientTransformation, seed: int) -> optim.TrainState:
-    """The state before the first step."""
-    return optim.start(optimizer, compilation.jit_once(cell.init)(jax.random.key(seed)), is_averaged=True)
+def init(
+    cell: cell_lib.Cell, optimizer: optax.GradientTransformation, seed: int, share: float | None = None
+) -> optim.TrainState:
+    """The state before the first step; `share`: as `Material.share`."""
+    params = compilation.jit_once(cell.init)(jax.random.key(seed))
+    return optim.start(optimizer, cell_end.with_share(params, share), is_averaged=True)
 
 
 def draw_clips(key: tuple[int, ...], num_clips: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -137,37 +218,43 @@ def draw_clips(key: tuple[int, ...], num_clips: int, shape: tuple[int, ...]) -> 
 
 
 def make_step(
-    cell: cell_lib.Cell, optimizer: optax.GradientTransformation, section: ml_collections.ConfigDict
+    cell: cell_lib.Cell, optimizer: optax.GradientTransformation, loss: cell_loss.CellLoss, decay: float
 ) -> StepFn:
-    """The jitted step `(state, store, clips i32 [B]) -> (state, metrics)`; the state is donated."""
+    """The jitted step `(state, store, clips i32 [B]) -> (state, metrics)`; the state is donated.
+
+    `decay` is that of the averaged weights.
+    """
 
     def loss_fn(params: types.Params, features: types.Features, labels: jax.Array) -> jax.Array:
         logits, schedule_loss = cell.unroll_training(params, features)
-        return losses.of_clips(logits, labels, section.label_stride) + schedule_loss
+        return loss(logits, labels, features.logits) + schedule_loss
 
     def step(
         state: optim.TrainState, store: types.FeatureStore, clips: jax.Array
     ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
         loss, grads = jax.value_and_grad(loss_fn)(state.params, *feature_store.take(store, clips))
-        after = optim.descend(optimizer, state, grads, section.polyak)
+        after = optim.descend(optimizer, state, grads, decay)
         return after, {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
 
     return compilation.jit(step, donate_argnums=0)
 
 
-def calibrate(
-    cell: cell_lib.Cell, params: types.Params, store: feature_store.AnyStore, batches: list[np.ndarray]
-) -> types.Params:
-    """Running statistics: the mean of the batch moments of the final weights over some batches."""
+def make_calibrate(
+    cell: cell_lib.Cell, store: feature_store.AnyStore, batches: list[np.ndarray]
+) -> Callable[[types.Params], types.Params]:
+    """`weights -> weights` with running statistics: the mean of their batch moments over some batches."""
 
     @jax.jit
     def moments(params: types.Params, store: types.FeatureStore, clips: jax.Array) -> operations.Moments:
         return cell.moments(params, feature_store.take(store, clips)[0])
 
-    drawn = [jax.device_get(moments(params, *feature_store.anywhere(store, clips))) for clips in batches]
-    where = feature_store.state_sharding(store)
-    mean = jax.tree.map(lambda *xs: mesh_lib.put(np.mean(xs, axis=0), where), *drawn)
-    return cell_lib.freeze_norm(params, mean)
+    def calibrate(params: types.Params) -> types.Params:
+        drawn = [jax.device_get(moments(params, *feature_store.anywhere(store, clips))) for clips in batches]
+        where = feature_store.state_sharding(store)
+        mean = jax.tree.map(lambda *xs: mesh_lib.put(np.mean(xs, axis=0), where), *drawn)
+        return cell_lib.freeze_norm(params, mean)
+
+    return calibrate
 
 
 def save_winner(

@@ -73,6 +73,8 @@ def key(
         **_contents(config),
         "names": list(names),
         "clips": np.asarray(clips).tolist(),
+        # What `features.spread_ages` goes by.
+        "ages": config.schedule.interval if config.space.mode == "propagate" else 0,
         "drawn": [num_drawn, config.seed if num_drawn else 0],
         "backend": jax.default_backend(),
         "jax": jax.__version__,

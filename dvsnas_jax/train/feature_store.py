@@ -194,7 +194,7 @@ def training(store: AnyStore, clips: np.ndarray) -> tuple[types.FeatureStore, np
 
 
 def evaluation(store: AnyStore, clips: np.ndarray) -> tuple[types.FeatureStore, np.ndarray]:
-    """Likewise what `evaluate_shared` wants for the clips [R, B], -1 = padding."""
+    """Likewise what `evaluate_shared` wants for the clips [R, B] of `in_order`."""
     if isinstance(store, types.FeatureStore) or store.held is not None:
         return _held(store, clips)
     data, (num, size) = mesh_lib.num_data(store.placement.mesh), clips.shape
@@ -220,13 +220,14 @@ def _held(store: AnyStore, clips: np.ndarray) -> tuple[types.FeatureStore, np.nd
 def _fetched(
     store: Store, clips: np.ndarray, order: np.ndarray, spec: PartitionSpec
 ) -> tuple[types.FeatureStore, np.ndarray]:
-    """A row for each clip, fetched in an order of the flat `clips`, and where among them the clips are; -1 stays."""
+    """A row for each clip, fetched in an order of the flat `clips`, and where among them the clips are."""
     assert store.source is not None
-    rows = np.empty(clips.size, np.int32)
-    rows[order] = np.arange(clips.size, dtype=np.int32)
+    flat = np.empty(clips.size, np.int32)
+    flat[order] = np.arange(clips.size, dtype=np.int32)
     where = mesh_lib.sharding(store.placement.mesh, spec)
-    found = _fetch(store.source, np.maximum(clips, 0).reshape(-1)[order], where)
-    return found, np.where(clips < 0, -1, rows.reshape(clips.shape)).astype(np.int32)
+    found = _fetch(store.source, number(clips).reshape(-1)[order], where)
+    rows = flat.reshape(clips.shape)
+    return found, np.where(clips < 0, ~rows, rows).astype(np.int32)
 
 
 def take(store: types.FeatureStore, clips: jax.Array) -> tuple[types.Features, jax.Array]:
@@ -253,10 +254,16 @@ def state_sharding(store: AnyStore) -> jax.sharding.Sharding:
 
 
 def rows_of(store: Store, clips: np.ndarray) -> np.ndarray:
-    """The rows of `held` where some clips are, -1 stays."""
-    parts = store.placement.num_parts
+    """The rows of `held` where some clips are."""
+    parts, numbers = store.placement.num_parts, number(clips)
     per_part = -(-store.num_clips // parts)
-    return np.where(clips < 0, -1, clips % parts * per_part + clips // parts).astype(np.int32)
+    rows = numbers % parts * per_part + numbers // parts
+    return np.where(clips < 0, ~rows, rows).astype(np.int32)
+
+
+def number(clips: Any) -> Any:
+    """The clips i32 [...] themselves, of NumPy or JAX, where ~c (below 0) is clip c that only fills up a batch."""
+    return clips ^ (clips >> 31)
 
 
 def deal(clips: np.ndarray, num_clips: int, num_parts: int) -> np.ndarray:
@@ -278,8 +285,12 @@ def deal(clips: np.ndarray, num_clips: int, num_parts: int) -> np.ndarray:
 def in_order(num_clips: int, num_slots: int, batch_size: int, num_parts: int) -> np.ndarray:
     """Clips 0 .. num_clips - 1, each once, in batches i32 [num_slots / B, B] whose part p has clips c % P == p.
 
-    -1 = padding.
+    What is left over is filled up with the first clips of the part again, as ~c: they are counted nowhere. A batch
+    normalises by all that it holds: a clip with copies of itself, or with nothing, would be normalised as no other.
+    So a batch holds different clips where there are as many as it wants.
     """
     dealt = np.arange(num_slots, dtype=np.int32).reshape(-1, batch_size // num_parts, num_parts)
-    clips = dealt.swapaxes(1, 2).reshape(-1, batch_size)
-    return np.where(clips < num_clips, clips, -1).astype(np.int32)
+    part, place = dealt % num_parts, dealt // num_parts
+    own = np.maximum((num_clips - part + num_parts - 1) // num_parts, 1)
+    clips = np.where(dealt < num_clips, dealt, ~(place % own * num_parts + part))
+    return clips.swapaxes(1, 2).reshape(-1, batch_size).astype(np.int32)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import progress, types
+from dvsnas_jax.core import errors, progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data.loading import example_order, pipeline
@@ -130,12 +130,14 @@ def draw(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: in
     """Number `first` to before `last` of what is wanted: clips as they are, or augmented draws of them."""
     if not wanted.num_drawn:
         return select(config, wanted.clips[first:last])
+    numbers = np.arange(first, last)
     data, seed = config.data, config.seed + 1
     batches = pipeline.train_batches(
         data, batch_size=1, num_frames=data.num_frames, seed=seed, part=example_order.Part(first), indices=wanted.clips
     )
-    drawn = [next(batches) for _ in range(first, last)]
-    return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
+    drawn = [next(batches) for _ in numbers]
+    clip = jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
+    return spread_ages(clip, numbers, settings_of(config).num_ages)
 
 
 def placed(
@@ -169,4 +171,41 @@ def placed(
 
 def select(config: ml_collections.ConfigDict, clips: np.ndarray) -> types.Clip:
     """Some clips of the train split, not augmented."""
-    return pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames, indices=clips)
+    found = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames, indices=clips)
+    return spread_ages(found, clips, settings_of(config).num_ages)
+
+
+def spread_ages(clip: types.Clip, numbers: np.ndarray, ages: int) -> types.Clip:
+    """Propagate: clips whose only label is that of the last frame, each with that frame at another age.
+
+    A clip starts with a key frame, so its last frame would have the same age in all of them, and no other age would be
+    learned or scored. Frame number % `ages` of a clip becomes the labelled one; before it is what was before it, after
+    it the same backwards, as if the camera turned round. Clips with labels on other frames, too, stay as they are.
+
+    Args:
+      clip: u8 [N, T, ...].
+      numbers: integers [N], of the clips.
+      ages: `CellSettings.num_ages`; 0: all stay.
+    """
+    labels = np.asarray(clip.labels)
+    is_alone = (labels[:, :-1] == types.IGNORE).all(axis=(1, 2, 3))
+    if not ages or not is_alone.any():
+        return clip
+    last = labels.shape[1] - 1
+    target = np.where(is_alone, np.minimum(numbers % ages, last), last)
+    rows, places = np.arange(len(labels))[:, None], last - np.abs(target[:, None] - np.arange(last + 1))
+    return types.Clip(frames=np.asarray(clip.frames)[rows, places], labels=labels[rows, places])
+
+
+def require_ages(config: ml_collections.ConfigDict) -> None:
+    """Whether clips are long enough to train a cell on.
+
+    Raises:
+      UserError: in propagate mode they end before the second key frame, so some change from frame to frame is in none.
+    """
+    ages, num_frames = settings_of(config).num_ages, config.data.num_frames
+    if ages and num_frames <= ages:
+        raise errors.UserError(
+            f"data.num_frames: a clip of {num_frames} frames does not reach from one key frame to the next, which is "
+            f"schedule.interval = {ages} frames later; set data.num_frames to {ages + 1} or more, or lower the interval"
+        )

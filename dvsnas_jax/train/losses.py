@@ -21,6 +21,7 @@ def cross_entropy(
     class_weights: types.Array | None = None,
     smoothing: float = 0.0,
     hardest: float = 1.0,
+    image_weights: types.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax cross-entropy over the labelled pixels.
 
@@ -31,6 +32,7 @@ def cross_entropy(
       smoothing: share of the target that is spread evenly over all classes (Szegedy 2016, arXiv 1512.00567).
       hardest: share of the labelled pixels that count, those of the largest losses (online hard example mining,
         Shrivastava 2016, arXiv 1604.03540).
+      image_weights: f32 [...], what a pixel of each image weighs; those of weight 0 are none of the hardest.
 
     Returns:
       The mean (0 where no pixel is labelled) and the number of pixels that count, f32.
@@ -50,6 +52,9 @@ def cross_entropy(
     if smoothing:
         losses = (1 - smoothing) * losses + smoothing * (total - flat.mean(axis=-1))
     weights = is_valid.astype(jnp.float32)
+    if image_weights is not None:
+        weights *= jnp.asarray(image_weights, jnp.float32).reshape(-1, 1, 1)
+        is_valid &= weights > 0
     if class_weights is not None:
         weights *= one_hot @ jnp.asarray(class_weights, jnp.float32)
     if hardest < 1:
@@ -70,20 +75,22 @@ def subsample_labels(labels: jax.Array, stride: int) -> jax.Array:
     return labels[..., stride // 2 :: stride, stride // 2 :: stride]
 
 
-def of_clips(logits: jax.Array, labels: jax.Array, label_stride: int) -> jax.Array:
-    """Mean cross-entropy over the labelled pixels of all frames: logits [T, B, h, w, K], labels u8 [T, B, H, W]."""
-    return cross_entropy(logits, subsample_labels(labels, label_stride))[0]
-
-
-def distillation(logits: types.Array, teacher: types.Array, temperature: float) -> jax.Array:
-    """Divergence of the softened predictions, [..., K], from a teacher's (Hinton 2015, arXiv 1503.02531).
+def distillation(
+    logits: types.Array, teacher: types.Array, temperature: float, image_weights: types.Array | None = None
+) -> jax.Array:
+    """Divergence of the softened predictions, [..., h, w, K], from a teacher's (Hinton 2015, arXiv 1503.02531).
 
     Mean Kullback-Leibler divergence in nats, times temperature^2, which keeps the size of its gradient.
+    `image_weights`, f32 [...], are what a pixel of each image weighs in the mean, which is 0 where all of them are.
     """
     chex.assert_equal_shape([logits, teacher])
     own = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32) / temperature)
     theirs = jax.nn.log_softmax(jnp.asarray(teacher, jnp.float32) / temperature)
-    return temperature**2 * (jnp.exp(theirs) * (theirs - own)).sum(axis=-1).mean()
+    divergence = temperature**2 * (jnp.exp(theirs) * (theirs - own)).sum(axis=-1)
+    if image_weights is None:
+        return divergence.mean()
+    weights = jnp.asarray(image_weights, jnp.float32)
+    return (divergence.mean(axis=(-2, -1)) * weights).sum() / jnp.maximum(weights.sum(), 1e-6)
 
 
 def median_weights(counts: np.ndarray) -> np.ndarray:
@@ -98,3 +105,16 @@ def median_weights(counts: np.ndarray) -> np.ndarray:
     seen = frequency > 0
     median = np.median(frequency[seen]) if seen.any() else 0.0
     return np.where(seen, median / np.maximum(frequency, 1e-12), 0.0).astype(np.float32)
+
+
+LOG_OFFSET = 1.10
+"""ENet's is 1.02, with which the rarest class weighs up to 50; this one bounds the weights by 10.5."""
+
+
+def log_weights(counts: np.ndarray) -> np.ndarray:
+    """Class weights f32 [K] that grow with the logarithm of a class's rareness (ENet, Paszke 2016, arXiv 1606.02147).
+
+    Of pixel counts [N, K]: 1 / ln(LOG_OFFSET + share of all labelled pixels).
+    """
+    totals = np.asarray(counts, np.float64).sum(axis=0)
+    return (1 / np.log(LOG_OFFSET + totals / max(totals.sum(), 1))).astype(np.float32)

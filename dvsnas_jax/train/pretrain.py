@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,14 +22,16 @@ import optax
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.core.processes import signals
-from dvsnas_jax.data.loading import example_order, pipeline, prefetch
+from dvsnas_jax.core.processes import distributed, signals
+from dvsnas_jax.data import datasets
+from dvsnas_jax.data.loading import example_order, held_out, pipeline, prefetch, store
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.nets.weights import weights_folder
 from dvsnas_jax.train import features, optim, pretrain_loss, training_loop
 
 STAGE = "pretrain"
+CLASS_WEIGHTS = "class_weights.json"
+"""In a run folder: what `pretrain.class_weights` asked for, and the weights."""
 _COPIES = 4
 """Of the variables while they are trained: they, their average, the best of it, gradients."""
 
@@ -52,11 +55,26 @@ class PretrainState:
     step: types.Array
 
 
-def split_clips(config: ml_collections.ConfigDict, num_clips: int) -> tuple[np.ndarray, np.ndarray]:
-    """Meta-training and meta-validation clips of the train split: indices, disjoint, from the seed."""
-    order = np.random.default_rng((config.seed, 1)).permutation(num_clips)
-    num_val = min(max(int(round(num_clips * config.search.meta_val_fraction)), 1), num_clips - 1)
-    return np.sort(order[num_val:]), np.sort(order[:num_val])
+def split_clips(config: ml_collections.ConfigDict) -> held_out.Split:
+    """Meta-training and meta-validation clips of the train split: indices, disjoint, from the seed.
+
+    They are a function of the configuration and of which frames there are, see `held_out`. Rewards are measured on the
+    first of the second. Clips that are computed are independent: any choice of them is honest.
+
+    Raises:
+      UserError: the train split cannot be used, or no clip is left to train on.
+    """
+    data, section = config.data, config.search
+    targets = store.index(data, "train", data.num_frames).places[:, -1]
+    num_held = held_out.count(len(targets), section.meta_val_fraction)
+    if section.meta_val == held_out.RANDOM or datasets.of(data).is_computed:
+        return held_out.at_random(len(targets), num_held, config.seed)
+    found = store.source(data, "train").frames
+    _, sequences = np.unique([found[place].sequence for place in targets], return_inverse=True)
+    numbers = np.array([found[place].number for place in targets], np.int64)
+    farthest = data.frame_gap + max(data.frame_gap_tolerance, data.gap_jitter)
+    reach = 0 if store.is_still(data) else int(data.num_frames * farthest)  # stills are single frames: none is shared
+    return held_out.in_blocks(sequences, numbers, num_held, reach=reach, seed=config.seed)
 
 
 def is_trained(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> bool:
@@ -78,12 +96,12 @@ def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
     _require_memory(net)
     if config.net.weights:
         empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), static_net.shapes(net))
-        weights_folder.load(config.net.weights, empty, config.net)
+        static_net.with_weights(config.net, empty)
     pretrain_loss.load_teacher(section.teacher, num_classes, restore)
-    if section.class_weights != "median":
+    if section.class_weights not in pretrain_loss.COUNTED:
         pretrain_loss.class_weights(section.class_weights, num_classes, lambda: iter(()))
     batch_size, num_frames = _batch(config)
-    clips, _ = split_clips(config, pipeline.num_clips(config.data, "train", config.data.num_frames))
+    clips, _ = split_clips(config)
     pipeline.train_batches(config.data, batch_size=batch_size, num_frames=num_frames, seed=config.seed, indices=clips)
 
 
@@ -117,17 +135,15 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
     num_classes = pipeline.class_table(config.data).num_classes
     net = static_net.make(config.net, num_classes)
     optimizer, rng = make_optimizer(section), jax.random.key(config.seed)
-    state = init(static_net.start(config.net, net, rng), optimizer)
+    state = init(static_net.start(config.net, net, rng, _note), optimizer)
     teacher = pretrain_loss.load_teacher(section.teacher, num_classes, restore)
-    num_clips = pipeline.num_clips(config.data, "train", config.data.num_frames)
-    meta_train, meta_val = split_clips(config, num_clips)
-
+    meta_train, meta_val = split_clips(config)
     sizes = {"batch_size": batch_size, "num_frames": num_frames, "seed": config.seed}
     batches = functools.partial(pipeline.train_batches, config.data, indices=meta_train, **sizes)
     if jax.device_count() > 1:
         state = mesh_lib.replicate_for_batch(state, batch_size)
 
-    weights = pretrain_loss.class_weights(section.class_weights, num_classes, batches)
+    weights = class_weights(config, folder)
     step_fn = make_step(pretrain_loss.make(section, net, teacher.net, weights), optimizer, section.polyak, rng)
     validate = make_validate(config, meta_val)
 
@@ -149,6 +165,33 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
         after_fn=after,
     )
     return state.best
+
+
+def class_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> np.ndarray | None:
+    """The class weights f32 [K] of the static network of a run, None where all classes are alike.
+
+    Those that follow from the labels of training batches are counted once and kept in the run folder, for the cells.
+    """
+    text, kept = config.pretrain.class_weights, folder.path / CLASS_WEIGHTS
+    if not text:
+        return None
+    if kept.is_file():
+        stored = folder.read_json(CLASS_WEIGHTS)
+        if stored["asked"] == text:
+            return np.array(stored["weights"], np.float32)
+    batch_size, num_frames = _batch(config)
+    clips, _ = split_clips(config)
+    sizes = {"batch_size": batch_size, "num_frames": num_frames, "seed": config.seed}
+    batches = functools.partial(pipeline.train_batches, config.data, indices=clips, **sizes)
+    found = pretrain_loss.class_weights(text, pipeline.class_table(config.data).num_classes, batches)
+    assert found is not None
+    folder.write_json(CLASS_WEIGHTS, {"asked": text, "weights": found.tolist()})
+    return found
+
+
+def _note(text: str) -> None:
+    if distributed.is_main():
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _on_devices(batches: Callable[..., Iterator[types.Clip]], batch_size: int, start: int) -> Iterator[types.Clip]:

@@ -17,7 +17,9 @@ from dvsnas_jax.nets import static_net
 from dvsnas_jax.train import claims, losses
 
 WEIGHT_BATCHES = 50
-"""Batches whose labels decide the class weights of median frequency balancing."""
+"""Batches whose labels decide the class weights that are counted."""
+COUNTED = {"median": losses.median_weights, "log": losses.log_weights}
+"""Kinds of `pretrain.class_weights` that follow from the training labels: pixel counts [N, K] -> weights [K]."""
 
 
 class Teacher(NamedTuple):
@@ -81,30 +83,31 @@ def make(
 
 
 def class_weights(text: str, num_classes: int, batches_fn: Callable[[], Iterator[types.Clip]]) -> np.ndarray | None:
-    """The class weights f32 [K] that `pretrain.class_weights` asks for: empty (None: all alike), "median" or K numbers.
+    """The class weights f32 [K] that `pretrain.class_weights` asks for: empty (None: all alike), a kind of `COUNTED`
+    or K numbers.
 
-    `batches_fn` gives the training batches from the first one on; their labels are counted for "median".
+    `batches_fn` gives the training batches from the first one on; their labels are counted for those kinds.
 
     Raises:
       UserError: none of these.
     """
     if not text:
         return None
-    if text == "median":
+    if text in COUNTED:
         counts = [
             np.bincount(image.ravel(), minlength=256)[:num_classes]
             for clip in itertools.islice(batches_fn(), WEIGHT_BATCHES)
             for image in np.asarray(clip.labels).reshape(-1, *clip.labels.shape[2:])
         ]
-        return losses.median_weights(np.array(counts))
+        return COUNTED[text](np.array(counts))
     try:
         values = np.array([float(part) for part in text.split(",")], np.float32)
     except ValueError:
         values = np.zeros(0, np.float32)
     if len(values) != num_classes or not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
         raise errors.UserError(
-            f"config key 'pretrain.class_weights': must be median or {num_classes} numbers (at least 0, not all 0) "
-            f"separated by commas, got {text!r}"
+            f"config key 'pretrain.class_weights': must be {', '.join(COUNTED)} or {num_classes} numbers (at least 0, "
+            f"not all 0) separated by commas, got {text!r}"
         )
     return values
 

@@ -9,14 +9,20 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data import coverage, datasets
-from dvsnas_jax.data.loading import pipeline, store, whole_videos
+from dvsnas_jax.data.loading import store, whole_videos
 from dvsnas_jax.train import pretrain
 
 
 def check(
-    config: ml_collections.ConfigDict, *, is_rewarded: bool = False, is_evaluated: bool = False, do_note: bool = True
+    config: ml_collections.ConfigDict,
+    folder: workdir.Workdir | None = None,
+    *,
+    is_rewarded: bool = False,
+    is_evaluated: bool = False,
+    do_note: bool = True,
 ) -> int:
     """Looks whether there are labelled pixels where a run trains and measures; prints notes on standard error.
 
@@ -24,40 +30,41 @@ def check(
     earlier), all where those look wrong. The clips that rewards are measured on are looked at one by one.
 
     Candidates that are rewarded are scored on meta-validation clips; a run that is evaluated, on
-    `config.evaluate.split` in the end. `do_note` prints what is harmless, too. Gives the number of clips of the train
-    split.
+    `config.evaluate.split` in the end. `do_note` prints what is harmless, too. Where the static network in `folder` is
+    trained and cells have a teacher, no training clip needs a label. Gives the number of clips of the train split.
 
     Raises:
       UserError: too few clips, or no labelled pixel where the run trains or measures, or masks that the config reads
         wrongly.
     """
     data = config.data
-    num_clips = pipeline.num_clips(data, "train", data.num_frames)
-    training, held_out = pretrain.split_clips(config, num_clips)
+    targets = store.index(data, "train", data.num_frames).places[:, -1]
+    training, held_out = pretrain.split_clips(config)
     if not len(held_out):
         raise errors.UserError(
             "data: the train split has one clip; at least two are needed, one to train and one to measure on: add "
             "labelled frames, or lower data.num_frames or data.frame_gap"
         )
     if datasets.of(data).is_computed:
-        return num_clips
+        return len(targets)
     if is_evaluated:
         whole_videos.find(data, config.evaluate.split)  # says so where there are none
     names = dict.fromkeys(("train", *([config.evaluate.split] if is_evaluated else [])))
     notes = _require_classes(data, list(names))
     for note in notes if do_note and distributed.is_main() else ():
         print(f"note: {note}", file=sys.stderr, flush=True)
-    targets = store.index(data, "train", data.num_frames).places[:, -1]
     if is_rewarded:
         num = min(config.search.reward_clips, len(held_out))
         what = f"the {num} meta-validation clips that rewards are measured on"
         keys = "search.meta_val_fraction, search.reward_clips or seed"
         _require_pixel(data, targets[held_out[:num]], what, keys)
     keys = "search.meta_val_fraction or seed"
-    _require_pixel(data, targets[training], f"the {len(training)} clips to train on", keys)
+    is_taught = config.train.teacher_weight > 0 and folder is not None and pretrain.is_trained(config, folder)
+    if not is_taught:
+        _require_pixel(data, targets[training], f"the {len(training)} clips to train on", keys)
     what = f"the {len(held_out)} training clips that are held out to choose the best weights"
     _require_pixel(data, targets[held_out], what, keys)
-    return num_clips
+    return len(targets)
 
 
 def is_scorable(config: ml_collections.ConfigDict) -> bool:

@@ -52,20 +52,30 @@ def size_problem(frame: frames.Frame, size: tuple[int, ...], label_size: tuple[i
 
 
 def load(
-    frame: frames.Frame, code: labels_lib.LabelCode, size: tuple[int, int], content: tuple[bytes, bytes] | None = None
+    frame: frames.Frame,
+    code: labels_lib.LabelCode,
+    size: tuple[int, int],
+    content: tuple[bytes, bytes] | None = None,
+    label_size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A frame u8 [height, width, 3] (bilinear, averaging) and its labels u8 [height, width] (nearest; 255 = none).
 
-    `content`: bytes of the image and of the label (empty: it has none) where they come from elsewhere.
+    `content`: bytes of the image and of the label (empty: it has none) where they come from elsewhere. `label_size`:
+    the labels are not resized, but have to be of this (height, width).
 
     Raises:
-      UserError: unreadable, another size than its label image, or an unknown label.
+      UserError: unreadable, another size than its label image or than `label_size`, or an unknown label.
     """
     image_bytes, label_bytes = content or (None, None)
     image = image_files.read_image(frame.image, image_bytes)
     if frame.label is None:
-        return image_files.resized(image, size), np.full(size, types.IGNORE, np.uint8)
+        return image_files.resized(image, size), np.full(label_size or size, types.IGNORE, np.uint8)
     labels = read_label(frame.label, code, label_bytes)
     if labels.shape != image.shape[:2]:
         raise errors.UserError(size_problem(frame, image.shape[1::-1], labels.shape[::-1]))
-    return image_files.resized(image, size), image_files.resized_nearest(labels, size)
+    if label_size is not None and labels.shape != label_size:
+        raise errors.UserError(
+            f"{frame.label}: {labels.shape[1]}x{labels.shape[0]} pixels, but the first frame of its video has "
+            f"{label_size[1]}x{label_size[0]}; evaluate.size=file needs one size, set evaluate.size=frame"
+        )
+    return image_files.resized(image, size), image_files.resized_nearest(labels, label_size or size)

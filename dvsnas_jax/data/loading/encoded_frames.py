@@ -8,6 +8,7 @@ from typing import Protocol
 import ml_collections
 import numpy as np
 
+from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data import datasets
 from dvsnas_jax.data.datasets import frames
 from dvsnas_jax.data.loading import decode
@@ -48,10 +49,28 @@ def open_media(data: ml_collections.ConfigDict, split: str) -> Media:
     return reading.of(data, split) or FolderMedia(datasets.find(data, split))
 
 
-def load(media: Media, place: int, size: tuple[int, int], *, as_bytes: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def load(
+    media: Media,
+    place: int,
+    size: tuple[int, int],
+    *,
+    as_bytes: bool = False,
+    label_size: tuple[int, int] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """A frame and its labels, see `decode.load`; files are read by their path, but `as_bytes` as a loader does it."""
     content = None
     if as_bytes or not isinstance(media, FolderMedia):
         images, labels = media.read(np.array([place], np.int32))
         content = images[0], labels[0]
-    return decode.load(media.source.frames[place], media.source.code, size, content)
+    return decode.load(media.source.frames[place], media.source.code, size, content, label_size)
+
+
+def file_size(media: Media, place: int) -> tuple[int, int]:
+    """Height and width of a frame, and so of its label image, as it is stored; upright.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    images, _ = media.read(np.array([place], np.int32))
+    height, width, _ = image_files.read_image(media.source.frames[place].image, images[0]).shape
+    return height, width

@@ -14,7 +14,7 @@ import numpy as np
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.data import datasets
-from dvsnas_jax.data.loading import augment, example_order, store, tf_loader, warp
+from dvsnas_jax.data.loading import augment, cutout, example_order, store, tf_loader, warp
 
 LOADERS = ("auto", "tf", "numpy")
 Indices = Sequence[int] | np.ndarray
@@ -53,7 +53,10 @@ def load_clips(
         stored, places = store.select(data, split, index.places[numbers])
     if not store.is_still(data) or num_frames == 1:
         return types.Clip(frames=stored.frames[places], labels=stored.labels[places])
-    rules = augment.plain(*store.size_of(data), jitter=float(data.jitter), is_still=True)
+    noisy = data.still_noise if data.still_noise == augment.ON_HISTORY else augment.NO_NOISE  # the target as it is
+    rules = augment.plain(
+        *store.size_of(data), jitter=float(data.jitter), is_still=True, motion=data.still_motion, noisy=noisy
+    )
     examples = example_order.unaugmented(index.places, num_frames, _seed(data.seed), map(int, numbers))
     own = (dataclasses.replace(example, places=place) for example, place in zip(examples, places, strict=True))
     return _made(stored, rules, num_frames, own)
@@ -75,6 +78,10 @@ def _rules(data: ml_collections.ConfigDict) -> augment.Rules:
         jitter=float(data.jitter),
         flip=bool(data.flip),
         is_still=store.is_still(data),
+        motion=str(data.still_motion),
+        noisy=str(data.still_noise),
+        objects=float(data.still_objects),
+        object_ids=cutout.ids(class_table(data)) if data.still_objects else (),
         jitter_per_frame=bool(data.jitter_per_frame),
         max_ratio=float(data.crop_max_ratio),
         tries=int(data.crop_tries),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Sequence
 
@@ -104,29 +105,41 @@ def free_memory() -> int:
         return 1 << 62
 
 
-def _blank(num: int, size: tuple[int, int], what: str) -> Store:
-    """Room for frames and labels of the split `what`.
+def _blank(num: int, size: tuple[int, int], what: str, label_size: tuple[int, int] | None = None) -> Store:
+    """Room for frames and labels (of a size of their own, where one is given) of the split `what`.
 
     Raises UserError: there is none in the memory that is free now; with the arithmetic.
     """
-    need, free = num * size[0] * size[1] * 4, free_memory()
-    if need > free:
+    free = free_memory()
+    if label_size is not None and (need := num * (3 * math.prod(size) + math.prod(label_size))) > free:
+        raise errors.UserError(
+            f"{what}: {num} frames and their labels at {label_size[1]}x{label_size[0]} need {need / 1e9:.1f} GB, but "
+            f"{free / 1e9:.1f} GB of memory are free; set evaluate.size to 'frame'"
+        )
+    if (need := num * size[0] * size[1] * 4) > free:
         raise errors.UserError(
             f"{what}: {num} frames x {size[0]} x {size[1]} pixels x 4 bytes = {need / 1e9:.1f} GB, but "
             f"{free / 1e9:.1f} GB of memory are free; set data.loader to 'tf', or lower data.height and data.width"
         )
-    return Store(np.empty((num, *size, 3), np.uint8), np.empty((num, *size), np.uint8))
+    return Store(np.empty((num, *size, 3), np.uint8), np.empty((num, *(label_size or size)), np.uint8))
 
 
-def read(media: encoded_frames.Media, places: Sequence[int], size: tuple[int, int], *, what: str) -> Store:
-    """Reads some frames of the split `what`, resized to (height, width), in parallel.
+def read(
+    media: encoded_frames.Media,
+    places: Sequence[int],
+    size: tuple[int, int],
+    *,
+    what: str,
+    label_size: tuple[int, int] | None = None,
+) -> Store:
+    """Reads some frames of the split `what`, resized to (height, width), in parallel; labels see `decode.load`.
 
     Raises UserError: too large for the memory, or a file is not as it should be.
     """
-    stored = _blank(len(places), size, what)
+    stored = _blank(len(places), size, what, label_size)
 
     def fill(i: int) -> None:
-        stored.frames[i], stored.labels[i] = encoded_frames.load(media, places[i], size)
+        stored.frames[i], stored.labels[i] = encoded_frames.load(media, places[i], size, label_size=label_size)
 
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 32)) as pool:
         try:

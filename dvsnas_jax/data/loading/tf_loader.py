@@ -22,7 +22,7 @@ import numpy as np
 from dvsnas_jax.core import cores, errors, types
 from dvsnas_jax.data import datasets
 from dvsnas_jax.data.datasets import labels as labels_lib
-from dvsnas_jax.data.loading import augment, encoded_frames, example_order, store, tf_decode, warp
+from dvsnas_jax.data.loading import augment, cutout, encoded_frames, example_order, store, tf_decode, warp
 
 _PIECE = 2048
 """Examples, roughly, whose order is handed to tf.data at once."""
@@ -131,17 +131,21 @@ def _programs(rules: augment.Rules, code: tuple[bytes, bytes, bool] | None) -> _
 
 
 def _clip_maker(tf: Any, source: Decoder, rules: augment.Rules) -> Callable[..., tuple[Any, Any]]:
-    """What makes one clip of a plan: a function of places i32 [T or 1], maps f32 [tries, T, 8], colours f32 [T, 12]
-    and key u32 [], to frames u8 [T, crop_height, crop_width, 3] and labels u8 [T, crop_height, crop_width]."""
+    """What makes one clip of a plan: a function of places i32 [T or 1], maps f32 [tries, T, 8 or 17], colours f32
+    [T, 12] and key u32 [], to frames u8 [T, crop_height, crop_width, 3] and labels u8 [T, crop_height, crop_width]."""
     code = source.code
     key_of_code = code and (code.raw.astype(np.int64).tobytes(), code.train.astype(np.uint8).tobytes(), code.is_color)
     programs = _programs(rules, key_of_code)
+    objects_layer = functools.partial(_objects_layer, rules.object_ids)
 
     def make(places: Any, maps: Any, color: Any, key: Any) -> tuple[Any, Any]:
         chosen = maps[0]
         words = programs.first(chosen, color, key, *source.read(places))
         if rules.num_tries > 1:
             chosen = augment.choose_crop(rules, maps, programs.target(words), xp=tf)
+        if rules.has_objects:
+            own = tf.numpy_function(objects_layer, [programs.target(words), chosen[-1, -1]], tf.uint32)
+            words = tf.concat([words, tf.reshape(own, (1, rules.height, rules.width))], 0)
         for program in programs.middle:
             words = program(words, chosen, color, key)
         found, labels = programs.last(tf.bitcast(words, tf.uint8))
@@ -150,6 +154,10 @@ def _clip_maker(tf: Any, source: Decoder, rules: augment.Rules) -> Callable[...,
             return found, tf.identity(labels)
 
     return make
+
+
+def _objects_layer(classes: tuple[int, ...], labels: np.ndarray, number: np.float32) -> np.ndarray:
+    return cutout.layer(labels, classes, float(number))
 
 
 def num_workers(workers: int) -> int:

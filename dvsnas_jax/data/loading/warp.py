@@ -29,7 +29,7 @@ _NOISE_MEAN, _NOISE_STD = 4 * 127.5, (4 * (256**2 - 1) / 12) ** 0.5
 """Of the sum of four random bytes."""
 
 Stage = Callable[[Any, Any, Any, Any, Any], Any]
-"""(array module, words u32, maps f32 [T, 8], colours f32 [T, 12], key u32) -> words."""
+"""(array module, words u32, maps f32 [T, 8 or 17], colours f32 [T, 12], key u32) -> words."""
 
 
 def cast(xp: Any, array: Any, dtype: Any) -> Any:
@@ -126,29 +126,41 @@ def _transposed(xp: Any, words: Any, *_: Any) -> Any:
 
 
 def _perspective(rules: Any, xp: Any, words: Any, maps: Any, *_: Any) -> Any:
-    """Any map, another for every frame, of one still: [1, H, W] -> [T, crop_height, crop_width]."""
+    """Any map, another for every frame, of one still: [1, H, W] -> [T, crop_height, crop_width].
+
+    [2, H, W]: the second says by its labels where an object is that has maps of its own; it is pasted over.
+    """
+    flat = xp.reshape(words, (-1, rules.height * rules.width))
+    found = _mapped(rules, xp, flat[0], maps)
+    if not rules.has_objects:
+        return found
+    is_object = _mapped(rules, xp, flat[1], maps[:, 8:], outside=_WORD(0)) >= _24
+    return xp.where(is_object, _mapped(rules, xp, flat[0], maps[:, 8:]), found)
+
+
+def _mapped(rules: Any, xp: Any, flat: Any, maps: Any, outside: np.uint32 = OUTSIDE) -> Any:
+    """The pixels [H W] of one still by the maps of T frames, [T, crop_height, crop_width]."""
     y, x = _centres(rules.crop_height)[:, None], _centres(rules.crop_width)
     a, b, c, d, e, f, g, h = (maps[:, i][:, None, None] for i in range(8))
     depth = g * x + h * y + 1.0
     x0, x1, part_x, in_x = _neighbours(xp, (a * x + b * y + c) / depth, rules.width)
     y0, y1, part_y, in_y = _neighbours(xp, (d * x + e * y + f) / depth, rules.height)
-    flat = xp.reshape(words, (rules.height * rules.width,))
     top, bottom = (
         _blend(xp, take(xp, flat, row * rules.width + x0, 0), take(xp, flat, row * rules.width + x1, 0), part_x)
         for row in (y0, y1)
     )
-    return xp.where(in_x & in_y, _blend(xp, top, bottom, part_y), OUTSIDE)
+    return xp.where(in_x & in_y, _blend(xp, top, bottom, part_y), outside)
 
 
 def _colors(rules: Any, xp: Any, words: Any, _: Any, color: Any, key: Any) -> Any:
-    """Colours of each frame, and noise on the history of stills: T x [h, w] -> [T, h, w]."""
+    """Colours of each frame, and noise on those of stills: T x [h, w] -> [T, h, w]."""
     done, num_frames = [], color.shape[0]
     for t in range(num_frames):
         weights = [color[t, i] for i in range(12)]
         noise = None
-        if rules.noise and t < num_frames - 1:
+        if deviation := rules.noise(t, num_frames):
             shape, frame_key = (rules.crop_height, rules.crop_width), key ^ _WORD(t * 0x85EBCA6B % (1 << 32))
-            noise = [np.float32(rules.noise) * _normal(xp, shape, frame_key, i) for i in range(3)]
+            noise = [np.float32(deviation) * _normal(xp, shape, frame_key, i) for i in range(3)]
         done.append(_recolored(xp, words[t], weights, noise))
     return xp.stack(done)
 

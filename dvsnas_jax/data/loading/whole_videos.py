@@ -20,24 +20,30 @@ from dvsnas_jax.data.loading import augment, clip_index, encoded_frames, example
 class Videos(collections.abc.Sequence[types.Sequence]):
     """Videos of a split on disk, each read when it is asked for.
 
+    Frames are at `size`, and so are labels unless `has_file_labels`: then they are read as they are.
+
     Attributes:
       source: of the split.
       runs: the frames of each video, as places in the source.
     """
 
-    def __init__(self, media: encoded_frames.Media, runs: list[list[int]], size: tuple[int, int]) -> None:
+    def __init__(
+        self, media: encoded_frames.Media, runs: list[list[int]], size: tuple[int, int], has_file_labels: bool = False
+    ) -> None:
         self.source, self.runs, self._media, self._size = media.source, runs, media, size
+        self._has_file_labels = has_file_labels
 
     def shortened(self, num_frames: int) -> Videos:
         """The same videos without what follows their first frames."""
-        return Videos(self._media, [run[:num_frames] for run in self.runs], self._size)
+        return Videos(self._media, [run[:num_frames] for run in self.runs], self._size, self._has_file_labels)
 
     def __len__(self) -> int:
         return len(self.runs)
 
     def __getitem__(self, number: Any) -> Any:
         name = _name(self.source.frames[self.runs[number][0]])
-        stored = store.read(self._media, self.runs[number], self._size, what=name)
+        label_size = encoded_frames.file_size(self._media, self.runs[number][0]) if self._has_file_labels else None
+        stored = store.read(self._media, self.runs[number], self._size, what=name, label_size=label_size)
         return types.Sequence(name=name, frames=stored.frames, labels=stored.labels)
 
 
@@ -50,11 +56,13 @@ def _computed(world: record.World, num_clips: int, num_frames: int) -> tuple[typ
     return tuple(world.clip(index, num_frames) for index in range(num_clips))
 
 
-def find(data: ml_collections.ConfigDict, split: str, *, is_split_up: bool | None = None) -> Sequence[types.Sequence]:
+def find(
+    data: ml_collections.ConfigDict, split: str, *, is_split_up: bool | None = None, has_file_labels: bool = False
+) -> Sequence[types.Sequence]:
     """The videos of a split: `Videos` of those on disk, else synthetic ones with true flow and clean frames.
 
     On disk: maximal runs of frames `eval_gap` apart, or, `is_split_up`, every labelled frame by itself (None: the
-    train split of stills is).
+    train split of stills is). `has_file_labels`: labels are at the size of their files.
 
     Raises:
       UserError: bad files, or no two frames `eval_gap` apart.
@@ -68,7 +76,7 @@ def find(data: ml_collections.ConfigDict, split: str, *, is_split_up: bool | Non
         runs = [[i] for i, frame in enumerate(found.frames) if frame.label]
     else:
         runs = clip_index.runs(found.frames, int(data.eval_gap), is_still=found.is_still)
-    return Videos(media, runs, store.size_of(data))
+    return Videos(media, runs, store.size_of(data), has_file_labels)
 
 
 class Streamed(collections.abc.Sequence[types.Sequence]):
@@ -117,6 +125,13 @@ class Streamed(collections.abc.Sequence[types.Sequence]):
                 yield dataclasses.replace(known, **decoded)
 
 
-def open_split(data: ml_collections.ConfigDict, split: str) -> Sequence[types.Sequence]:
-    """The videos to score: `Streamed` where `data.loader` is "tf", else those of `find`."""
+def open_split(
+    data: ml_collections.ConfigDict, split: str, *, has_file_labels: bool = False
+) -> Sequence[types.Sequence]:
+    """The videos to score: `Streamed` where `data.loader` is "tf", else those of `find`.
+
+    With `has_file_labels` always those of `find`, whose frames are the same.
+    """
+    if has_file_labels:
+        return find(data, split, has_file_labels=True)
     return Streamed(data, split) if data.loader == "tf" else find(data, split)

@@ -10,6 +10,7 @@ import flax.linen as nn
 
 from dvsnas_jax.nets import decoders
 from dvsnas_jax.nets.decoders import decoder
+from dvsnas_jax.nets.kernels import layers
 
 Names = Iterator[tuple[str, str]]
 """Pairs of a path in the variables ("params/encoder/layer1/kernel") and what a file calls that tensor."""
@@ -31,6 +32,22 @@ class TorchFile:
 
 
 @dataclasses.dataclass(frozen=True)
+class Package:
+    """A Python package that brings a file of weights trained on ImageNet (`torch_files[""]` names what is in it).
+
+    Attributes:
+      name: as pip calls it; `version` is the one whose file this is.
+      file: its place below the folder that the package is installed in.
+      sha256: of the file, in full.
+    """
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoder:
     """An encoder of the static network.
 
@@ -44,7 +61,9 @@ class Encoder:
       output_strides: that it can do.
       mean: of the images' values (RGB, 0..1) as it expects them, taken off.
       std: then divided by.
+      norm_epsilon: of its `blocks.ConvNorm`, which `blocks.fold` has to know.
       torch_files: which ones can be imported: "" (a classifier; the encoder is taken) or the decoder that they hold.
+      imagenet: what `net.weights=imagenet` starts from; None: there is no such package.
       own_decoders: by their names in the table, those that on this encoder are others.
       order: place in the table.
     """
@@ -56,7 +75,9 @@ class Encoder:
     output_strides: tuple[int, ...] = (16, 32)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    norm_epsilon: float = layers.NORM_EPS
     torch_files: Mapping[str, TorchFile] = dataclasses.field(default_factory=dict)
+    imagenet: Package | None = None
     own_decoders: Mapping[str, decoder.Decoder] = dataclasses.field(default_factory=dict)
     order: int = 0
 

@@ -28,30 +28,6 @@ STAGES = (
 )
 
 
-class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise 3x3, linear 1x1 projection; the input is added where shapes agree."""
-
-    features: int
-    expansion: int
-    stride: int
-    dilation: int = 1
-    has_expansion: bool = True
-    is_frozen: bool = False
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, h, w, Cin] -> [B, ceil(h / stride), ceil(w / stride), features]."""
-        shared: dict[str, Any] = {"is_frozen": self.is_frozen, "dtype": self.dtype}
-        depthwise = {"size": 3, "stride": self.stride, "dilation": self.dilation, **shared}
-        y = x
-        if self.has_expansion:
-            y = blocks.ConvNorm(x.shape[-1] * self.expansion, **shared, name="expand")(y, train)
-        y = blocks.ConvNorm(None, **depthwise, name="depthwise")(y, train)
-        y = blocks.ConvNorm(self.features, activation_fn=None, **shared, name="project")(y, train)
-        return x + y if self.stride == 1 and x.shape[-1] == self.features else y
-
-
 class MobileNetV2(nn.Module):
     """The encoder; at output stride 16 the last strided stage keeps its grid and is dilated instead."""
 
@@ -77,13 +53,13 @@ class MobileNetV2(nn.Module):
             for block in range(num_blocks):
                 # The first block still sees the grid's old spacing, the later ones its doubled one (as torchvision).
                 is_wide = is_dilated and block > 0
-                x = InvertedResidual(
+                x = blocks.InvertedResidual(
                     encoder.scaled(channels, self.width),
                     expansion,
-                    stride if block == 0 else 1,
+                    stride=stride if block == 0 else 1,
                     dilation=2 * dilation if is_wide else dilation,
                     has_expansion=index > 2 or self.expand_first,
-                    **shared,
+                    norm=shared,
                     name=f"layer{index}_{block}",
                 )(x, train)
             dilation *= 2 if is_dilated else 1

@@ -23,12 +23,13 @@ NORM_EPS = 1e-5
 
 
 class Norm(NamedTuple):
-    """Normalisation of a map's channels, each [C]."""
+    """Normalisation of a map's channels, each [C]; `epsilon` is added to the variance."""
 
     scale: jax.Array
     bias: jax.Array
     mean: jax.Array
     var: jax.Array
+    epsilon: float = NORM_EPS
 
 
 def is_cpu() -> bool:
@@ -52,26 +53,29 @@ def he_scale(shape: tuple[int, ...]) -> float:
     return math.sqrt(2.0 / math.prod(shape[:3] if len(shape) == 4 else shape[:2]))
 
 
-def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:
+def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, is_same: bool = False) -> jax.Array:
     """Convolution of [B, h, w, Cin] with [kh, kw, Cin, Cout] of odd sizes, in the type of x.
 
-    Zero padding of dilation * (k // 2) at every side, so that it gives [B, ceil(h / stride), ceil(w / stride), Cout].
-    Dilation is the distance of neighbouring taps in pixels.
+    Zero padding of dilation * (k // 2) at every side, so that it gives [B, ceil(h / stride), ceil(w / stride), Cout];
+    `is_same`: as TensorFlow pads, where that gives the same size, see `shifted.Geometry`. Dilation is the distance of
+    neighbouring taps in pixels.
     """
-    kernel = kernel.astype(x.dtype)
+    kernel, geometry = kernel.astype(x.dtype), shifted.Geometry(stride, dilation, is_same)
     if is_cpu():
-        return shifted.conv(x, kernel, stride, dilation)
+        return shifted.conv(x, kernel, geometry)
     if kernel.shape[:2] == (1, 1):
         return shifted.product(x[:, ::stride, ::stride], kernel[0, 0])
-    return shifted.lax_conv(x, kernel, stride, dilation)
+    return shifted.lax_conv(x, kernel, geometry)
 
 
-def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:
+def depthwise_conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, is_same: bool = False
+) -> jax.Array:
     """Convolution of each channel of [B, h, w, C] by itself with a kernel [kh, kw, C], otherwise as `conv`."""
-    kernel = kernel.astype(x.dtype)
+    kernel, geometry = kernel.astype(x.dtype), shifted.Geometry(stride, dilation, is_same)
     if is_cpu():
-        return shifted.depthwise_conv(x, kernel, stride, dilation)
-    return shifted.lax_conv(x, kernel[:, :, None], stride, dilation, groups=kernel.shape[2])
+        return shifted.depthwise_conv(x, kernel, geometry)
+    return shifted.lax_conv(x, kernel[:, :, None], geometry, groups=kernel.shape[2])
 
 
 def max_pool(x: jax.Array, window: int, *, stride: int = 1) -> jax.Array:
@@ -124,10 +128,17 @@ def _moments_backward(residuals: Any, grads: Any) -> tuple[jax.Array]:
 batch_moments.defvjp(_moments_forward, _moments_backward)
 
 
-def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-    """(x - mean) / sqrt(var + NORM_EPS) * scale + bias of [..., C] in its type, computed in f32, or wider where x is;
+def normalize(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    epsilon: float = NORM_EPS,
+) -> jax.Array:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias of [..., C] in its type, computed in f32, or wider where x is;
     the others are [C]."""
-    factor = scale * lax.rsqrt(var + NORM_EPS)
+    factor = scale * lax.rsqrt(var + epsilon)
     offset = bias - mean * factor
     factor, offset = per_channel(factor, x.ndim), per_channel(offset, x.ndim)
     return (precision.at_least_float32(x) * factor + offset).astype(x.dtype)
@@ -135,11 +146,11 @@ def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, 
 
 def fold_norm(kernel: jax.Array, norm: Norm) -> tuple[jax.Array, jax.Array]:
     """Kernel, and bias [C] after it, of the convolution that equals one with this kernel and the normalisation."""
-    factor = norm.scale * lax.rsqrt(norm.var + NORM_EPS)
+    factor = norm.scale * lax.rsqrt(norm.var + norm.epsilon)
     return kernel * per_channel(factor, kernel.ndim), norm.bias - norm.mean * factor
 
 
-def normalized_conv(x: jax.Array, kernel: jax.Array, norm: Norm, **geometry: int) -> jax.Array:
+def normalized_conv(x: jax.Array, kernel: jax.Array, norm: Norm, **geometry: Any) -> jax.Array:
     """`conv` or, with a kernel of three axes, `depthwise_conv`, and normalisation by known statistics after it.
 
     These are folded into the kernel; on a CPU they scale the result instead, in the pass that adds the bias (at batch

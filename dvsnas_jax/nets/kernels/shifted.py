@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,67 +23,91 @@ _MAX_FOLDED = 1 << 15  # values of a map whose rows are added up side by side; l
 _MAX_ROWS = 64  # of such a map: each is a term, more compile too long
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+class Geometry(NamedTuple):
+    """How a kernel moves over a map: pixels from one result to the next and between neighbouring taps, per axis.
+
+    `is_same`: padded as TensorFlow's `SAME` does it, by no more than the taps reach, of an odd number of pixels one
+    more at the end; else by dilation * (k // 2) at every side. They differ where the stride is above 1.
+    """
+
+    stride: int = 1
+    dilation: int = 1
+    is_same: bool = False
+
+    def padding(self, lengths: tuple[int, ...], size: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Pixels before and after the rows and the columns of a map of these two lengths, for a kernel of this size."""
+        pads = []
+        for length, taps in zip(lengths, size[:2], strict=True):
+            reach = self.dilation * (taps - 1)
+            if self.is_same:
+                total = max((-(-length // self.stride) - 1) * self.stride + 1 + reach - length, 0)
+                pads.append((total // 2, total - total // 2))
+            else:
+                pads.append((reach // 2,) * 2)
+        return pads
+
+
+def conv(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """`layers.conv` with a kernel in the type of x, as matrix products where those are faster."""
     kh, kw, cin, cout = kernel.shape
     if kh == kw == 1:
-        return _product(x[:, ::stride, ::stride], kernel[0, 0])
-    if stride > 1 or cout > cin // 4:
-        return _dense(x, kernel, stride, dilation)
+        return _product(x[:, :: geometry.stride, :: geometry.stride], kernel[0, 0])
+    if geometry.stride > 1 or cout > cin // 4:
+        return _dense(x, kernel, geometry)
     # Few channels come out, as from a classifier: the product first, the shifts after it.
     parts = _product(x, kernel.reshape(kh * kw, cin, cout).swapaxes(0, 1).reshape(cin, kh * kw * cout))
-    padded = jnp.pad(parts, ((0, 0), *_padding((kh, kw), dilation), (0, 0)))
+    padded = _padded(parts, (kh, kw), geometry)
     taps = [padded[..., tap * cout : (tap + 1) * cout] for tap in range(kh * kw)]
     shape = (*x.shape[:3], cout)
-    shifts = [_tap(part, shape, (kh, kw), tap, stride=1, dilation=dilation) for tap, part in enumerate(taps)]
+    shifts = [_tap(part, shape, (kh, kw), tap, geometry) for tap, part in enumerate(taps)]
     return functools.reduce(jnp.add, shifts)
 
 
-def lax_conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, *, groups: int = 1) -> jax.Array:
+def lax_conv(x: jax.Array, kernel: jax.Array, geometry: Geometry, *, groups: int = 1) -> jax.Array:
     """`lax`'s convolution with the padding of `layers.conv`."""
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), _padding(kernel.shape, dilation), rhs_dilation=(dilation, dilation),
-        dimension_numbers=_DIMENSIONS, feature_group_count=groups,
+        x, kernel, (geometry.stride,) * 2, geometry.padding(x.shape[1:3], kernel.shape[:2]),
+        rhs_dilation=(geometry.dilation,) * 2, dimension_numbers=_DIMENSIONS, feature_group_count=groups,
     )  # fmt: skip
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dense(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dense(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """`lax`'s convolution, fast forward; its own gradient runs 10 to 20 times slower inside a conditional."""
     has_many = min(kernel.shape[2:]) >= winograd.MIN_CHANNELS and x.dtype == jnp.float32
-    if kernel.shape[:2] == (3, 3) and stride == dilation == 1 and has_many:
+    if kernel.shape[:2] == (3, 3) and geometry.stride == geometry.dilation == 1 and has_many:
         return winograd.conv_3x3(x, kernel)
-    return lax_conv(x, kernel, stride, dilation)
+    return lax_conv(x, kernel, geometry)
 
 
-def _dense_backward(stride: int, dilation: int, residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _dense_backward(geometry: Geometry, residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     kh, kw, cin, cout = kernel.shape
-    if stride == 1 and 16 <= cin < winograd.MIN_CHANNELS and math.prod(x.shape[1:]) * kh * kw <= _MAX_COLUMNS:
-        grad_x = _dense(grad, kernel[::-1, ::-1].swapaxes(2, 3), 1, dilation)
-        return grad_x, _kernel_grad_by_image(x, grad, (kh, kw), dilation)
+    if geometry.stride == 1 and 16 <= cin < winograd.MIN_CHANNELS and math.prod(x.shape[1:]) * kh * kw <= _MAX_COLUMNS:
+        grad_x = _dense(grad, kernel[::-1, ::-1].swapaxes(2, 3), geometry)
+        return grad_x, _kernel_grad_by_image(x, grad, (kh, kw), geometry)
     rows = grad.reshape(-1, cout)
-    shifts = _shifts(x, (kh, kw), stride, dilation)
+    shifts = _shifts(x, (kh, kw), geometry)
     if cin < 16:  # products with so few columns are slow one by one
         shifts = [jnp.concatenate(shifts, axis=-1)]
     parts = [lax.dot_general(part.reshape(len(rows), -1), rows, (((0,), (0,)), ((), ()))) for part in shifts]
     grad_kernel = jnp.concatenate(parts).reshape(kernel.shape)
-    if stride == 1:
-        return _dense(grad, kernel[::-1, ::-1].swapaxes(2, 3), 1, dilation), grad_kernel
+    if geometry.stride == 1:
+        return _dense(grad, kernel[::-1, ::-1].swapaxes(2, 3), geometry), grad_kernel
     # Each tap's share of every pixel, put back where the tap looked.
     shares = lax.dot_general(rows, kernel.reshape(-1, cout), (((1,), (1,)), ((), ())))
     shares = shares.reshape(*grad.shape[:3], kh * kw * cin)
-    _, spread_fn = jax.vjp(lambda x: jnp.concatenate(_shifts(x, (kh, kw), stride, dilation), axis=-1), x)
+    _, spread_fn = jax.vjp(lambda x: jnp.concatenate(_shifts(x, (kh, kw), geometry), axis=-1), x)
     return spread_fn(shares)[0], grad_kernel
 
 
-def _kernel_grad_by_image(x: jax.Array, grad: jax.Array, size: tuple[int, int], dilation: int) -> jax.Array:
+def _kernel_grad_by_image(x: jax.Array, grad: jax.Array, size: tuple[int, int], geometry: Geometry) -> jax.Array:
     """[kh, kw, Cin, Cout]: what all taps see of one image side by side stays in a core's cache (1.2 times as fast)."""
     cin, cout = x.shape[3], grad.shape[3]
     empty = precision.at_least_float32(jnp.zeros((cout, size[0] * size[1] * cin), x.dtype))
 
     def image_fn(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        columns = jnp.concatenate(_shifts(image[0][None], size, 1, dilation), axis=-1)
+        columns = jnp.concatenate(_shifts(image[0][None], size, geometry), axis=-1)
         rows = image[1].reshape(-1, cout)
         operands = rows, columns.reshape(len(rows), -1)
         return total + lax.dot_general(*operands, (((0,), (0,)), ((), ())), preferred_element_type=empty.dtype), None
@@ -92,7 +116,7 @@ def _kernel_grad_by_image(x: jax.Array, grad: jax.Array, size: tuple[int, int], 
     return jnp.moveaxis(total.reshape(cout, *size, cin), 0, 3)
 
 
-_dense.defvjp(lambda x, kernel, *geometry: (_dense(x, kernel, *geometry), (x, kernel)), _dense_backward)
+_dense.defvjp(lambda x, kernel, geometry: (_dense(x, kernel, geometry), (x, kernel)), _dense_backward)
 
 
 def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -124,61 +148,63 @@ def _product_backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.A
 _product.defvjp(lambda x, matrix: (product(x, matrix), (x, matrix)), _product_backward)
 
 
-def _padding(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
-    """Symmetric padding of height and width, dilation * (k // 2)."""
-    return [(dilation * (k // 2),) * 2 for k in size[:2]]
+def _padded(x: jax.Array, size: tuple[int, int], geometry: Geometry) -> jax.Array:
+    """x [B, h, w, C] with the zeros around it that a kernel of this size sees."""
+    return jnp.pad(x, ((0, 0), *geometry.padding(x.shape[1:3], size), (0, 0)))
 
 
-def _shifts(x: jax.Array, size: tuple[int, int], stride: int, dilation: int) -> list[jax.Array]:
+def _shifts(x: jax.Array, size: tuple[int, int], geometry: Geometry) -> list[jax.Array]:
     """What each tap of a kernel sees, row by row: kh * kw maps [B, ceil(h / stride), ceil(w / stride), C]."""
-    padded = jnp.pad(x, ((0, 0), *_padding(size, dilation), (0, 0)))
-    return [_tap(padded, x.shape, size, tap, stride=stride, dilation=dilation) for tap in range(size[0] * size[1])]
+    padded = _padded(x, size, geometry)
+    return [_tap(padded, x.shape, size, tap, geometry) for tap in range(size[0] * size[1])]
 
 
-def _tap(
-    padded: jax.Array, shape: tuple[int, ...], size: tuple[int, int], tap: int, *, stride: int, dilation: int
-) -> jax.Array:
+def _tap(padded: jax.Array, shape: tuple[int, ...], size: tuple[int, int], tap: int, geometry: Geometry) -> jax.Array:
     """What one tap sees of a padded map that had this shape."""
     batch, height, width, channels = shape
+    stride, dilation = geometry.stride, geometry.dilation
     top, left = tap // size[1] * dilation, tap % size[1] * dilation
     bottom, right = top + (-(-height // stride) - 1) * stride + 1, left + (-(-width // stride) - 1) * stride + 1
     return lax.slice(padded, (0, top, left, 0), (batch, bottom, right, channels), (1, stride, stride, 1))
 
 
-def _weighted_sum(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+def _weighted_sum(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Depthwise convolution as a sum over taps."""
     kh, kw, channels = kernel.shape
     weights = kernel.reshape(kh * kw, 1, 1, 1, channels)
-    shifts = _shifts(x, (kh, kw), stride, dilation)
+    shifts = _shifts(x, (kh, kw), geometry)
     return functools.reduce(jnp.add, [shift * weights[tap] for tap, shift in enumerate(shifts)])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_conv(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """`layers.depthwise_conv` with a kernel in the type of x, as a sum over taps.
 
     The gradient is written out: autodiff would add up one padded map per tap (1.4-1.7 times slower).
     """
-    return _weighted_sum(x, kernel, stride, dilation)
+    return _weighted_sum(x, kernel, geometry)
 
 
-def _depthwise_backward(stride: int, dilation: int, residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _depthwise_backward(geometry: Geometry, residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    grad_kernel = _depthwise_kernel_grad(x, grad, (kernel.shape[0], kernel.shape[1]), stride, dilation)
+    size, stride = (kernel.shape[0], kernel.shape[1]), geometry.stride
+    grad_kernel = _depthwise_kernel_grad(x, grad, size, geometry)
+    even = Geometry(1, geometry.dilation)
     if stride > 1:  # zeros between the pixels, so that the rest is a convolution of stride 1
-        rest = [size - (out - 1) * stride - 1 for size, out in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
-        config = ((0, 0, 0), (0, rest[0], stride - 1), (0, rest[1], stride - 1), (0, 0, 0))
-        grad = lax.pad(grad, jnp.zeros((), grad.dtype), config)
-    grad_x = _weighted_sum(grad, kernel[::-1, ::-1], 1, dilation)
+        config = [(0, 0, 0)]
+        pads = zip(even.padding(x.shape[1:3], size), geometry.padding(x.shape[1:3], size), strict=True)
+        for length, out, (whole, own) in zip(x.shape[1:3], grad.shape[1:3], pads, strict=True):
+            first = whole[0] - own[0]  # the pixel in the middle of what the first result saw
+            config.append((first, length - (out - 1) * stride - 1 - first, stride - 1))
+        grad = lax.pad(grad, jnp.zeros((), grad.dtype), (*config, (0, 0, 0)))
+    grad_x = _weighted_sum(grad, kernel[::-1, ::-1], even)
     return grad_x, grad_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _depthwise_kernel_grad(
-    x: jax.Array, grad: jax.Array, size: tuple[int, int], stride: int, dilation: int
-) -> jax.Array:
+def _depthwise_kernel_grad(x: jax.Array, grad: jax.Array, size: tuple[int, int], geometry: Geometry) -> jax.Array:
     """f32 [kh * kw, C]. Loops over the taps: written side by side, XLA computes x (often a normalisation and an
     activation) once more for each tap (2-3x slower, and longer to compile)."""
-    padded = jnp.pad(x, ((0, 0), *_padding(size, dilation), (0, 0)))
+    padded, (stride, dilation, _) = _padded(x, size, geometry), geometry
     if stride == 1 and x.shape[1] <= _MAX_ROWS and math.prod(x.shape[1:]) <= _MAX_FOLDED:
         return _folded_kernel_grad(padded, grad, size, dilation)
     span = tuple((out - 1) * stride + 1 for out in grad.shape[1:3])
@@ -213,5 +239,5 @@ def _folded_kernel_grad(padded: jax.Array, grad: jax.Array, size: tuple[int, int
 
 
 depthwise_conv.defvjp(
-    lambda x, kernel, *geometry: (_weighted_sum(x, kernel, *geometry), (x, kernel)), _depthwise_backward
+    lambda x, kernel, geometry: (_weighted_sum(x, kernel, geometry), (x, kernel)), _depthwise_backward
 )

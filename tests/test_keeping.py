@@ -1,0 +1,187 @@
+"""Cells that are validated while they are trained: what is counted, what is kept, what a kill changes (nothing)."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dvsnas_jax.core import compilation, errors, types
+from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.core.processes import signals
+from dvsnas_jax.search import pipeline
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.train import cell_training, clip_scores, features, keeping, optim, training_loop
+
+COMMON = {
+    "data.num_frames": "3", "space.end": "classifier", "space.num_layers": "1", "space.channels": "4",
+    "space.operations": "skip,conv_1x1", "space.aggregations": "sum",
+    "net.encoder": "resnet18", "net.width": "0.125", "net.decoder_channels": "8",
+    "train.steps": "12", "train.batch_size": "2", "train.norm_batches": "2", "train.eval_every": "4",
+    "train.checkpoint_every": "100", "train.warmup_steps": "1", "train.polyak": "0.5", "train.label_stride": "4",
+    "search.reward_clips": "2", "search.batch_size": "2",
+}  # fmt: skip
+REFINE = {**COMMON, "space.inputs": "decoder,logits"}
+PROPAGATE = {
+    **COMMON, "space.mode": "propagate", "space.cut": "stage1", "space.inputs": "prev_state,prev_logits,stage1",
+    "schedule.interval": "2", "data.num_frames": "4", "train.labels": "false", "train.teacher_weight": "1",
+    "train.learning_rate": "0.03", "train.steps": "60", "train.eval_every": "30",
+}  # fmt: skip
+
+
+def make_store(config, num_clips: int, *, accuracy: float, sharpness: float = 1.0, seed: int = 0) -> types.FeatureStore:
+    """Features of 4x4 cells; the first channels of decoder and stage1 tell the label, the logits do with this share."""
+    rng, num = np.random.default_rng(seed), config.data.num_frames
+    labels = rng.integers(0, 3, (num_clips, num, 4, 4)).astype(np.uint8)
+    settings = features.settings_of(config)
+
+    def draw(name: str) -> np.ndarray:
+        found = rng.normal(size=(*labels.shape, settings.feature_channels[name])).astype(np.float32)
+        found[..., :3] += 3 * np.eye(3, dtype=np.float32)[labels]
+        return found
+
+    told = np.where(rng.random(labels.shape) < accuracy, labels, (labels + 1) % 3)
+    logits = sharpness * np.eye(settings.num_classes, dtype=np.float32)[told]
+    maps = {name: jnp.asarray(draw(name), jnp.bfloat16) for name in ("decoder", "image", "stage1")}
+    whole = labels.repeat(4, axis=2).repeat(4, axis=3)
+    return types.FeatureStore(types.Features(maps=maps, logits=jnp.asarray(logits, jnp.bfloat16)), jnp.asarray(whole))
+
+
+class StopAfter:
+    """In place of a signal."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def is_due(self, done: int, every: int) -> bool:
+        return done == self.step
+
+
+def train(config, path, *, stop=None, change_fn=lambda store: store, **features_are):
+    """A trained cell, its stage and its material."""
+    features_are = {"accuracy": 0.5, **features_are}
+    store, validation = make_store(config, 6, **features_are), make_store(config, 3, **features_are, seed=1)
+    material = cell_training.Material(change_fn(store), validation)
+    space = features.space_of(config)
+    genotype = genotype_lib.random(space, np.random.default_rng(0), 1)[0]
+    stage = training_loop.Stage.of(config.train, "cell", workdir.Workdir(path), stop or signals.StopFlag())
+    with compilation.effort("quick"):
+        return cell_training.train_cell(config, space, genotype, material, stage), stage, material
+
+
+def validations(path) -> list[dict]:
+    lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["stage"] == "cell_val"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    config = config_lib.load(None, {**REFINE, "train.learning_rate": "0.1"})
+    return path, config, *train(config, path)
+
+
+def test_the_best_of_all_validations_is_kept(whole):
+    path, config, trained, _, material = whole
+    lines = validations(path)
+    assert [line["step"] for line in lines] == [0, 4, 8, 12]
+    scores = [line["miou"] for line in lines]
+    assert max(scores) > scores[0] and [line["score"] for line in lines] == scores  # stability is 0
+    own = clip_scores.shares(trained.found.counts[0], trained.found.flicker[0])
+    assert own["miou"] == max(scores)
+    assert trained.found.counts.sum() == 3 * 256  # the targets of all meta-validation clips
+    # what a search takes for the reward of the retrained cell is of the same counts
+    parts = pipeline.Parts(config, features.space_of(config), None, None, None, material.store, material.validation)
+    genotype = genotype_lib.random(parts.space, np.random.default_rng(0), 1)[0]
+    again = pipeline.score_trained(parts, genotype, cell_training.Trained(trained.params))
+    assert pipeline.score_trained(parts, genotype, trained) == again and again["miou"] == max(scores)
+
+
+@pytest.mark.parametrize("stopped_after", [3, 10])
+def test_a_stopped_training_ends_as_one_that_was_not(whole, tmp_path, stopped_after):
+    path, config, expected, _, _ = whole
+    with pytest.raises(errors.Stopped):
+        train(config, tmp_path, stop=StopAfter(stopped_after))
+    found, _, _ = train(config, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    assert validations(tmp_path) == validations(path)
+
+
+def test_where_training_makes_it_worse_the_start_is_kept(whole, tmp_path, capsys):
+    config = config_lib.changed(whole[1], {"train.learning_rate": "100"})
+    trained, stage, material = train(config, tmp_path, accuracy=0.9)
+    lines = validations(tmp_path)
+    assert lines[0]["miou"] > max(line["miou"] for line in lines[1:])
+    assert "cell: training did not improve on the start, which is kept" in capsys.readouterr().err
+    assert clip_scores.shares(trained.found.counts[0], trained.found.flicker[0])["miou"] == lines[0]["miou"]
+    # that of the static network, which a cell of mode refine starts from
+    labels = np.asarray(material.validation.labels)[:, -1, ::4, ::4]
+    told = np.asarray(material.validation.features.logits, np.float32)[:, -1].argmax(-1)
+    assert (told == labels).mean() > 0.8 and lines[0]["accuracy"] > 0.8
+
+
+def test_without_validation_the_last_is_kept_and_its_checkpoints_are_those_of_older_runs(whole, tmp_path):
+    config = config_lib.changed(whole[1], {"train.eval_every": "0"})
+    trained, stage, _ = train(config, tmp_path)
+    assert trained.found is None and not validations(tmp_path)
+    wanted = keeping.start(_state(config))
+    last = stage.folder.checkpointer("cell").restore(wanted.training)
+    kept = whole[3].folder.checkpointer("cell").restore(wanted)
+    jax.tree.map(np.testing.assert_array_equal, last, kept.training)  # validation changes nothing of the training
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), _weights(trained.params), last.average)
+    assert all(jax.tree.leaves(same))
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), _weights(whole[2].params), kept.best)
+    assert all(jax.tree.leaves(same)) and int(kept.best_step) > 0
+
+
+def _state(config):
+    space = features.space_of(config)
+    genotype = genotype_lib.random(space, np.random.default_rng(0), 1)[0]
+    cell = cell_lib.make(space, genotype, features.settings_of(config))
+    return cell_training.init(cell, optim.make(config.train), 0)
+
+
+def _weights(params):
+    """Without running statistics."""
+    if not isinstance(params, dict):
+        return params
+    return {key: _weights(value) for key, value in params.items() if key not in ("mean", "var")}
+
+
+def test_between_key_frames_no_label_is_needed(tmp_path):
+    config = config_lib.load(None, PROPAGATE)
+
+    def without_labels(store):
+        return types.FeatureStore(store.features, jnp.full_like(store.labels, types.IGNORE))
+
+    trained, _, material = train(config, tmp_path, accuracy=1.0, sharpness=5.0, change_fn=without_labels)
+    lines = validations(tmp_path)
+    assert max(line["miou"] for line in lines) > lines[0]["miou"] + 0.15
+    assert trained.found.counts.sum() == 2 * 3 * 256  # one frame of each age
+    unlabelled = cell_training.Material(material.store, material.store)
+    space, stage = features.space_of(config), training_loop.Stage.of(
+        config.train, "none", workdir.Workdir(tmp_path), signals.StopFlag()
+    )  # fmt: skip
+    genotype = genotype_lib.random(space, np.random.default_rng(0), 1)[0]
+    with compilation.effort("quick"), pytest.raises(errors.UserError, match="no pixel of the meta-validation clips"):
+        cell_training.train_cell(config, space, genotype, unlabelled, stage)
+
+
+def test_a_score_is_miou_or_the_accuracy_of_rewards_times_stability():
+    shares = {"miou": 0.5, "fwiou": 0.8, "class_accuracy": 0.6, "accuracy": 0.9, "flicker": 0.1}
+    config = config_lib.load(None, {"search.stability": "2"})
+    assert keeping.make_score(config)(shares) == pytest.approx(0.5 * 0.9**2)
+    config = config_lib.load(None, {"search.stability": "2", "train.keep_by": "reward"})
+    assert keeping.make_score(config)(shares) == pytest.approx((0.5 * 0.8 * 0.6) ** (1 / 3) * 0.9**2)
+
+
+def test_older_run_folders_are_trained_as_they_were():
+    values = config_lib.to_json_dict(config_lib.defaults())
+    assert config_lib.from_json_dict(values, "x").train.eval_every == 100
+    for key in ("loss", "frames", "eval_every", "labels", "teacher_weight"):
+        del values["train"][key]
+    train = config_lib.from_json_dict(values, "x").train
+    assert (train.loss, train.frames, train.eval_every, train.labels) == ("plain", "all", 0, True)
