@@ -7,6 +7,7 @@ whether it ended), a folder for each part, and in the end `reproduce.json`, `.md
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from dvsnas_jax.studies.reproduce import plan, recipes, record, stages, tables
 from dvsnas_jax.train import features, require_labels
 
 NAME, SETTINGS, LOG = "reproduce", "settings.json", "stages.jsonl"
+_TELL = functools.partial(print, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ def run(
     *,
     work: stages.Work = stages.COMMANDS,
     recipe: recipes.Recipe | None = None,
-    tell_fn: Callable[[str], None] = print,
+    tell_fn: Callable[[str], None] = _TELL,
 ) -> study_report.Report:
     """Runs what the folder at `path` does not hold yet, and writes what it all amounts to.
 
@@ -159,8 +161,8 @@ def _question(recipe: recipes.Recipe) -> dict[str, int]:
 def _finished(folder: workdir.Workdir, recipe: recipes.Recipe) -> dict[str, Mapping[str, Any]]:
     """Key of each finished stage -> its line, with the seconds of all its starts and its count."""
     question = _question(recipe)
-    lines = [line for line in folder.read(LOG) if question.items() <= line.items()]
-    done = {line["stage"]: line for line in lines if line["is_done"]}
+    lines = folder.read(LOG)
+    done = {line["stage"]: line for line in lines if line["is_done"] and question.items() <= line.items()}
     seconds = {key: sum(line["seconds"] for line in lines if line["stage"] == key) for key in done}
     return {key: {**line, "seconds": seconds[key]} for key, line in done.items()}
 

@@ -106,8 +106,8 @@ def _file(name: str) -> str:
     return str(own) if own.is_file() else name
 
 
-_SHORT = {"search.steps": "30", "search.num_random": "0", "search.warmup_steps": "60", "train.label_stride": "4"}
-"""150 candidates after a short warm-up."""
+_SHORT = {"search.steps": "25", "search.num_random": "0", "search.warmup_steps": "60", "train.label_stride": "4"}
+"""125 candidates after a short warm-up."""
 _PROPAGATE = {
     "space.mode": "propagate",
     "space.inputs": "prev_state,prev_decoder,prev_logits,stage1,stage2,image_diff",
@@ -117,7 +117,13 @@ _PROPAGATE = {
     "search.cost": "0.1",
 }
 """What makes a propagating run of a refining one; the price on cost needs a target beside it."""
-_CAMVID = {**_SHORT, "search.cache_clips": "200", "train.steps": "150", "train.eval_every": "50"}
+_CAMVID = {
+    **_SHORT,
+    "search.cache_clips": "200",
+    "search.reward_clips": "12",
+    "train.steps": "120",
+    "train.eval_every": "60",
+}
 _SMALL_CITYSCAPES = {
     **_SHORT,
     "data.height": "128", "data.width": "256", "data.crop_height": "128", "data.crop_width": "256",
@@ -143,7 +149,6 @@ TABLE = (
                                             "search.batch_size": "6"}),
         ),
         num_seeds=2,
-        limit=100,
     ),
     Recipe(
         "synthetic",
@@ -161,7 +166,7 @@ TABLE = (
             Part("propagate", "camvid_lite_propagate", {**_CAMVID, "search.batch_size": "2", "train.batch_size": "2"}),
         ),
         num_seeds=2,
-        limit=100,
+        limit=60,
     ),
     Recipe(
         "camvid",
@@ -184,7 +189,7 @@ TABLE = (
                                                        "train.batch_size": "2", "search.cost_target": "60"}),
         ),
         num_seeds=2,
-        limit=100,
+        limit=60,
         is_static_shared=False,  # true histories of another length: other clips are held out
     ),
     Recipe(

@@ -72,7 +72,8 @@ class Place:
     def found(self, strategies: Sequence[str]) -> dict[tuple[str, int], pathlib.Path]:
         """(strategy, number of the search) -> the file of the cell that it found, absolute.
 
-        Of the derived cells of a search that were trained from scratch, the one with the highest reward.
+        Of the derived cells of a search that were trained from scratch, the one with the highest reward; where all of
+        them diverged, the first.
         """
         log = self.folder(SEARCH).read(strategies_search.LOG)
         found = {}
@@ -80,10 +81,7 @@ class Place:
             for number in range(self.recipe.num_searches):
                 mine = {"what": strategies_search.RETRAIN, "strategy": strategy, "seed": number}
                 lines = [line for line in log if mine.items() <= line.items() and line["rank"] < self.recipe.num_top]
-                scored = [line for line in lines if line["reward"] is not None]
-                if not scored:
-                    raise FloatingPointError(f"{strategy}, search {number}: every derived cell diverged")
-                best = min(scored, key=lambda line: (-line["reward"], line["rank"]))
+                best = max(lines, key=lambda line: (line["reward"] is not None, line["reward"] or 0, -line["rank"]))
                 path = self.searched(strategy, number).path / f"derived_{best['rank']}.json"
                 found[strategy, number] = pathlib.Path(os.path.abspath(path))
         return found

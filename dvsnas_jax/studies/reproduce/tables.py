@@ -99,7 +99,8 @@ def _without(place: stages.Place) -> list[Row]:
 def _alone(place: stages.Place, folder: str, static: Row) -> list[dict[str, Any]]:
     """What stands in `evaluation.json` of a folder beside a cell; what costs as much as the static network has its
     price."""
-    scores = place.folder(folder).read_json(evaluation.RESULT)
+    split = place.configs.cells.evaluate.split
+    scores = place.folder(folder).read_json(evaluation.RESULT if split == "val" else f"evaluation_{split}.json")
     keys = (("static", STATIC_ON),) if folder == stages.STATIC_ON else (
         ("static_clean", CLEAN), ("commonest_class", COMMONEST))  # fmt: skip
     rows = []
@@ -132,7 +133,8 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     if not own.get("miou"):
         return [f"{result['mode']}: no training of the searched cell ended well"]
     others = [name for name in rows if name not in (CLEAN, COMMONEST, own["name"]) and rows[name].get("miou")]
-    best = max((name for name in others if name.startswith(zoo.PREFIX)), key=lambda name: _miou(rows[name]))
+    of_zoo = [name for name in others if name.startswith(zoo.PREFIX)]
+    best = max(of_zoo, key=lambda name: _miou(rows[name]), default="")
     without = [name for name in others if name.endswith("without history")]
     baseline = BASELINES[result["mode"]]
     controls = [name for name in (baseline, STATIC, STATIC_ON, *without, best) if name in others]
