@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import errors, progress, types
+from dvsnas_jax.core import compilation, errors, progress, types
 from dvsnas_jax.core.files import image_files, workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data import datasets
@@ -72,10 +72,11 @@ def run(
         claims.claim(config, folder, ignore=ignore)
         file = _other_file(config) if is_other_data else RESULT if split == "val" else f"evaluation_{split}.json"
         if distributed.is_main():
-            controls = baselines.of_run(config, trained, folder, is_other_data=is_other_data)
-            if not is_other_data:
-                controls = controls._replace(commonest=commonest_class(config, table))
-            result = _evaluate(config, model, sequences, controls=controls, watch_fns=(strip.watch, watch_fn))
+            with compilation.effort(config.compile_effort):  # labels of another size are another program
+                controls = baselines.of_run(config, trained, folder, is_other_data=is_other_data)
+                if not is_other_data:
+                    controls = controls._replace(commonest=commonest_class(config, table))
+                result = _evaluate(config, model, sequences, controls=controls, watch_fns=(strip.watch, watch_fn))
             winner = winners.read(folder)
             folder.write_json(file, {**result, GENOTYPE: winner.digest if winner else None})
             if file == RESULT:

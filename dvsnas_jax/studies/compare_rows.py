@@ -1,8 +1,8 @@
 """The rows of a comparison: all finished jobs of a folder, a row a genotype, whichever commands made them.
 
-A job is the file `jobs/DIGEST_seedNNNN.json`, in propagate mode `jobs/DIGEST_SCHEDULE_seedNNNN.json`. What a genotype
-was called is in `compare.jsonl`, a line for each command; jobs of earlier versions, without such a line, hold a name
-themselves. Nothing is written here.
+A job is the file `jobs/DIGEST_seedNNNN.json`, in propagate mode `jobs/DIGEST_SCHEDULE_seedNNNN.json`, of a baseline
+with `_baseline` before the seed. What a genotype was called is in `compare.jsonl`, a line for each command; jobs of
+earlier versions, without such a line, hold a name themselves. Nothing is written here.
 """
 
 from __future__ import annotations
