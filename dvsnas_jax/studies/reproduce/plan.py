@@ -62,7 +62,8 @@ class Load:
         return Load(self.macs * times, self.bytes * times)
 
 
-class Stage(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Stage:
     """One resumable piece of a reproduction.
 
     Attributes:
