@@ -49,8 +49,11 @@ class Options:
         """What is to be run; a UserError where there is no such recipe, or a number makes no sense."""
         study_report.check_at_least(1, seeds=self.num_seeds, searches=self.num_searches)
         found = recipes.get(self.name, self.budget)
-        given = {"num_seeds": self.num_seeds, "num_searches": self.num_searches}
-        return dataclasses.replace(found, **{key: value for key, value in given.items() if value is not None})
+        return dataclasses.replace(
+            found,
+            num_seeds=found.num_seeds if self.num_seeds is None else self.num_seeds,
+            num_searches=found.num_searches if self.num_searches is None else self.num_searches,
+        )
 
 
 def show_plan(options: Options, path: pathlib.Path | None) -> str:
@@ -116,7 +119,7 @@ def run(
                     raise errors.Stopped(f"reproduce: {len(made) - number} of {len(made)} stages are left")
                 tell_fn(f"[{number + 1}/{len(made)}] {stage.key}: {stage.what}")
                 place = next(place for place in places if place.part.mode == stage.mode)
-                _timed(folder, recipe, stage, lambda stage=stage, place=place: stages.do(stage.kind, place, work))
+                _timed(folder, recipe, stage, functools.partial(stages.do, stage.kind, place, work))
         return write(folder, recipe, places, made, options)
     finally:
         give_back()

@@ -88,7 +88,7 @@ def _mean(strategy: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _without(place: stages.Place) -> list[Row]:
     """The found cells without history."""
     rows = place.folder(stages.WITHOUT).read_json("compare.json")["rows"][1:]
-    named = []
+    named: list[Row] = []
     for row in rows:
         matches = [_WITHOUT.search(name) for name in row.get("names", [row["name"]])]
         names = list(dict.fromkeys(f"{_searched(match)}, without history" for match in matches if match))
