@@ -10,12 +10,13 @@ from typing import Any
 import ml_collections
 
 from dvsnas_jax.core import defaults as defaults_lib
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, extra_data
 from dvsnas_jax.core import overrides as overrides_lib
 
 defaults = defaults_lib.make
 PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
 """Keys that hold the path of a file or folder, where they are not empty."""
+_EXTRA = "data.extra"
 IMAGENET = "imagenet"
 """The value of `net.weights` that is no path: the encoder's weights from an installed package."""
 MAX_SEED = 2**32 - 1
@@ -83,6 +84,9 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """
     left, right = (dict(overrides_lib.leaves(to_json_dict(config))) for config in (a, b))
     missing = object()
+    for side in (left, right):
+        if side.get(_EXTRA):
+            side[_EXTRA] = extra_data.resolved(side[_EXTRA])
     found = [key for key in {*left, *right} if left.get(key, missing) != right.get(key, missing)]
     return sorted(key for key in found if key not in PATHS or not _is_same_path(key, left.get(key), right.get(key)))
 
@@ -105,6 +109,8 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
         section, key = path.split(".")
         if _is_path(path, found.get(section, {}).get(key)):
             found[section] = {**found[section], key: os.path.abspath(found[section][key])}
+    if found.get("data", {}).get("extra"):
+        found["data"] = {**found["data"], "extra": extra_data.absolute(found["data"]["extra"])}
     return found
 
 
@@ -153,6 +159,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             problem = f"be one of {', '.join(map(str, allowed))}"
         _require(not problem, key, problem, repr(value))
     data, search, derive = config.data, config.search, config.derive
+    extra_data.parse(data.extra)
     _require(data.scale[0] <= data.scale[1], "data.scale", "be (smallest, largest)", repr(data.scale))
     for whole, part in (("batch_size", "batch_parts"), ("scratch_steps", "scratch_parts")):
         rule = f"divide search.{whole} ({search[whole]})"

@@ -47,6 +47,10 @@ _DATA = {
     "height": 96,  # frames are resized to height x width (labels: nearest)
     "width": 128,
     "num_frames": 4,  # T
+    # Further data that training clips are drawn from as well, KIND:PATH:SHARE of the clips. KIND: a data set on disk
+    # (cityscapes:/data/cs:0.3, folder:/data/frames:0.2), video (of a file, what `dvsnas segment` takes), or config (a
+    # config file whose section data describes it). Classes are matched by name; no masks: the teacher's alone.
+    "extra": (),
     # frames: earlier frames of the video; stills: camera motions of one frame
     "history": OneOf("frames", "dvsnas_jax.data.loading.store:HISTORIES"),
     # stills, drive: forward, at a speed that is drawn for a clip, from none to fast; shake: any way, always

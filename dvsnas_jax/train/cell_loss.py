@@ -7,6 +7,8 @@ output is what a cell is to be near, and frames without labels can say it as wel
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,8 @@ from dvsnas_jax.train import losses
 
 AUTO, TARGET, ALL = "auto", "target", "all"
 PRETRAIN, PLAIN = "pretrain", "plain"
+COUNTS = "counts"
+"""A map [T, B, 1, 1, 1] of the features of training clips where `is_mixed`: the frames whose pixels count, 0 or 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,7 @@ class CellLoss:
       has_labels: False: labels are not looked at.
       teacher_weight: of the divergence from the static network, 0 = off; `temperature` as in `losses.distillation`.
       teaches_all: the teacher counts on labelled frames, too.
+      is_mixed: which frames count differs from clip to clip, and the features say so.
     """
 
     label_stride: int
@@ -47,6 +52,7 @@ class CellLoss:
     teacher_weight: float = 0.0
     temperature: float = 1.0
     teaches_all: bool = False
+    is_mixed: bool = False
 
     def frame_weights(self, num_frames: int) -> tuple[float, ...]:
         """What a pixel of each frame of a clip weighs, 0 or 1; the last frame is the target.
@@ -63,14 +69,28 @@ class CellLoss:
             chosen = schedule_lib.between_key_frames(num_frames, self.num_ages) or chosen
         return tuple(float(frame in chosen) for frame in range(num_frames))
 
-    def __call__(self, logits: jax.Array, labels: jax.Array, teacher: types.Array) -> jax.Array:
+    def of_batch(
+        self, features: types.Features, labels: jax.Array
+    ) -> tuple[Callable[[jax.Array], jax.Array], types.Features]:
+        """The loss of a batch of clips [T, B, ...], `logits -> f32 []`, and the features without what is its alone."""
+        maps = dict(features.maps)
+        counts = maps.pop(COUNTS, None)
+        counts = None if counts is None else jnp.asarray(counts).reshape(labels.shape[:2])
+        own = types.Features(maps=maps, logits=features.logits)
+        return functools.partial(self, labels=labels, teacher=features.logits, counts=counts), own
+
+    def __call__(
+        self, logits: jax.Array, labels: jax.Array, teacher: types.Array, counts: types.Array | None = None
+    ) -> jax.Array:
         """The loss f32 [].
 
         Args:
           logits: [T, B, h, w, K], the cell's.
           labels: u8 [T, B, H, W], 255 = ignore.
           teacher: [T, B, h, w, K], the static network's logits of the same frames.
+          counts: f32 [T, B], whether the frames of each clip count, where `is_mixed`.
         """
+        assert (counts is not None) == self.is_mixed, "which frames count is not known"
         weights = self.frame_weights(len(logits))
         # The frames that count nowhere are not computed.
         first = min(index for index, weight in enumerate(weights) if weight)
@@ -80,6 +100,8 @@ class CellLoss:
         images = None
         if min(weights) < max(weights):
             images = jnp.broadcast_to(np.array(weights, np.float32)[:, None], labels.shape[:2])
+        if counts is not None:
+            images = counts[first:stop] if images is None else images * counts[first:stop]
         total = jnp.zeros(())
         if self.has_labels:
             total += losses.cross_entropy(
@@ -97,6 +119,15 @@ class CellLoss:
             divergence = losses.distillation(logits, jnp.asarray(teacher)[first:stop], self.temperature, images)
             total += self.teacher_weight * divergence
         return total
+
+
+def is_mixed(config: ml_collections.ConfigDict) -> bool:
+    """Whether some training clips are stills, of which the target counts, and others true histories, of which all do.
+
+    So it is where stills are the run's own data and further data (`data.extra`) is beside it.
+    """
+    section, is_refining = config.train, config.space.mode != "propagate"
+    return bool(config.data.extra) and config.data.history == "stills" and section.frames == AUTO and is_refining
 
 
 def make(config: ml_collections.ConfigDict, label_stride: int, class_weights: np.ndarray | None) -> CellLoss:
@@ -119,7 +150,8 @@ def make(config: ml_collections.ConfigDict, label_stride: int, class_weights: np
     found = CellLoss(
         label_stride,
         frames=section.frames,
-        is_still=config.data.history == "stills",
+        is_still=config.data.history == "stills" and not is_mixed(config),
+        is_mixed=is_mixed(config),
         num_ages=interval,
         has_labels=section.labels,
         teacher_weight=section.teacher_weight,

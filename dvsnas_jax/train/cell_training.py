@@ -226,8 +226,9 @@ def make_step(
     """
 
     def loss_fn(params: types.Params, features: types.Features, labels: jax.Array) -> jax.Array:
+        of_logits, features = loss.of_batch(features, labels)
         logits, schedule_loss = cell.unroll_training(params, features)
-        return loss(logits, labels, features.logits) + schedule_loss
+        return of_logits(logits) + schedule_loss
 
     def step(
         state: optim.TrainState, store: types.FeatureStore, clips: jax.Array
