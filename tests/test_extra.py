@@ -44,7 +44,7 @@ def root(tmp_path_factory):
 def make_config(root, *entries, **changes):
     size = {
         f"data.{key}": value
-        for key, value in zip(("height", "width", "crop_height", "crop_width"), "30 40 30 40".split())
+        for key, value in zip(("height", "width", "crop_height", "crop_width"), "30 40 30 40".split(), strict=True)
     }
     plain = {"data.name": "camvid", "data.dir": str(root / "camvid"), "data.history": "stills", "data.num_frames": "3"}
     return config_lib.load(None, {**size, **plain, "data.loader": "numpy", "data.extra": ",".join(entries), **changes})
