@@ -14,11 +14,14 @@ from dvsnas_jax.core import errors, extra_data
 from dvsnas_jax.core import overrides as overrides_lib
 
 defaults = defaults_lib.make
-PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
+PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher", "train.teacher")
 """Keys that hold the path of a file or folder, where they are not empty."""
 _EXTRA = "data.extra"
 IMAGENET = "imagenet"
 """The value of `net.weights` that is no path: the encoder's weights from an installed package."""
+NETWORK, AUGMENTED = "network", "augmented"
+"""The values of `train.teacher` that are no paths."""
+_NAMES = {("net.weights", IMAGENET), ("train.teacher", NETWORK), ("train.teacher", AUGMENTED)}
 MAX_SEED = 2**32 - 1
 """JAX's random numbers take no more bits: a larger seed would be another one's twin."""
 
@@ -93,7 +96,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def _is_path(key: str, value: Any) -> bool:
     """Whether the value of one of `PATHS` is one: it is not empty, and no name of something else."""
-    return bool(value) and (key, value) != ("net.weights", IMAGENET)
+    return bool(value) and (key, value) not in _NAMES
 
 
 def _is_same_path(key: str, a: str | None, b: str | None) -> bool:
@@ -168,6 +171,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     is_enough = derive.num_rewarded + derive.num_probable >= derive.num_retrain
     _require(is_enough, "derive.num_retrain", rule, derive.num_retrain)
     train = config.train
+    _require(bool(train.teacher), "train.teacher", "be network, augmented or a run folder", repr(train.teacher))
     rule = "be above 0 where train.labels is false: nothing else says what is right"
     _require(train.labels or train.teacher_weight > 0, "train.teacher_weight", rule, train.teacher_weight)
 

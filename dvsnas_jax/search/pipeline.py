@@ -33,6 +33,7 @@ from dvsnas_jax.train import (
     optim,
     pretrain,
     require_labels,
+    teachers,
     training_loop,
     winners,
 )
@@ -123,7 +124,7 @@ def assemble(
     names = features.needed_maps(space, config)
 
     meta_train, meta_val = pretrain.split_clips(config)
-    training = features.Wanted(meta_train, names, config.search.cache_clips, is_training=True)
+    training = teachers.wanted(config, meta_train, names)
     stores = [
         features.placed(config, variables, wanted, placement, folder)
         for wanted in (training, features.Wanted(meta_val, names))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.space import schedule as schedule_lib
 from dvsnas_jax.train import losses
@@ -23,6 +24,9 @@ AUTO, TARGET, ALL = "auto", "target", "all"
 PRETRAIN, PLAIN = "pretrain", "plain"
 COUNTS = "counts"
 """A map [T, B, 1, 1, 1] of the features of training clips where `is_mixed`: the frames whose pixels count, 0 or 1."""
+
+TEACHER = "teacher"
+"""A map [T, B, h, w, K] of the features of training clips where `has_teacher_map`: the teacher's logits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,7 @@ class CellLoss:
       has_labels: False: labels are not looked at.
       teacher_weight: of the divergence from the static network, 0 = off; `temperature` as in `losses.distillation`.
       teaches_all: the teacher counts on labelled frames, too.
+      is_taught_apart: the teacher's logits are not those of the static network, and the features hold both.
       is_mixed: which frames count differs from clip to clip, and the features say so.
     """
 
@@ -52,6 +57,7 @@ class CellLoss:
     teacher_weight: float = 0.0
     temperature: float = 1.0
     teaches_all: bool = False
+    is_taught_apart: bool = False
     is_mixed: bool = False
 
     def frame_weights(self, num_frames: int) -> tuple[float, ...]:
@@ -74,10 +80,12 @@ class CellLoss:
     ) -> tuple[Callable[[jax.Array], jax.Array], types.Features]:
         """The loss of a batch of clips [T, B, ...], `logits -> f32 []`, and the features without what is its alone."""
         maps = dict(features.maps)
-        counts = maps.pop(COUNTS, None)
+        counts, teacher = maps.pop(COUNTS, None), maps.pop(TEACHER, None)
+        assert (teacher is not None) == self.is_taught_apart, "the features lack what the teacher says"
+        teacher = features.logits if teacher is None else teacher
         counts = None if counts is None else jnp.asarray(counts).reshape(labels.shape[:2])
         own = types.Features(maps=maps, logits=features.logits)
-        return functools.partial(self, labels=labels, teacher=features.logits, counts=counts), own
+        return functools.partial(self, labels=labels, teacher=teacher, counts=counts), own
 
     def __call__(
         self, logits: jax.Array, labels: jax.Array, teacher: types.Array, counts: types.Array | None = None
@@ -87,7 +95,7 @@ class CellLoss:
         Args:
           logits: [T, B, h, w, K], the cell's.
           labels: u8 [T, B, H, W], 255 = ignore.
-          teacher: [T, B, h, w, K], the static network's logits of the same frames.
+          teacher: [T, B, h, w, K], the teacher's logits of the same frames.
           counts: f32 [T, B], whether the frames of each clip count, where `is_mixed`.
         """
         assert (counts is not None) == self.is_mixed, "which frames count is not known"
@@ -130,6 +138,11 @@ def is_mixed(config: ml_collections.ConfigDict) -> bool:
     return bool(config.data.extra) and config.data.history == "stills" and section.frames == AUTO and is_refining
 
 
+def has_teacher_map(config: ml_collections.ConfigDict) -> bool:
+    """Whether there is a teacher that is not the static network itself."""
+    return bool(config.train.teacher_weight > 0 and config.train.teacher != config_lib.NETWORK)
+
+
 def make(config: ml_collections.ConfigDict, label_stride: int, class_weights: np.ndarray | None) -> CellLoss:
     """The loss that section `train` describes, at the label stride of a training.
 
@@ -151,6 +164,7 @@ def make(config: ml_collections.ConfigDict, label_stride: int, class_weights: np
         label_stride,
         frames=section.frames,
         is_still=config.data.history == "stills" and not is_mixed(config),
+        is_taught_apart=has_teacher_map(config),
         is_mixed=is_mixed(config),
         num_ages=interval,
         has_labels=section.labels,

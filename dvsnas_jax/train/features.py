@@ -32,12 +32,14 @@ class Wanted(NamedTuple):
       names: the maps to keep.
       num_drawn: augmented draws of the clips; 0 = each as it is.
       is_training: to train cells on: with clips of further data (`data.extra`) and what their loss needs.
+      teacher: of these cells, `teachers.make(config)`; its logits are kept, too.
     """
 
     clips: np.ndarray
     names: tuple[str, ...]
     num_drawn: int = 0
     is_training: bool = False
+    teacher: Any = None
 
     def rows(self, config: ml_collections.ConfigDict) -> mixture.Rows:
         """How many clips the features are of."""
@@ -125,15 +127,14 @@ def shapes(
     maps = {name: found.maps[name] for name in names}
     if is_training and cell_loss.is_mixed(config):
         maps[cell_loss.COUNTS] = np.zeros((1, 1, 1, 1), np.float32)
+    if is_training and cell_loss.has_teacher_map(config):
+        maps[cell_loss.TEACHER] = found.logits
     features = jax.tree.map(lambda x: stored(x, jnp.bfloat16), types.Features(maps=maps, logits=found.logits))
     return types.FeatureStore(features=features, labels=stored(jax.ShapeDtypeStruct((1, *size), np.uint8), np.uint8))
 
 
-def train_store(
-    config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...]
-) -> types.FeatureStore:
-    """The store of the meta-training clips: each as it is, or `cache_clips` augmented draws of them."""
-    wanted = Wanted(clips, names, config.search.cache_clips, is_training=True)
+def train_store(config: ml_collections.ConfigDict, variables: Any, wanted: Wanted) -> types.FeatureStore:
+    """The store of the meta-training clips, on the default device."""
     return jax.device_put(make(config, variables, wanted, 0, wanted.rows(config).total))
 
 
@@ -141,11 +142,16 @@ def make(
     config: ml_collections.ConfigDict, variables: Any, wanted: Wanted, first: int, last: int
 ) -> types.FeatureStore:
     """Features of number `first` to before `last` of what is wanted, host arrays."""
-    found = compute(config, variables, draw(config, wanted, first, last), wanted.names)
-    if not (wanted.is_training and cell_loss.is_mixed(config)):
+    clip = draw(config, wanted, first, last)
+    found = compute(config, variables, clip, wanted.names)
+    if not wanted.is_training:
         return found
-    counts = mixture.frame_weights(wanted.rows(config), first, last, config.data.num_frames)
-    maps = {**found.features.maps, cell_loss.COUNTS: counts[..., None, None, None].astype(jnp.bfloat16)}
+    maps = dict(found.features.maps)
+    if cell_loss.is_mixed(config):
+        counts = mixture.frame_weights(wanted.rows(config), first, last, config.data.num_frames)
+        maps[cell_loss.COUNTS] = counts[..., None, None, None].astype(jnp.bfloat16)
+    if wanted.teacher is not None:
+        maps[cell_loss.TEACHER] = wanted.teacher.logits(variables, clip)
     return types.FeatureStore(types.Features(maps=maps, logits=found.features.logits), found.labels)
 
 
@@ -194,6 +200,7 @@ def placed(
     if placement.kind == feature_store.DISK or distributed.num_processes() > 1:
         assert folder is not None, "no folder for the cache on disk"
         more = mixture.describe(config) if wanted.is_training else []
+        more += [wanted.teacher.about] if wanted.teacher is not None else []
         key = feature_cache.key(config, variables, *wanted[:3], more=more)
         source = feature_cache.build(folder.path / "features" / key, num_clips, make_fn)
         if placement.kind == feature_store.HOST:
