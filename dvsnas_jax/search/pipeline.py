@@ -33,6 +33,7 @@ from dvsnas_jax.train import (
     optim,
     pretrain,
     require_labels,
+    teachers,
     training_loop,
     winners,
 )
@@ -122,11 +123,12 @@ def assemble(
     space, placement = strategy.space, compiled.placement
     names = features.needed_maps(space, config)
 
-    def placed(clips: np.ndarray, num_drawn: int = 0) -> feature_store.AnyStore:
-        return features.placed(config, variables, features.Wanted(clips, names, num_drawn), placement, folder)
-
     meta_train, meta_val = pretrain.split_clips(config)
-    stores = placed(meta_train, config.search.cache_clips), placed(meta_val)
+    training = teachers.wanted(config, meta_train, names)
+    stores = [
+        features.placed(config, variables, wanted, placement, folder)
+        for wanted in (training, features.Wanted(meta_val, names))
+    ]
     weights = compiled.class_weights
     relaxed = relaxed_steps.make(config, space, placement.mesh, placement.train_rows, weights)
     return Parts(config, space, placement.mesh, compiled.steps, strategy, *stores, relaxed, weights, share)

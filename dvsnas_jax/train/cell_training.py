@@ -33,6 +33,7 @@ from dvsnas_jax.train import (
     optim,
     pretrain,
     require_labels,
+    teachers,
     training_loop,
     winners,
 )
@@ -145,7 +146,7 @@ def material(
 ) -> Material:
     """Computes the features of the train split, with the maps of these names; the folder is the run's."""
     training, held_out = pretrain.split_clips(config)
-    store = features_lib.train_store(config, variables, training, names)
+    store = features_lib.train_store(config, variables, teachers.wanted(config, training, names))
     validation = None
     if config.train.eval_every:
         found = features_lib.compute(config, variables, features_lib.select(config, held_out), names)
@@ -226,8 +227,9 @@ def make_step(
     """
 
     def loss_fn(params: types.Params, features: types.Features, labels: jax.Array) -> jax.Array:
+        of_logits, features = loss.of_batch(features, labels)
         logits, schedule_loss = cell.unroll_training(params, features)
-        return loss(logits, labels, features.logits) + schedule_loss
+        return of_logits(logits) + schedule_loss
 
     def step(
         state: optim.TrainState, store: types.FeatureStore, clips: jax.Array
