@@ -163,6 +163,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     train = config.train
     rule = "be above 0 where train.labels is false: nothing else says what is right"
     _require(train.labels or train.teacher_weight > 0, "train.teacher_weight", rule, train.teacher_weight)
+    rule = "be 0 where features.folds is below 2: the features are those of the static network already"
+    _require(not train.final_steps or config.features.folds > 1, "train.final_steps", rule, train.final_steps)
 
 
 def _require(is_fine: bool, key: str, rule: str | None, given: Any) -> None:

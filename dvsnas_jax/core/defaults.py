@@ -141,6 +141,13 @@ _SPACE = {
     "attention_heads": 1,  # local_attention: must divide channels
 }
 
+_FEATURES = {
+    # static networks that are each trained without one part (contiguous blocks) of the meta-training clips and make the
+    # features of that part, which cells are searched and trained on: as those of clips that the network never saw, as
+    # all are later. Each costs as much as the static network itself. 0 or 1 = off: it makes all features
+    "folds": 0,
+}
+
 _SCHEDULE = {
     "kind": OneOf("fixed", "dvsnas_jax.space.schedule:TABLE"),  # of key frames, mode propagate
     "interval": 5,  # fixed: every so many frames; else the longest distance of two key frames
@@ -258,6 +265,10 @@ _TRAIN = {
     # what the best has most of, times the stability factor of search.stability: mIoU | the accuracy of rewards
     "keep_by": OneOf("miou", ("miou", "reward")),
     "checkpoint_every": 200,
+    # features.folds: steps of a short fit of a retrained cell at the end, on features that are all made by the static
+    # network; 0 = off
+    "final_steps": 0,
+    "final_rate": 0.1,  # its learning rate, as a multiple of train.learning_rate
 }
 
 _ALL = {
@@ -268,6 +279,7 @@ _ALL = {
     "net": _NET,
     "pretrain": _PRETRAIN,
     "space": _SPACE,
+    "features": _FEATURES,
     "schedule": _SCHEDULE,
     "controller": _CONTROLLER,
     "search": _SEARCH,

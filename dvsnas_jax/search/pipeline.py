@@ -30,6 +30,7 @@ from dvsnas_jax.train import (
     clip_scores,
     feature_store,
     features,
+    folds,
     optim,
     pretrain,
     require_labels,
@@ -53,11 +54,12 @@ class Parts(NamedTuple):
     relaxed: relaxed_steps.Trainer | None = None
     class_weights: np.ndarray | None = None
     share: float | None = None
+    final_fn: Callable[[], feature_store.AnyStore] | None = None  # as that of `cell_training.Material`
 
     @property
     def material(self) -> cell_training.Material:
         """What a cell is trained with."""
-        return cell_training.Material(self.train_store, self.val_store, self.class_weights, self.share)
+        return cell_training.Material(self.train_store, self.val_store, self.class_weights, self.share, self.final_fn)
 
 
 def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str, Any]:
@@ -78,6 +80,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
         supernet_lib.make(space, features.settings_of(config))
         if not is_done:
             features.require_ages(config)
+            folds.split(config)
         require_labels.check(config, folder, is_rewarded=True, is_evaluated=True)
         pretrain.check(config, folder)
         evaluate.check(config)
@@ -92,10 +95,12 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
                 groups = clip_scores.batches(min(config.search.reward_clips, num_val), config.search)
                 made = ahead.compile_steps(config, space, placement, groups=groups, class_weights=weights)
                 compiled = Compiled(made, placement, weights)
-            variables = pretrain.run(config, folder, stop)
-            if compiled is not None:
-                share = averaging.starting_share(config, variables, folder)
-                parts = assemble(config, strategy, variables, compiled, folder=folder, share=share)
+            if compiled is None:
+                pretrain.run(config, folder, stop)
+            else:
+                networks = folds.run(config, folder, stop)
+                share = averaging.starting_share(config, networks.final, folder)
+                parts = assemble(config, strategy, networks, compiled, folder=folder, share=share)
                 state = run_search(parts, folder, stop)
                 find_winner(parts, state, folder, stop)
         return evaluate.run(config, folder)
@@ -112,7 +117,7 @@ class Compiled(NamedTuple):
 def assemble(
     config: ml_collections.ConfigDict,
     strategy: strategy_lib.Strategy,
-    variables: Any,
+    networks: features.Networks,
     compiled: Compiled,
     *,
     folder: workdir.Workdir | None = None,
@@ -122,14 +127,17 @@ def assemble(
     space, placement = strategy.space, compiled.placement
     names = features.needed_maps(space, config)
 
-    def placed(clips: np.ndarray, num_drawn: int = 0) -> feature_store.AnyStore:
-        return features.placed(config, variables, features.Wanted(clips, names, num_drawn), placement, folder)
-
     meta_train, meta_val = pretrain.split_clips(config)
-    stores = placed(meta_train, config.search.cache_clips), placed(meta_val)
+    wanted = features.Wanted(meta_train, names, config.search.cache_clips)
+
+    def placed(networks: features.Networks, wanted: features.Wanted = wanted) -> feature_store.AnyStore:
+        return features.placed(config, networks, wanted, placement, folder)
+
+    stores = placed(networks), placed(networks, features.Wanted(meta_val, names))
+    final_fn = functools.cache(lambda: placed(networks.alone())) if networks.folds else None
     weights = compiled.class_weights
     relaxed = relaxed_steps.make(config, space, placement.mesh, placement.train_rows, weights)
-    return Parts(config, space, placement.mesh, compiled.steps, strategy, *stores, relaxed, weights, share)
+    return Parts(config, space, placement.mesh, compiled.steps, strategy, *stores, relaxed, weights, share, final_fn)
 
 
 def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) -> loop.LoopState:

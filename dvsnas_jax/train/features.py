@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -35,6 +36,28 @@ class Wanted(NamedTuple):
     clips: np.ndarray
     names: tuple[str, ...]
     num_drawn: int = 0
+
+
+class Networks(NamedTuple):
+    """The static networks that make features.
+
+    Attributes:
+      final: variables of the static network of the run.
+      folds: those of the networks of `train.folds`; none: the final one makes all features.
+      fold_of: integers [number of clips of the train split], whose features which of them makes; -1: the final one.
+    """
+
+    final: Any
+    folds: tuple[Any, ...] = ()
+    fold_of: np.ndarray | None = None
+
+    def makers(self, clips: np.ndarray) -> np.ndarray:
+        """Which network makes the features of some clips of the train split, integers [n]: of `folds`, or -1."""
+        return np.full(len(clips), -1) if self.fold_of is None else self.fold_of[clips]
+
+    def alone(self) -> Networks:
+        """The final one for all clips."""
+        return Networks(self.final)
 
 
 def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
@@ -96,6 +119,21 @@ def compute(
     return types.FeatureStore(features=merged, labels=np.asarray(clip.labels))
 
 
+def _of_wanted(
+    config: ml_collections.ConfigDict, networks: Networks, wanted: Wanted, first: int, last: int
+) -> types.FeatureStore:
+    """Number `first` to before `last` of what is wanted, host arrays, each clip by the network that it belongs to."""
+    clip, makers = draw(config, wanted, first, last), networks.makers(_drawn_clips(config, wanted, first, last))
+    found, order = [], np.argsort(makers, kind="stable")
+    for maker in np.unique(makers).tolist():
+        rows = np.flatnonzero(makers == maker)
+        variables = networks.final if maker < 0 else networks.folds[maker]
+        found.append(compute(config, variables, jax.tree.map(lambda x, rows=rows: x[rows], clip), wanted.names))
+    if len(found) == 1:
+        return found[0]
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[np.argsort(order)], *found)
+
+
 def shapes(
     config: ml_collections.ConfigDict,
     names: tuple[str, ...],
@@ -119,30 +157,41 @@ def shapes(
 
 
 def train_store(
-    config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...]
+    config: ml_collections.ConfigDict, networks: Networks, clips: np.ndarray, names: tuple[str, ...]
 ) -> types.FeatureStore:
     """The store of the meta-training clips: each as it is, or `cache_clips` augmented draws of them."""
     wanted = Wanted(clips, names, config.search.cache_clips)
-    return build(config, variables, draw(config, wanted, 0, wanted.num_drawn or len(clips)), names)
+    return jax.device_put(_of_wanted(config, networks, wanted, 0, wanted.num_drawn or len(clips)))
 
 
 def draw(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: int) -> types.Clip:
     """Number `first` to before `last` of what is wanted: clips as they are, or augmented draws of them."""
     if not wanted.num_drawn:
         return select(config, wanted.clips[first:last])
-    numbers = np.arange(first, last)
-    data, seed = config.data, config.seed + 1
+    numbers, data = np.arange(first, last), config.data
     batches = pipeline.train_batches(
-        data, batch_size=1, num_frames=data.num_frames, seed=seed, part=example_order.Part(first), indices=wanted.clips
-    )
+        data, batch_size=1, num_frames=data.num_frames, seed=_seed_of_draws(config), part=example_order.Part(first),
+        indices=wanted.clips,
+    )  # fmt: skip
     drawn = [next(batches) for _ in numbers]
     clip = jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
     return spread_ages(clip, numbers, settings_of(config).num_ages)
 
 
+def _seed_of_draws(config: ml_collections.ConfigDict) -> int:
+    return int(config.seed) + 1
+
+
+def _drawn_clips(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: int) -> np.ndarray:
+    """Of which clips of the train split those that `draw` returns are, integers [n]."""
+    if not wanted.num_drawn:
+        return np.asarray(wanted.clips)[first:last]
+    return pipeline.clips_of_examples(wanted.clips, _seed_of_draws(config), np.arange(first, last))
+
+
 def placed(
     config: ml_collections.ConfigDict,
-    variables: Any,
+    networks: Networks,
     wanted: Wanted,
     placement: feature_store.Placement,
     folder: workdir.Workdir | None,
@@ -152,15 +201,14 @@ def placed(
     Several processes share the work by way of the cache on disk, below `features/` of the run folder; only they, and
     the disk, need one.
     """
-    num_clips, variables = wanted.num_drawn or len(wanted.clips), jax.device_get(variables)
-
-    def make(first: int, last: int) -> types.FeatureStore:
-        return compute(config, variables, draw(config, wanted, first, last), wanted.names)
+    num_clips, networks = wanted.num_drawn or len(wanted.clips), jax.device_get(networks)
+    make = functools.partial(_of_wanted, config, networks, wanted)
 
     source: feature_store.Source
     if placement.kind == feature_store.DISK or distributed.num_processes() > 1:
         assert folder is not None, "no folder for the cache on disk"
-        key = feature_cache.key(config, variables, *wanted)
+        is_by_folds = (networks.makers(wanted.clips) >= 0).any()
+        key = feature_cache.key(config, networks if is_by_folds else networks.final, *wanted)
         source = feature_cache.build(folder.path / "features" / key, num_clips, make)
         if placement.kind == feature_store.HOST:
             source = feature_cache.Memory(source.take(np.arange(num_clips)))
