@@ -214,6 +214,7 @@ def test_the_last_steps_are_on_features_of_the_final_network(trained, tmp_path) 
         alone = cell_training.material(by_hand, networks.alone(), NAMES, folder)
         start = cell_lib.without_statistics(before.params)
         other = stage._replace(name="by_hand", folder=workdir.Workdir(tmp_path / "by_hand"))
+        other.folder.path.mkdir()
         wanted = cell_training._fit(by_hand, space, genotype, alone, other, start)
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
     lines = [line for line in workdir.Workdir(tmp_path).read("metrics.jsonl") if line["stage"] == "cell_final_val"]

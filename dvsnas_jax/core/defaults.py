@@ -269,6 +269,15 @@ _TRAIN = {
     # network; 0 = off
     "final_steps": 0,
     "final_rate": 0.1,  # its learning rate, as a multiple of train.learning_rate
+    # steps, after all that, in which the winner and the static network are trained together through time on augmented
+    # clips as they come, as many frames at a time as pretrain.batch_size; the best on meta-validation is kept, and the
+    # cell then has a static network of its own. 0 = off. Of the commands train and search
+    "joint": 0,
+    "joint_rate": 0.1,  # learning rate of cell and decoder, as a multiple of train.learning_rate
+    "joint_encoder_rate": 0.1,  # that of the encoder, as a multiple of that; 0 = it stays as it is
+    "joint_static": 1.0,  # weight of the loss of the static network's own logits beside the cell's; 0 = none
+    # the static network by itself is trained on for as many steps, too, in the same way: a line of the evaluation
+    "joint_control": False,
 }
 
 _ALL = {

@@ -31,6 +31,7 @@ from dvsnas_jax.train import (
     feature_store,
     features,
     folds,
+    joint,
     optim,
     pretrain,
     require_labels,
@@ -102,7 +103,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
                 share = averaging.starting_share(config, networks.final, folder)
                 parts = assemble(config, strategy, networks, compiled, folder=folder, share=share)
                 state = run_search(parts, folder, stop)
-                find_winner(parts, state, folder, stop)
+                find_winner(parts, networks.final, state, folder, stop)
         return evaluate.run(config, folder)
 
 
@@ -296,8 +297,10 @@ def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -
     loop.log(folder, describe_fn, genotypes, records, step=section.steps)
 
 
-def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, stop: signals.StopFlag) -> None:
-    """Derives the winner and writes its weights and its genotype."""
+def find_winner(
+    parts: Parts, variables: Any, state: loop.LoopState, folder: workdir.Workdir, stop: signals.StopFlag
+) -> None:
+    """Derives the winner and writes its weights and its genotype; `variables` are those of the static network."""
     config, section = parts.config, parts.config.derive
     distributed.barrier("log")  # written by one process, read by all
     log = [record for record in folder.read(loop.LOG) if record["step"] < config.search.steps]
@@ -317,7 +320,12 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
     genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
     static = score_static(parts)
     scores = {**record, "static_reward": static["reward"]}
-    cell_training.save_winner(folder, parts.space, genotype, params, scores, made_by=winners.SEARCH)
+    found = joint.run(config, variables, (parts.space, genotype), params, folder, stop)
+    if config.train.joint_control:
+        joint.control(config, variables, folder, stop)
+    if found.found is not None:
+        scores["joint_reward"] = _rewards(parts, found.found, genotype[None])[0]["reward"]
+    cell_training.save_winner(folder, parts.space, genotype, found.params, scores, made_by=winners.SEARCH)
 
 
 def score_static(parts: Parts) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -30,6 +31,7 @@ from dvsnas_jax.train import (
     feature_cache,
     feature_store,
     folds,
+    joint,
     keeping,
     optim,
     pretrain,
@@ -111,7 +113,10 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
                 name = f"retrain_{genotype_lib.digest(space, genotype)}"
                 stage = training_loop.Stage.of(config.train, name, folder, stop)
                 trained = train_cell(config, space, genotype, made, stage)
-                save_winner(folder, space, genotype, trained.params, {}, made_by=winners.TRAIN)
+                made_jointly = joint.run(config, networks.final, given, trained.params, folder, stop)
+                if config.train.joint_control:
+                    joint.control(config, networks.final, folder, stop)
+                save_winner(folder, space, genotype, made_jointly.params, {}, made_by=winners.TRAIN)
     return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
 
 
@@ -214,7 +219,7 @@ def _fit(
     if start is None:
         state = init(cell, optimizer, config.seed, material.share)
     else:
-        state = optim.start(optimizer, start, is_averaged=True)
+        state = optim.start(optimizer, jax.tree.map(jnp.array, start), is_averaged=True)  # copies: steps donate them
     state = jax.tree.map(lambda x: mesh_lib.put(x, where), state)
     loss = cell_loss.make(config, section.label_stride, material.class_weights)
     jitted_step = make_step(cell, optimizer, loss, section.polyak)

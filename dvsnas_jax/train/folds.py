@@ -65,6 +65,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
         if left[fold]:
             what = f"trained on {len(training)} clips, for the features of {len(held)} others"
             _note(f"features.folds: network {fold + 1} of {len(splits)}, {what}")
+            own.path.mkdir(parents=True, exist_ok=True)
             if (folder.path / pretrain.CLASS_WEIGHTS).is_file():
                 own.write_json(pretrain.CLASS_WEIGHTS, folder.read_json(pretrain.CLASS_WEIGHTS))
             distributed.barrier("class_weights")  # written by one process, read by all
