@@ -1,6 +1,8 @@
 """The end of a cell: it starts as the baseline of its mode, and its heads do what they say."""
 
 import dataclasses
+import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,13 @@ from test_space import SETTINGS, SPACE, make_features, randomised
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
+from dvsnas_jax.core.files import workdir
+from dvsnas_jax.evaluate import baselines
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_end, schedule, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.train import claims
 
 REFINE = genotype_lib.random(SPACE, np.random.default_rng(5), 1)[0]
 PROPAGATE = dataclasses.replace(SETTINGS, mode="propagate", cut="stage1", schedule=schedule.Schedule(interval=3))
@@ -131,6 +136,12 @@ def test_classifier_is_the_end_of_older_cells() -> None:
     assert config_lib.from_json_dict(values, "config.json").space.end == cell_end.CLASSIFIER
 
 
+def test_a_baseline_has_no_baseline_beside_it() -> None:
+    for end, expected in ((cell_end.NONE, baselines.NOTHING), (cell_end.HEADS, baselines.Controls(interval=3))):
+        model = types.SimpleNamespace(cell=object(), settings=dataclasses.replace(PROPAGATE, end=end))
+        assert baselines.of_run(config_lib.defaults(), model, None) == expected
+
+
 def test_baselines_are_members_of_the_zoo() -> None:
     for name, mode in (("ema", "refine"), ("hold", "propagate")):
         member = zoo.get(name)
@@ -140,3 +151,20 @@ def test_baselines_are_members_of_the_zoo() -> None:
             zoo.require(member, mode=mode, schedule="fixed", end=cell_end.HEADS)
     with pytest.raises(errors.UserError, match=r"zoo:previous: .* add --config.space.end=heads"):
         zoo.require(zoo.get("previous"), mode="refine", schedule="fixed", end=cell_end.NONE)
+
+
+def test_an_older_run_goes_on_with_its_config_file(tmp_path) -> None:
+    """Keys that it lacks mean what they meant then, whatever the file's defaults are now; others are compared."""
+    config = config_lib.load("smoke")
+    values = config_lib.to_json_dict(config)
+    for key in config_lib.BEFORE:
+        section, leaf = key.split(".")
+        del values[section][leaf]
+    folder = workdir.Workdir(tmp_path)
+    folder.claim(config_lib.from_json_dict(values, "x"))
+    folder.append("metrics.jsonl", {"stage": "pretrain", "step": 1})
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    found = claims.check(config, folder)
+    assert found.space.end == cell_end.CLASSIFIER and found.train.eval_every == 0
+    with pytest.raises(errors.UserError, match="train.eval_every"):
+        claims.check(config_lib.changed(config, {"train.eval_every": "7"}), folder)

@@ -197,6 +197,14 @@ def test_jobs_of_members_take_their_own_schedule(jobs, tmp_path: pathlib.Path) -
     assert [kind for _, _, kind in jobs.done] == ["regions", "adaptive", "fixed"]
 
 
+def test_a_baseline_has_a_row_of_its_own(jobs, tmp_path: pathlib.Path) -> None:
+    """Also beside the same genotype with a cell's end."""
+    path = tmp_path / "nothing.json"
+    path.write_text(json.dumps(zoo.get("hold").genotype))
+    result = jobs.run(load_propagate(), workdir.Workdir(tmp_path / "run"), ["zoo:hold", str(path), "zoo:dff"])
+    assert [row["name"] for row in result["rows"]] == [compare_rows.STATIC, "zoo:hold", str(path), "zoo:dff"]
+
+
 def test_one_genotype_under_two_names_is_one_row(jobs, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "cell.json"
     path.write_text(json.dumps(zoo.get("grfp").genotype))

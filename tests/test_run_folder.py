@@ -494,7 +494,7 @@ REFUSALS = {
     "data.dir": (["--config.data.name=camvid", "--config.data.dir=nowhere"], "nowhere: no such dataset folder"),
     "weights": (["--config.net.weights=nowhere"], "net.weights: nowhere has no"),
     "teacher": (["--config.pretrain.teacher=nowhere"], "pretrain.teacher: nowhere holds no run"),
-    "class weights": (["--config.pretrain.class_weights=1,2"], "must be median or 11 numbers"),
+    "class weights": (["--config.pretrain.class_weights=1,2"], "must be median, log or 11 numbers"),
     "attention": (["--config.space.attention_heads=3"], "space.attention_heads"),
     "inputs": (["--config.space.mode=propagate"], "does not provide decoder"),
 }

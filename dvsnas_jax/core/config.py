@@ -65,6 +65,19 @@ def from_json_dict(values: Mapping[str, Any], where: str) -> ml_collections.Conf
     return config.lock()
 
 
+def as_before(config: ml_collections.ConfigDict, stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The configuration for going on with an older run: what it lacks keeps the meaning of then (`BEFORE`).
+
+    `stored` is what its `config.json` holds. A key that was given another value than its default keeps that.
+    """
+    found, new = config.copy_and_resolve_references().unlock(), defaults()
+    for key, value in BEFORE.items():
+        section, name = key.split(".")
+        if name not in stored.get(section, {}) and found[section][name] == new[section][name]:
+            found[section][name] = value
+    return found.lock()
+
+
 def to_json_dict(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as JSON keeps it: plain dictionaries, tuples as lists."""
 

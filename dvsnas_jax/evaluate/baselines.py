@@ -56,11 +56,11 @@ NOTHING = Controls()
 def of_run(
     config: ml_collections.ConfigDict, model: programs.Model, folder: workdir.Workdir, *, is_other_data: bool = False
 ) -> Controls:
-    """The baseline of the mode of a run, where the run has a cell.
+    """The baseline of the mode of a run, where the run has a cell that is not itself one.
 
     On other data than the run's the average has the share of the run, if that was chosen already.
     """
-    if model.cell is None:
+    if model.cell is None or not model.settings.has_output:
         return NOTHING
     if model.settings.is_propagating:
         return Controls(interval=model.settings.schedule.interval)

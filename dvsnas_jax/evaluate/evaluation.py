@@ -11,14 +11,14 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import errors, progress, types
+from dvsnas_jax.core import compilation, errors, progress, types
 from dvsnas_jax.core.files import image_files, workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import pipeline, whole_videos
 from dvsnas_jax.deploy import run_model
 from dvsnas_jax.evaluate import baselines, metrics, timing
-from dvsnas_jax.infer import artifact, dispatch, jitted
+from dvsnas_jax.infer import artifact, dispatch, jitted, programs
 from dvsnas_jax.train import claims, winners
 
 RESULT = "evaluation.json"
@@ -73,20 +73,27 @@ def run(
         claims.claim(config, folder, ignore=ignore)
         file = _other_file(config) if is_other_data else RESULT if split == "val" else f"evaluation_{split}.json"
         if distributed.is_main():
-            others = run_model.others(config, folder)
-            original = others.get("static", trained)
-            original = dataclasses.replace(trained, variables=original.variables)
-            controls = baselines.of_run(config, original, folder, is_other_data=is_other_data)
-            controls = controls._replace(networks={name: run_model.jit(config, each) for name, each in others.items()})
-            if not is_other_data:
-                controls = controls._replace(commonest=commonest_class(config, table))
-            result = _evaluate(config, model, sequences, controls=controls, watch_fns=(strip.watch, watch_fn))
+            with compilation.effort(config.compile_effort):  # labels of another size are another program
+                controls = _controls(config, trained, folder, is_other_data=is_other_data)
+                if not is_other_data:
+                    controls = controls._replace(commonest=commonest_class(config, table))
+                result = _evaluate(config, model, sequences, controls=controls, watch_fns=(strip.watch, watch_fn))
             winner = winners.read(folder)
             folder.write_json(file, {**result, GENOTYPE: winner.digest if winner else None})
             if file == RESULT:
                 strip.save(model, sequences, table, folder, controls.networks.get("static"))
         distributed.barrier("evaluation")  # written by one process, read by all
         return folder.read_json(file)
+
+
+def _controls(
+    config: ml_collections.ConfigDict, trained: programs.Model, folder: workdir.Workdir, *, is_other_data: bool
+) -> baselines.Controls:
+    """The other networks of a run, and the baseline of its mode, which is that of the static network of the run."""
+    others = run_model.others(config, folder)
+    original = dataclasses.replace(trained, variables=others.get("static", trained).variables)
+    controls = baselines.of_run(config, original, folder, is_other_data=is_other_data)
+    return controls._replace(networks={name: run_model.jit(config, each) for name, each in others.items()})
 
 
 def run_exported(

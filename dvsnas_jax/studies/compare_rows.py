@@ -1,8 +1,8 @@
 """The rows of a comparison: all finished jobs of a folder, a row a genotype, whichever commands made them.
 
-A job is the file `jobs/DIGEST_seedNNNN.json`, in propagate mode `jobs/DIGEST_SCHEDULE_seedNNNN.json`. What a genotype
-was called is in `compare.jsonl`, a line for each command; jobs of earlier versions, without such a line, hold a name
-themselves. Nothing is written here.
+A job is the file `jobs/DIGEST_seedNNNN.json`, in propagate mode `jobs/DIGEST_SCHEDULE_seedNNNN.json`, of a baseline
+with `_baseline` before the seed. What a genotype was called is in `compare.jsonl`, a line for each command; jobs of
+earlier versions, without such a line, hold a name themselves. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dvsnas_jax.space import zoo
 NAME, JOBS, LOG = "compare", "jobs", "compare.jsonl"
 STATIC = "static network"
 SCORES = ("miou", "fwiou", "accuracy", "class_accuracy", "flicker", "changes_followed", "flow_consistency")
-_FILE = re.compile(r"(?P<key>[0-9a-f]{12}(?:_[a-z]+)?)_seed(?P<seed>\d{4,})\.json")
+_FILE = re.compile(r"(?P<key>[0-9a-f]{12}(?:_[a-z]+)*)_seed(?P<seed>\d{4,})\.json")
 
 Record = Mapping[str, Any]
 Jobs = Mapping[str, Mapping[int, Record]]

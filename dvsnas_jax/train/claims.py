@@ -93,6 +93,7 @@ def _check(
     if not folder.is_claimed:
         return fresh
     raw = folder.config()
+    config = config_lib.as_before(config, folder.read_json(workdir.CONFIG))
     stored = _filled(raw, _FIRST)
     whole = _read_identity(folder).get("whole_vocabulary", [key for key in _FIRST if not _leaf(raw, key)])
     named = _filled(config, {key: _leaf(stored, key) if key in whole else names for key, names in today.items()})
