@@ -59,7 +59,7 @@ class _Parts(NamedTuple):
     Attributes:
       config: of the run, section `train` as `_section` makes it.
       net: the static network.
-      statistics: its running statistics.
+      fixed: of its variables, what is not trained: running statistics, and the encoder at rate 0.
       names: maps that are needed.
       class_weights: f32 [K] of the losses, None: all alike.
       cell: None: there is none.
@@ -67,7 +67,7 @@ class _Parts(NamedTuple):
 
     config: ml_collections.ConfigDict
     net: static_net.StaticNet
-    statistics: Any
+    fixed: Any
     names: tuple[str, ...]
     class_weights: np.ndarray | None
     cell: cell_lib.Cell | None
@@ -96,10 +96,10 @@ def run(
         return Joint(None, params)
     digest, cell = genotype_lib.digest(*genotype), cell_lib.make(*genotype, settings)
     parts = _parts(config, variables, features.needed_maps(genotype[0], config), folder, cell)
-    start = {**jax.device_get(variables["params"]), _CELL: cell_lib.without_statistics(params)}
+    start = {**_trained(parts, variables), _CELL: cell_lib.without_statistics(params)}
     validation = _validation(parts)
     kept = _fit(parts, start, validation, f"{STAGE}_{digest}", (folder, stop))
-    before = validation.count_fn({**start, _CELL: params})
+    before = validation.count_fn(jax.device_get({**start, _CELL: params}))
     best = validation.calibrate_fn(kept.best)
     found = validation.count_fn(best)
     scores = [validation.score_fn(clip_scores.shares(each.counts[0], each.flicker[0])) for each in (before, found)]
@@ -107,7 +107,7 @@ def run(
         _note(f"train.joint: no gain over the retrained cell, which stays as it is (score {scores[0]:.4f})")
         return Joint(None, params)
     _note(f"train.joint: score {scores[1]:.4f} on meta-validation, {scores[0]:.4f} before")
-    own = {"params": _static(best), "batch_stats": parts.statistics}
+    own = _variables(best, parts.fixed)
     _save(folder, _stage_of(digest), own)
     return Joint(own, best[_CELL], found)
 
@@ -116,8 +116,8 @@ def control(config: ml_collections.ConfigDict, variables: Any, folder: workdir.W
     """The static network by itself trained on for `train.joint` steps, in the same way: what `run` is to be compared
     with. Its variables, the best on meta-validation, are kept in the run folder; the start is one of them."""
     parts = _parts(config, variables, features.needed_maps(features.space_of(config), config), folder, None)
-    kept = _fit(parts, jax.device_get(variables["params"]), _validation(parts), CONTROL, (folder, stop))
-    own = {"params": kept.best, "batch_stats": parts.statistics}
+    kept = _fit(parts, _trained(parts, variables), _validation(parts), CONTROL, (folder, stop))
+    own = _variables(kept.best, parts.fixed)
     _save(folder, f"{CONTROL}_best", own)
     return own
 
@@ -169,12 +169,21 @@ def _parts(
 ) -> _Parts:
     own, weights = _section(config), pretrain.class_weights(config, folder)
     net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
-    return _Parts(own, net, jax.device_get(variables["batch_stats"]), names, weights, cell)
+    is_fixed = {"encoder"} if not own.train.joint_encoder_rate else set()
+    still = {name: value for name, value in variables["params"].items() if name in is_fixed}
+    fixed = jax.device_get({"params": still, "batch_stats": variables["batch_stats"]})
+    return _Parts(own, net, fixed, names, weights, cell)
 
 
-def _static(params: Any) -> Any:
-    """Without the cell."""
-    return {name: value for name, value in params.items() if name != _CELL}
+def _trained(parts: _Parts, variables: Any) -> Any:
+    """The parts of a static network that are trained."""
+    return {name: value for name, value in variables["params"].items() if name not in parts.fixed["params"]}
+
+
+def _variables(params: Any, fixed: Any) -> Any:
+    """The variables of the static network, of what is trained and what is not."""
+    trained = {name: value for name, value in params.items() if name != _CELL}
+    return {**fixed, "params": {**fixed["params"], **trained}}
 
 
 def _fit(
@@ -186,15 +195,17 @@ def _fit(
 ) -> keeping.KeptState:
     """Every process does the same work, on its first device; what it starts from is copied, as steps donate it."""
     section = parts.config.train
-    optimizer = optax.chain(optim.make(section), optim.scale_part("encoder", section.joint_encoder_rate))
-    state = optim.start(optimizer, jax.tree.map(jnp.array, start), is_averaged=True)
-    step_fn, statistics = _make_step(parts, optimizer), jax.device_put(parts.statistics)
+    optimizer = optim.make(section)
+    if section.joint_encoder_rate:
+        optimizer = optax.chain(optimizer, optim.scale_part("encoder", section.joint_encoder_rate))
+    state = optim.start(optimizer, jax.tree.map(jnp.array, jax.device_get(start)), is_averaged=True)
+    step_fn, fixed = _make_step(parts, optimizer), jax.device_put(parts.fixed)
     return keeping.fit(
         keeping.start(state),
         training_loop.Stage.of(section, name, *run_of),
         section.eval_every,
         validation,
-        step_fn=lambda state, clip: step_fn(state, statistics, clip),
+        step_fn=lambda state, clip: step_fn(state, fixed, clip),
         batches_fn=lambda first: prefetch.to_device(_clips(parts.config, first)),
     )
 
@@ -210,26 +221,22 @@ def _clips(config: ml_collections.ConfigDict, first: int) -> Iterator[types.Clip
         yield features.spread_ages(clip, size * step + np.arange(size), ages)
 
 
-def _live(parts: _Parts, params: types.Params, statistics: Any, clip: types.Clip) -> types.Features:
+def _live(parts: _Parts, params: types.Params, fixed: Any, clip: types.Clip) -> types.Features:
     """The static network's features of clips [B, T, ...], frame by frame: [T, B, h, w, C]; for traced code."""
     frames = jnp.asarray(clip.frames).swapaxes(0, 1)
-    found = static_net.infer(
-        parts.net, {"params": _static(params), "batch_stats": statistics}, frames.reshape(-1, *frames.shape[2:])
-    )
+    found = static_net.infer(parts.net, _variables(params, fixed), frames.reshape(-1, *frames.shape[2:]))
     kept = types.Features(maps={name: found.maps[name] for name in parts.names}, logits=found.logits)
     return jax.tree.map(lambda x: x.reshape(*frames.shape[:2], *x.shape[1:]), kept)
 
 
 def _make_loss(parts: _Parts) -> Callable[[types.Params, Any, types.Clip], tuple[jax.Array, dict[str, jax.Array]]]:
-    """`(params, statistics, clip) -> (loss, its parts)`: the cell's, and `train.joint_static` times that of the static
+    """`(params, fixed, clip) -> (loss, its parts)`: the cell's, and `train.joint_static` times that of the static
     logits; without a cell the latter alone."""
     section, pretraining, cell = parts.config.train, parts.config.pretrain, parts.cell
     cell_loss_fn = cell_loss.make(parts.config, section.label_stride, parts.class_weights)
 
-    def loss_fn(params: types.Params, statistics: Any, clip: types.Clip) -> tuple[jax.Array, dict[str, jax.Array]]:
-        if not section.joint_encoder_rate:
-            params = {**params, "encoder": jax.lax.stop_gradient(params["encoder"])}
-        found, labels = _live(parts, params, statistics, clip), jnp.asarray(clip.labels).swapaxes(0, 1)
+    def loss_fn(params: types.Params, fixed: Any, clip: types.Clip) -> tuple[jax.Array, dict[str, jax.Array]]:
+        found, labels = _live(parts, params, fixed, clip), jnp.asarray(clip.labels).swapaxes(0, 1)
         static, _ = losses.cross_entropy(
             found.logits,
             losses.subsample_labels(labels, section.label_stride),
@@ -247,13 +254,11 @@ def _make_loss(parts: _Parts) -> Callable[[types.Params, Any, types.Clip], tuple
 
 
 def _make_step(parts: _Parts, optimizer: optax.GradientTransformation) -> Step:
-    """The jitted `(state, statistics, clip) -> (state, metrics)`; the state is donated."""
+    """The jitted `(state, fixed, clip) -> (state, metrics)`; the state is donated."""
     loss_fn, decay = _make_loss(parts), parts.config.train.polyak
 
-    def step(
-        state: optim.TrainState, statistics: Any, clip: types.Clip
-    ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
-        (loss, found), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, statistics, clip)
+    def step(state: optim.TrainState, fixed: Any, clip: types.Clip) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+        (loss, found), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, fixed, clip)
         after = optim.descend(optimizer, state, grads, decay)
         return after, {"loss": loss, **found, "gradient_norm": optax.tree.norm(grads)}
 
@@ -273,9 +278,9 @@ def _validation(parts: _Parts) -> keeping.Validation:
     count_fn = clip_scores.make_count(alone if cell is None else cell.unroll, settings.num_ages)
 
     @compilation.jit
-    def moments(params: types.Params, statistics: Any, clip: types.Clip) -> Any:
+    def moments(params: types.Params, fixed: Any, clip: types.Clip) -> Any:
         assert cell is not None
-        return cell.moments(params[_CELL], _live(parts, params, statistics, clip))
+        return cell.moments(params[_CELL], _live(parts, params, fixed, clip))
 
     @functools.cache
     def drawn() -> list[types.Clip]:
@@ -285,13 +290,12 @@ def _validation(parts: _Parts) -> keeping.Validation:
     def calibrate(params: types.Params) -> types.Params:
         if cell is None:
             return params
-        found = [jax.device_get(moments(params, parts.statistics, clip)) for clip in drawn()]
+        found = [jax.device_get(moments(params, parts.fixed, clip)) for clip in drawn()]
         mean = jax.tree.map(lambda *xs: jnp.asarray(np.mean(xs, axis=0)), *found)
         return {**params, _CELL: cell_lib.freeze_norm(params[_CELL], mean)}
 
     def count(params: types.Params) -> clip_scores.ClipScores:
-        variables = {"params": _static(params), "batch_stats": parts.statistics}
-        store = features.build(config, variables, clips, parts.names)
+        store = features.build(config, _variables(params, parts.fixed), clips, parts.names)
         return clip_scores.of_store(count_fn, params.get(_CELL, {}), store, config.search)
 
     return keeping.Validation(calibrate, count, keeping.make_score(config))
