@@ -10,7 +10,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from dvsnas_jax.commands import bench, common, data, doctor, export, nets, runs, segment, show, studies
+from dvsnas_jax.commands import bench, common, data, doctor, export, nets, reproduce, runs, segment, show, studies
 from dvsnas_jax.core import allocator, errors
 from dvsnas_jax.core.processes import distributed
 
@@ -157,7 +157,7 @@ def _parser() -> common.Parser:
         prog="dvsnas", description="Search for dynamic cells for video segmentation.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=common.Parser)
-    for part in (runs, segment, export, studies, show, bench, data, nets, doctor):
+    for part in (runs, segment, export, studies, reproduce, show, bench, data, nets, doctor):
         part.register(common.adder(commands))
     return parser
 

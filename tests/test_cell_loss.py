@@ -145,3 +145,26 @@ def test_class_weights_are_counted_once_and_kept_in_the_run_folder(tmp_path, mon
     np.testing.assert_array_equal(pretrain.class_weights(config, folder), counted)
     config = config_lib.changed(config, {"pretrain.class_weights": ""})
     assert pretrain.class_weights(config, folder) is None
+
+
+def test_in_a_mixture_each_clip_says_which_of_its_frames_count():
+    """Clip 0 is made from a still, clip 1 a true history without labels but for its first frames."""
+    mixed = {"data.history": "stills", "data.extra": "video:clip.mp4:0.5", "train.teacher_weight": "0.5"}
+    loss = make(**mixed)
+    counts = np.array([[0, 0, 0, 0, 0, 1], [1] * 6], np.float32).T
+    labels = LABELS.copy()
+    labels[2:, 1] = types.IGNORE
+    chosen = [pixel_losses()[5, 0], pixel_losses()[0, 1], pixel_losses()[1, 1]]
+    of_labels = sum(each.sum() for each in chosen) / sum(
+        (LABELS[at] != types.IGNORE).sum() for at in ((5, 0), (0, 1), (1, 1))
+    )
+    of_teacher = divergences()[2:, 1].mean()  # never of the made-up frames of clip 0
+    features = types.Features(maps={"decoder": LOGITS, cell_loss.COUNTS: counts[..., None, None, None]}, logits=TEACHER)
+    loss_fn, own = loss.of_batch(features, labels)
+    assert set(own.maps) == {"decoder"}
+    assert float(loss_fn(LOGITS)) == pytest.approx(of_labels + 0.5 * of_teacher, rel=1e-5)
+    with pytest.raises(AssertionError, match="which frames count"):
+        loss(LOGITS, labels, TEACHER)
+    # propagate, and where the config says which: the same for all clips
+    for changes in (PROPAGATE, {"train.frames": "target"}, {"data.history": "frames"}):
+        assert not make(**{**mixed, **changes}).is_mixed

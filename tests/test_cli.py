@@ -19,7 +19,7 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.space import genotype
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-COMMANDS = ("search", "train", "evaluate", "compare", "show", "data preview", "report", "bench", "doctor")
+COMMANDS = ("search", "train", "evaluate", "compare", "reproduce", "show", "data preview", "report", "bench", "doctor")
 SPACE = genotype.Space(inputs=("prev_state", "decoder"), num_layers=2)
 TOKENS = np.asarray([[0, 1, 4, 1, 2], [2, 1, 0, 3, 0]], np.int32)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.data.loading import pipeline, whole_videos
 from dvsnas_jax.deploy import run_model
@@ -290,3 +290,16 @@ def test_held_labels_and_ages_beside_a_propagating_cell():
     (head,) = (number for number, line in enumerate(lines) if line.startswith("mIoU, frames since key"))
     assert lines[head].split()[-4:] == ["0", "1", "2", "3"] and len(lines[head + 1 : head + 4]) == 3
     assert lines[head + 3].split()[-4:] == [f"{100 * row['miou']:.1f}" for row in expected.values()]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"), [([3], (-3, 0)), ([1, 3], (-3, 1)), ([0, 1, 4, 9, 2, 0, 0, 0, 0], (5, 2))]
+)
+def test_a_video_of_one_frame_has_a_strip_too(wrong, expected):
+    """Of so many wrong pixels a frame; later the frames around the worst one."""
+    labels = np.zeros((len(wrong), 1, 10), np.uint8)
+    static = (np.arange(10) < np.array(wrong)[:, None, None]).astype(np.uint8)
+    strip = evaluation.Strip(3)
+    strip.watch(0, types.Sequence(name="a", frames=labels[..., None], labels=labels), static, static)
+    loss, number, start = strip._best
+    assert (round(10 * loss), number, start) == (expected[0], 0, expected[1])

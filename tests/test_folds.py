@@ -195,7 +195,9 @@ def test_off_is_as_it_was(trained, tmp_path) -> None:
     jax.tree.map(np.testing.assert_array_equal, alone.final, networks.final)  # folds change nothing of the final one
     training, _ = pretrain.split_clips(config)
     wanted = features.build(off, direct, features.select(off, training), NAMES)
-    jax.tree.map(np.testing.assert_array_equal, features.train_store(off, alone, training, NAMES), wanted)
+    jax.tree.map(
+        np.testing.assert_array_equal, features.train_store(off, alone, features.Wanted(training, NAMES)), wanted
+    )
 
 
 def test_the_last_steps_are_on_features_of_the_final_network(trained, tmp_path) -> None:

@@ -18,6 +18,7 @@ ALLOWED = {
     "data": {"data", "core"},
     "data.datasets": {"data.datasets", "core"},
     "data.datasets.synthetic": {"data.street", "data.datasets", "core"},
+    "data.loading.video_file": {"infer.video", "data", "core"},
     "data.street": {"data.street", "data.datasets", "core"},
     "nets": {"nets", "core"},
     "nets.kernels": {"nets.kernels", "core"},

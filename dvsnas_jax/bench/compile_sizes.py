@@ -78,7 +78,7 @@ def make(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, train_cl
     where = mesh_lib.replicated(mesh)
     names = features.needed_maps(space, config)
     stores = [
-        features.shapes(config, names, train_clips, where, is_augmented=bool(section.cache_clips)),
+        features.shapes(config, names, train_clips, where, is_augmented=bool(section.cache_clips), is_training=True),
         features.shapes(config, names, val_clips, where),
     ]
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), made.state)

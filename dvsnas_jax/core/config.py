@@ -10,14 +10,18 @@ from typing import Any
 import ml_collections
 
 from dvsnas_jax.core import defaults as defaults_lib
-from dvsnas_jax.core import errors
+from dvsnas_jax.core import errors, extra_data
 from dvsnas_jax.core import overrides as overrides_lib
 
 defaults = defaults_lib.make
-PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher")
+PATHS = ("data.dir", "data.prepared", "net.weights", "pretrain.teacher", "train.teacher")
 """Keys that hold the path of a file or folder, where they are not empty."""
+_EXTRA = "data.extra"
 IMAGENET = "imagenet"
 """The value of `net.weights` that is no path: the encoder's weights from an installed package."""
+NETWORK, AUGMENTED = "network", "augmented"
+"""The values of `train.teacher` that are no paths."""
+_NAMES = {("net.weights", IMAGENET), ("train.teacher", NETWORK), ("train.teacher", AUGMENTED)}
 MAX_SEED = 2**32 - 1
 """JAX's random numbers take no more bits: a larger seed would be another one's twin."""
 
@@ -96,13 +100,16 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """
     left, right = (dict(overrides_lib.leaves(to_json_dict(config))) for config in (a, b))
     missing = object()
+    for side in (left, right):
+        if side.get(_EXTRA):
+            side[_EXTRA] = extra_data.resolved(side[_EXTRA])
     found = [key for key in {*left, *right} if left.get(key, missing) != right.get(key, missing)]
     return sorted(key for key in found if key not in PATHS or not _is_same_path(key, left.get(key), right.get(key)))
 
 
 def _is_path(key: str, value: Any) -> bool:
     """Whether the value of one of `PATHS` is one: it is not empty, and no name of something else."""
-    return bool(value) and (key, value) != ("net.weights", IMAGENET)
+    return bool(value) and (key, value) not in _NAMES
 
 
 def _is_same_path(key: str, a: str | None, b: str | None) -> bool:
@@ -118,6 +125,8 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
         section, key = path.split(".")
         if _is_path(path, found.get(section, {}).get(key)):
             found[section] = {**found[section], key: os.path.abspath(found[section][key])}
+    if found.get("data", {}).get("extra"):
+        found["data"] = {**found["data"], "extra": extra_data.absolute(found["data"]["extra"])}
     return found
 
 
@@ -168,6 +177,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             problem = f"be one of {', '.join(map(str, allowed))}"
         _require(not problem, key, problem, repr(value))
     data, search, derive = config.data, config.search, config.derive
+    extra_data.parse(data.extra)
     _require(data.scale[0] <= data.scale[1], "data.scale", "be (smallest, largest)", repr(data.scale))
     for whole, part in (("batch_size", "batch_parts"), ("scratch_steps", "scratch_parts")):
         rule = f"divide search.{whole} ({search[whole]})"
@@ -176,6 +186,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     is_enough = derive.num_rewarded + derive.num_probable >= derive.num_retrain
     _require(is_enough, "derive.num_retrain", rule, derive.num_retrain)
     train = config.train
+    _require(bool(train.teacher), "train.teacher", "be network, augmented or a run folder", repr(train.teacher))
     rule = "be above 0 where train.labels is false: nothing else says what is right"
     _require(train.labels or train.teacher_weight > 0, "train.teacher_weight", rule, train.teacher_weight)
     rule = "be 0 where features.folds is below 2: the features are those of the static network already"

@@ -47,6 +47,10 @@ _DATA = {
     "height": 96,  # frames are resized to height x width (labels: nearest)
     "width": 128,
     "num_frames": 4,  # T
+    # Further data that training clips are drawn from as well, KIND:PATH:SHARE of the clips. KIND: a data set on disk
+    # (cityscapes:/data/cs:0.3, folder:/data/frames:0.2), video (of a file, what `dvsnas segment` takes), or config (a
+    # config file whose section data describes it). Classes are matched by name; no masks: the teacher's alone.
+    "extra": (),
     # frames: earlier frames of the video; stills: camera motions of one frame
     "history": OneOf("frames", "dvsnas_jax.data.loading.store:HISTORIES"),
     # stills, drive: forward, at a speed that is drawn for a clip, from none to fast; shake: any way, always
@@ -256,7 +260,10 @@ _TRAIN = {
     # stills the target's alone; target: of the last frame; all: of every frame alike
     "frames": OneOf("auto", ("auto", "target", "all")),
     "labels": True,  # False: labels are not looked at, the teacher alone says what is right
-    "teacher_weight": 0.0,  # of the divergence from the static network's own output on the same frame; 0 = off
+    "teacher_weight": 0.0,  # of the divergence from the teacher's output on the same frame; 0 = off
+    # network: the static network itself; augmented: the same on mirror images and larger images, averaged over time,
+    # which takes 6.5 times its work once; else the run folder of another static network
+    "teacher": "network",
     "teacher_frames": OneOf("unlabelled", ("unlabelled", "all")),  # where it counts: frames without labels | all
     "temperature": 1.0,  # of both in that divergence
     # steps between validations on the meta-validation clips; the best is kept, the untrained cell included. 0 = off:

@@ -288,7 +288,8 @@ class Strip:
         if number >= STRIP_SEQUENCES:
             return
         wrong = ((static != sequence.labels) & (sequence.labels != types.IGNORE)).mean(axis=(1, 2))
-        for start in range(max(len(wrong) // 4, 1), max(len(wrong) - self._num_frames, 2)):
+        num = len(wrong)  # may be one
+        for start in range(min(max(num // 4, 1), num - 1), min(max(num - self._num_frames, 2), num)):
             window = wrong[start : start + self._num_frames]
             # A degraded frame inside good ones shows best what history repairs.
             self._best = max(self._best, (float(window[1:-1].max(initial=0) - window[0]), number, start))

@@ -14,15 +14,16 @@ from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.train import cell_loss, feature_store, features, pretrain
+from dvsnas_jax.train import cell_loss, feature_store, features, mixture, pretrain
 
 
 def place(config: ml_collections.ConfigDict, space: genotype_lib.Space) -> feature_store.Placement:
     """Chooses the mesh and where features lie, and says why."""
     names, cached = features.needed_maps(space, config), config.search.cache_clips
     num_train, num_val = map(len, pretrain.split_clips(config))
+    num_clips = mixture.rows(config, cached or num_train).total
     shapes = {
-        "training": features.shapes(config, names, cached or num_train, None, is_augmented=bool(cached)),
+        "training": features.shapes(config, names, num_clips, None, is_augmented=bool(cached), is_training=True),
         "validation": features.shapes(config, names, num_val, None),
     }
     found = feature_store.plan(config.search, shapes)
@@ -55,8 +56,10 @@ def compile_steps(
     names = features.needed_maps(space, config)
     num_train, num_val = map(len, pretrain.split_clips(config))
     where = mesh_lib.sharding(mesh, placement.train_rows)
-    num_rows = placement.train_row_count(section.cache_clips or num_train, *batch_shape(section))
-    train_store = features.shapes(config, names, num_rows, where, is_augmented=bool(section.cache_clips))
+    num_clips = mixture.rows(config, section.cache_clips or num_train).total
+    num_rows = placement.train_row_count(num_clips, *batch_shape(section))
+    is_augmented = bool(section.cache_clips)
+    train_store = features.shapes(config, names, num_rows, where, is_augmented=is_augmented, is_training=True)
     where = mesh_lib.sharding(mesh, placement.val_rows)
     val_store = features.shapes(config, names, placement.val_row_count(num_val, *groups[0].shape), where)
     where = mesh_lib.replicated(mesh)

@@ -35,6 +35,7 @@ from dvsnas_jax.train import (
     optim,
     pretrain,
     require_labels,
+    teachers,
     training_loop,
     winners,
 )
@@ -129,9 +130,9 @@ def assemble(
     names = features.needed_maps(space, config)
 
     meta_train, meta_val = pretrain.split_clips(config)
-    wanted = features.Wanted(meta_train, names, config.search.cache_clips)
+    training = teachers.wanted(config, meta_train, names)
 
-    def placed(networks: features.Networks, wanted: features.Wanted = wanted) -> feature_store.AnyStore:
+    def placed(networks: features.Networks, wanted: features.Wanted = training) -> feature_store.AnyStore:
         return features.placed(config, networks, wanted, placement, folder)
 
     stores = placed(networks), placed(networks, features.Wanted(meta_val, names))

@@ -124,18 +124,14 @@ def make_alone(
 
         def step(carry: tuple[optim.TrainState, Any], batch: jax.Array) -> tuple[tuple[optim.TrainState, Any], None]:
             (state, buffers), (features, labels) = carry, feature_store.take(store, batch)
-            loss_fn = _loss_of(loss, features, labels)
+            loss_fn, features = loss.of_batch(features, labels)
             _, grads, buffers = supernet.value_and_grad(state.params, genotype, features, loss_fn, buffers)
             return (optim.descend(optimizer, state, grads, decay), buffers), None
 
-        buffers = supernet.buffers(feature_store.take(store, clips[0])[0])
+        buffers = supernet.buffers(loss.of_batch(*feature_store.take(store, clips[0]))[1])
         return jax.lax.scan(step, (state, buffers), clips)[0][0]
 
     return train_alone
-
-
-def _loss_of(loss: cell_loss.CellLoss, features: types.Features, labels: jax.Array) -> LossFn:
-    return lambda logits: loss(logits, labels, features.logits)
 
 
 def autodiff(unroll_fn: Callable[[types.Params, jax.Array, types.Features], jax.Array]) -> ValueAndGradFn:
@@ -175,7 +171,7 @@ def make_gradient(
         def one(carry: tuple[types.Params, Any], xs: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
             (total, buffers), (genotype, batch) = carry, xs
             features, labels = feature_store.take(store, jnp.maximum(batch, 0))
-            loss_fn = _loss_of(loss, features, labels)
+            loss_fn, features = loss.of_batch(features, labels)
             value, grads, buffers = value_and_grad_fn(params, genotype, features, loss_fn, buffers)
             # A candidate that diverges must not poison the weights that all share.
             counts = jnp.isfinite(optax.tree.norm(grads)) & (batch[0] >= 0)
@@ -184,7 +180,8 @@ def make_gradient(
 
         rows = mesh_lib.local_rows(clips, store.num_clips, rows_spec)
         units = jnp.repeat(genotypes, rows.shape[1], axis=0), rows.reshape(-1, rows.shape[2])
-        carry = jax.tree.map(jnp.zeros_like, params), buffers_fn(feature_store.take(store, units[1][0])[0])
+        first = loss.of_batch(*feature_store.take(store, units[1][0]))[1]
+        carry = jax.tree.map(jnp.zeros_like, params), buffers_fn(first)
         (total, _), (values, finite) = jax.lax.scan(one, carry, units)
         return mesh_lib.sum_over_mesh((total, values.sum(), finite.sum()))
 

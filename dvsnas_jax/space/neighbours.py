@@ -1,4 +1,4 @@
-"""The neighbours of a genotype: every genotype that differs from it in one token."""
+"""The neighbours of a genotype, every one that differs from it in one token; and what it is without history."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _REPLACED_FIRST: dict[str, Callable[[str], Any]] = {
     "in": lambda name: 0,
 }
 """What a token of each kind is replaced by before all else: nothing, the map as it is; the plain sum."""
-
+_NOW = {"prev_state": "decoder", "prev_decoder": "decoder", "prev_logits": "logits"}
+"""What a map of the frame before is replaced by in a cell without history: the current frame's."""
 
 END = "end"
 """The field of a variant that has the same genotype, and a part of the end (`cell_end.PARTS`) switched off."""
@@ -48,6 +49,24 @@ def neighbours(space: genotype_lib.Space, genotype: np.ndarray) -> list[Variant]
 def of_end(genotype: np.ndarray, parts: Iterable[str]) -> list[Variant]:
     """The genotype itself without each of some parts of its end; the layer is L, which comes after all."""
     return [Variant(genotype, len(genotype), END, part, "none") for part in parts]
+
+
+def without_history(space: genotype_lib.Space, genotype: np.ndarray) -> tuple[genotype_lib.Space, np.ndarray]:
+    """The same cell on the current frame alone, in the space of its own inputs: a control for cells with a memory.
+
+    Every `prev_*` becomes the current frame's map, the cell's own state its decoder map, and what is done with the
+    difference of the images becomes nothing (operation `none`). Mode refine; with the end `classifier` its logits do
+    not depend on earlier frames at all.
+    """
+    layers = genotype_lib.to_dict(space, genotype)["layers"]
+    for layer in layers:
+        layer["ops"] = [
+            "none" if node == "image_diff" else name for node, name in zip(layer["in"], layer["ops"], strict=True)
+        ]
+        layer["in"] = [_NOW.get(node, "decoder" if node == "image_diff" else node) for node in layer["in"]]
+    read = {node for layer in layers for node in layer["in"]}
+    inputs = [name for name in genotype_lib.REFINE_INPUTS if name in read]
+    return genotype_lib.from_dict({"version": genotype_lib.VERSION, "inputs": inputs, "layers": layers})
 
 
 def _replacements(space: genotype_lib.Space, rows: np.ndarray, layer: int, field: str) -> Iterator[Variant]:

@@ -201,7 +201,8 @@ def run(
             left_out = ablate_variants.untrained(config) if what == ablate_variants.REPLACE else ()
             chosen = [variant for variant in variants_lib.neighbours(space, rows) if variant.after not in left_out]
             if what == ablate_variants.REPLACE:
-                chosen += variants_lib.of_end(rows, ablate_variants.parts_of_end(config))
+                # The parts of the end come first: they are few, and no limit takes them away.
+                chosen = [*variants_lib.of_end(rows, ablate_variants.parts_of_end(config)), *chosen]
                 records = ablate_variants.replace(config, folder, stop, rows, chosen[:limit])
             else:
                 length = num_steps or config.train.steps

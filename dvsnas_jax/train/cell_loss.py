@@ -7,18 +7,26 @@ output is what a cell is to be near, and frames without labels can say it as wel
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.space import schedule as schedule_lib
 from dvsnas_jax.train import losses
 
 AUTO, TARGET, ALL = "auto", "target", "all"
 PRETRAIN, PLAIN = "pretrain", "plain"
+COUNTS = "counts"
+"""A map [T, B, 1, 1, 1] of the features of training clips where `is_mixed`: the frames whose pixels count, 0 or 1."""
+
+TEACHER = "teacher"
+"""A map [T, B, h, w, K] of the features of training clips where `has_teacher_map`: the teacher's logits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +42,8 @@ class CellLoss:
       has_labels: False: labels are not looked at.
       teacher_weight: of the divergence from the static network, 0 = off; `temperature` as in `losses.distillation`.
       teaches_all: the teacher counts on labelled frames, too.
+      is_taught_apart: the teacher's logits are not those of the static network, and the features hold both.
+      is_mixed: which frames count differs from clip to clip, and the features say so.
     """
 
     label_stride: int
@@ -47,6 +57,8 @@ class CellLoss:
     teacher_weight: float = 0.0
     temperature: float = 1.0
     teaches_all: bool = False
+    is_taught_apart: bool = False
+    is_mixed: bool = False
 
     def frame_weights(self, num_frames: int) -> tuple[float, ...]:
         """What a pixel of each frame of a clip weighs, 0 or 1; the last frame is the target.
@@ -63,14 +75,30 @@ class CellLoss:
             chosen = schedule_lib.between_key_frames(num_frames, self.num_ages) or chosen
         return tuple(float(frame in chosen) for frame in range(num_frames))
 
-    def __call__(self, logits: jax.Array, labels: jax.Array, teacher: types.Array) -> jax.Array:
+    def of_batch(
+        self, features: types.Features, labels: jax.Array
+    ) -> tuple[Callable[[jax.Array], jax.Array], types.Features]:
+        """The loss of a batch of clips [T, B, ...], `logits -> f32 []`, and the features without what is its alone."""
+        maps = dict(features.maps)
+        counts, teacher = maps.pop(COUNTS, None), maps.pop(TEACHER, None)
+        assert (teacher is not None) == self.is_taught_apart, "the features lack what the teacher says"
+        teacher = features.logits if teacher is None else teacher
+        counts = None if counts is None else jnp.asarray(counts).reshape(labels.shape[:2])
+        own = types.Features(maps=maps, logits=features.logits)
+        return functools.partial(self, labels=labels, teacher=teacher, counts=counts), own
+
+    def __call__(
+        self, logits: jax.Array, labels: jax.Array, teacher: types.Array, counts: types.Array | None = None
+    ) -> jax.Array:
         """The loss f32 [].
 
         Args:
           logits: [T, B, h, w, K], the cell's.
           labels: u8 [T, B, H, W], 255 = ignore.
-          teacher: [T, B, h, w, K], the static network's logits of the same frames.
+          teacher: [T, B, h, w, K], the teacher's logits of the same frames.
+          counts: f32 [T, B], whether the frames of each clip count, where `is_mixed`.
         """
+        assert (counts is not None) == self.is_mixed, "which frames count is not known"
         weights = self.frame_weights(len(logits))
         # The frames that count nowhere are not computed.
         first = min(index for index, weight in enumerate(weights) if weight)
@@ -80,6 +108,8 @@ class CellLoss:
         images = None
         if min(weights) < max(weights):
             images = jnp.broadcast_to(np.array(weights, np.float32)[:, None], labels.shape[:2])
+        if counts is not None:
+            images = counts[first:stop] if images is None else images * counts[first:stop]
         total = jnp.zeros(())
         if self.has_labels:
             total += losses.cross_entropy(
@@ -97,6 +127,20 @@ class CellLoss:
             divergence = losses.distillation(logits, jnp.asarray(teacher)[first:stop], self.temperature, images)
             total += self.teacher_weight * divergence
         return total
+
+
+def is_mixed(config: ml_collections.ConfigDict) -> bool:
+    """Whether some training clips are stills, of which the target counts, and others true histories, of which all do.
+
+    So it is where stills are the run's own data and further data (`data.extra`) is beside it.
+    """
+    section, is_refining = config.train, config.space.mode != "propagate"
+    return bool(config.data.extra) and config.data.history == "stills" and section.frames == AUTO and is_refining
+
+
+def has_teacher_map(config: ml_collections.ConfigDict) -> bool:
+    """Whether there is a teacher that is not the static network itself."""
+    return bool(config.train.teacher_weight > 0 and config.train.teacher != config_lib.NETWORK)
 
 
 def make(config: ml_collections.ConfigDict, label_stride: int, class_weights: np.ndarray | None) -> CellLoss:
@@ -119,7 +163,9 @@ def make(config: ml_collections.ConfigDict, label_stride: int, class_weights: np
     found = CellLoss(
         label_stride,
         frames=section.frames,
-        is_still=config.data.history == "stills",
+        is_still=config.data.history == "stills" and not is_mixed(config),
+        is_taught_apart=has_teacher_map(config),
+        is_mixed=is_mixed(config),
         num_ages=interval,
         has_labels=section.labels,
         teacher_weight=section.teacher_weight,

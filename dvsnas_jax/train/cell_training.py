@@ -36,6 +36,7 @@ from dvsnas_jax.train import (
     optim,
     pretrain,
     require_labels,
+    teachers,
     training_loop,
     winners,
 )
@@ -157,10 +158,10 @@ def material(
 ) -> Material:
     """Computes the features of the train split, with the maps of these names; the folder is the run's."""
     training, held_out = pretrain.split_clips(config)
-    store = features_lib.train_store(config, networks, training, names)
-    final_fn = None
+    wanted = teachers.wanted(config, training, names)
+    store, final_fn = features_lib.train_store(config, networks, wanted), None
     if networks.folds:
-        final_fn = functools.cache(lambda: features_lib.train_store(config, networks.alone(), training, names))
+        final_fn = functools.cache(lambda: features_lib.train_store(config, networks.alone(), wanted))
     validation = None
     if config.train.eval_every:
         found = features_lib.compute(config, networks.final, features_lib.select(config, held_out), names)
@@ -269,8 +270,9 @@ def make_step(
     """
 
     def loss_fn(params: types.Params, features: types.Features, labels: jax.Array) -> jax.Array:
+        of_logits, features = loss.of_batch(features, labels)
         logits, schedule_loss = cell.unroll_training(params, features)
-        return loss(logits, labels, features.logits) + schedule_loss
+        return of_logits(logits) + schedule_loss
 
     def step(
         state: optim.TrainState, store: types.FeatureStore, clips: jax.Array

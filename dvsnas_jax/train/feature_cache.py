@@ -30,7 +30,7 @@ from dvsnas_jax.data.loading import store as clips_store
 CLIPS_PER_FILE = 16
 _VERSION = 2
 _PACKAGE = pathlib.Path(__file__).parents[1]
-_ROOMS, _MAKER = ("data", "nets"), "train/features.py"
+_ROOMS, _MAKERS = ("data", "nets"), ("features.py", "mixture.py", "teachers.py")
 
 
 class Memory:
@@ -64,9 +64,18 @@ class Disk:
 
 
 def key(
-    config: ml_collections.ConfigDict, variables: Any, clips: np.ndarray, names: tuple[str, ...], num_drawn: int = 0
+    config: ml_collections.ConfigDict,
+    variables: Any,
+    clips: np.ndarray,
+    names: tuple[str, ...],
+    num_drawn: int = 0,
+    *,
+    more: list[Any] | None = None,
 ) -> str:
-    """The name of the folder of some features, which follow from all of this (`features.Wanted`)."""
+    """The name of the folder of some features, which follow from all of this (`features.Wanted`).
+
+    `more`, for JSON, is what else they follow from: of training clips, see `mixture.describe`.
+    """
     digest = hashlib.sha256()
     settings = {
         "version": _VERSION,
@@ -76,6 +85,7 @@ def key(
         # What `features.spread_ages` goes by.
         "ages": config.schedule.interval if config.space.mode == "propagate" else 0,
         "drawn": [num_drawn, config.seed if num_drawn else 0],
+        "more": more or [],
         "backend": jax.default_backend(),
         "jax": jax.__version__,
     }
@@ -94,6 +104,7 @@ def _contents(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for key in config_lib.PATHS:
         section, leaf = key.split(".")
         values[section][leaf] = bool(values[section][leaf]) if key == "data.prepared" else ""
+    values["data"]["extra"] = []  # what it gives is told by itself
     return {"data": values["data"], "net": values["net"]}
 
 
@@ -101,7 +112,8 @@ def _contents(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def _code(package: pathlib.Path) -> str:
     """A hash of the code that reads data and makes features; what is asked of it is in the key itself."""
     digest = hashlib.sha256()
-    for path in [*(path for room in _ROOMS for path in sorted((package / room).rglob("*.py"))), package / _MAKER]:
+    makers = [package / "train" / name for name in _MAKERS]
+    for path in [*(path for room in _ROOMS for path in sorted((package / room).rglob("*.py"))), *makers]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -19,7 +19,7 @@ from dvsnas_jax.nets import forward, static_net
 from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import settings as settings_lib
-from dvsnas_jax.train import feature_cache, feature_store
+from dvsnas_jax.train import cell_loss, feature_cache, feature_store, mixture
 
 BATCH_FRAMES = forward.BATCH_FRAMES
 
@@ -31,11 +31,20 @@ class Wanted(NamedTuple):
       clips: numbers of clips of the train split.
       names: the maps to keep.
       num_drawn: augmented draws of the clips; 0 = each as it is.
+      is_training: to train cells on: with clips of further data (`data.extra`) and what their loss needs.
+      teacher: of these cells, `teachers.make(config)`; its logits are kept, too.
     """
 
     clips: np.ndarray
     names: tuple[str, ...]
     num_drawn: int = 0
+    is_training: bool = False
+    teacher: Any = None
+
+    def rows(self, config: ml_collections.ConfigDict) -> mixture.Rows:
+        """How many clips the features are of."""
+        num_own = self.num_drawn or len(self.clips)
+        return mixture.rows(config, num_own) if self.is_training else mixture.Rows(num_own)
 
 
 class Networks(NamedTuple):
@@ -52,8 +61,9 @@ class Networks(NamedTuple):
     fold_of: np.ndarray | None = None
 
     def makers(self, clips: np.ndarray) -> np.ndarray:
-        """Which network makes the features of some clips of the train split, integers [n]: of `folds`, or -1."""
-        return np.full(len(clips), -1) if self.fold_of is None else self.fold_of[clips]
+        """Which network makes the features of some clips of the train split, integers [n]: of `folds`, or -1. Clips
+        below 0 are of further data, which all of them saw."""
+        return np.full(len(clips), -1) if self.fold_of is None else np.where(clips < 0, -1, self.fold_of[clips])
 
     def alone(self) -> Networks:
         """The final one for all clips."""
@@ -119,21 +129,6 @@ def compute(
     return types.FeatureStore(features=merged, labels=np.asarray(clip.labels))
 
 
-def _of_wanted(
-    config: ml_collections.ConfigDict, networks: Networks, wanted: Wanted, first: int, last: int
-) -> types.FeatureStore:
-    """Number `first` to before `last` of what is wanted, host arrays, each clip by the network that it belongs to."""
-    clip, makers = draw(config, wanted, first, last), networks.makers(_drawn_clips(config, wanted, first, last))
-    found, order = [], np.argsort(makers, kind="stable")
-    for maker in np.unique(makers).tolist():
-        rows = np.flatnonzero(makers == maker)
-        variables = networks.final if maker < 0 else networks.folds[maker]
-        found.append(compute(config, variables, jax.tree.map(lambda x, rows=rows: x[rows], clip), wanted.names))
-    if len(found) == 1:
-        return found[0]
-    return jax.tree.map(lambda *xs: np.concatenate(xs)[np.argsort(order)], *found)
-
-
 def shapes(
     config: ml_collections.ConfigDict,
     names: tuple[str, ...],
@@ -141,8 +136,9 @@ def shapes(
     sharding: jax.sharding.Sharding | None,
     *,
     is_augmented: bool = False,
+    is_training: bool = False,
 ) -> types.FeatureStore:
-    """What `build` returns for so many clips, or `train_store` where `is_augmented`, as shapes."""
+    """What `build` returns for so many clips, as shapes; `is_augmented`, `is_training`: of `Wanted`."""
     data = config.data
     size = (data.crop_height, data.crop_width) if is_augmented else (data.height, data.width)
     net = static_net.make(config.net, pipeline.class_table(data).num_classes)
@@ -151,21 +147,66 @@ def shapes(
     def stored(x: Any, dtype: Any) -> Any:
         return jax.ShapeDtypeStruct((num_clips, data.num_frames, *x.shape[1:]), dtype, sharding=sharding)
 
-    kept = types.Features(maps={name: found.maps[name] for name in names}, logits=found.logits)
-    features = jax.tree.map(lambda x: stored(x, jnp.bfloat16), kept)
+    maps = {name: found.maps[name] for name in names}
+    if is_training and cell_loss.is_mixed(config):
+        maps[cell_loss.COUNTS] = np.zeros((1, 1, 1, 1), np.float32)
+    if is_training and cell_loss.has_teacher_map(config):
+        maps[cell_loss.TEACHER] = found.logits
+    features = jax.tree.map(lambda x: stored(x, jnp.bfloat16), types.Features(maps=maps, logits=found.logits))
     return types.FeatureStore(features=features, labels=stored(jax.ShapeDtypeStruct((1, *size), np.uint8), np.uint8))
 
 
-def train_store(
-    config: ml_collections.ConfigDict, networks: Networks, clips: np.ndarray, names: tuple[str, ...]
+def train_store(config: ml_collections.ConfigDict, networks: Networks, wanted: Wanted) -> types.FeatureStore:
+    """The store of the meta-training clips, on the default device."""
+    return jax.device_put(make(config, networks, wanted, 0, wanted.rows(config).total))
+
+
+def make(
+    config: ml_collections.ConfigDict, networks: Networks, wanted: Wanted, first: int, last: int
 ) -> types.FeatureStore:
-    """The store of the meta-training clips: each as it is, or `cache_clips` augmented draws of them."""
-    wanted = Wanted(clips, names, config.search.cache_clips)
-    return jax.device_put(_of_wanted(config, networks, wanted, 0, wanted.num_drawn or len(clips)))
+    """Features of number `first` to before `last` of what is wanted, host arrays, each clip by its network."""
+    clip, makers = draw(config, wanted, first, last), networks.makers(_drawn_clips(config, wanted, first, last))
+    found, order = [], np.argsort(makers, kind="stable")
+    for maker in np.unique(makers).tolist():
+        rows = np.flatnonzero(makers == maker)
+        variables = networks.final if maker < 0 else networks.folds[maker]
+        found.append(_by_network(config, variables, wanted, jax.tree.map(lambda x, rows=rows: x[rows], clip)))
+    whole = found[0]
+    if len(found) > 1:
+        whole = jax.tree.map(lambda *xs: np.concatenate(xs)[np.argsort(order)], *found)
+    if not wanted.is_training or not cell_loss.is_mixed(config):
+        return whole
+    counts = mixture.frame_weights(wanted.rows(config), first, last, config.data.num_frames)
+    maps = {**whole.features.maps, cell_loss.COUNTS: counts[..., None, None, None].astype(jnp.bfloat16)}
+    return types.FeatureStore(types.Features(maps=maps, logits=whole.features.logits), whole.labels)
+
+
+def _by_network(
+    config: ml_collections.ConfigDict, variables: Any, wanted: Wanted, clip: types.Clip
+) -> types.FeatureStore:
+    """The features of clips by one network, with the teacher's logits where they are wanted."""
+    found = compute(config, variables, clip, wanted.names)
+    if not wanted.is_training or wanted.teacher is None:
+        return found
+    maps = {**found.features.maps, cell_loss.TEACHER: wanted.teacher.logits(variables, clip)}
+    return types.FeatureStore(types.Features(maps=maps, logits=found.features.logits), found.labels)
 
 
 def draw(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: int) -> types.Clip:
-    """Number `first` to before `last` of what is wanted: clips as they are, or augmented draws of them."""
+    """Number `first` to before `last` of what is wanted: clips as they are, or augmented draws, then further data."""
+    parts, rows = [], wanted.rows(config)
+    if first < rows.own:
+        parts.append(_draw_own(config, wanted, first, min(last, rows.own)))
+    for each, start, stop in mixture.pieces(config, rows, first, last):
+        numbers, num_frames = np.arange(start, stop), config.data.num_frames
+        clip = each.clips(numbers, num_frames, config.seed, is_augmented=bool(wanted.num_drawn))
+        ages = settings_of(config).num_ages if each.is_labelled else 0
+        parts.append(spread_ages(clip, numbers, ages))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def _draw_own(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: int) -> types.Clip:
+    """Likewise of the run's own data alone."""
     if not wanted.num_drawn:
         return select(config, wanted.clips[first:last])
     numbers, data = np.arange(first, last), config.data
@@ -183,10 +224,13 @@ def _seed_of_draws(config: ml_collections.ConfigDict) -> int:
 
 
 def _drawn_clips(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: int) -> np.ndarray:
-    """Of which clips of the train split those that `draw` returns are, integers [n]."""
-    if not wanted.num_drawn:
-        return np.asarray(wanted.clips)[first:last]
-    return pipeline.clips_of_examples(wanted.clips, _seed_of_draws(config), np.arange(first, last))
+    """Of which clips of the train split those that `draw` returns are, integers [n]; -1: of further data."""
+    stop = max(min(last, wanted.rows(config).own), first)
+    if wanted.num_drawn:
+        own = pipeline.clips_of_examples(wanted.clips, _seed_of_draws(config), np.arange(first, stop))
+    else:
+        own = np.asarray(wanted.clips)[first:stop]
+    return np.append(own, np.full(last - stop, -1)).astype(np.int64)
 
 
 def placed(
@@ -201,19 +245,20 @@ def placed(
     Several processes share the work by way of the cache on disk, below `features/` of the run folder; only they, and
     the disk, need one.
     """
-    num_clips, networks = wanted.num_drawn or len(wanted.clips), jax.device_get(networks)
-    make = functools.partial(_of_wanted, config, networks, wanted)
-
+    num_clips, networks = wanted.rows(config).total, jax.device_get(networks)
+    make_fn = functools.partial(make, config, networks, wanted)
     source: feature_store.Source
     if placement.kind == feature_store.DISK or distributed.num_processes() > 1:
         assert folder is not None, "no folder for the cache on disk"
+        more = mixture.describe(config) if wanted.is_training else []
+        more += [wanted.teacher.about] if wanted.teacher is not None else []
         is_by_folds = (networks.makers(wanted.clips) >= 0).any()
-        key = feature_cache.key(config, networks if is_by_folds else networks.final, *wanted)
-        source = feature_cache.build(folder.path / "features" / key, num_clips, make)
+        key = feature_cache.key(config, networks if is_by_folds else networks.final, *wanted[:3], more=more)
+        source = feature_cache.build(folder.path / "features" / key, num_clips, make_fn)
         if placement.kind == feature_store.HOST:
             source = feature_cache.Memory(source.take(np.arange(num_clips)))
     else:
-        source = feature_cache.Memory(make(0, num_clips))
+        source = feature_cache.Memory(make_fn(0, num_clips))
     return feature_store.place(placement, source, num_clips)
 
 

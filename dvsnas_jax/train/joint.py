@@ -3,8 +3,9 @@
 It starts from the retrained cell and the static network of the run. The loss is the cell's, and that of the static
 network's own logits on the same frames, as it was trained with. The batch normalisations of the static network keep
 their running statistics and normalise by them (as with `net.freeze_norm`), so that a small batch changes nothing there;
-those of the cell are estimated anew. Mode propagate: gradients of the frames between key frames reach the encoder's
-first stages alone, which is all that the cell reads of them.
+those of the cell are estimated anew. The clips are of the run's own data, without `data.extra`, and a teacher of the
+cell is the static network as it is then, whatever `train.teacher` says. Mode propagate: gradients of the frames between
+key frames reach the encoder's first stages alone, which is all that the cell reads of them.
 
 What scores best on the meta-validation clips is kept; where that is the start, the run stays as it was. Else the cell
 of the folder has a static network of its own, under the digest of its genotype, beside that of the run.
@@ -12,6 +13,7 @@ of the folder has a static network of its own, under the digest of its genotype,
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -233,7 +235,10 @@ def _make_loss(parts: _Parts) -> Callable[[types.Params, Any, types.Clip], tuple
     """`(params, fixed, clip) -> (loss, its parts)`: the cell's, and `train.joint_static` times that of the static
     logits; without a cell the latter alone."""
     section, pretraining, cell = parts.config.train, parts.config.pretrain, parts.cell
-    cell_loss_fn = cell_loss.make(parts.config, section.label_stride, parts.class_weights)
+    cell_loss_fn = dataclasses.replace(
+        cell_loss.make(parts.config, section.label_stride, parts.class_weights),
+        is_still=parts.config.data.history == "stills", is_mixed=False, is_taught_apart=False,
+    )  # fmt: skip
 
     def loss_fn(params: types.Params, fixed: Any, clip: types.Clip) -> tuple[jax.Array, dict[str, jax.Array]]:
         found, labels = _live(parts, params, fixed, clip), jnp.asarray(clip.labels).swapaxes(0, 1)

@@ -24,7 +24,7 @@ from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed, signals
 from dvsnas_jax.data import datasets
-from dvsnas_jax.data.loading import example_order, held_out, pipeline, prefetch, store
+from dvsnas_jax.data.loading import example_order, extra, held_out, pipeline, prefetch, store
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.train import features, optim, pretrain_loss, training_loop
@@ -131,7 +131,7 @@ def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
         pretrain_loss.class_weights(section.class_weights, num_classes, lambda: iter(()))
     batch_size, num_frames = _batch(config)
     clips, _ = split_clips(config)
-    pipeline.train_batches(config.data, batch_size=batch_size, num_frames=num_frames, seed=config.seed, indices=clips)
+    extra.train_batches(config.data, batch_size=batch_size, num_frames=num_frames, seed=config.seed, indices=clips)
 
 
 def _require_memory(net: static_net.StaticNet) -> None:
@@ -177,7 +177,7 @@ def run(
     meta_train, meta_val = split_clips(config)
     sizes = {"batch_size": batch_size, "num_frames": num_frames, "seed": config.seed}
     chosen = meta_train if clips is None else clips
-    batches = functools.partial(pipeline.train_batches, config.data, indices=chosen, **sizes)
+    batches = functools.partial(extra.train_batches, config.data, indices=chosen, **sizes)
     if jax.device_count() > 1:
         state = mesh_lib.replicate_for_batch(state, batch_size)
 
@@ -220,7 +220,7 @@ def class_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) ->
     batch_size, num_frames = _batch(config)
     clips, _ = split_clips(config)
     sizes = {"batch_size": batch_size, "num_frames": num_frames, "seed": config.seed}
-    batches = functools.partial(pipeline.train_batches, config.data, indices=clips, **sizes)
+    batches = functools.partial(extra.train_batches, config.data, indices=clips, **sizes)
     found = pretrain_loss.class_weights(text, pipeline.class_table(config.data).num_classes, batches)
     assert found is not None
     folder.write_json(CLASS_WEIGHTS, {"asked": text, "weights": found.tolist()})

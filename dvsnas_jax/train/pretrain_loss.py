@@ -113,11 +113,15 @@ def class_weights(text: str, num_classes: int, batches_fn: Callable[[], Iterator
 
 
 def load_teacher(
-    path: str, num_classes: int, restore_fn: Callable[[ml_collections.ConfigDict, workdir.Workdir], Any]
+    path: str,
+    num_classes: int,
+    restore_fn: Callable[[ml_collections.ConfigDict, workdir.Workdir], Any],
+    *,
+    key: str = "pretrain.teacher",
 ) -> Teacher:
     """The static network of another run, in the folder `path` (empty: no teacher).
 
-    `restore_fn` is `(config, folder) -> variables`, None where the network is not trained.
+    `key` is that of the config. `restore_fn` is `(config, folder) -> variables`, None where the network is not trained.
 
     Raises:
       UserError: no run, no trained network, or another number of classes.
@@ -125,20 +129,23 @@ def load_teacher(
     if not path:
         return Teacher(None, None)
     folder = workdir.Workdir(path)
-    instead = "or leave pretrain.teacher empty"
+    instead = (
+        "or leave pretrain.teacher empty"
+        if key == "pretrain.teacher"
+        else "or set train.teacher to network or augmented"
+    )
     if not folder.is_claimed:
-        raise errors.UserError(f"pretrain.teacher: {path} holds no run (no config.json); give a run folder, {instead}")
+        raise errors.UserError(f"{key}: {path} holds no run (no config.json); give a run folder, {instead}")
     config = claims.config_of(folder)
     variables = restore_fn(config, folder)
     if variables is None:
         raise errors.UserError(
-            f"pretrain.teacher: {path} holds no trained static network; run `dvsnas train --workdir={path}` first, "
-            f"{instead}"
+            f"{key}: {path} holds no trained static network; run `dvsnas train --workdir={path}` first, {instead}"
         )
     found = len(variables["params"]["classifier"]["bias"])
     if found != num_classes:
         raise errors.UserError(
-            f"pretrain.teacher: the network in {path} has {found} classes, not {num_classes}; give a run on the same "
+            f"{key}: the network in {path} has {found} classes, not {num_classes}; give a run on the same "
             f"classes, {instead}"
         )
     return Teacher(static_net.make(config.net, found), variables)

@@ -13,7 +13,7 @@ from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data import coverage, datasets
 from dvsnas_jax.data.loading import store, whole_videos
-from dvsnas_jax.train import pretrain
+from dvsnas_jax.train import mixture, pretrain, teachers
 
 
 def check(
@@ -45,6 +45,8 @@ def check(
             "data: the train split has one clip; at least two are needed, one to train and one to measure on: add "
             "labelled frames, or lower data.num_frames or data.frame_gap"
         )
+    mixture.check(config)
+    teachers.make(config)  # says so where it is not there
     if datasets.of(data).is_computed:
         return len(targets)
     if is_evaluated:

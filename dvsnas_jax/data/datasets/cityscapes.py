@@ -29,6 +29,14 @@ _TEXT = (
     f"expected {_SEQUENCES}/<split>/<city>/<city>_<seq>_<frame>_leftImg8bit.png (or {_STILLS}/...) and {_LABELS}/..."
 )
 _NAME = re.compile(r"^(?P<sequence>.+_\d+)_(?P<number>\d+)_(?P<kind>leftImg8bit|gtFine_labelIds)$")
+_CAMVID = {
+    "wall": "building", "bridge": "building", "tunnel": "building", "polegroup": "pole", "sidewalk": "pavement",
+    "vegetation": "tree", "terrain": "tree", "traffic light": "sign", "traffic sign": "sign", "guard rail": "fence",
+    "truck": "car", "bus": "car", "caravan": "car", "trailer": "car", "person": "pedestrian", "rider": "bicyclist",
+    "bicycle": "bicyclist",
+}  # fmt: skip
+"""Name in the official table -> one of CamVid's 11 classes, where it is another; sky, building, pole, road, fence and
+car are those of CamVid. All else is ignored there: trains and motorcycles, too, which have no class of their own."""
 _INSTALL = "which is not installed; run: pip install 'dvsnas-jax[cityscapes]'"
 
 
@@ -60,6 +68,12 @@ def _code(layout: str, options: record.Options) -> labels.LabelCode:
 def _ids(options: record.Options) -> tuple[int, ...]:
     """The original id of every train id."""
     return tuple(row.id for row in _labels()[1])
+
+
+def _raw_names(options: record.Options) -> dict[int, tuple[str, ...]]:
+    """The official name of every id, then the class of CamVid that it belongs to."""
+    names = {row.id % 256: row.name for row in _labels()[0] if row.id >= 0}
+    return {value: (name, *([_CAMVID[name]] if name in _CAMVID else [])) for value, name in names.items()}
 
 
 def _recognise(root: pathlib.Path) -> str:
@@ -177,6 +191,7 @@ RECORD = record.Dataset(
     classes=_classes,
     ids=_ids,
     num_classes=19,
+    raw_names=_raw_names,
     submission=record.Submission(file_name=_prediction_name, score=_score),
     files=record.Files(
         layouts=("cityscapes",),

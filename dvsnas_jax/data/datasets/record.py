@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from dvsnas_jax.core import types
@@ -97,6 +97,9 @@ class Dataset:
     files: Files | None = None  # on disk
     world: Callable[[int, str, int, int, float], World] | None = None  # computed: seed, split, height, width, degrade
     ids: Callable[[Options], tuple[int, ...]] = lambda options: ()  # of each class in label files; () = 0, 1, 2, ...
+    # What a pixel of a label file holds -> the names of what it shows, best first, for runs with other classes
+    # (`class_names`); None: its classes have no names but their own.
+    raw_names: Callable[[Options], Mapping[int, tuple[str, ...]]] | None = None
     submission: Submission | None = None  # None: nobody scores it
     is_own: bool = False  # the user's own files: classes and ids are those of data.folder, and may be wrong
     num_classes: int | None = None  # where their names need a package that may be missing

@@ -21,8 +21,12 @@ def _gaps(frames: Sequence[frames_lib.Frame]) -> collections.Counter[int]:
     return collections.Counter(b.number - a.number for a, b in pairs if a.sequence == b.sequence)
 
 
-def clips(frames: Sequence[frames_lib.Frame], num_frames: int, gap: int, tolerance: int) -> np.ndarray:
+def clips(
+    frames: Sequence[frames_lib.Frame], num_frames: int, gap: int, tolerance: int, *, is_any: bool = False
+) -> np.ndarray:
     """Clips of T frames `gap` +- `tolerance` apart: every labelled frame with enough history is a target once.
+
+    `is_any`: every frame is a target, labelled or not.
 
     Returns:
       i32 [N, T], places in `frames`, oldest first; those of the history need no labels.
@@ -30,7 +34,7 @@ def clips(frames: Sequence[frames_lib.Frame], num_frames: int, gap: int, toleran
     Raises:
       UserError: no frame is labelled, or not one clip exists; says which gaps there are.
     """
-    if not any(frame.label for frame in frames):
+    if not is_any and not any(frame.label for frame in frames):
         raise errors.UserError(
             f"{frames[0].image.parent}: none of the {len(frames)} frames of this split has a label image; "
             "add labels or use another split"
@@ -40,7 +44,7 @@ def clips(frames: Sequence[frames_lib.Frame], num_frames: int, gap: int, toleran
     nearest_first = sorted(offsets, key=lambda offset: (abs(offset - gap), offset))
     found = []
     for target, frame in enumerate(frames):
-        chain = [target] if frame.label else []
+        chain = [target] if frame.label or is_any else []
         while 0 < len(chain) < num_frames:
             last = frames[chain[-1]]
             keys = ((last.sequence, last.number - offset) for offset in nearest_first)

@@ -57,16 +57,18 @@ def load_clips(
     rules = augment.plain(
         *store.size_of(data), jitter=float(data.jitter), is_still=True, motion=data.still_motion, noisy=noisy
     )
-    examples = example_order.unaugmented(index.places, num_frames, _seed(data.seed), map(int, numbers))
+    examples = example_order.unaugmented(index.places, num_frames, seed_of(data.seed), map(int, numbers))
     own = (dataclasses.replace(example, places=place) for example, place in zip(examples, places, strict=True))
-    return _made(stored, rules, num_frames, own)
+    return made(stored, rules, num_frames, own)
 
 
-def _seed(seed: int) -> int:
+def seed_of(seed: int) -> int:
+    """Of the random numbers of a loader: 32 bits."""
     return int(seed) & 0xFFFFFFFF
 
 
-def _rules(data: ml_collections.ConfigDict) -> augment.Rules:
+def rules_of(data: ml_collections.ConfigDict) -> augment.Rules:
+    """How training clips are augmented; raises UserError where data.scale is no range."""
     low, high = (float(value) for value in data.scale)
     if not 0 < low <= high:
         raise errors.UserError(f"data.scale: ({low}, {high}) is no range of scales; use 0 < smallest <= largest")
@@ -110,7 +112,7 @@ def _history(data: ml_collections.ConfigDict, split: str, num_frames: int) -> ex
     return example_order.History(np.cumsum(starts), numbers, gap=int(data.frame_gap), jitter=jitter)
 
 
-def _made(
+def made(
     stored: store.Store, rules: augment.Rules, num_frames: int, examples: Iterable[example_order.Example]
 ) -> types.Clip:
     """The clips of examples, from arrays in memory."""
@@ -129,7 +131,7 @@ def clips_of_examples(indices: np.ndarray, seed: int, numbers: np.ndarray) -> np
     and seed: example i B + j is number j of batch i."""
     chosen, numbers = np.asarray(indices, np.int64), np.asarray(numbers, np.int64)
     epochs, places = np.divmod(numbers, len(chosen))
-    orders = {epoch: example_order.order_of(_seed(seed), epoch, len(chosen)) for epoch in np.unique(epochs).tolist()}
+    orders = {epoch: example_order.order_of(seed_of(seed), epoch, len(chosen)) for epoch in np.unique(epochs).tolist()}
     return chosen[[orders[epoch][at] for epoch, at in zip(epochs.tolist(), places.tolist(), strict=True)]]
 
 
@@ -159,7 +161,7 @@ def train_batches(
     Raises:
       UserError: unknown loader, no clip of that many frames, a clip number out of range, a batch that does not divide.
     """
-    rules = _rules(data)
+    rules = rules_of(data)
     uses_tf = _uses_tf(data)  # an unknown loader is told before the disk is looked at
     index = store.index(data, "train", num_frames)
     places = index.places
@@ -172,10 +174,10 @@ def train_batches(
         places = places[chosen]
     part.size(batch_size)
     history = _history(data, "train", num_frames)
-    stream = example_order.Stream(places, index.spare, rules, num_frames, _seed(seed), history)
+    stream = example_order.Stream(places, index.spare, rules, num_frames, seed_of(seed), history)
     examples = stream.batches(batch_size, part)
     if uses_tf:
         decoder = tf_loader.decoder(data, "train")
         return tf_loader.batches(decoder, rules, num_frames, examples, workers=int(data.workers))
     stored = store.load(data, "train")
-    return (_made(stored, rules, num_frames, batch) for batch in examples)
+    return (made(stored, rules, num_frames, batch) for batch in examples)
