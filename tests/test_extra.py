@@ -193,7 +193,7 @@ def test_features_of_a_mixture(root, cached, expected, monkeypatch):
         return types.FeatureStore(types.Features({"decoder": logits}, logits), np.asarray(clip.labels))
 
     monkeypatch.setattr(features, "compute", compute)
-    store = features.make(config, None, wanted, 0, wanted.rows(config).total)
+    store = features.make(config, features.Networks(None), wanted, 0, wanted.rows(config).total)
     own, labelled, _ = expected
     counts = np.asarray(store.features.maps[cell_loss.COUNTS], np.float32)
     assert counts.shape == (sum(expected), 3, 1, 1, 1)
@@ -206,7 +206,10 @@ def test_features_of_a_mixture(root, cached, expected, monkeypatch):
     )
     assert (store.labels[own + labelled :] == IGNORE).all() and (store.labels[:own] != IGNORE).any()
     # in pieces, as files on disk are made, the same
-    parts = [features.make(config, None, wanted, *piece) for piece in ((0, own + 1), (own + 1, sum(expected)))]
+    parts = [
+        features.make(config, features.Networks(None), wanted, *piece)
+        for piece in ((0, own + 1), (own + 1, sum(expected)))
+    ]
     joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
     jax.tree.map(np.testing.assert_array_equal, joined, store)
     shapes = features.shapes(

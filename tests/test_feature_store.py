@@ -226,8 +226,9 @@ def test_features_on_disk_are_those_in_memory(tmp_path: pathlib.Path, monkeypatc
 
     monkeypatch.setattr(features, "make_forward", lambda config: forward)
     wanted = features.Wanted(np.array([2, 0, 1]), NAMES, int(cache_clips))
+    networks = features.Networks({"w": np.ones(2, np.float32)})
     found = [
-        features.placed(config, {"w": np.ones(2, np.float32)}, wanted, placement(kind, 1), workdir.Workdir(tmp_path))
+        features.placed(config, networks, wanted, placement(kind, 1), workdir.Workdir(tmp_path))
         for kind in ("device", "host", "disk")
     ]
     rows = np.arange(found[0].num_clips)

@@ -80,7 +80,7 @@ def test_features_for_training_keep_what_the_teacher_says(network):
         config = make_config(**{"train.teacher": name, "train.teacher_weight": weight})
         wanted = teachers.wanted(config, np.arange(2), ("decoder",))
         assert (wanted.teacher is not None) == is_kept == cell_loss.has_teacher_map(config)
-        store = features.make(config, variables, wanted, 0, 2)
+        store = features.make(config, features.Networks(variables), wanted, 0, 2)
         shapes = features.shapes(config, ("decoder",), 2, None, is_training=True)
         assert jax.tree.map(lambda x: (x.shape, str(x.dtype)), store) == jax.tree.map(
             lambda x: (x.shape, str(x.dtype)), shapes

@@ -142,6 +142,8 @@ _MAY_BE_ZERO = (
     "train.warmup_steps",
     "train.weight_decay",
     "train.eval_every",
+    "train.joint_encoder_rate",
+    "train.joint_static",
     "search.warmup_steps",
     "search.weight_decay",
     "search.num_random",
@@ -187,6 +189,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _require(bool(train.teacher), "train.teacher", "be network, augmented or a run folder", repr(train.teacher))
     rule = "be above 0 where train.labels is false: nothing else says what is right"
     _require(train.labels or train.teacher_weight > 0, "train.teacher_weight", rule, train.teacher_weight)
+    rule = "be 0 where features.folds is below 2: the features are those of the static network already"
+    rule_of_joint = "be above 0 where train.joint is: what scores best is kept"
+    _require(not train.joint or train.eval_every > 0, "train.eval_every", rule_of_joint, train.eval_every)
+    is_fine = bool(train.joint) or not train.joint_control
+    _require(is_fine, "train.joint", "be above 0 where train.joint_control is true", train.joint)
+    _require(not train.final_steps or config.features.folds > 1, "train.final_steps", rule, train.final_steps)
 
 
 def _require(is_fine: bool, key: str, rule: str | None, given: Any) -> None:

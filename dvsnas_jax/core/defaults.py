@@ -145,6 +145,13 @@ _SPACE = {
     "attention_heads": 1,  # local_attention: must divide channels
 }
 
+_FEATURES = {
+    # static networks that are each trained without one part (contiguous blocks) of the meta-training clips and make the
+    # features of that part, which cells are searched and trained on: as those of clips that the network never saw, as
+    # all are later. Each costs as much as the static network itself. 0 or 1 = off: it makes all features
+    "folds": 0,
+}
+
 _SCHEDULE = {
     "kind": OneOf("fixed", "dvsnas_jax.space.schedule:TABLE"),  # of key frames, mode propagate
     "interval": 5,  # fixed: every so many frames; else the longest distance of two key frames
@@ -265,6 +272,19 @@ _TRAIN = {
     # what the best has most of, times the stability factor of search.stability: mIoU | the accuracy of rewards
     "keep_by": OneOf("miou", ("miou", "reward")),
     "checkpoint_every": 200,
+    # features.folds: steps of a short fit of a retrained cell at the end, on features that are all made by the static
+    # network; 0 = off
+    "final_steps": 0,
+    "final_rate": 0.1,  # its learning rate, as a multiple of train.learning_rate
+    # steps, after all that, in which the winner and the static network are trained together through time on augmented
+    # clips as they come, as many frames at a time as pretrain.batch_size; the best on meta-validation is kept, and the
+    # cell then has a static network of its own. 0 = off. Of the commands train and search
+    "joint": 0,
+    "joint_rate": 0.1,  # learning rate of cell and decoder, as a multiple of train.learning_rate
+    "joint_encoder_rate": 0.1,  # that of the encoder, as a multiple of that; 0 = it stays as it is
+    "joint_static": 1.0,  # weight of the loss of the static network's own logits beside the cell's; 0 = none
+    # the static network by itself is trained on for as many steps, too, in the same way: a line of the evaluation
+    "joint_control": False,
 }
 
 _ALL = {
@@ -275,6 +295,7 @@ _ALL = {
     "net": _NET,
     "pretrain": _PRETRAIN,
     "space": _SPACE,
+    "features": _FEATURES,
     "schedule": _SCHEDULE,
     "controller": _CONTROLLER,
     "search": _SEARCH,

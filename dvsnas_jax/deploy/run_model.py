@@ -18,11 +18,13 @@ from dvsnas_jax.data.loading import pipeline
 from dvsnas_jax.infer import artifact, jitted, programs
 from dvsnas_jax.nets import encoders
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_training, claims, features, pretrain
+from dvsnas_jax.train import cell_training, claims, features, joint, pretrain, winners
 
 
 def read(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tuple[programs.Model, dict[str, Any]]:
     """The network with its cell, or alone where no cell was trained; and the genotype by name, {} without a cell.
+
+    Of a cell that was trained jointly with a static network of its own (`train.joint`), that network.
 
     Raises:
       UserError: the folder holds no trained network.
@@ -36,7 +38,23 @@ def read(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tuple[pr
     if not cell_training.has_cell(folder):
         return programs.model_of(config, settings, variables), {}
     cell, params, space, genotype = cell_training.load_winner(config, folder)
+    own = joint.restore(config, folder, genotype_lib.digest(space, genotype))
+    variables = variables if own is None else own
     return programs.model_of(config, settings, variables, cell, params), genotype_lib.to_dict(space, genotype)
+
+
+def others(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str, programs.Model]:
+    """The other static networks of a run folder, each by itself: `static`, that of the run, where `read` gives the cell
+    one of its own; `static_longer`, trained on for as many steps (`train.joint_control`)."""
+    winner, settings, found = winners.read(folder), features.settings_of(config), dict[str, Any]()
+    if winner is None:
+        return {}
+    if joint.restore(config, folder, winner.digest) is not None:
+        found["static"] = pretrain.restore(config, folder)
+    longer = joint.restore(config, folder, None)
+    if longer is not None:
+        found[joint.CONTROL] = longer
+    return {name: programs.model_of(config, settings, variables) for name, variables in found.items()}
 
 
 def describe(config: ml_collections.ConfigDict, model: programs.Model, genotype: dict[str, Any]) -> dict[str, Any]:

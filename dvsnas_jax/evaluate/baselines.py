@@ -6,6 +6,7 @@ Refine: `ema`, the running average of the static network's logits (`train.averag
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,11 +14,13 @@ import ml_collections
 import numpy as np
 
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.infer import programs
+from dvsnas_jax.infer import jitted, programs
 from dvsnas_jax.train import averaging
 
 NAMES = ("hold", "ema")
 """Of the baselines of the modes; at most one is of a run."""
+OTHERS = ("joint_static", "static_longer")
+"""Static networks that only some runs have: that of the cell (`train.joint`), and the control of it."""
 
 
 class Controls(NamedTuple):
@@ -27,16 +30,24 @@ class Controls(NamedTuple):
       interval: of the key frames whose labels are held.
       share: of the current frame in the running average.
       commonest: the class that is always answered.
+      networks: other static networks, each alone: `static`, that of the run, where the cell has one of its own, which
+        then is `joint_static`; `static_longer`, trained on for as many steps.
     """
 
     interval: int | None = None
     share: float | None = None
     commonest: int | None = None
+    networks: Mapping[str, jitted.Jitted] = types.MappingProxyType({})
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Of each baseline that is scored, what it depends on."""
         known: dict[str, dict[str, Any]] = {"hold": {"interval": self.interval}, "ema": {"share": self.share}}
         return {name: values for name, values in known.items() if None not in values.values()}
+
+    def others(self) -> list[str]:
+        """Those of `OTHERS` that are scored."""
+        keys = {"joint_static": "static", "static_longer": "static_longer"}
+        return [name for name in OTHERS if keys[name] in self.networks]
 
 
 NOTHING = Controls()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from dvsnas_jax.data import datasets
 from dvsnas_jax.data.loading import pipeline, whole_videos
 from dvsnas_jax.deploy import run_model
 from dvsnas_jax.evaluate import baselines, metrics, timing
-from dvsnas_jax.infer import artifact, dispatch, jitted
+from dvsnas_jax.infer import artifact, dispatch, jitted, programs
 from dvsnas_jax.train import claims, winners
 
 RESULT = "evaluation.json"
@@ -25,7 +26,7 @@ STRIP, CLIP = "figures/strip.npz", "figures/clip.npz"
 STRIP_SEQUENCES = 6
 CLIP_FRAMES = 24
 COUNTED_FRAMES = 500
-NETWORKS = ("static", "cell", *baselines.NAMES, "static_clean", "commonest_class")
+NETWORKS = ("static", "cell", *baselines.OTHERS, *baselines.NAMES, "static_clean", "commonest_class")
 GENOTYPE = "genotype"
 """Of `RESULT`: the digest of the cell that was scored."""
 _FREE_KEYS = ("data.loader", "data.workers")
@@ -73,16 +74,26 @@ def run(
         file = _other_file(config) if is_other_data else RESULT if split == "val" else f"evaluation_{split}.json"
         if distributed.is_main():
             with compilation.effort(config.compile_effort):  # labels of another size are another program
-                controls = baselines.of_run(config, trained, folder, is_other_data=is_other_data)
+                controls = _controls(config, trained, folder, is_other_data=is_other_data)
                 if not is_other_data:
                     controls = controls._replace(commonest=commonest_class(config, table))
                 result = _evaluate(config, model, sequences, controls=controls, watch_fns=(strip.watch, watch_fn))
             winner = winners.read(folder)
             folder.write_json(file, {**result, GENOTYPE: winner.digest if winner else None})
             if file == RESULT:
-                strip.save(model, sequences, table, folder)
+                strip.save(model, sequences, table, folder, controls.networks.get("static"))
         distributed.barrier("evaluation")  # written by one process, read by all
         return folder.read_json(file)
+
+
+def _controls(
+    config: ml_collections.ConfigDict, trained: programs.Model, folder: workdir.Workdir, *, is_other_data: bool
+) -> baselines.Controls:
+    """The other networks of a run, and the baseline of its mode, which is that of the static network of the run."""
+    others = run_model.others(config, folder)
+    original = dataclasses.replace(trained, variables=others.get("static", trained).variables)
+    controls = baselines.of_run(config, original, folder, is_other_data=is_other_data)
+    return controls._replace(networks={name: run_model.jit(config, each) for name, each in others.items()})
 
 
 def run_exported(
@@ -210,6 +221,7 @@ def score(
         "num_frames": num_frames,
         "static": whole["static"],
         "cell": whole["cell"] if model.has_cell else None,
+        **{name: totals[name].result() for name in controls.others()},
         **{name: whole.get(name) for name in baselines.NAMES},
         "static_clean": totals["static_clean"].result() if num_clean == len(rows) else None,
         "commonest_class": None if controls.commonest is None else totals["commonest_class"].result(),
@@ -221,22 +233,30 @@ def _predictions(
     model: dispatch.Dispatch, sequence: types.Sequence, controls: baselines.Controls
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Labels u8 [T, H, W] of a sequence by name of the network, at the size of its labels, and key shares f32 [T]."""
-    size = sequence.labels.shape[1:]
-    averaged = None
+    size, averaged = (sequence.labels.shape[1], sequence.labels.shape[2]), None
+    original = controls.networks.get("static")  # None: the model's own
     if isinstance(model, jitted.Jitted):
-        model = model.at_label_size((size[0], size[1]))
-        labels, averaged = model.segment_averaged(sequence.frames, controls.share)
+        model = model.at_label_size(size)
+        share = controls.share if original is None else None
+        labels, averaged = model.segment_averaged(sequence.frames, share)
     else:
         labels = model.segment(sequence.frames)
     found = {"static": labels.static}
     if model.has_cell:
         found["cell"] = labels.cell
+    if original is not None:
+        alone, averaged = original.at_label_size(size).segment_averaged(sequence.frames, controls.share)
+        found |= {"static": alone.static, "joint_static": labels.static}
+    if "static_longer" in controls.networks:
+        longer = controls.networks["static_longer"].at_label_size(size)
+        found["static_longer"] = longer.segment(sequence.frames).static
     if averaged is not None:
         found["ema"] = averaged
     if controls.interval is not None:
-        found["hold"] = baselines.hold(labels.static, controls.interval)
+        found["hold"] = baselines.hold(found["static"], controls.interval)
     if sequence.clean is not None:
-        found["static_clean"] = model.segment(sequence.clean).static
+        clean = model if original is None else original.at_label_size(size)
+        found["static_clean"] = clean.segment(sequence.clean).static
     if controls.commonest is not None:
         found["commonest_class"] = np.full_like(sequence.labels, controls.commonest)
     return found, labels.key_share
@@ -280,11 +300,17 @@ class Strip:
         sequences: Sequence[types.Sequence],
         table: types.ClassTable,
         folder: workdir.Workdir,
+        original: dispatch.Dispatch | None = None,
     ) -> None:
-        """Writes frames, labels and predictions of the strip, and of a longer stretch around it."""
+        """Writes frames, labels and predictions of the strip, and of a longer stretch around it.
+
+        `original`: the static network, where that of `model` is another one.
+        """
         _, number, start = self._best
         sequence = sequences[number]
         static, cell, _ = model.segment(sequence.frames)
+        if original is not None:
+            static = original.segment(sequence.frames).static
         small = sequence.frames.shape[1:3]  # labels may be at the size of their files
         truth = np.stack([image_files.resized_nearest(labels, small) for labels in sequence.labels])
         arrays = {"frames": sequence.frames, "labels": truth, "static": static}

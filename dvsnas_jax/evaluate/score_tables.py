@@ -9,7 +9,9 @@ from dvsnas_jax.evaluate import baselines, timing
 
 ROWS = {
     "static": "static network",
+    "joint_static": "static, trained with cell",
     "cell": "with the cell",
+    "static_longer": "static, as many more steps",
     "hold": "hold: key frame’s labels",
     "ema": "ema: running average",
     "static_clean": "static, undegraded frames",

@@ -30,6 +30,8 @@ from dvsnas_jax.train import (
     clip_scores,
     feature_store,
     features,
+    folds,
+    joint,
     optim,
     pretrain,
     require_labels,
@@ -54,11 +56,12 @@ class Parts(NamedTuple):
     relaxed: relaxed_steps.Trainer | None = None
     class_weights: np.ndarray | None = None
     share: float | None = None
+    final_fn: Callable[[], feature_store.AnyStore] | None = None  # as that of `cell_training.Material`
 
     @property
     def material(self) -> cell_training.Material:
         """What a cell is trained with."""
-        return cell_training.Material(self.train_store, self.val_store, self.class_weights, self.share)
+        return cell_training.Material(self.train_store, self.val_store, self.class_weights, self.share, self.final_fn)
 
 
 def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str, Any]:
@@ -79,6 +82,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
         supernet_lib.make(space, features.settings_of(config))
         if not is_done:
             features.require_ages(config)
+            folds.split(config)
         require_labels.check(config, folder, is_rewarded=True, is_evaluated=True)
         pretrain.check(config, folder)
         evaluate.check(config)
@@ -93,12 +97,14 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
                 groups = clip_scores.batches(min(config.search.reward_clips, num_val), config.search)
                 made = ahead.compile_steps(config, space, placement, groups=groups, class_weights=weights)
                 compiled = Compiled(made, placement, weights)
-            variables = pretrain.run(config, folder, stop)
-            if compiled is not None:
-                share = averaging.starting_share(config, variables, folder)
-                parts = assemble(config, strategy, variables, compiled, folder=folder, share=share)
+            if compiled is None:
+                pretrain.run(config, folder, stop)
+            else:
+                networks = folds.run(config, folder, stop)
+                share = averaging.starting_share(config, networks.final, folder)
+                parts = assemble(config, strategy, networks, compiled, folder=folder, share=share)
                 state = run_search(parts, folder, stop)
-                find_winner(parts, state, folder, stop)
+                find_winner(parts, networks.final, state, folder, stop)
         return evaluate.run(config, folder)
 
 
@@ -113,7 +119,7 @@ class Compiled(NamedTuple):
 def assemble(
     config: ml_collections.ConfigDict,
     strategy: strategy_lib.Strategy,
-    variables: Any,
+    networks: features.Networks,
     compiled: Compiled,
     *,
     folder: workdir.Workdir | None = None,
@@ -125,13 +131,15 @@ def assemble(
 
     meta_train, meta_val = pretrain.split_clips(config)
     training = teachers.wanted(config, meta_train, names)
-    stores = [
-        features.placed(config, variables, wanted, placement, folder)
-        for wanted in (training, features.Wanted(meta_val, names))
-    ]
+
+    def placed(networks: features.Networks, wanted: features.Wanted = training) -> feature_store.AnyStore:
+        return features.placed(config, networks, wanted, placement, folder)
+
+    stores = placed(networks), placed(networks, features.Wanted(meta_val, names))
+    final_fn = functools.cache(lambda: placed(networks.alone())) if networks.folds else None
     weights = compiled.class_weights
     relaxed = relaxed_steps.make(config, space, placement.mesh, placement.train_rows, weights)
-    return Parts(config, space, placement.mesh, compiled.steps, strategy, *stores, relaxed, weights, share)
+    return Parts(config, space, placement.mesh, compiled.steps, strategy, *stores, relaxed, weights, share, final_fn)
 
 
 def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) -> loop.LoopState:
@@ -290,8 +298,10 @@ def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -
     loop.log(folder, describe_fn, genotypes, records, step=section.steps)
 
 
-def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, stop: signals.StopFlag) -> None:
-    """Derives the winner and writes its weights and its genotype."""
+def find_winner(
+    parts: Parts, variables: Any, state: loop.LoopState, folder: workdir.Workdir, stop: signals.StopFlag
+) -> None:
+    """Derives the winner and writes its weights and its genotype; `variables` are those of the static network."""
     config, section = parts.config, parts.config.derive
     distributed.barrier("log")  # written by one process, read by all
     log = [record for record in folder.read(loop.LOG) if record["step"] < config.search.steps]
@@ -311,7 +321,12 @@ def find_winner(parts: Parts, state: loop.LoopState, folder: workdir.Workdir, st
     genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
     static = score_static(parts)
     scores = {**record, "static_reward": static["reward"]}
-    cell_training.save_winner(folder, parts.space, genotype, params, scores, made_by=winners.SEARCH)
+    found = joint.run(config, variables, (parts.space, genotype), params, folder, stop)
+    if config.train.joint_control:
+        joint.control(config, variables, folder, stop)
+    if found.found is not None:
+        scores["joint_reward"] = _rewards(parts, found.found, genotype[None])[0]["reward"]
+    cell_training.save_winner(folder, parts.space, genotype, found.params, scores, made_by=winners.SEARCH)
 
 
 def score_static(parts: Parts) -> dict[str, Any]:

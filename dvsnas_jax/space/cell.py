@@ -243,6 +243,18 @@ def freeze_norm(params: Params, moments: operations.Moments) -> Params:
     return visit(params, ())
 
 
+def without_statistics(params: Params) -> Params:
+    """Weights as `freeze_norm` was given them: normalisations have no running statistics."""
+
+    def visit(tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        is_norm = {"scale", "mean", "var"} <= set(tree)
+        return {key: visit(value) for key, value in tree.items() if not (is_norm and key in ("mean", "var"))}
+
+    return visit(params)
+
+
 def _select(space: genotype_lib.Space, rows: np.ndarray, params: Params) -> Params:
     """Keeps what the genotype uses. Layers become a dict `layerN`."""
     names = used_inputs(space, rows)

@@ -30,7 +30,7 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import ablate_report, ablate_variants, study_report
-from dvsnas_jax.train import cell_training, claims, clip_scores, features, losses, pretrain, require_labels
+from dvsnas_jax.train import cell_training, claims, clip_scores, features, joint, losses, pretrain, require_labels
 
 WHATS = (ablate_variants.REPLACE, ablate_variants.LEAVE_ONE_OUT, ablate_variants.RETRAIN)
 
@@ -91,6 +91,8 @@ def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opene
     supernet = supernet_lib.make(space, settings)
     if params is None:
         _, cell_params, _, _ = cell_training.load_winner(config, folder)
+        own = joint.restore(config, folder, genotype_lib.digest(own_space, own_genotype))
+        variables = variables if own is None else own
         start = compilation.jit_once(supernet.init)(jax.random.key(0))
         params, weights = cell_lib.scatter_params(space, genotype, cell_params, start), "cell"
     with compilation.effort(config.compile_effort):

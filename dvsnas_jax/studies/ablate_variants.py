@@ -29,6 +29,7 @@ from dvsnas_jax.train import (
     claims,
     feature_store,
     features,
+    folds,
     pretrain,
     training_loop,
 )
@@ -49,8 +50,10 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, is_t
     variables = static_network(config, folder)
     if is_training:
         compiled = pipeline.Compiled(made, feature_store.everywhere(config.search), weights)
+        with signals.stop_on_signal() as stop:  # the flag of the command
+            networks = folds.run(config, folder, stop)
         share = averaging.starting_share(config, variables, folder)
-        return pipeline.assemble(config, strategy, variables, compiled, share=share)
+        return pipeline.assemble(config, strategy, networks, compiled, share=share)
     store = mesh_lib.replicate(mesh, validation_features(config, space, variables, None))
     return pipeline.Parts(config, space, mesh, made, strategy, store, store)
 

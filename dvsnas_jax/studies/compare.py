@@ -29,7 +29,7 @@ from dvsnas_jax.space import cell_end, cost, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.studies import compare_report, compare_rows, study_report
-from dvsnas_jax.train import cell_training, claims, pretrain, require_labels, training_loop
+from dvsnas_jax.train import cell_training, claims, folds, pretrain, require_labels, training_loop
 from dvsnas_jax.train import features as features_lib
 
 DIVERGED = "diverged"
@@ -68,9 +68,9 @@ def train_and_score(
     config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag, entries: Sequence[Entry]
 ) -> ScoreFn:
     """The static network, and the features that the entries read, once for all jobs; see `MakeScore`."""
-    variables = pretrain.run(config, folder, stop)
+    networks = folds.run(config, folder, stop)
     names = tuple(sorted({name for entry in entries for name in features_lib.needed_maps(entry.space, entry.config)}))
-    material = cell_training.material(config, variables, names, folder)
+    material = cell_training.material(config, networks, names, folder)
     is_file = config.evaluate.size == "file"
     sequences = whole_videos.find(config.data, config.evaluate.split, has_file_labels=is_file)
     table = pipeline.class_table(config.data)
@@ -80,7 +80,7 @@ def train_and_score(
         params = cell_training.train_cell(own, entry.space, entry.genotype, material, stage).params
         settings = features_lib.settings_of(own)
         cell = cell_lib.make(entry.space, entry.genotype, settings)
-        model = jitted.Jitted(programs.model_of(own, settings, variables, cell, params))
+        model = jitted.Jitted(programs.model_of(own, settings, networks.final, cell, params))
         found = evaluation.score(model, _Degraded(sequences), table, own.evaluate)
         record = {name: found[name] for name in ("num_frames", "static", "cell")}
         if own.evaluate.latency_frames:

@@ -35,6 +35,7 @@ from dvsnas_jax.train import (
     clip_scores,
     feature_store,
     features,
+    folds,
     optim,
     pretrain,
     require_labels,
@@ -131,15 +132,15 @@ def _train_all(
 def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag) -> pipeline.Parts:
     """The static network, trained or restored, its features, and the jitted steps of the space."""
     space = features.space_of(config)
-    variables = pretrain.run(config, folder, stop)
+    networks = folds.run(config, folder, stop)
     strategy = strategies.make(strategies.BASELINE, space, config.controller)
     supernet = supernet_lib.make(space, features.settings_of(config))
     placement = feature_store.everywhere(config.search)
     weights = cell_training.class_weights(config, folder)
     loss = cell_loss.make(config, config.search.label_stride, weights)
     compiled = pipeline.Compiled(steps.make(supernet, config.search, placement.mesh, loss=loss), placement, weights)
-    share = averaging.starting_share(config, variables, folder)
-    return pipeline.assemble(config, strategy, variables, compiled, share=share)
+    share = averaging.starting_share(config, networks.final, folder)
+    return pipeline.assemble(config, strategy, networks, compiled, share=share)
 
 
 def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:

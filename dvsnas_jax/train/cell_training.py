@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -29,6 +30,8 @@ from dvsnas_jax.train import (
     clip_scores,
     feature_cache,
     feature_store,
+    folds,
+    joint,
     keeping,
     optim,
     pretrain,
@@ -52,12 +55,15 @@ class Material(NamedTuple):
       validation: of the meta-validation clips; None where nothing is validated (`train.eval_every` is 0).
       class_weights: of `class_weights`.
       share: of the static network in the average that a refining cell starts from; None: the default.
+      final_fn: makes features of the meta-training clips that are all by the static network of the run; None: those of
+        `store` are.
     """
 
     store: feature_store.AnyStore
     validation: feature_store.AnyStore | None = None
     class_weights: np.ndarray | None = None
     share: float | None = None
+    final_fn: Callable[[], feature_store.AnyStore] | None = None
 
 
 class Trained(NamedTuple):
@@ -88,6 +94,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
         is_done = winners.is_trained(folder, *given) if given else pretrain.is_trained(config, folder)
         if given and not is_done:
             features_lib.require_ages(config)
+            folds.split(config)
         pretrain.check(config, folder)
         require_labels.check(config, folder)
         claims.claim(config, folder)
@@ -96,16 +103,21 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
             what = "the static network" if given is None else f"genotype {genotype_lib.digest(*given)}"
             print(f"{folder.path}: {what} is trained already, nothing is trained again", file=sys.stderr)
         with compilation.effort(config.compile_effort), signals.stop_on_signal() as stop:
-            variables = pretrain.run(config, folder, stop)
+            if given is None or is_done:
+                pretrain.run(config, folder, stop)
             if given is None:
                 return {"stages": [pretrain.STAGE], "genotype": None}
             space, genotype = given
             if not is_done:
-                made = material(config, variables, features_lib.needed_maps(space, config), folder)
+                networks = folds.run(config, folder, stop)
+                made = material(config, networks, features_lib.needed_maps(space, config), folder)
                 name = f"retrain_{genotype_lib.digest(space, genotype)}"
                 stage = training_loop.Stage.of(config.train, name, folder, stop)
                 trained = train_cell(config, space, genotype, made, stage)
-                save_winner(folder, space, genotype, trained.params, {}, made_by=winners.TRAIN)
+                made_jointly = joint.run(config, networks.final, given, trained.params, folder, stop)
+                if config.train.joint_control:
+                    joint.control(config, networks.final, folder, stop)
+                save_winner(folder, space, genotype, made_jointly.params, {}, made_by=winners.TRAIN)
     return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
 
 
@@ -140,22 +152,25 @@ def class_weights(config: ml_collections.ConfigDict, folder: workdir.Workdir) ->
 
 def material(
     config: ml_collections.ConfigDict,
-    variables: Any,
+    networks: features_lib.Networks,
     names: tuple[str, ...],
     folder: workdir.Workdir,
 ) -> Material:
     """Computes the features of the train split, with the maps of these names; the folder is the run's."""
     training, held_out = pretrain.split_clips(config)
-    store = features_lib.train_store(config, variables, teachers.wanted(config, training, names))
+    wanted = teachers.wanted(config, training, names)
+    store, final_fn = features_lib.train_store(config, networks, wanted), None
+    if networks.folds:
+        final_fn = functools.cache(lambda: features_lib.train_store(config, networks.alone(), wanted))
     validation = None
     if config.train.eval_every:
-        found = features_lib.compute(config, variables, features_lib.select(config, held_out), names)
+        found = features_lib.compute(config, networks.final, features_lib.select(config, held_out), names)
         # In the memory of this host: clips of the whole size are several times as large as those of the training.
         mesh = mesh_lib.make(devices=list(feature_store.state_sharding(store).device_set))
         placement = feature_store.Placement(mesh, 1, feature_store.HOST, "features for validation: on the host")
         validation = feature_store.place(placement, feature_cache.Memory(found), len(held_out))
-    share = averaging.starting_share(config, variables, folder)
-    return Material(store, validation, class_weights(config, folder), share)
+    share = averaging.starting_share(config, networks.final, folder)
+    return Material(store, validation, class_weights(config, folder), share, final_fn)
 
 
 def train_cell(
@@ -166,6 +181,30 @@ def train_cell(
     stage: training_loop.Stage,
 ) -> Trained:
     """Trains the cell of a genotype, i32 [L, 5], from scratch through time, as section `train` says.
+
+    Where the features are those of folds (`train.folds`), `train.final_steps` more on those of the static network
+    follow, as a stage of its own, from the weights that were kept.
+    """
+    trained = _fit(config, space, genotype, material, stage)
+    if not config.train.final_steps or material.final_fn is None or not features_lib.settings_of(config).has_output:
+        return trained
+    own = config.copy_and_resolve_references()
+    section = own.train
+    section.update({"steps": section.final_steps, "learning_rate": section.learning_rate * section.final_rate})
+    after = stage._replace(name=f"{stage.name}_final", num_steps=section.steps)
+    material = material._replace(store=material.final_fn())
+    return _fit(own, space, genotype, material, after, cell_lib.without_statistics(trained.params))
+
+
+def _fit(
+    config: ml_collections.ConfigDict,
+    space: genotype_lib.Space,
+    genotype: np.ndarray,
+    material: Material,
+    stage: training_loop.Stage,
+    start: types.Params | None = None,
+) -> Trained:
+    """One training of a cell, from the weights `start`, or from drawn ones.
 
     Every `train.eval_every` steps the averaged weights, with running statistics, are scored on all meta-validation
     clips; the best are kept, those before the first step included. Where it is 0, the last are.
@@ -178,7 +217,11 @@ def train_cell(
     optimizer = optim.make(section)
     # Where the store is: a state that is committed to no device would compile the step twice.
     where = feature_store.state_sharding(store)
-    state = jax.tree.map(lambda x: mesh_lib.put(x, where), init(cell, optimizer, config.seed, material.share))
+    if start is None:
+        state = init(cell, optimizer, config.seed, material.share)
+    else:
+        state = optim.start(optimizer, jax.tree.map(jnp.array, start), is_averaged=True)  # copies: steps donate them
+    state = jax.tree.map(lambda x: mesh_lib.put(x, where), state)
     loss = cell_loss.make(config, section.label_stride, material.class_weights)
     jitted_step = make_step(cell, optimizer, loss, section.polyak)
 

@@ -47,6 +47,29 @@ class Wanted(NamedTuple):
         return mixture.rows(config, num_own) if self.is_training else mixture.Rows(num_own)
 
 
+class Networks(NamedTuple):
+    """The static networks that make features.
+
+    Attributes:
+      final: variables of the static network of the run.
+      folds: those of the networks of `train.folds`; none: the final one makes all features.
+      fold_of: integers [number of clips of the train split], whose features which of them makes; -1: the final one.
+    """
+
+    final: Any
+    folds: tuple[Any, ...] = ()
+    fold_of: np.ndarray | None = None
+
+    def makers(self, clips: np.ndarray) -> np.ndarray:
+        """Which network makes the features of some clips of the train split, integers [n]: of `folds`, or -1. Clips
+        below 0 are of further data, which all of them saw."""
+        return np.full(len(clips), -1) if self.fold_of is None else np.where(clips < 0, -1, self.fold_of[clips])
+
+    def alone(self) -> Networks:
+        """The final one for all clips."""
+        return Networks(self.final)
+
+
 def space_of(config: ml_collections.ConfigDict) -> genotype_lib.Space:
     """The cell space that a config describes.
 
@@ -133,25 +156,39 @@ def shapes(
     return types.FeatureStore(features=features, labels=stored(jax.ShapeDtypeStruct((1, *size), np.uint8), np.uint8))
 
 
-def train_store(config: ml_collections.ConfigDict, variables: Any, wanted: Wanted) -> types.FeatureStore:
+def train_store(config: ml_collections.ConfigDict, networks: Networks, wanted: Wanted) -> types.FeatureStore:
     """The store of the meta-training clips, on the default device."""
-    return jax.device_put(make(config, variables, wanted, 0, wanted.rows(config).total))
+    return jax.device_put(make(config, networks, wanted, 0, wanted.rows(config).total))
 
 
 def make(
-    config: ml_collections.ConfigDict, variables: Any, wanted: Wanted, first: int, last: int
+    config: ml_collections.ConfigDict, networks: Networks, wanted: Wanted, first: int, last: int
 ) -> types.FeatureStore:
-    """Features of number `first` to before `last` of what is wanted, host arrays."""
-    clip = draw(config, wanted, first, last)
+    """Features of number `first` to before `last` of what is wanted, host arrays, each clip by its network."""
+    clip, makers = draw(config, wanted, first, last), networks.makers(_drawn_clips(config, wanted, first, last))
+    found, order = [], np.argsort(makers, kind="stable")
+    for maker in np.unique(makers).tolist():
+        rows = np.flatnonzero(makers == maker)
+        variables = networks.final if maker < 0 else networks.folds[maker]
+        found.append(_by_network(config, variables, wanted, jax.tree.map(lambda x, rows=rows: x[rows], clip)))
+    whole = found[0]
+    if len(found) > 1:
+        whole = jax.tree.map(lambda *xs: np.concatenate(xs)[np.argsort(order)], *found)
+    if not wanted.is_training or not cell_loss.is_mixed(config):
+        return whole
+    counts = mixture.frame_weights(wanted.rows(config), first, last, config.data.num_frames)
+    maps = {**whole.features.maps, cell_loss.COUNTS: counts[..., None, None, None].astype(jnp.bfloat16)}
+    return types.FeatureStore(types.Features(maps=maps, logits=whole.features.logits), whole.labels)
+
+
+def _by_network(
+    config: ml_collections.ConfigDict, variables: Any, wanted: Wanted, clip: types.Clip
+) -> types.FeatureStore:
+    """The features of clips by one network, with the teacher's logits where they are wanted."""
     found = compute(config, variables, clip, wanted.names)
-    if not wanted.is_training:
+    if not wanted.is_training or wanted.teacher is None:
         return found
-    maps = dict(found.features.maps)
-    if cell_loss.is_mixed(config):
-        counts = mixture.frame_weights(wanted.rows(config), first, last, config.data.num_frames)
-        maps[cell_loss.COUNTS] = counts[..., None, None, None].astype(jnp.bfloat16)
-    if wanted.teacher is not None:
-        maps[cell_loss.TEACHER] = wanted.teacher.logits(variables, clip)
+    maps = {**found.features.maps, cell_loss.TEACHER: wanted.teacher.logits(variables, clip)}
     return types.FeatureStore(types.Features(maps=maps, logits=found.features.logits), found.labels)
 
 
@@ -172,19 +209,33 @@ def _draw_own(config: ml_collections.ConfigDict, wanted: Wanted, first: int, las
     """Likewise of the run's own data alone."""
     if not wanted.num_drawn:
         return select(config, wanted.clips[first:last])
-    numbers = np.arange(first, last)
-    data, seed = config.data, config.seed + 1
+    numbers, data = np.arange(first, last), config.data
     batches = pipeline.train_batches(
-        data, batch_size=1, num_frames=data.num_frames, seed=seed, part=example_order.Part(first), indices=wanted.clips
-    )
+        data, batch_size=1, num_frames=data.num_frames, seed=_seed_of_draws(config), part=example_order.Part(first),
+        indices=wanted.clips,
+    )  # fmt: skip
     drawn = [next(batches) for _ in numbers]
     clip = jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *drawn)
     return spread_ages(clip, numbers, settings_of(config).num_ages)
 
 
+def _seed_of_draws(config: ml_collections.ConfigDict) -> int:
+    return int(config.seed) + 1
+
+
+def _drawn_clips(config: ml_collections.ConfigDict, wanted: Wanted, first: int, last: int) -> np.ndarray:
+    """Of which clips of the train split those that `draw` returns are, integers [n]; -1: of further data."""
+    stop = max(min(last, wanted.rows(config).own), first)
+    if wanted.num_drawn:
+        own = pipeline.clips_of_examples(wanted.clips, _seed_of_draws(config), np.arange(first, stop))
+    else:
+        own = np.asarray(wanted.clips)[first:stop]
+    return np.append(own, np.full(last - stop, -1)).astype(np.int64)
+
+
 def placed(
     config: ml_collections.ConfigDict,
-    variables: Any,
+    networks: Networks,
     wanted: Wanted,
     placement: feature_store.Placement,
     folder: workdir.Workdir | None,
@@ -194,14 +245,15 @@ def placed(
     Several processes share the work by way of the cache on disk, below `features/` of the run folder; only they, and
     the disk, need one.
     """
-    num_clips, variables = wanted.rows(config).total, jax.device_get(variables)
-    make_fn = functools.partial(make, config, variables, wanted)
+    num_clips, networks = wanted.rows(config).total, jax.device_get(networks)
+    make_fn = functools.partial(make, config, networks, wanted)
     source: feature_store.Source
     if placement.kind == feature_store.DISK or distributed.num_processes() > 1:
         assert folder is not None, "no folder for the cache on disk"
         more = mixture.describe(config) if wanted.is_training else []
         more += [wanted.teacher.about] if wanted.teacher is not None else []
-        key = feature_cache.key(config, variables, *wanted[:3], more=more)
+        is_by_folds = (networks.makers(wanted.clips) >= 0).any()
+        key = feature_cache.key(config, networks if is_by_folds else networks.final, *wanted[:3], more=more)
         source = feature_cache.build(folder.path / "features" / key, num_clips, make_fn)
         if placement.kind == feature_store.HOST:
             source = feature_cache.Memory(source.take(np.arange(num_clips)))

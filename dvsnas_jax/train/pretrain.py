@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,34 @@ class PretrainState:
     step: types.Array
 
 
+class Targets(NamedTuple):
+    """What the clips of the train split are known by, in order, see `held_out.in_blocks`.
+
+    Attributes:
+      sequences: integers [N], of their targets; clips that are computed are of one.
+      numbers: integers [N], of their target frames.
+      reach: clips with targets less than so many frame numbers apart share frames; 0: none do.
+    """
+
+    sequences: np.ndarray
+    numbers: np.ndarray
+    reach: int
+
+
+def targets(config: ml_collections.ConfigDict) -> Targets:
+    """The clips of the train split; a UserError where it cannot be used."""
+    data = config.data
+    places = store.index(data, "train", data.num_frames).places[:, -1]
+    if datasets.of(data).is_computed:
+        return Targets(np.zeros(len(places), np.int64), np.arange(len(places)), 0)
+    found = store.source(data, "train").frames
+    _, sequences = np.unique([found[place].sequence for place in places], return_inverse=True)
+    numbers = np.array([found[place].number for place in places], np.int64)
+    farthest = data.frame_gap + max(data.frame_gap_tolerance, data.gap_jitter)
+    reach = 0 if store.is_still(data) else int(data.num_frames * farthest)  # stills are single frames: none is shared
+    return Targets(sequences, numbers, reach)
+
+
 def split_clips(config: ml_collections.ConfigDict) -> held_out.Split:
     """Meta-training and meta-validation clips of the train split: indices, disjoint, from the seed.
 
@@ -65,21 +93,22 @@ def split_clips(config: ml_collections.ConfigDict) -> held_out.Split:
       UserError: the train split cannot be used, or no clip is left to train on.
     """
     data, section = config.data, config.search
-    targets = store.index(data, "train", data.num_frames).places[:, -1]
-    num_held = held_out.count(len(targets), section.meta_val_fraction)
+    num_clips = len(store.index(data, "train", data.num_frames).places)
+    num_held = held_out.count(num_clips, section.meta_val_fraction)
     if section.meta_val == held_out.RANDOM or datasets.of(data).is_computed:
-        return held_out.at_random(len(targets), num_held, config.seed)
-    found = store.source(data, "train").frames
-    _, sequences = np.unique([found[place].sequence for place in targets], return_inverse=True)
-    numbers = np.array([found[place].number for place in targets], np.int64)
-    farthest = data.frame_gap + max(data.frame_gap_tolerance, data.gap_jitter)
-    reach = 0 if store.is_still(data) else int(data.num_frames * farthest)  # stills are single frames: none is shared
+        return held_out.at_random(num_clips, num_held, config.seed)
+    sequences, numbers, reach = targets(config)
     return held_out.in_blocks(sequences, numbers, num_held, reach=reach, seed=config.seed)
+
+
+def num_done(folder: workdir.Workdir) -> int:
+    """Optimizer steps after which the static network in a folder was saved last."""
+    return folder.checkpointer(STAGE).latest_step() or 0
 
 
 def is_trained(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> bool:
     """Whether the run folder holds the trained static network."""
-    return (folder.checkpointer(STAGE).latest_step() or 0) >= config.pretrain.steps
+    return num_done(folder) >= config.pretrain.steps
 
 
 def check(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
@@ -126,8 +155,16 @@ def _batch(config: ml_collections.ConfigDict) -> tuple[int, int]:
     return max(config.pretrain.batch_size // num_frames, 1), num_frames
 
 
-def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag) -> Any:
-    """The variables of the static network, which is trained, or restored where it is trained already."""
+def run(
+    config: ml_collections.ConfigDict,
+    folder: workdir.Workdir,
+    stop: signals.StopFlag,
+    clips: np.ndarray | None = None,
+) -> Any:
+    """The variables of the static network, which is trained, or restored where it is trained already.
+
+    `clips` are those to train on, None: all meta-training clips.
+    """
     section, (batch_size, num_frames) = config.pretrain, _batch(config)
     trained = restore(config, folder)
     if trained is not None:
@@ -139,7 +176,8 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signal
     teacher = pretrain_loss.load_teacher(section.teacher, num_classes, restore)
     meta_train, meta_val = split_clips(config)
     sizes = {"batch_size": batch_size, "num_frames": num_frames, "seed": config.seed}
-    batches = functools.partial(extra.train_batches, config.data, indices=meta_train, **sizes)
+    chosen = meta_train if clips is None else clips
+    batches = functools.partial(extra.train_batches, config.data, indices=chosen, **sizes)
     if jax.device_count() > 1:
         state = mesh_lib.replicate_for_batch(state, batch_size)
 

@@ -104,8 +104,7 @@ class Stream:
         while True:
             epoch, at = divmod(counter, len(self.places))
             if epoch != known:
-                rng = np.random.default_rng((self.seed, _STREAM_ORDER, epoch))
-                known, order = epoch, rng.permutation(len(self.places))
+                known, order = epoch, order_of(self.seed, epoch, len(self.places))
             yield self._example(int(order[at]), counter)
             counter += step
 
@@ -118,6 +117,11 @@ class Stream:
         if self.history is not None:
             places = self.history.draw(places, rng)
         return Example(clip, places.astype(np.int32), uniforms, key)
+
+
+def order_of(seed: int, epoch: int, num_clips: int) -> np.ndarray:
+    """The order i64 [N] in which an epoch takes the clips."""
+    return np.random.default_rng((seed, _STREAM_ORDER, epoch)).permutation(num_clips)
 
 
 def unaugmented(places: np.ndarray, num_frames: int, seed: int, clips: Iterable[int]) -> Iterator[Example]:

@@ -69,6 +69,41 @@ def in_blocks(sequences: np.ndarray, numbers: np.ndarray, num_held: int, *, reac
     )
 
 
+def in_folds(
+    sequences: np.ndarray, numbers: np.ndarray, chosen: np.ndarray, num_folds: int, *, reach: int
+) -> list[Split]:
+    """Deals some clips out to folds; each fold holds out its clips and may train on the others of them.
+
+    The clips of a fold are contiguous blocks, spread evenly: two a sequence, fewer where they would be too short.
+
+    Args:
+      sequences, numbers, reach: as those of `in_blocks`.
+      chosen: numbers of the clips, rising.
+      num_folds: at least 2.
+
+    Returns:
+      Of each fold, the clips to train on, that share no frame with those held out, and those held out; both sorted.
+
+    Raises:
+      UserError: a fold has no clip, or leaves none to train on.
+    """
+    num_blocks = min(2 * len(np.unique(sequences)), len(chosen) // (num_folds * _SHORTEST), _MOST)
+    pieces = np.array_split(chosen, num_folds * max(num_blocks, 1))
+    found = []
+    for fold in range(num_folds):
+        held = np.concatenate(pieces[fold::num_folds])
+        is_taken = np.isin(np.arange(len(sequences)), held)
+        for clip in held if reach else ():
+            is_taken |= (sequences == sequences[clip]) & (np.abs(numbers - numbers[clip]) < reach)
+        found.append((chosen[~is_taken[chosen]], held))
+    if not all(len(part) for split in found for part in split):
+        raise errors.UserError(
+            f"features.folds: {num_folds} folds of the {len(chosen)} clips to train on leave one without a clip, or "
+            "without any that shares no frames with its clips; lower features.folds or data.num_frames"
+        )
+    return found
+
+
 def _place(sequences: np.ndarray, num_held: int, num_blocks: int, rng: np.random.Generator) -> np.ndarray:
     """The clips of the blocks, i64 [n], sorted."""
     edges, ends = (np.linspace(0, total, num_blocks + 1).round().astype(int) for total in (len(sequences), num_held))

@@ -126,6 +126,15 @@ def made(
     return types.Clip(frames=np.stack([clip[0] for clip in made]), labels=np.stack([clip[1] for clip in made]))
 
 
+def clips_of_examples(indices: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
+    """Which clips the examples of these numbers, integers [n], are made from, in `train_batches` of the same `indices`
+    and seed: example i B + j is number j of batch i."""
+    chosen, numbers = np.asarray(indices, np.int64), np.asarray(numbers, np.int64)
+    epochs, places = np.divmod(numbers, len(chosen))
+    orders = {epoch: example_order.order_of(seed_of(seed), epoch, len(chosen)) for epoch in np.unique(epochs).tolist()}
+    return chosen[[orders[epoch][at] for epoch, at in zip(epochs.tolist(), places.tolist(), strict=True)]]
+
+
 def train_batches(
     data: ml_collections.ConfigDict,
     *,
