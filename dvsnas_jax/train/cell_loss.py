@@ -109,7 +109,8 @@ class CellLoss:
         if min(weights) < max(weights):
             images = jnp.broadcast_to(np.array(weights, np.float32)[:, None], labels.shape[:2])
         if counts is not None:
-            images = counts[first:stop] if images is None else images * counts[first:stop]
+            own = jnp.asarray(counts[first:stop])
+            images = own if images is None else images * own
         total = jnp.zeros(())
         if self.has_labels:
             total += losses.cross_entropy(

@@ -126,6 +126,6 @@ def _at_size(net: static_net.StaticNet, size: tuple[int, int]) -> Callable[[Any,
     """`(variables, frames) -> logits` of a network, resized to a grid."""
 
     def resized(variables: Any, frames: jax.Array) -> jax.Array:
-        return layers.resize_bilinear(static_net.infer(net, variables, frames).logits, size)
+        return layers.resize_bilinear(jnp.asarray(static_net.infer(net, variables, frames).logits), size)
 
     return compilation.jit(resized)

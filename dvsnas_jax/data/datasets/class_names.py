@@ -19,8 +19,8 @@ def mapped_code(
     if own == list(wanted):
         return source.code
     pairs = zip(source.code.raw.tolist(), source.code.train.tolist(), strict=True)
-    names = {value: (own[train],) for value, train in pairs if train != types.IGNORE}
-    names |= dataset.raw_names(options) if dataset.raw_names else {}
+    names: dict[int, tuple[str, ...]] = {value: (own[train],) for value, train in pairs if train != types.IGNORE}
+    names.update(dataset.raw_names(options) if dataset.raw_names else {})
     train = {
         int(value): next((wanted[name.casefold()] for name in names.get(value, ()) if name.casefold() in wanted), None)
         for value in source.code.raw.tolist()

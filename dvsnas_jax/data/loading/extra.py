@@ -210,7 +210,9 @@ def _mixed(
     ends = np.cumsum([each.entry.share for each in labelled])
     for batch, clip in enumerate(own, part.start):
         numbers = batch * batch_size + part.host + part.num_hosts * np.arange(len(clip.labels))
-        drawn = [np.random.default_rng((pipeline.seed_of(seed), _STREAM, number)).random() for number in numbers]
+        drawn = [
+            np.random.default_rng((pipeline.seed_of(seed), _STREAM, number)).random() for number in numbers.tolist()
+        ]
         which = np.searchsorted(ends, drawn, side="right")
         made, labels = np.array(clip.frames), np.array(clip.labels)
         for index, each in enumerate(labelled):
