@@ -8,8 +8,8 @@ apart, so the training clips are small camera motions of one frame ("stills"); v
 Command: dvsnas search --config=configs/camvid_lite.py --config.data.dir=CAMVID --workdir=runs/camvid_lite
   (or the environment variable DVSNAS_CAMVID instead of --config.data.dir); `dvsnas train` trains the static network
   alone
-Time: not run yet.
-Score: not run yet.
+Time: the static network 47 minutes on 2 CPU cores beside other work; a search was not run yet.
+Score: the static network 65.3 mIoU, flicker 2.9 % on the 15 Hz clip 0016E5; a search was not run yet.
 """
 
 from dvsnas_jax.core import config as config_lib
