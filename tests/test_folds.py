@@ -79,7 +79,7 @@ def test_the_clip_of_every_draw_is_known(monkeypatch) -> None:
     data = config_lib.load(None, TINY).data
     seen: list[int] = []
     monkeypatch.setattr(
-        pipeline, "_made", lambda stored, rules, num_frames, batch: seen.extend(e.places[-1] // 2 for e in batch)
+        pipeline, "made", lambda stored, rules, num_frames, batch: seen.extend(e.places[-1] // 2 for e in batch)
     )
     indices = np.array([7, 2, 5])
     batches = pipeline.train_batches(data, batch_size=2, num_frames=2, seed=4, indices=indices)
