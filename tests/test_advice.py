@@ -131,6 +131,7 @@ _MADE_ELSEWHERE = {
     "dvsnas_jax/core/files/workdir.py": "…",  # `locking` of another process, `Workdir._unwritable`
     "dvsnas_jax/data/prepared/file_bytes.py": "…",  # `decode.size_problem`
     "dvsnas_jax/data/loading/decode.py": "…",  # `size_problem`
+    "dvsnas_jax/data/loading/extra.py": "data.extra …: …",  # of what is wrong with the entry
     "dvsnas_jax/data/datasets/labels.py": "…: …",  # `LabelCode._unknown`
     "dvsnas_jax/data/prepared/prepare.py": "…",  # `_too_small`
     "dvsnas_jax/studies/compare.py": "…: …",  # of the check that is passed on
@@ -156,6 +157,11 @@ def test_every_refusal_says_where_what_and_what_to_do():
 _ELSEWHERE = {
     "--help": "test_cli.py: the help of every command",
     "dvsnas search": "test_pipeline.py: whole searches",
+    "--record": "test_reproduce.py: the figures of record",
+    "evaluate.size": "test_evaluate.py: scores at both sizes",
+    "features.folds": "test_folds.py: searches with and without",
+    "train.frames": "test_cell_loss.py: which frames count",
+    "train.teacher_weight": "test_coverage.py: what needs labels",
 }
 """Advice that another test follows."""
 

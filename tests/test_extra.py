@@ -81,12 +81,12 @@ def test_entries_may_have_colons_in_their_paths_and_are_compared_by_where_they_l
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("kitti:{root}/video:0.5", "unknown kind 'kitti'; use one of "),
+        ("kitti:{root}/video:0.5", "kind: unknown 'kitti'; use one of "),
         ("cityscapes:{root}/nowhere:0.5", "no such file or folder"),
         ("cityscapes:{root}/video:0.5", "no frames"),
         ("video:{root}/mine.py:0.5", "no video that can be read"),
         ("config:{root}/computed.py:0.5", "its data.name is synthetic"),
-        ("config:{root}/mine.py:0.5", r"none of its classes \(lamp, moon\) has the name of one of the run's"),
+        ("config:{root}/mine.py:0.5", r"none of its own \(lamp, moon\) has the name of one of the run's"),
     ],
 )
 def test_entries_that_cannot_be_used(root, entry, message):

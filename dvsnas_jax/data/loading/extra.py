@@ -136,9 +136,9 @@ def _open(entry: extra_data.Entry, index: int, text: str) -> Extra:
     with _named(entry):
         known = (*datasets.on_disk(), VIDEO, CONFIG)
         if entry.kind not in known:
-            raise errors.UserError(f"unknown kind {entry.kind!r}; use one of {', '.join(known)}")
+            raise errors.UserError(f"kind: unknown {entry.kind!r}; use one of {', '.join(known)}")
         if not os.path.exists(entry.path):
-            raise errors.UserError("there is no such file or folder; correct the path")
+            raise errors.UserError("path: there is no such file or folder; correct it")
         step = 7919 * (index + 1)
         data = _section(run, entry)
         if entry.kind == VIDEO:
@@ -152,7 +152,7 @@ def _open(entry: extra_data.Entry, index: int, text: str) -> Extra:
             code = class_names.mapped_code(datasets.of(data), source, datasets.options(data), table)
             if (code.train == types.IGNORE).all():
                 raise errors.UserError(
-                    f"none of its classes ({', '.join(source.table.names)}) has the name of one of the run's "
+                    f"classes: none of its own ({', '.join(source.table.names)}) has the name of one of the run's "
                     f"({', '.join(table.names)}); rename them in a config file, or give its frames alone as folder"
                 )
             media.source = dataclasses.replace(source, table=table, code=code)
@@ -167,7 +167,7 @@ def _section(run: ml_collections.ConfigDict, entry: extra_data.Entry) -> ml_coll
     if entry.kind == CONFIG:
         given = config_lib.load(entry.path).data
         if datasets.of(given).is_computed:
-            raise errors.UserError(f"its data.name is {given.name}, which lies in no files; name data on disk")
+            raise errors.UserError(f"data.name: {given.name} lies in no files; name data on disk")
         own |= {key: given[key] for key in (*_DESCRIBED, "folder")}
     return ml_collections.ConfigDict({**run, **own})
 

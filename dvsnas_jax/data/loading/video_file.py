@@ -28,6 +28,6 @@ def read(path: str, size: tuple[int, int]) -> np.ndarray:
         if 2 * len(frames) * needed > free:  # once as a list, once as an array
             raise errors.UserError(
                 f"{path}: its first {len(frames)} frames at {size[1]}x{size[0]} take {len(frames) * needed / 1e9:.1f} "
-                "GB, more than half of the free memory; cut the video, or extract frames into a folder"
+                "GB, more than half of the free memory; shorten the video, or extract frames into a folder"
             )
     return np.stack(frames)
