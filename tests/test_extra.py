@@ -85,7 +85,7 @@ def test_entries_may_have_colons_in_their_paths_and_are_compared_by_where_they_l
         ("cityscapes:{root}/nowhere:0.5", "no such file or folder"),
         ("cityscapes:{root}/video:0.5", "no frames"),
         ("video:{root}/mine.py:0.5", "no video that can be read"),
-        ("config:{root}/computed.py:0.5", "its data.name is synthetic"),
+        ("config:{root}/computed.py:0.5", "data.name: synthetic lies in no files"),
         ("config:{root}/mine.py:0.5", r"none of its own \(lamp, moon\) has the name of one of the run's"),
     ],
 )

@@ -90,7 +90,8 @@ def test_a_cell_that_is_made_later_in_the_folder_is_scored_and_shown_beside_the_
     result = evaluation.run(config, folder)
     expected = trained_run.result
     assert (result["static"], result["cell"]) == (expected["static"], expected["cell"])
-    assert {**result["static"], "by_age": None} == network_alone["static"] and result[evaluation.GENOTYPE] == expected[evaluation.GENOTYPE]
+    assert {**result["static"], "by_age": None} == network_alone["static"]
+    assert result[evaluation.GENOTYPE] == expected[evaluation.GENOTYPE]
     data = run_files.Run(path, "run", tmp_path / "figures")
     assert {"static", "cell"} <= data.scores().keys() and "cell" in data.arrays(evaluation.STRIP)
     page = open(report.write(path)[-1], encoding="utf-8").read()
