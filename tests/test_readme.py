@@ -22,7 +22,7 @@ COMMANDS = [command for page in pages.ALL for command in pages.commands(page)]
 SECTIONS = [key for key, value in config_lib.defaults().items() if hasattr(value, "keys")]
 PACKAGE_ROOMS = ("core", "data", "nets", "space", "controller", "run", "search", "commands")
 # Runs that a table shows at full length, shortened by words at the end; the last word of a flag counts.
-SHORTER = {"dvsnas compare ": "--seeds=1", "dvsnas compare-strategies ": "--seeds=2"}
+SHORTER = {"dvsnas compare ": "--seeds=1", "dvsnas compare-strategies ": "--seeds=2", "dvsnas reproduce ": "--plan"}
 NOT_RUN = ("dvsnas weights import FILE",)  # there is no such file
 
 each_page = pytest.mark.parametrize("page", pages.ALL)
