@@ -67,7 +67,7 @@ def test_the_twin_computes_the_same(layers):
     cell, rng = cell_lib.make(SPACE, genotype, SETTINGS), np.random.default_rng(0)
     shapes = jax.eval_shape(cell.init, jax.random.key(0))
     # Every weight away from its special start: the head, the warp and the query start at zero.
-    params = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
+    params = jax.tree.map(lambda x: np.asarray(0.3 * rng.normal(size=x.shape), np.float32), shapes)
     maps = {name: rng.normal(size=(2, 3, 6, 8, count)).astype(np.float32) for name, count in CHANNELS.items()}
     maps = {name: x.swapaxes(0, 1) for name, x in maps.items()}
     logits = maps["logits"]

@@ -11,7 +11,7 @@ import numpy as np
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.search import estimate
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cell_frame, cost
+from dvsnas_jax.space import cell_end, cell_frame, cost
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import operation_cost as counts
 from dvsnas_jax.train import features
@@ -45,9 +45,8 @@ def supernet_cost(
     projected = list(cell_lib.used_inputs(space, rows))
     if settings.is_propagating or ("prev_state" in projected and "decoder" not in projected):
         projected.append("decoder")  # it starts the state
-    total = counts.conv(sizes, sizes.channels, sizes.channels) + counts.conv(
-        sizes, sizes.channels, settings.num_classes
-    )
+    total = counts.conv(sizes, sizes.channels, sizes.channels)
+    total += cell_end.cost(settings.end, sizes, settings.num_classes, is_propagating=settings.is_propagating)
     for name in projected:
         total += counts.conv(sizes, settings.input_channels(name), sizes.channels)
     for row in rows:

@@ -9,7 +9,6 @@ import numpy as np
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.loading import store
-from dvsnas_jax.infer.video import sources
 
 
 @functools.lru_cache(maxsize=8)
@@ -21,6 +20,8 @@ def read(path: str, size: tuple[int, int]) -> np.ndarray:
     Raises:
       UserError: nothing is there, it cannot be read, or it is too large for the memory.
     """
+    from dvsnas_jax.infer.video import sources  # its packages need not be there where no video is read
+
     frames: list[np.ndarray] = []
     needed, free = size[0] * size[1] * 3, store.free_memory()
     for frame in sources.open_source(path):
