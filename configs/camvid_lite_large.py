@@ -19,17 +19,5 @@ def get_config():
     config.pretrain.steps = 900
     config.pretrain.batch_size = 8
     config.pretrain.warmup_steps = 50
-    presets.learning_controller(config, buffer=20)
-    config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
-    config.search.cache_clips = 300  # augmented draws of the training frames, 23 MB each in float32
-    config.search.steps = 40
-    config.search.genotypes_per_step = 5
-    config.search.shared_steps = 5
-    config.search.warmup_steps = 80
-    config.search.batch_size = 4
-    config.search.reward_clips = 24
-    config.search.num_random = 30
-    config.train.steps = 400
-    config.train.batch_size = 4
-    config.train.label_stride = 4
+    presets.camvid_search(config, cache_clips=300)  # 23 MB each in float32
     return config

@@ -30,17 +30,5 @@ def get_config():
     config.pretrain.polyak = 0.99
     config.pretrain.eval_every = 250
     config.pretrain.checkpoint_every = 250
-    presets.learning_controller(config, buffer=20)
-    config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
-    config.search.cache_clips = 600  # augmented draws of the training frames
-    config.search.steps = 40
-    config.search.genotypes_per_step = 5
-    config.search.shared_steps = 5
-    config.search.warmup_steps = 80
-    config.search.batch_size = 4
-    config.search.reward_clips = 24
-    config.search.num_random = 30
-    config.train.steps = 400
-    config.train.batch_size = 4
-    config.train.label_stride = 4
+    presets.camvid_search(config, cache_clips=600)
     return config
