@@ -39,7 +39,7 @@ def use_backend(monkeypatch, backend: str) -> None:
     Where a CPU loops over a window, the analysis counts one turn of the loop: there the accelerator's variant is taken.
     """
     monkeypatch.setattr(layers, "is_cpu", lambda: (compilation._target.get() or backend) == "cpu")
-    for module, name in ((local_attention, "attend"), (sampling, "deform_conv")):
+    for module, name in ((local_attention, "attend"), (local_attention, "cosines"), (sampling, "deform_conv")):
         monkeypatch.setattr(module, name, compilation.target("gpu")(getattr(module, name)))
 
 

@@ -16,7 +16,7 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 
 MEMBERS = {**operations.OPERATIONS, **operations.AGGREGATIONS}
-SCOPE = operations.CellScope(max_offset=3.0, attention_window=5, attention_heads=2)
+SCOPE = operations.CellScope(max_offset=3.0, attention_window=5, attention_heads=2, correlation_window=3)
 EVERY = pytest.mark.parametrize("name", list(MEMBERS))
 
 PARAMETER_COUNTS = {
@@ -39,6 +39,7 @@ PARAMETER_COUNTS = {
     "warp": lambda c: 9 * 2 * c * 2 + 2,
     "max": lambda c: 0,
     "local_attention": lambda c: 2 * c * c + 5 * 5 * 2,  # window 5, 2 heads
+    "correlation": lambda c: (3 * 3 + c) * c + 2 * c,  # window 3
 }
 
 
@@ -258,6 +259,20 @@ def _frozen(kernel: jax.Array) -> types.Params:
     return {"kernel": kernel, "norm": norm}
 
 
+def test_correlation_finds_where_a_pixel_came_from() -> None:
+    """The products are cosines, 1 where the maps are equal: the kernel passes that of one tap on, the rest is 0."""
+    (b, _), row, col = make_maps("correlation"), 0, 2
+    down, left = 1, -1  # that tap looks at (row - 1, col - 1) of the middle
+    a = jnp.roll(3 * b, (-down, -left), axis=(1, 2))  # what is at p of b is at p + (-1, 1) of a, three times as long
+    kernel = jnp.zeros((1, 1, 9 + 8, 8)).at[0, 0, row * 3 + col].set(1.0)
+    norm = {"scale": jnp.ones(8), "bias": jnp.zeros(8), "mean": jnp.zeros(8), "var": jnp.full(8, 1 - layers.NORM_EPS)}
+    found = MEMBERS["correlation"].apply({"kernel": kernel, "norm": norm}, a, b, SCOPE)
+    np.testing.assert_allclose(found[:, 1:, :-1], 1.0, atol=2e-3)
+    np.testing.assert_allclose(found[:, 0], 0.0)  # outside the map nothing matches
+    other = MEMBERS["correlation"].apply({"kernel": jnp.roll(kernel, 1, axis=2), "norm": norm}, a, b, SCOPE)
+    assert float(other[:, 1:, :-1].mean()) < 0.5
+
+
 def _deform(x: jax.Array, kernel: jax.Array, bias: list[float]) -> jax.Array:
     params = {**_frozen(kernel), "offset": {"kernel": jnp.zeros((3, 3, 8, 27)), "bias": jnp.asarray(bias, jnp.float32)}}
     return MEMBERS["deform_conv_3x3"].apply(params, x, SCOPE)
@@ -297,6 +312,7 @@ def test_deform_conv_masks_its_taps() -> None:
     [
         ({"attention_window": 4}, "space.attention_window: must be 3, 5, 7 or 9, got 4"),
         ({"attention_window": 11}, "space.attention_window: must be 3, 5, 7 or 9, got 11"),
+        ({"correlation_window": 1}, "space.correlation_window: must be 3, 5, 7 or 9, got 1"),
         ({"attention_heads": 3}, r"space.attention_heads: must divide space.channels \(8\), got 3"),
         ({"attention_heads": 0}, r"space.attention_heads: must divide space.channels \(8\), got 0"),
     ],

@@ -211,7 +211,7 @@ def test_first_frame_is_its_own_history() -> None:
     """A still video: at the first frame `prev_logits` is `logits`, and afterwards it is the cell's answer."""
     features = jax.tree.map(lambda x: x[0], make_features(9))
     params = cell_frame.init(jax.random.key(0), SETTINGS, INPUTS)
-    state = cell_frame.initial_state(SETTINGS, features)
+    state = cell_frame.initial_state(SETTINGS, features, INPUTS)
     same = {**params, "inputs": {**params["inputs"], "prev_logits": params["inputs"]["logits"]}}
     project_fn = projections.make_project(same, operations.CellScope())
     maps = projections.cell_inputs(state, features, INPUTS, project_fn)

@@ -143,6 +143,7 @@ _SPACE = {
     "max_offset": 4.0,  # warp, deform_conv_3x3: largest displacement, in grid cells
     "attention_window": 3,  # local_attention: side of its window, odd, 3 to 9 grid cells
     "attention_heads": 1,  # local_attention: must divide channels
+    "correlation_window": 7,  # correlation: side of the window that is searched for matches, odd, 3 to 9 grid cells
 }
 
 _FEATURES = {

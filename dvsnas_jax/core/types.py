@@ -99,6 +99,7 @@ class CellState:
       is_first: bool [B], nothing was seen yet: `prev_*` are the current frame's own values.
       age: propagate: i32 [B, rows, columns], frames since each region was computed by the static network, -1 = never.
       reference: propagate with a learned schedule: [B, h, w, C_cut], the deepest cheap map of that frame.
+      stages: the encoder's maps [B, h, w, C_stage] at t - 1 that a cell reads as `prev_stageN`, by the names `stageN`.
       is_propagating: the mode, not an array; None above is what it does not have.
     """
 
@@ -109,17 +110,21 @@ class CellState:
     is_first: Array
     age: Array | None = None
     reference: Array | None = None
+    stages: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     is_propagating: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def to_dict(self) -> dict[str, Array]:
         """Its arrays by name, for what is told plain containers alone."""
-        arrays = {name: value for name, value in vars(self).items() if name != "is_propagating"}
-        return {name: value for name, value in arrays.items() if value is not None}
+        arrays = {name: value for name, value in vars(self).items() if name not in ("is_propagating", "stages")}
+        return {name: value for name, value in (arrays | dict(self.stages)).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Array]) -> CellState:
         """The inverse of `to_dict`."""
-        return cls(**values, is_propagating="age" in values)
+        own = {field.name for field in dataclasses.fields(cls)}
+        stages = {name: value for name, value in values.items() if name not in own}
+        arrays = {name: value for name, value in values.items() if name in own}
+        return cls(**arrays, stages=stages, is_propagating="age" in values)
 
 
 @jax.tree_util.register_dataclass

@@ -47,7 +47,7 @@ class Cell:
 
     def initial_state(self, features: types.Features) -> types.CellState:
         """The state before the first frame."""
-        return cell_frame.initial_state(self._settings, features)
+        return cell_frame.initial_state(self._settings, features, self.inputs)
 
     def step(
         self, params: Params, state: types.CellState, features: types.Features
@@ -260,7 +260,7 @@ def _select(space: genotype_lib.Space, rows: np.ndarray, params: Params) -> Para
     names = used_inputs(space, rows)
     # It starts the state: of a clip where that is read, of every key frame in propagate mode.
     is_started = "prev_state" in names or "schedule" in params["ports"]
-    kept = set(names) | ({"decoder"} if is_started else set())
+    kept = set(map(projections.weights_of, names)) | ({"decoder"} if is_started else set())
     inputs = {name: value for name, value in params["ports"]["inputs"].items() if name in kept}
     layers = {}
     for index, (row, layer) in enumerate(zip(rows, params["layers"], strict=True)):

@@ -32,7 +32,7 @@ class CellSettings:
     Attributes:
       channels: C, of every map inside the cell.
       feature_channels: channels of `decoder`, `logits`, `stage1` .. `stage4`, `image`.
-      max_offset: as `attention_window` and `attention_heads`, of `operations.CellScope`.
+      max_offset: as `attention_window`, `attention_heads` and `correlation_window`, of `operations.CellScope`.
       mode: one of `MODES`.
       cut: propagate: the deepest encoder stage that every frame passes.
       schedule: propagate: which frames are key frames.
@@ -44,6 +44,7 @@ class CellSettings:
     max_offset: float = 4.0
     attention_window: int = 3
     attention_heads: int = 1
+    correlation_window: int = 7
     mode: str = "refine"
     cut: str = "stage2"
     schedule: schedule_lib.Schedule = schedule_lib.Schedule()
@@ -54,8 +55,9 @@ class CellSettings:
         for key, value, allowed in choices:
             if value not in allowed:
                 raise errors.UserError(f"space.{key}: unknown {value!r}, allowed are {', '.join(allowed)}")
-        if self.attention_window not in (3, 5, 7, 9):
-            raise errors.UserError(f"space.attention_window: must be 3, 5, 7 or 9, got {self.attention_window}")
+        for key in ("attention_window", "correlation_window"):
+            if getattr(self, key) not in (3, 5, 7, 9):
+                raise errors.UserError(f"space.{key}: must be 3, 5, 7 or 9, got {getattr(self, key)}")
         if self.attention_heads < 1 or self.channels % self.attention_heads:
             raise errors.UserError(
                 f"space.attention_heads: must divide space.channels ({self.channels}), got {self.attention_heads}"
@@ -63,7 +65,8 @@ class CellSettings:
 
     def scope(self, record: operations.Moments | None = None) -> operations.CellScope:
         """What the cell's members are told, at the root of its parameters; `record` receives the batch moments."""
-        return operations.CellScope((), record, self.max_offset, self.attention_window, self.attention_heads)
+        sizes = self.max_offset, self.attention_window, self.attention_heads, self.correlation_window
+        return operations.CellScope((), record, *sizes)
 
     @property
     def num_classes(self) -> int:
@@ -87,8 +90,9 @@ class CellSettings:
         """Names of the inputs that the mode gives to a cell."""
         if not self.is_propagating:
             return genotype_lib.REFINE_INPUTS
-        too_deep = {"decoder", "logits", *STAGES[STAGES.index(self.cut) + 1 :]}
-        return tuple(name for name in genotype_lib.REFINE_INPUTS if name not in too_deep)
+        too_deep = STAGES[STAGES.index(self.cut) + 1 :]
+        missing = {"decoder", "logits", *too_deep, *(f"prev_{name}" for name in too_deep)}
+        return tuple(name for name in genotype_lib.REFINE_INPUTS if name not in missing)
 
     def check(self, inputs: Iterable[str]) -> None:
         """Whether a cell may read these inputs.
@@ -124,7 +128,7 @@ def init(rng: jax.Array, settings: CellSettings, inputs: Iterable[str]) -> Param
         kernel = operations.init_kernel(rng, 1, channels, settings.channels)
         return {"kernel": kernel, "norm": operations.init_norm(settings.channels)}
 
-    names = sorted({*inputs, "decoder"})
+    names = sorted({*map(projections.weights_of, inputs), "decoder"})
     output_rng, head_rng, schedule_rng = (jax.random.fold_in(rng, len(names) + use) for use in range(3))
     end = cell_end.init(
         head_rng, settings.end, settings.channels, settings.num_classes, is_propagating=settings.is_propagating
@@ -142,8 +146,9 @@ def init(rng: jax.Array, settings: CellSettings, inputs: Iterable[str]) -> Param
     return params
 
 
-def initial_state(settings: CellSettings, features: types.Features) -> types.CellState:
-    """The state before the first frame (all zeros, `is_first`), shaped after one frame's features."""
+def initial_state(settings: CellSettings, features: types.Features, inputs: Iterable[str]) -> types.CellState:
+    """The state before the first frame (all zeros, `is_first`) of a cell that may read these inputs, shaped after one
+    frame's features."""
     logits, schedule = features.logits, settings.schedule
     num, has_reference = logits.shape[0], settings.is_propagating and schedule.is_learned
     return types.CellState(
@@ -154,6 +159,7 @@ def initial_state(settings: CellSettings, features: types.Features) -> types.Cel
         is_first=jnp.ones((num,), bool),
         age=jnp.full((num, *schedule.regions), -1, jnp.int32) if settings.is_propagating else None,
         reference=jnp.zeros_like(features.maps[settings.cut]) if has_reference else None,
+        stages={name: jnp.zeros_like(features.maps[name]) for name in projections.earlier_stages(inputs)},
         is_propagating=settings.is_propagating,
     )
 
@@ -183,6 +189,7 @@ class Ports:
             logits=cell_end.logits(self.params, new, state, features, self.scope),
             image=features.maps["image"],
             is_first=jnp.zeros_like(state.is_first),
+            stages={name: features.maps[name] for name in state.stages},
         )
         if state.is_propagating:
             return dataclasses.replace(after, age=_age(state) + 1)
@@ -208,6 +215,7 @@ class Ports:
             is_first=jnp.zeros_like(state.is_first),
             age=jnp.zeros_like(_age(state)),
             reference=None if state.reference is None else features.maps[self.settings.cut],
+            stages={name: features.maps[name] for name in state.stages},
         )
 
     def finish(

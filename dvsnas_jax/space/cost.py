@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cell_end, cell_frame, operations
+from dvsnas_jax.space import cell_end, cell_frame, operations, projections
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import operation_cost as counts
 from dvsnas_jax.space import schedule as schedule_lib
@@ -16,7 +17,14 @@ from dvsnas_jax.space import schedule as schedule_lib
 
 def sizes_of(settings: cell_frame.CellSettings, size: tuple[int, int], *, is_sliced: bool) -> counts.Sizes:
     """What the costs of the parts depend on, for a grid of so many rows and columns."""
-    return counts.Sizes(*size, settings.channels, settings.attention_window, settings.attention_heads, is_sliced)
+    return counts.Sizes(
+        *size,
+        settings.channels,
+        settings.attention_window,
+        settings.attention_heads,
+        settings.correlation_window,
+        is_sliced,
+    )
 
 
 def of(
@@ -86,7 +94,7 @@ def _inputs(
     else:
         for names in (held, used):
             names.update({"decoder"} if "prev_state" in names else ())
-    total = counts.Cost()
+    total, has_weights = counts.Cost(), set()
     for name in sorted(held):
         channels = settings.input_channels(name)
         softmax = 4 if name in ("logits", "prev_logits") else 0
@@ -94,6 +102,9 @@ def _inputs(
         is_choice = name.startswith("prev_") and not settings.is_propagating
         prepared = counts.each(sizes, softmax + (2 if name == "image_diff" else int(is_choice)), channels)
         part = counts.conv(sizes, channels, sizes.channels) + counts.norm(sizes) + prepared
+        weights = projections.weights_of(name)
+        part = dataclasses.replace(part, params=0 if weights in has_weights else part.params)
+        has_weights.add(weights)
         total += part if name in used else counts.Cost(params=part.params)
     return total
 

@@ -17,7 +17,10 @@ _REPLACED_FIRST: dict[str, Callable[[str], Any]] = {
     "in": lambda name: 0,
 }
 """What a token of each kind is replaced by before all else: nothing, the map as it is; the plain sum."""
-_NOW = {"prev_state": "decoder", "prev_decoder": "decoder", "prev_logits": "logits"}
+_NOW = {
+    "prev_state": "decoder", "prev_decoder": "decoder", "prev_logits": "logits",
+    **{name: name.removeprefix("prev_") for name in genotype_lib.REFINE_INPUTS if name.startswith("prev_stage")},
+}  # fmt: skip
 """What a map of the frame before is replaced by in a cell without history: the current frame's."""
 
 END = "end"

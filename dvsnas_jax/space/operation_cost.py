@@ -57,6 +57,7 @@ class Sizes:
     channels: int
     attention_window: int
     attention_heads: int
+    correlation_window: int
     is_sliced: bool
 
     @property
@@ -164,3 +165,11 @@ def local_attention(sizes: Sizes) -> Cost:
     projections = conv(sizes, channels, channels) + conv(sizes, channels, channels)
     found = maps(sizes, 5) + moved(sizes, weights, weights)
     return projections + products + each(sizes, 7, weights) + each(sizes, 1) + found
+
+
+def correlation(sizes: Sizes) -> Cost:
+    """Both maps to length 1 at every pixel, their products over the window, which are joined with the second map."""
+    taps = sizes.correlation_window**2
+    lengths = each(sizes, 2 * 3) + each(sizes, 2, 1) + maps(sizes, 4)
+    products = Cost(macs=taps * sizes.channels * sizes.pixels) + maps(sizes, 2) + moved(sizes, taps)
+    return lengths + products + conv(sizes, taps + sizes.channels, sizes.channels) + norm_relu(sizes)

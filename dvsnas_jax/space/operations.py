@@ -40,6 +40,7 @@ class CellScope:
       max_offset: largest displacement of `warp` and `deform_conv_3x3`, in grid cells.
       attention_window: side of the window of `local_attention`, odd, grid cells.
       attention_heads: heads of `local_attention`, a divisor of C.
+      correlation_window: side of the window of `correlation`, odd, grid cells.
     """
 
     path: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class CellScope:
     max_offset: float = 4.0
     attention_window: int = 3
     attention_heads: int = 1
+    correlation_window: int = 7
 
     def child(self, *keys: str) -> CellScope:
         """The scope of a sub-tree of the parameters."""
@@ -309,6 +311,25 @@ def _attention(params: Params, a: jax.Array, b: jax.Array, scope: CellScope) -> 
     return local_attention.attend(query, keys, a, params["position"]) + b
 
 
+def _init_correlation(rng: jax.Array, channels: int, scope: CellScope) -> Params:
+    """`{kernel [1, 1, k * k + C, C], norm}`, window k; the first k * k rows are of the products, row by row."""
+    kernel = init_kernel(rng, 1, scope.correlation_window**2 + channels, channels)
+    return {"kernel": kernel, "norm": init_norm(channels)}
+
+
+def _correlation(params: Params, a: jax.Array, b: jax.Array, scope: CellScope) -> jax.Array:
+    """How well each pixel of b matches those of a in the window around it: their cosines; joined with b by a 1x1
+    convolution, normalisation, ReLU.
+
+    The matching costs of FlowNet (Dosovitskiy et al. 2015, arXiv 1504.06852), which say where a pixel came from: no
+    flow is made of them. Ours: cosines in place of products. Pixels outside the map match nothing, 0.
+    """
+
+    matches = local_attention.cosines(b, a, scope.correlation_window)
+    both = jnp.concatenate([matches, b], axis=-1)
+    return _norm_relu(params, layers.conv(both, params["kernel"].astype(b.dtype)), scope)
+
+
 AGGREGATIONS: dict[str, Aggregation] = {
     "sum": Aggregation(
         init=_init_sum, apply=_sum, label="sum",
@@ -336,6 +357,10 @@ AGGREGATIONS: dict[str, Aggregation] = {
     "local_attention": Aggregation(
         init=_init_attention, apply=_attention, cost=counts.local_attention, label="attention",
         is_weightless=False, of_zeros="zeros", passes_second=True,
+    ),
+    "correlation": Aggregation(
+        init=_init_correlation, apply=_correlation, cost=counts.correlation, label="correlation",
+        is_weightless=False, of_zeros="constant",
     ),
 }  # fmt: skip
 

@@ -23,16 +23,33 @@ Raw = tuple[Callable[..., types.Array], tuple[types.Array, ...]]
 ProjectFn = Callable[[str, Callable[..., types.Array], tuple[types.Array, ...]], jax.Array]
 
 
+def weights_of(name: str) -> str:
+    """The input whose projection an input passes: `prev_stageN` that of `stageN`, so that both can be compared; every
+    other one its own."""
+    return name.removeprefix("prev_") if name.startswith("prev_stage") else name
+
+
+def earlier_stages(inputs: Iterable[str]) -> tuple[str, ...]:
+    """The stages whose maps of the frame before these inputs are, in order."""
+    return tuple(sorted(weights_of(name) for name in inputs if weights_of(name) != name))
+
+
 def project(params: Params, name: str, x: types.Array, scope: operations.CellScope) -> jax.Array:
     """1x1 convolution and normalisation of one input, [.., B, h, w, C]; `params` are those of `cell_frame.init`.
 
     Frames, on an axis before the batch, are each normalised by themselves.
     """
+    name = weights_of(name)
     own = params["inputs"][name]
     images = jnp.asarray(x).reshape(-1, *x.shape[-3:])  # one product for all frames
     y = layers.conv(images, own["kernel"].astype(x.dtype)).reshape(*x.shape[:-1], -1)
     normalize_fn = functools.partial(scope.child("inputs", name, "norm").normalize, own["norm"])
     return normalize_fn(y) if y.ndim == 4 else jax.vmap(normalize_fn)(y)
+
+
+def _own(params: Params, name: str) -> Params:
+    """The part of the parameters of `cell_frame.init` that an input is projected with."""
+    return {"inputs": {weights_of(name): params["inputs"][weights_of(name)]}}
 
 
 def make_project(
@@ -46,7 +63,7 @@ def make_project(
     def project_fn(name: str, prepare: Callable[..., types.Array], sources: tuple[types.Array, ...]) -> jax.Array:
         if reads is None:
             return project(params, name, prepare(*sources), scope)
-        own = {"inputs": {name: params["inputs"][name]}}
+        own = _own(params, name)
         operands = own, *map(jnp.asarray, sources)
         return conditional.when(reads[name], lambda own, *x: project(own, name, prepare(*x), scope), operands)
 
@@ -84,6 +101,9 @@ def _raw_input(name: str, state: types.CellState, features: types.Features, maps
 
     if name == "prev_decoder":
         return past(lambda: features.maps["decoder"], state.decoder)
+    if weights_of(name) != name:
+        stage = weights_of(name)
+        return past(lambda: features.maps[stage], state.stages[stage])
     if name == "prev_logits":
         fn, sources = past(lambda: features.logits, state.logits)
         return lambda *sources: jax.nn.softmax(fn(*sources)), sources
@@ -133,6 +153,7 @@ def of_clip(
         "logits": (jax.nn.softmax, (features.logits,)),
         "image_diff": (lambda own, earlier: own - before(own, earlier), (features.maps["image"], state.image)),
         "prev_decoder": (before, (features.maps["decoder"], state.decoder)),
+        **{f"prev_{name}": (before, (features.maps[name], earlier)) for name, earlier in state.stages.items()},
     }
 
     def make(name: str) -> ClipInput:
@@ -141,7 +162,7 @@ def of_clip(
         def run(own: Params, sources: tuple[types.Array, ...]) -> jax.Array:
             return project(own, name, prepare(*sources), scope)
 
-        return ClipInput(run, {"inputs": {name: params["inputs"][name]}}, sources)
+        return ClipInput(run, _own(params, name), sources)
 
     own = dependent(is_propagating=state.is_propagating)
     return {name: make(name) for name in names if name not in own}
@@ -162,7 +183,7 @@ def pull_clip(
     rows: Mapping[str, int],
     more: Mapping[str, tuple[jax.Array, jax.Array]],
 ) -> dict[str, Params]:
-    """Gradients of the parameters of `project_clip`, by name, from those of maps, [.., B, h, w, C].
+    """Gradients of the parameters of `project_clip`, by input, from those of maps, [.., B, h, w, C].
 
     `rows` are the first of the T rows of each input, read only where the input is; `more`, of inputs that are read
     outside the layers: those gradients, and whether the rows have any, bool [].
@@ -178,6 +199,6 @@ def pull_clip(
             return pull_fn(found)[0]
 
         operands = item.own, item.sources, grads, *([more[name][0]] if name in more else [])
-        return conditional.when(reads[name], pull, operands)["inputs"][name]
+        return conditional.when(reads[name], pull, operands)["inputs"][weights_of(name)]
 
     return {name: find(name, item) for name, item in inputs.items()}

@@ -46,7 +46,7 @@ class Relaxed:
 
     def unroll(self, params: Params, weights: jax.Array, frames: types.Features) -> jax.Array:
         """Logits [T, B, h, w, K] of a clip [T, B, ...]."""
-        state = cell_frame.initial_state(self._settings, jax.tree.map(lambda x: x[0], frames))
+        state = cell_frame.initial_state(self._settings, jax.tree.map(lambda x: x[0], frames), self._space.inputs)
         return jax.lax.scan(lambda state, frame: self.step(params, weights, state, frame), state, frames)[1]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import ml_collections
 
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.space import cell_frame
+from dvsnas_jax.space import cell_frame, projections
 from dvsnas_jax.space import schedule as schedule_lib
 
 
@@ -18,7 +18,16 @@ def of(config: ml_collections.ConfigDict, num_classes: int) -> cell_frame.CellSe
       UserError: a value is out of range.
     """
     schedule = config.schedule
-    names = ("channels", "max_offset", "mode", "cut", "attention_window", "attention_heads", "end")
+    names = (
+        "channels",
+        "max_offset",
+        "mode",
+        "cut",
+        "attention_window",
+        "attention_heads",
+        "correlation_window",
+        "end",
+    )
     return cell_frame.CellSettings(
         feature_channels=static_net.feature_channels(config.net, num_classes),
         schedule=schedule_lib.Schedule(schedule.kind, schedule.interval, schedule.threshold, tuple(schedule.grid)),
@@ -29,8 +38,8 @@ def of(config: ml_collections.ConfigDict, num_classes: int) -> cell_frame.CellSe
 def depth(inputs: Iterable[str], settings: cell_frame.CellSettings) -> str:
     """How far a frame passes the encoder where a cell with these inputs segments it (mode propagate).
 
-    The deepest stage that is read, else `image`.
+    The deepest stage that is read, of this frame or by the next one, else `image`.
     """
     if settings.schedule.is_learned:
         return settings.cut
-    return max((name for name in inputs if name in cell_frame.STAGES), default="image")
+    return max((name for name in map(projections.weights_of, inputs) if name in cell_frame.STAGES), default="image")

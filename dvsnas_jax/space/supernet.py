@@ -73,7 +73,8 @@ class Supernet:
     def _start(self, frames: types.Features) -> types.CellState:
         """The state before a clip."""
         chex.assert_rank(frames.logits, 5)
-        return cell_frame.initial_state(self._settings, jax.tree.map(lambda x: x[0], frames))
+        first = jax.tree.map(lambda x: x[0], frames)
+        return cell_frame.initial_state(self._settings, first, self._space.inputs)
 
 
 def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Supernet:

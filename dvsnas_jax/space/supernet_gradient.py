@@ -200,7 +200,8 @@ class Clip:
         inputs = self._clip_inputs(params, kept.start, frames)
         starts = {"decoder": (grad_start, self._layer_reads(genotype).get("decoder", jnp.array(False)))}
         for name, found in projections.pull_clip(inputs, reads, buffer, rows, starts).items():
-            grad_params["ports"]["inputs"][name] = _add(grad_params["ports"]["inputs"][name], found)
+            own = projections.weights_of(name)
+            grad_params["ports"]["inputs"][own] = _add(grad_params["ports"]["inputs"][own], found)
         return grad_params, grad_carried, buffer
 
     def _clip_inputs(
@@ -222,7 +223,8 @@ class Clip:
     def _slim(self, state: types.CellState) -> types.CellState:
         """A state without the maps that `_own` and `_after` do not read: less to keep of every frame."""
         nothing = state.logits[..., :0]
-        return dataclasses.replace(state, decoder=state.decoder if state.is_propagating else nothing, image=nothing)
+        decoder, stages = state.decoder if state.is_propagating else nothing, dict.fromkeys(state.stages, nothing)
+        return dataclasses.replace(state, decoder=decoder, image=nothing, stages=stages)
 
     def _own(
         self,

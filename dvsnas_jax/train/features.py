@@ -16,7 +16,7 @@ from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data.loading import example_order, pipeline
 from dvsnas_jax.nets import forward, static_net
-from dvsnas_jax.space import cell_frame
+from dvsnas_jax.space import cell_frame, projections
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.train import cell_loss, feature_cache, feature_store, mixture
@@ -92,7 +92,11 @@ def settings_of(config: ml_collections.ConfigDict) -> cell_frame.CellSettings:
 
 def needed_maps(space: genotype_lib.Space, config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """Names of the feature maps that a cell of this space, in the mode of the config, may read or keep."""
-    names = {"decoder", "image", *(name for name in space.inputs if name.startswith("stage"))}
+    names = {
+        "decoder",
+        "image",
+        *(name for name in map(projections.weights_of, space.inputs) if name.startswith("stage")),
+    }
     settings = settings_of(config)
     if settings.is_propagating and settings.schedule.is_learned:
         names.add(settings.cut)

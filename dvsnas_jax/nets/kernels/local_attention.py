@@ -18,6 +18,7 @@ from jax import lax
 from dvsnas_jax.nets.kernels import layers, precision
 
 _MAX_TERMS = 256  # products that are added up side by side: more compile too long
+_LENGTH_EPS = 1e-3  # of the squared length of a pixel's channels: zeros are like nothing
 _LOOPED_SUM = 7  # from this window on, a CPU loops over the rows of a window where it adds up its taps
 
 
@@ -47,6 +48,19 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array, position: jax.A
     weights = weights.reshape(window * window, heads * batch, height, width)
     total = weighted_sum(weights, heads_first(values), window, is_looped)
     return jnp.moveaxis(total.reshape(heads, batch, height, width, -1), 0, 3).reshape(values.shape)
+
+
+def cosines(query: jax.Array, keys: jax.Array, window: int) -> jax.Array:
+    """Of the angles between each pixel of the query [B, h, w, C] and the keys in the window of k x k around it, 0
+    outside the map: [B, h, w, k * k] in the type of the query, the taps row by row."""
+
+    def unit(x: jax.Array) -> jax.Array:
+        values = precision.at_least_float32(x)
+        squares = jnp.sum(jnp.square(values), axis=-1, keepdims=True)
+        return (values * lax.rsqrt(squares + _LENGTH_EPS)).astype(x.dtype)
+
+    found = scores(unit(query), unit(keys), window, layers.is_cpu())
+    return jnp.moveaxis(found, 0, -1).astype(query.dtype)
 
 
 @jax.custom_vjp
