@@ -21,7 +21,7 @@ def get_config():
     presets.lite_network(config)
     config.pretrain.update({"steps": 900, "batch_size": 8, "warmup_steps": 50})
     config.space.mode = "propagate"
-    config.space.inputs = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff")
+    config.space.inputs = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff", "prev_stage2")
     config.space.channels = 32
     config.schedule.interval = 5
     presets.camvid_search(config, cache_clips=240)

@@ -12,7 +12,7 @@ from dvsnas_jax.core import presets
 def get_config():
     config = config_lib.defaults()
     config.space.mode = "propagate"
-    config.space.inputs = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff")
+    config.space.inputs = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff", "prev_stage2")
     config.schedule.interval = 5
     config.schedule.threshold = 0.2  # of low_latency: 30 % key frames on held-out clips (0.1: 99 %, 0.25: 20 %)
     config.data.num_frames = 6  # from one key frame to the next: every age once, and every change from frame to frame

@@ -1,4 +1,7 @@
-"""Models of drawn weights whose cells together use every operation and aggregation, for what is made of programs."""
+"""Models of drawn weights, for what is made of programs.
+
+Their cells together use every operation, aggregation and kind of input.
+"""
 
 import functools
 from collections.abc import Callable
@@ -24,7 +27,7 @@ def every_layer(kind: str) -> list[dict]:
     own = "decoder" if kind == "refine" else "prev_decoder"
     return [
         {
-            "in": [f"layer{i - 1}" if i else "prev_state", own if i % 2 else "stage1"],
+            "in": [f"layer{i - 1}" if i else "prev_state", ("stage1", own, "prev_stage1")[i % 3]],
             "ops": [names[(2 * i) % len(names)], names[(2 * i + 1) % len(names)]],
             "agg": aggregations[i % len(aggregations)],
         }
@@ -42,7 +45,8 @@ def make(kind: str, layers: list[dict], **changes) -> programs.Model:
     config = trained.make_config(kind)
     config.data.update({"height": SIZE[0], "width": SIZE[1], "crop_height": SIZE[0], "crop_width": SIZE[1]})
     config.net.width = 0.07
-    config.space.update({"num_layers": len(layers), **changes})
+    inputs = (*config.space.inputs, "prev_stage1")
+    config.space.update({"num_layers": len(layers), "inputs": inputs, **changes})
     settings, space = features.settings_of(config), features.space_of(config)
     genotype = genotype_lib.from_dict({"version": 1, "inputs": list(space.inputs), "layers": layers}, space)[1]
     net = static_net.make(config.net, settings.num_classes)

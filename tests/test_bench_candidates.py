@@ -44,11 +44,16 @@ LAYERS = (
         ("logits", "prev_state", "global_average_pool", "none", "concat"),
         ("decoder", "layer0", "conv_3x3_dil12", "sep_conv_3x3_dil3", "max"),
     ),
+    (
+        ("prev_stage1", "stage1", "skip", "skip", "correlation"),
+        ("prev_state", "layer0", "skip", "conv_1x1", "sum"),
+        ("layer0", "layer1", "skip", "skip", "gate"),
+    ),
 )
-INPUTS = ("prev_state", "prev_decoder", "prev_logits", "decoder", "logits", "stage1", "image_diff")
+INPUTS = ("prev_state", "prev_decoder", "prev_logits", "decoder", "logits", "stage1", "image_diff", "prev_stage1")
 SPACE = genotype_lib.Space(inputs=INPUTS, num_layers=3)
 CHANNELS = {"decoder": 6, "logits": 4, "stage1": 5, "image": 3}
-SETTINGS = cell_frame.CellSettings(channels=8, feature_channels=CHANNELS, attention_heads=2)
+SETTINGS = cell_frame.CellSettings(channels=8, feature_channels=CHANNELS, attention_heads=2, correlation_window=3)
 
 
 def _by_name(layers) -> dict:
@@ -76,9 +81,7 @@ def test_the_twin_computes_the_same(layers):
     twin = twins.Cell(genotype_lib.to_dict(SPACE, genotype), SETTINGS)
     assert sum(x.numel() for x in twin.parameters()) == sum(x.size for x in jax.tree.leaves(params))
     twins.load(twin, params)
-    frames = [
-        {name: torch.from_numpy(x[t].transpose(0, 3, 1, 2).copy()) for name, x in maps.items()} for t in range(3)
-    ]
+    frames = [{name: torch.from_numpy(x[t].transpose(0, 3, 1, 2).copy()) for name, x in maps.items()} for t in range(3)]
     with torch.no_grad():
         theirs = np.stack([x.numpy().transpose(0, 2, 3, 1) for x in twin(frames)])
     assert np.abs(expected - logits).max() > 0.1

@@ -137,6 +137,7 @@ def test_a_region_is_computed_from_its_own_surroundings():
     [
         (("prev_state", "stage2", "stage1"), "fixed", "stage2"),
         (("prev_decoder", "image_diff"), "fixed", "image"),
+        (("prev_stage2", "stage1"), "fixed", "stage2"),  # the next frame reads it
         (("prev_decoder", "stage1"), "adaptive", "stage3"),
     ],
 )

@@ -25,6 +25,7 @@ EXPECTED = {
     # name: mode, schedule, arXiv number, aggregations in order
     "ema": ("refine", "fixed", "", ["max"]),
     "hold": ("propagate", "fixed", "", ["max"]),
+    "match": ("propagate", "fixed", "1504.06852", ["correlation", "concat", "concat"]),
     "previous": ("refine", "fixed", "", ["max"]),
     "static": ("refine", "fixed", "", ["max"]),
     "netwarp": ("refine", "fixed", "1708.03088", ["warp", "sum"]),
@@ -46,7 +47,7 @@ SETTINGS = {
         schedule=schedule.Schedule(kind="fixed", interval=3),
     ),
 }
-PROPAGATE_INPUTS = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff")
+PROPAGATE_INPUTS = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff", "prev_stage2")
 INPUTS = {"refine": (*PROPAGATE_INPUTS, "decoder", "logits"), "propagate": PROPAGATE_INPUTS}
 NAMES = list(EXPECTED)
 each_member = pytest.mark.parametrize("name", NAMES)
@@ -139,7 +140,7 @@ def test_members_are_as_published(name: str) -> None:
 def test_the_table_holds_these_and_no_other() -> None:
     assert set(zoo.TABLE) == set(EXPECTED)
     assert [member.name for member in zoo.of_mode("refine")] == ["static", "netwarp", "grfp", "ema", "previous"]
-    assert len(zoo.of_mode("propagate")) == 6
+    assert len(zoo.of_mode("propagate")) == 7
 
 
 @each_cell

@@ -150,6 +150,26 @@ class LocalAttention(nn.Module):
         return (weights.unsqueeze(2) * windows(a).view(shape)).sum(dim=3).view(batch, channels, height, width) + b
 
 
+class Correlation(nn.Module):
+    """Cosines of each pixel of b and those of a in the window around it, by `unfold`, joined with b."""
+
+    def __init__(self, channels, window):
+        super().__init__()
+        self.kernel, self.norm, self.window = conv(window**2 + channels, channels), batch_norm(channels), window
+
+    def forward(self, a, b):
+        batch, channels, height, width = a.shape
+        a, unit = (x * torch.rsqrt(x.square().sum(dim=1, keepdim=True) + 1e-3) for x in (a, b))
+        windows = functional.unfold(a, self.window, padding=self.window // 2).view(batch, channels, -1, height, width)
+        cosines = (unit.unsqueeze(2) * windows).sum(dim=1)
+        return functional.relu(self.norm(self.kernel(torch.cat([cosines, b], dim=1))), inplace=True)
+
+
+def projection(name):
+    """The input whose projection an input passes."""
+    return name.removeprefix("prev_") if name.startswith("prev_stage") else name
+
+
 class Layer(nn.Module):
     def __init__(self, layer, channels, settings):
         super().__init__()
@@ -162,6 +182,7 @@ class Layer(nn.Module):
             "max": Max,
             "warp": lambda: Warp(channels, settings.max_offset),
             "local_attention": lambda: LocalAttention(channels, settings.attention_window, settings.attention_heads),
+            "correlation": lambda: Correlation(channels, settings.correlation_window),
         }[layer["agg"]]()
 
     def forward(self, nodes, zeros):
@@ -180,7 +201,7 @@ class Cell(nn.Module):
         layers = genotype["layers"]
         read = {name for layer in layers for name, op in zip(layer["in"], layer["ops"], strict=True) if op != "none"}
         self.names = sorted(read & set(genotype["inputs"]))  # `decoder` comes before `prev_state`, which may need it
-        built = {*self.names, *(["decoder"] if "prev_state" in self.names else [])}
+        built = {*map(projection, self.names), *(["decoder"] if "prev_state" in self.names else [])}
         self.inputs = nn.ModuleDict(
             {name: Conv(settings.input_channels(name), channels, is_active=False) for name in sorted(built)}
         )
@@ -208,7 +229,7 @@ class Cell(nn.Module):
                 source = before if before is not None and name.startswith("prev_") else frame
                 x = source[name.removeprefix("prev_")]
                 x = x.softmax(dim=1) if name.endswith("logits") else x
-            maps[name] = self.inputs[name](x)
+            maps[name] = self.inputs[projection(name)](x)
         return maps
 
     def forward(self, frames):

@@ -314,6 +314,21 @@ _MEMBERS = (
         differs="Nothing is computed between key frames, not even the first stages of the encoder.",
     ),
     Member(
+        name="match",
+        mode=PROPAGATE,
+        schedule="fixed",
+        genotype=_genotype(
+            _layer("correlation", ("skip", "prev_stage2"), ("skip", "stage2")),
+            _layer("concat", ("skip", "prev_decoder"), ("sep_conv_5x5", "layer0")),
+            _layer("concat", ("sep_conv_5x5", "layer1"), ("skip", "stage1")),
+        ),
+        source="ours; matching costs as in FlowNet, Dosovitskiy et al. 2015, arXiv 1504.06852",
+        idea="each place is looked for in the second stage of the frame before, and where it was found says how the "
+        "logits move",
+        differs="From FlowNet all but the costs: no flow is estimated, there is no loss on motion, and three layers "
+        "follow in place of a network.",
+    ),
+    Member(
         name="previous",
         mode=REFINE,
         schedule="fixed",
