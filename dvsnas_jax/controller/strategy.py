@@ -87,6 +87,7 @@ class Record:
     # What a search of some tens of evaluations needs in place of the config's defaults, which are for hundreds;
     # found on made-up tables of rewards, not on the packaged one.
     short_search: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    learns_from_any: bool = False  # from rewards of cells that it did not draw, too
     is_relaxed: bool = False  # learns from gradients through the relaxed cell instead of from rewards
 
 

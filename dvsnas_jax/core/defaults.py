@@ -198,6 +198,9 @@ _SEARCH = {
     "strategy": OneOf("ppo", "dvsnas_jax.controller.strategies:TABLE"),
     # share: candidates share trained weights; scratch: each is trained from the same start
     "mode": OneOf("share", "dvsnas_jax.search.scratch:MODES"),
+    # What is scored before anything is drawn: zoo (the hand-designed cells that the space can express), zoo:NAME or
+    # the path of a genotype; with the strategies predictor, evolution and random.
+    "first": (),
     "steps": 50,  # iterations: sample, train shared weights, score, update the policy
     "genotypes_per_step": 4,  # N, scored per iteration
     "shared_steps": 8,  # optimizer steps on the shared weights per iteration

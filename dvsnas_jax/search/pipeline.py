@@ -18,7 +18,7 @@ from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed, signals
 from dvsnas_jax.evaluate import evaluation as evaluate
-from dvsnas_jax.search import ahead, derive, loop, relaxed_steps, reward, scratch, steps
+from dvsnas_jax.search import ahead, derive, first_candidates, loop, relaxed_steps, reward, scratch, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_end
 from dvsnas_jax.space import genotype as genotype_lib
@@ -79,6 +79,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
         with compilation.effort(config.compile_effort):
             strategy = strategies.make(config.search.strategy, space, config.controller)
         relaxed_steps.check(config, space, strategy)
+        first_candidates.of(config, space, strategy)
         supernet_lib.make(space, features.settings_of(config))
         if not is_done:
             features.require_ages(config)
@@ -153,9 +154,11 @@ def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) ->
     sample_rng, train_rng, update_rng = (jax.random.fold_in(rng, use) for use in (3, 4, 5))
     num_shared = section.shared_steps * section.shared_genotypes
     answers = scratch.make_answers(section, folder, loop.LOG, parts.space)
+    first = first_candidates.of(config, parts.space, strategy)
 
     def sample(strategy_state: Any, step: int) -> types.Samples:
-        return strategy.sample(strategy_state, jax.random.fold_in(sample_rng, step), section.genotypes_per_step)
+        drawn = strategy.sample(strategy_state, jax.random.fold_in(sample_rng, step), section.genotypes_per_step)
+        return first_candidates.put_first(drawn, first, step)
 
     def train(state: loop.LoopState, step: int) -> tuple[loop.LoopState, dict[str, float]]:
         if section.mode == "scratch":

@@ -200,5 +200,6 @@ RECORD = strategy.Record(
     "evolution",
     _functions,
     order=3,
+    learns_from_any=True,
     short_search={"controller.population": "10", "controller.tournament": "5"},
 )

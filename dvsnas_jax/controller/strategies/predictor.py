@@ -275,4 +275,4 @@ def _functions(space: genotype_lib.Space, controller_config: ml_collections.Conf
     return strategy.Functions(model.init, model.sample, update, model.probable)
 
 
-RECORD = strategy.Record("predictor", _functions, order=5)
+RECORD = strategy.Record("predictor", _functions, order=5, learns_from_any=True)

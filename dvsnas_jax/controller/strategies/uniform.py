@@ -52,4 +52,4 @@ def make(space: genotype.Space, controller_config: ml_collections.ConfigDict) ->
     return strategy.Functions(compilation.jit_once(init), sample, update)
 
 
-RECORD = strategy.Record("random", make, order=6)
+RECORD = strategy.Record("random", make, order=6, learns_from_any=True)
