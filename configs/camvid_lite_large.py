@@ -16,8 +16,5 @@ def get_config():
     presets.camvid(config, height=360, num_frames=3)
     presets.augmentation(config, scale=(0.7, 1.8), crop=(360, 480))
     presets.lite_network(config)
-    config.pretrain.steps = 900
-    config.pretrain.batch_size = 8
-    config.pretrain.warmup_steps = 50
     presets.camvid_search(config, cache_clips=300)  # 23 MB each in float32
     return config

@@ -19,7 +19,6 @@ def get_config():
     presets.camvid(config, height=240, num_frames=6)  # from one key frame to the next
     presets.augmentation(config, scale=(0.7, 1.8), crop=(240, 320))
     presets.lite_network(config)
-    config.pretrain.update({"steps": 900, "batch_size": 8, "warmup_steps": 50})
     config.space.mode = "propagate"
     config.space.inputs = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff", "prev_stage2")
     config.space.channels = 32

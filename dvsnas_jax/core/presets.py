@@ -96,6 +96,7 @@ def small_trainings(config: ml_collections.ConfigDict) -> None:
 
 
 def lite_network(config: ml_collections.ConfigDict) -> None:
-    """EfficientNet-Lite0 from ImageNet and light-weight RefineNet of 96 channels, with the rates to fine-tune them."""
+    """EfficientNet-Lite0 from ImageNet and light-weight RefineNet of 96 channels, and how they are fine-tuned."""
     config.net.update({"encoder": "efficientnet_lite0", "weights": "imagenet", "width": 1.0, "decoder_channels": 96})
     config.pretrain.update({"encoder_rate": 0.15, "class_weights": "log"})
+    config.pretrain.update({"steps": 1600, "batch_size": 8, "warmup_steps": 50})
