@@ -129,7 +129,7 @@ def _net(dtype: str, **changes: Any) -> Callable[[bool], dict[str, Any]]:
         config.update({"dtype": dtype, **({} if is_tiny else changes)})
         sizes: dict[str, Any] = {"size": (360, 480), "train_size": (_CROP, _CROP), "train_batch": 16}
         if is_tiny:
-            sizes = {"size": (32, 32), "train_size": (32, 32), "train_batch": 2, "repeats": 2}
+            sizes = {"size": (32, 32), "train_size": (32, 32), "train_batch": 2 * (dtype == "float32"), "repeats": 2}
         name = f"{config.encoder} x {config.width:g}, {dtype}"
         found = nets_speed.run({name: config}, has_profile=True, **sizes)
         return {**found, **(_distance(config, (64, 96)) if dtype != "float32" else {})}
@@ -138,7 +138,8 @@ def _net(dtype: str, **changes: Any) -> Callable[[bool], dict[str, Any]]:
 
 
 def _distance(config: ml_collections.ConfigDict, size: tuple[int, int]) -> dict[str, float]:
-    """Of a network's logits to those of the same weights in float32, relative to their largest; share of equal labels."""
+    """Of a network's logits to those of the same weights in float32, relative to their largest; which share of the
+    labels is equal."""
     logits = []
     for dtype in ("float32", config.dtype):
         own = config.copy_and_resolve_references()

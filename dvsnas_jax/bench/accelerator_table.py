@@ -128,14 +128,28 @@ def _nets(found: _Found) -> list[str]:
         result = part["result"]
         for row in result["nets"]:
             equal = f"{100 * result['equal_labels']:.2f} %" if "equal_labels" in result else ""
-            cells = [f"{row[f'{name}_ms']:.3g} ({100 * row[f'{name}_share']:.0f} %)" for name in ("forward", "train")]
-            memory = [_gigabytes(row[f"{name}_bytes"]) for name in ("forward", "train")]
-            rows.append([row["net"], *cells, *memory, equal])
-            costs += _costs(f"the training step of {row['net']}", row["train_largest"])
+            names = [name for name in ("forward", "train") if f"{name}_ms" in row]
+            cells = [f"{row[f'{name}_ms']:.3g} ({100 * row[f'{name}_share']:.0f} %)" for name in names]
+            memory = [_gigabytes(row[f"{name}_bytes"]) for name in names]
+            rows.append([row["net"], *_padded(cells), *_padded(memory), equal])
+            for name in names:
+                costs += _costs(f"{row['net']}, {name}", row[f"{name}_largest"])
     result = found[0][0]["result"]
     sizes = f"Forward 1x{'x'.join(map(str, result['size']))}, training {'x'.join(map(str, result['train_size']))}."
-    head = ("network", "forward ms (of peak)", "training ms (of peak)", "memory", "memory", "labels as float32")
+    head = (
+        "network",
+        "forward ms (of peak)",
+        "training ms (of peak)",
+        "forward memory",
+        "training memory",
+        "labels as float32",
+    )
     return [sizes, "", *_table(head, rows), *costs]
+
+
+def _padded(cells: list[str]) -> list[str]:
+    """Of both programs, where one may be missing."""
+    return [*cells, "-"][:2]
 
 
 def _export(found: _Found) -> list[str]:
@@ -147,7 +161,7 @@ def _export(found: _Found) -> list[str]:
     platforms = dict.fromkeys(platform for each in result["platforms"].values() for platform in each)
     return [
         f"Frames of {'x'.join(map(str, result['size']))}, a key frame in {result['interval']}; "
-        f"programs for {', '.join(platforms)}; {100 * result['equal_labels']:.2f} % of the labels equal this process's.",
+        f"programs for {', '.join(platforms)}; {100 * result['equal_labels']:.2f} % of the labels as in this process.",
         "",
         *_table(("programs", "static ms", "key ms", "other ms"), rows),
     ]

@@ -55,7 +55,8 @@ def run(
 
     Args:
       nets: name -> section `net`; None: `STANDARD`.
-      size: height and width of the forward pass; `train_size` and `train_batch` are the training step's.
+      size: height and width of the forward pass; `train_size` and `train_batch` are the training step's
+        (0: none is made; XLA compiles one in bfloat16 for a CPU in minutes).
       repeats: timed calls of each; the median counts.
       has_profile: each row gets `forward_largest` and `train_largest`, too: `profiles.largest` of both programs.
 
@@ -78,11 +79,12 @@ def run(
         row["macs"] = static_net.num_macs(net, size)
         row["train_macs"] = 3 * train_batch * static_net.num_macs(net, train_size)  # two more for the gradients
         row |= _measured("forward", *forward(net, size), repeats, has_profile=has_profile)
-        train = training(net, (train_batch, *train_size))
-        row |= _measured("train", *train, max(repeats // 2, 1), has_profile=has_profile)
+        if train_batch:
+            train = training(net, (train_batch, *train_size))
+            row |= _measured("train", *train, max(repeats // 2, 1), has_profile=has_profile)
         rows.append(row)
     for row in rows:
-        for part, macs in (("forward", row["macs"]), ("train", row["train_macs"])):
+        for part, macs in (("forward", row["macs"]), ("train", row["train_macs"]))[: 1 + bool(train_batch)]:
             row[f"{part}_share"] = 2 * macs / (row[f"{part}_ms"] / 1e3) / 1e9 / peaks[row["dtype"]]
     return {
         "backend": jax.default_backend(),

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 _ORIGIN = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{op_name="([^"]*)"', re.MULTILINE)
-_AROUND = ("while", "conditional", "call")
+_AROUND = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (?:\(.*?\)|\S+) (?:while|conditional|call)\(", re.MULTILINE)
 """Operations whose time is that of others inside of them."""
 
 
@@ -39,7 +39,8 @@ def largest(folder: str | os.PathLike[str], text: str, *, calls: int, num: int =
       The largest first: `kind` (the name of a JAX primitive, or of XLA's operation where it came from none), `ms` a
       call and `share` of all operations, and of its dearest single operation `op`, `op_ms`.
     """
-    spent, origins = _spent(folder), dict(_ORIGIN.findall(text))
+    origins, around = dict(_ORIGIN.findall(text)), set(_AROUND.findall(text))
+    spent = {op: seconds for op, seconds in _spent(folder).items() if op not in around}
     kinds: dict[str, dict[str, float]] = collections.defaultdict(dict)
     for op, seconds in spent.items():
         kinds[origins.get(op, re.sub(r"[.\d]+$", "", op)).rsplit("/", 1)[-1]][op] = seconds
@@ -66,7 +67,7 @@ def _spent(folder: str | os.PathLike[str]) -> dict[str, float]:
             for event in line.events:
                 stats = {key: value for key, value in event.stats if key == "hlo_op"}
                 name = str(stats["hlo_op"]) if stats else ""
-                if name and not name.startswith(_AROUND):
+                if name:
                     found[name] += event.duration_ns / 1e9
     return dict(found)
 

@@ -53,8 +53,8 @@ def run(
 
     The config's data set is not read; `links` between devices are assumed. Found are device, sizes, the compiled
     programs (seconds, bytes of memory and of collectives), seconds of each phase, shares of the peak of matrix
-    products, the largest costs of a profiled step, candidates per hour, and the estimate with all that it assumes. A UserError where the candidates do not
-    share weights.
+    products, the largest costs of a profiled step, candidates per hour, and the estimate with all that it assumes.
+    A UserError where the candidates do not share weights.
     """
     config, links, effort = _prepared(config), links or estimate.Links(), effort or Effort()
     section, mesh = config.search, compile_sizes.make_mesh(config.search)
