@@ -13,7 +13,13 @@ import pytest
 
 from dvsnas_jax import cli
 from dvsnas_jax.bench import (
-    accelerator, accelerator_parts, accelerator_table, compile_sizes, kernel_variants, lowered, profiles,
+    accelerator,
+    accelerator_parts,
+    accelerator_table,
+    compile_sizes,
+    kernel_variants,
+    lowered,
+    profiles,
 )  # fmt: skip
 from dvsnas_jax.core import compilation, defaults, errors, overrides, plain_config
 from dvsnas_jax.core import config as config_lib
