@@ -236,7 +236,14 @@ def test_collectives_are_one_sum_of_gradients_outside_of_branches(result):
 
 def test_measurement_as_text(result):
     text = search_speed.table(result)
-    for part in ("estimated, not measured", "counted work", "assumed shares, not measured", "1 x cpu", "% of the peak", "largest in"):
+    for part in (
+        "estimated, not measured",
+        "counted work",
+        "assumed shares, not measured",
+        "1 x cpu",
+        "% of the peak",
+        "largest in",
+    ):
         assert part in text
     for name in search_speed.PHASES:
         assert f"{result['phases'][name]:.4f} s" in text

@@ -206,7 +206,7 @@ def _model(config: ml_collections.ConfigDict, space: genotype_lib.Space, genotyp
     frame = static_net.frame_shapes(net, (config.data.height, config.data.width))
     clip = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), frame)
     shapes = jax.eval_shape(cell.moments, params, clip)
-    moments = {path: (np.zeros(mean.shape, np.float32), np.ones(var.shape, np.float32))
+    moments = {path: (jnp.zeros(mean.shape), jnp.ones(var.shape))
                for path, (mean, var) in shapes.items()}  # fmt: skip
     return programs.model_of(config, settings, variables, cell, cell_lib.freeze_norm(params, moments))
 

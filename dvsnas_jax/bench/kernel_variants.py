@@ -95,9 +95,10 @@ def _row(case: Case, calls: int) -> dict[str, Any]:
     for name, fn in case.variants().items():
         gradient = functools.partial(_with_gradient, fn)
         with jax.default_matmul_precision("highest"):
+            # A function of its own: JAX keeps what it traced.
             found[name] = jax.device_get(compilation.jit(functools.partial(_with_gradient, fn))(weights, *arguments))
-        parts = {"forward": (fn, arguments), "gradient": (gradient, [weights, *arguments])}
-        times[name] = {part: _milliseconds(*each, calls) for part, each in parts.items()}
+        forward_ms = _milliseconds(fn, arguments, calls)
+        times[name] = {"forward": forward_ms, "gradient": _milliseconds(gradient, [weights, *arguments], calls)}
     first, second = found.values()
     difference = max(map(_difference, jax.tree.leaves(first), jax.tree.leaves(second)))
     return {

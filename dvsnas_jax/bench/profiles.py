@@ -44,7 +44,7 @@ def largest(folder: str | os.PathLike[str], text: str, *, calls: int, num: int =
     kinds: dict[str, dict[str, float]] = collections.defaultdict(dict)
     for op, seconds in spent.items():
         kinds[origins.get(op, re.sub(r"[.\d]+$", "", op)).rsplit("/", 1)[-1]][op] = seconds
-    total, rows = sum(spent.values()), []
+    total, rows = sum(spent.values()), list[dict[str, Any]]()
     for kind, ops in kinds.items():
         op = max(ops, key=lambda name: ops[name])
         part = sum(ops.values())
