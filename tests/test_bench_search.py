@@ -199,8 +199,8 @@ def test_paper_size_is_counted_without_the_packages_of_data():
 
 
 @pytest.fixture(name="result", scope="module")
-def _result() -> dict:
-    effort = search_speed.Effort(groups=2, repeats=1)
+def _result(tmp_path_factory) -> dict:
+    effort = search_speed.Effort(groups=2, repeats=1, profile=str(tmp_path_factory.mktemp("profile")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nets_speed, "matrix_peak", functools.partial(nets_speed.matrix_peak, sizes=(128, 256)))
         return search_speed.run(config_lib.load(None, TINY), num_candidates=100, effort=effort)
@@ -218,6 +218,7 @@ def test_measured_figures_fit_each_other(result):
     flops = 2 * mean / phases["train"] / (result["matrix_peak_gflops"] * 1e9)
     assert flops / 2 < result["shares"]["train"] < flops * 2
     assert 0 < result["shares"]["evaluate"] < 1
+    assert len(result["largest"]) == 3 and sum(row["share"] for row in result["largest"]) <= 1
 
 
 def test_collectives_are_one_sum_of_gradients_outside_of_branches(result):
@@ -235,7 +236,14 @@ def test_collectives_are_one_sum_of_gradients_outside_of_branches(result):
 
 def test_measurement_as_text(result):
     text = search_speed.table(result)
-    for part in ("estimated, not measured", "counted work", "assumed shares, not measured", "1 x cpu", "% of the peak"):
+    for part in (
+        "estimated, not measured",
+        "counted work",
+        "assumed shares, not measured",
+        "1 x cpu",
+        "% of the peak",
+        "largest in",
+    ):
         assert part in text
     for name in search_speed.PHASES:
         assert f"{result['phases'][name]:.4f} s" in text

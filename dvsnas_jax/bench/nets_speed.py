@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from dvsnas_jax.bench import profiles
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.nets import static_net
@@ -48,13 +49,16 @@ def run(
     train_size: tuple[int, int] = (240, 320),
     train_batch: int = 4,
     repeats: int = 10,
+    has_profile: bool = False,
 ) -> dict[str, Any]:
     """Measures networks on the default device: the forward pass of one image, and the training step.
 
     Args:
       nets: name -> section `net`; None: `STANDARD`.
-      size: height and width of the forward pass; `train_size` and `train_batch` are the training step's.
+      size: height and width of the forward pass; `train_size` and `train_batch` are the training step's
+        (0: none is made; XLA compiles one in bfloat16 for a CPU in minutes).
       repeats: timed calls of each; the median counts.
+      has_profile: each row gets `forward_largest` and `train_largest`, too: `profiles.largest` of both programs.
 
     Returns:
       The device, its matrix-product peak (GFLOP/s) and a row for each network, see `COLUMNS`. Memory is what the
@@ -74,11 +78,13 @@ def run(
         row = {"net": name, "dtype": config.dtype, "parameters": num_parameters}
         row["macs"] = static_net.num_macs(net, size)
         row["train_macs"] = 3 * train_batch * static_net.num_macs(net, train_size)  # two more for the gradients
-        row |= _measured("forward", *forward(net, size), repeats=repeats)
-        row |= _measured("train", *training(net, (train_batch, *train_size)), repeats=max(repeats // 2, 1))
+        row |= _measured("forward", *forward(net, size), repeats, has_profile=has_profile)
+        if train_batch:
+            train = training(net, (train_batch, *train_size))
+            row |= _measured("train", *train, max(repeats // 2, 1), has_profile=has_profile)
         rows.append(row)
     for row in rows:
-        for part, macs in (("forward", row["macs"]), ("train", row["train_macs"])):
+        for part, macs in (("forward", row["macs"]), ("train", row["train_macs"]))[: 1 + bool(train_batch)]:
             row[f"{part}_share"] = 2 * macs / (row[f"{part}_ms"] / 1e3) / 1e9 / peaks[row["dtype"]]
     return {
         "backend": jax.default_backend(),
@@ -152,8 +158,10 @@ def training(net: static_net.StaticNet, shape: tuple[int, int, int]) -> tuple[Ca
     return step, (variables,)
 
 
-def _measured(name: str, fn: Callable[..., Any], arguments: tuple[Any, ...], *, repeats: int) -> dict[str, Any]:
-    """Milliseconds and bytes of one compiled function."""
+def _measured(
+    name: str, fn: Callable[..., Any], arguments: tuple[Any, ...], repeats: int, *, has_profile: bool
+) -> dict[str, Any]:
+    """Milliseconds and bytes of one compiled function; `moved`: what XLA counts that passes the device's memory."""
     started = time.perf_counter()
     compiled = compilation.jit(fn).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - started
@@ -164,11 +172,14 @@ def _measured(name: str, fn: Callable[..., Any], arguments: tuple[Any, ...], *, 
     median = statistics.median(seconds)
     memory = compiled.memory_analysis()
     parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    cost = compiled.cost_analysis() or {}
     return {
         f"{name}_ms": median * 1e3,
         f"{name}_best_ms": min(seconds) * 1e3,
         f"{name}_bytes": sum(getattr(memory, part, 0) for part in parts),
+        f"{name}_moved_bytes": float(cost.get("bytes accessed", 0)),
         f"{name}_compile_s": compile_seconds,
+        **({f"{name}_largest": profiles.record(call_fn, compiled.as_text())} if has_profile else {}),
     }
 
 

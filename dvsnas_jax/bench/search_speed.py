@@ -1,7 +1,7 @@
 """`dvsnas bench search`: what a search costs on the devices at hand, phase by phase, on random features in memory.
 
-No data set is read and TensorFlow is not needed: JAX, Flax, Optax, Chex, NumPy, ml_collections, Pillow and safetensors
-are enough. On a machine with a GPU, from the root of the repository:
+No data set is read and TensorFlow is not needed: JAX, Flax, Optax, Chex, NumPy and ml_collections are enough. On a
+machine with a GPU, from the root of the repository:
 
     dvsnas bench search --config=configs/cityscapes_search.py --paper-size --no-compile-cache --output=search.json
 
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.bench import collectives, compile_sizes, nets_speed, stopwatch
+from dvsnas_jax.bench import collectives, compile_sizes, nets_speed, profiles, stopwatch
 from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.core import mesh as mesh_lib
@@ -31,15 +31,18 @@ from dvsnas_jax.train import cell_training, clip_scores
 
 PAPER_CROPS = (321, 512)
 PHASES = ("sample", "input", "train", "evaluate", "update")
+_PROFILED = 3
 UNITS = {"sample": "iteration", "input": "optimizer step", "train": "optimizer step"}
 
 
 class Effort(NamedTuple):
-    """How much is timed: groups of random genotypes, calls of each (the median counts); a profile of three steps."""
+    """How much is timed: groups of random genotypes, calls of each (the median counts); the folder of a profile of
+    three steps; whether the steps are compiled for more devices than there are, to see what these tell each other."""
 
     groups: int = 6
     repeats: int = 3
     profile: str = ""
+    has_collectives: bool = True
 
 
 def run(
@@ -50,8 +53,8 @@ def run(
 
     The config's data set is not read; `links` between devices are assumed. Found are device, sizes, the compiled
     programs (seconds, bytes of memory and of collectives), seconds of each phase, shares of the peak of matrix
-    products, candidates per hour, and the estimate with all that it assumes. A UserError where the candidates do not
-    share weights.
+    products, the largest costs of a profiled step, candidates per hour, and the estimate with all that it assumes.
+    A UserError where the candidates do not share weights.
     """
     config, links, effort = _prepared(config), links or estimate.Links(), effort or Effort()
     section, mesh = config.search, compile_sizes.make_mesh(config.search)
@@ -62,7 +65,11 @@ def run(
         timed = _Timed(config, programs, compiled, mesh, effort)
     phases = timed.phases()
     peak = max(peak, nets_speed.matrix_peak("float32"))  # on a shared machine one look may be too low
-    _add_collectives(config, compiled, described)
+    counted = search_cost.of_search(config, num_candidates)
+    if effort.has_collectives:
+        _add_collectives(config, compiled, described)
+    else:
+        _count_collectives(search_cost.assumed(config, counted, _num_params(programs), search_cost.Device()), described)
     # Virtual CPU devices share the cores that the peak was measured on.
     flops = peak * 1e9 * (1 if jax.default_backend() == "cpu" else jax.device_count())
     measured = _measured(config, phases, described)
@@ -77,8 +84,9 @@ def run(
         "shares": {name: 2 * timed.macs[name] / sum(phases[name]) / flops for name in ("train", "evaluate")},
         "iteration_seconds": rows[0]["iteration_s"],
         "candidates_per_hour": rows[0]["candidates_per_hour"],
+        "largest": timed.largest(),
         "estimate": {"rows": rows, "assumptions": estimate.assumptions(measured, links, num_candidates)},
-        "counted": search_cost.of_search(config, num_candidates),
+        "counted": counted,
     }
 
 
@@ -89,7 +97,7 @@ def count(
     """Sizes and counted work of a search, and what it would take on assumed devices, without compiling or running."""
     config, links, device = _prepared(config), links or estimate.Links(), device or search_cost.Device()
     programs = compile_sizes.make(config, compile_sizes.make_mesh(config.search), train_clips=1, val_clips=1)
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(programs.steps.state.params))
+    num_params = _num_params(programs)
     counted = search_cost.of_search(config, num_candidates)
     assumed = search_cost.assumed(config, counted, num_params, device)
     assumptions = estimate.assumptions(assumed, links, num_candidates, is_assumed=True)
@@ -101,6 +109,10 @@ def count(
         "counted": counted,
         "estimate": {"rows": rows, "assumptions": assumptions},
     }
+
+
+def _num_params(programs: compile_sizes.Programs) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(programs.steps.state.params))
 
 
 def _prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -173,6 +185,12 @@ def _add_collectives(
         }
 
 
+def _count_collectives(assumed: estimate.Measured, described: dict[str, dict[str, Any]]) -> None:
+    """The same by what has to be summed, without compiling."""
+    for name, num_bytes in (("train", assumed.train_bytes), ("evaluate", assumed.evaluate_bytes)):
+        described[name] |= {"collectives": [], "collective_bytes": num_bytes, "compiled_for": "counted, not compiled"}
+
+
 def _measured(
     config: ml_collections.ConfigDict, phases: Mapping[str, list[float]], described: Mapping[str, dict[str, Any]]
 ) -> estimate.Measured:
@@ -230,6 +248,13 @@ class _Timed:
         seconds = self._median(lambda: jax.device_put(batch, where))
         return {"bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(batch)), "seconds": seconds}
 
+    def largest(self) -> list[dict[str, Any]]:
+        """What took most of the profiled optimizer steps, see `profiles.largest`; [] without a profile."""
+        if not self._effort.profile:
+            return []
+        calls, text = min(_PROFILED, self._effort.groups), self._compiled["train"].as_text()
+        return profiles.largest(self._effort.profile, text, calls=calls)
+
     def _median(self, call_fn: Callable[[], object]) -> float:
         return stopwatch.median_seconds(call_fn, self._effort.repeats)
 
@@ -261,7 +286,7 @@ class _Timed:
         found = [self._median(functools.partial(step, group)) for group in groups]
         if self._effort.profile:
             with jax.profiler.trace(self._effort.profile):
-                for group in groups[:3]:
+                for group in groups[:_PROFILED]:
                     step(group)
         return found
 
@@ -347,6 +372,8 @@ def _measured_lines(result: Mapping[str, Any]) -> list[str]:
             f"{part['collective_bytes'] / 1e6:.3f} MB in {len(part['collectives'])} collectives "
             f"({part['compiled_for']})"
         )
+    if result["largest"]:
+        lines.append(f"largest in an optimizer step: {profiles.text_of(result['largest'])}")
     if result["has_compile_cache"]:
         lines.append("compiled programs are kept: these seconds may be of reading them; see --no-compile-cache")
     moved = result["features_from_host"]

@@ -25,6 +25,13 @@ _SEARCH_NUMBERS = (
 )  # options of `bench search`: name, default, help
 
 
+_OPTIONS = {
+    "search": ("paper-size", "profile", *(name for name, _, _ in _SEARCH_NUMBERS)),
+    "accelerator": ("tiny", "only", "minutes"),
+}
+"""Options that only one part takes."""
+
+
 def register(add: common.Add) -> None:
     """Adds the command."""
     bench = add("bench", _bench, "measure the speed of a part", "data --config.data.name=camvid --json=data.json")
@@ -40,16 +47,22 @@ def register(add: common.Add) -> None:
     for name, default, text in _SEARCH_NUMBERS:
         search.add_argument(f"--{name}", type=type(default), metavar="N", help=f"{text} (default {default:g})")
     search.add_argument("--profile", metavar="DIR", help="write a profile of three optimizer steps there")
+    check = bench.add_argument_group("of `accelerator`", "parts that are in the file of --output are not done again")
+    check.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
+    check.add_argument("--only", metavar="PART,..", help="these parts (default: all)")
+    check.add_argument("--minutes", type=float, metavar="N", help="of all parts together (default 8)")
 
 
-def _bench(arguments: argparse.Namespace) -> None:
+def _bench(arguments: argparse.Namespace) -> int | None:
     if arguments.part not in ("data", "nets", "search") and (arguments.config or arguments.overrides):
         raise errors.UserError(f"bench {arguments.part}: takes no config; leave --config out")
-    if arguments.part != "search":
-        for name in ("paper-size", "profile", *(name for name, _, _ in _SEARCH_NUMBERS)):
+    for part, names in _OPTIONS.items():
+        for name in names if part != arguments.part else ():
             given = getattr(arguments, name.replace("-", "_"))
             if given is not None and given is not False:  # 0 is given, too
-                raise errors.UserError(f"--{name}: only `dvsnas bench search` takes it; leave it out")
+                raise errors.UserError(f"--{name}: only `dvsnas bench {part}` takes it; leave it out")
+    if arguments.part == "accelerator":
+        return _accelerator(arguments)
     if arguments.json:
         _check_writable(arguments.json)
     if arguments.profile:
@@ -59,6 +72,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         common.print_summary(result)
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json_text.dumps(result, indent=1) + "\n")
+    return None
 
 
 def _check_writable(path: str) -> None:
@@ -73,6 +87,23 @@ def _check_writable(path: str) -> None:
         raise errors.UserError(
             f"--json: cannot write {path}: {error.strerror}; give the name of a file in a folder that is there"
         ) from None
+
+
+def _accelerator(arguments: argparse.Namespace) -> int:
+    """All parts that are missing in the file, which is written after each; the table at the end."""
+    from dvsnas_jax.bench import accelerator, accelerator_table
+
+    if not arguments.json:
+        raise errors.UserError("bench accelerator: --output=FILE.json is needed: it keeps the parts that are done")
+    minutes = accelerator.MINUTES if arguments.minutes is None else arguments.minutes
+    if not (minutes > 0 and math.isfinite(minutes)):
+        raise errors.UserError(f"--minutes: must be above 0, got {minutes:g}")
+    output = output_files.check_file(arguments.json, suffixes=(".json",))
+    parts = tuple(filter(None, (arguments.only or "").split(",")))
+    known, code = accelerator.run(accelerator.Order(output, arguments.tiny, parts, minutes))
+    print(accelerator_table.markdown(known, accelerator.PARTS))
+    print(f"written: {output}, {accelerator.table_file(output)}")
+    return code
 
 
 def _controller(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -150,4 +181,7 @@ def _nets(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-_PARTS = {"controller": _controller, "cell": _cell, "data": _data, "nets": _nets, "search": _search}
+_PARTS = {
+    "controller": _controller, "cell": _cell, "data": _data, "nets": _nets, "search": _search,
+    "accelerator": _accelerator,
+}  # fmt: skip

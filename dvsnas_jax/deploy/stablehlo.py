@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
-import safetensors.numpy
 
 from dvsnas_jax.core import compilation, progress
 from dvsnas_jax.infer import artifact, programs
@@ -46,6 +45,8 @@ def write(path: pathlib.Path, model: programs.Model, *, is_baked: bool = False) 
                 files[artifact.program_file(name, target)] = data
                 bar.update()
     if not is_baked:
+        import safetensors.numpy
+
         files[artifact.TENSORS] = safetensors.numpy.save(tensors)
     for file, data in files.items():
         (path / file).write_bytes(data)

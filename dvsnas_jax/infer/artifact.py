@@ -1,4 +1,5 @@
-"""An exported folder: what is in it, and how it is opened. It needs JAX and safetensors, and of ours `core`.
+"""An exported folder: what is in it, and how it is opened. It needs JAX, of ours `core`, and safetensors unless
+all weights are baked in.
 
 manifest.json           what the programs are and how they go together; SHA-256 of every other file
 weights.safetensors     all weights, unless they are baked into the programs
@@ -16,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.export
-import safetensors.numpy
 
 from dvsnas_jax.core import compilation, errors
 from dvsnas_jax.infer import dispatch
@@ -62,12 +62,19 @@ def open_folder(path: pathlib.Path) -> tuple[dict[str, Any], dispatch.Dispatch]:
     manifest = _manifest(path)
     target = "cpu" if jax.default_backend() == "cpu" else "accelerator"
     contents = _files(path, manifest["files"], target)
-    tensors = jax.device_put(safetensors.numpy.load(contents[TENSORS]) if TENSORS in contents else {})
+    tensors = _tensors(contents[TENSORS]) if TENSORS in contents else {}
     programs = {}
     for name, entry in manifest["programs"].items():
         weights = None if entry["weights"] is None else [tensors[tensor] for tensor in entry["weights"]]
         programs[name] = StoredProgram(contents[program_file(name, target)], weights)
     return manifest, dispatch.Dispatch(manifest, programs)
+
+
+def _tensors(content: bytes) -> dict[str, jax.Array]:
+    """The weights of a file, on the device."""
+    import safetensors.numpy
+
+    return dict(jax.device_put(safetensors.numpy.load(content)))
 
 
 def program_file(name: str, target: str) -> str:

@@ -12,11 +12,14 @@ import io
 import pathlib
 import struct
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dvsnas_jax.core import errors
+
+if TYPE_CHECKING:  # else where it is used: a machine that reads no image does without Pillow
+    from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 """Of image files, in lower case; files of the user may have them in upper case."""
@@ -24,13 +27,13 @@ _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _SEVERAL = ("GIF", "PNG", "WEBP", "TIFF")
 """Kinds of files that hold several pictures on purpose; a JPEG of a phone may hold a preview, which is none."""
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
 }
 _LYING = (5, 6, 7, 8)
 """Orientations that exchange width and height."""
@@ -57,6 +60,8 @@ def require_one(path: pathlib.Path, image: Image.Image) -> None:
 
 def orientation(image: Image.Image) -> int:
     """What the metadata says, 1 (upright) .. 8; 1 where it says nothing, or nothing that can be read."""
+    from PIL import ExifTags
+
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF is common, and says nothing of the pixels
@@ -66,9 +71,11 @@ def orientation(image: Image.Image) -> int:
 
 def upright(image: Image.Image) -> Image.Image:
     """The picture as its metadata says; no copy where it stands already."""
+    from PIL import Image
+
     image.load()  # Pillow turns TIFF here, by itself
     found = orientation(image)
-    return image.transpose(_TURNS[found]) if found in _TURNS else image
+    return image.transpose(Image.Transpose[_TURNS[found]]) if found in _TURNS else image
 
 
 def rgb(path: pathlib.Path, image: Image.Image) -> np.ndarray:
@@ -90,6 +97,8 @@ def rgb(path: pathlib.Path, image: Image.Image) -> np.ndarray:
 
 def size(content: bytes) -> tuple[int, int]:
     """Width and height of an encoded picture, upright; raises an exception of Pillow's where it is none."""
+    from PIL import Image
+
     is_plain = is_common(content)
     with Image.open(io.BytesIO(content)) as image:
         width, height = image.size  # of a TIFF already upright
@@ -99,6 +108,8 @@ def size(content: bytes) -> tuple[int, int]:
 
 def is_common(content: bytes) -> bool:
     """Whether any decoder reads these bytes alike: one upright PNG, one upright JPEG of grey or colour, or b""."""
+    from PIL import Image
+
     try:
         if content.startswith(_PNG):
             kinds = list(_png_chunks(content))
@@ -160,6 +171,8 @@ def resized_nearest(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A frame u8 [h, w, 3] at another (height, width): bilinear, averaging."""
+    from PIL import Image
+
     if image.shape[:2] == tuple(size):
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
@@ -172,6 +185,8 @@ def reason(error: Exception) -> str:
 
 def unreadable(path: pathlib.Path, error: Exception) -> errors.UserError:
     """What Pillow said of a file, as an error for people."""
+    from PIL import UnidentifiedImageError
+
     why = reason(error)
     if isinstance(error, OSError) and error.strerror:
         why = error.strerror
@@ -186,6 +201,8 @@ def opened(path: pathlib.Path, content: bytes | None = None) -> Iterator[Image.I
 
     Raises UserError: unreadable (also where that shows within the block), or not one picture.
     """
+    from PIL import Image
+
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
             require_one(path, image)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import image_files
 from dvsnas_jax.data.datasets import frames
 from dvsnas_jax.data.loading import decode
+
+if TYPE_CHECKING:  # else where it is used: a machine that reads no image does without Pillow
+    from PIL import Image
 
 
 def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[bytes, bytes]:
@@ -23,6 +26,8 @@ def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[byte
     Raises:
       UserError: a file cannot be read or is no image, or the two have other sizes.
     """
+    from PIL import Image
+
     image, image_size = _checked(frame.image)
     label = b""
     if frame.label is not None:
@@ -37,6 +42,8 @@ def pair(frame: frames.Frame, size: tuple[int, int] | None = None) -> tuple[byte
 
 def _checked(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
     """The bytes of an image file whose checksums are right, and width and height, upright."""
+    from PIL import Image
+
     content = frames.read_bytes(path)
     try:
         size = image_files.size(content)
@@ -52,6 +59,8 @@ def _checked(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
 
 def _resized_label(content: bytes, size: tuple[int, int]) -> bytes:
     """Nearest pixels, upright, with their values and palette."""
+    from PIL import Image
+
     with Image.open(io.BytesIO(content)) as image:
         pixels = np.asarray(image_files.upright(image))
         small = Image.fromarray(np.ascontiguousarray(image_files.resized_nearest(pixels, size)))

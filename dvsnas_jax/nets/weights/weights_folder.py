@@ -16,8 +16,6 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import json_files, json_text
@@ -47,6 +45,8 @@ def save(folder: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], mani
     Raises:
       UserError: the folder cannot be written.
     """
+    import safetensors.numpy
+
     path = pathlib.Path(folder)
     whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     try:
@@ -143,6 +143,8 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: it cannot be read, is cut off, or has a type that no weight has.
     """
+    import safetensors
+
     try:
         entries = safetensors.deserialize(path.read_bytes())
     except OSError as error:
