@@ -88,6 +88,7 @@ class Record:
     # found on made-up tables of rewards, not on the packaged one.
     short_search: Mapping[str, str] = dataclasses.field(default_factory=dict)
     is_relaxed: bool = False  # learns from gradients through the relaxed cell instead of from rewards
+    is_model: bool = False  # fits a model of the rewards: candidates that were stopped enter by `scratch.expected`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

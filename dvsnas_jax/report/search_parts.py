@@ -55,7 +55,11 @@ def _sentences(run: run_files.Run) -> list[str]:
     if num_stopped:
         sentences.append(f"Stopped early: {num_stopped}; such a candidate counts with the reward that it had then.")
     is_alone = run.config.get("search", {}).get("mode") == "scratch"
-    how = "each trained alone and never stopped" if is_alone else "scored on the same final shared weights"
+    how = (
+        "each trained alone and never stopped"
+        if is_alone
+        else "scored with shared weights that were trained as long on uniformly drawn ones"
+    )
     if run.drawn:
         rewards = [record["reward"] for record in run.drawn]
         sentences.append(
