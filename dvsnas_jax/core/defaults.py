@@ -229,7 +229,7 @@ _SEARCH = {
     # the random line: uniformly drawn genotypes, scored with shared weights that took as many steps as those of the
     # search, on uniformly drawn genotypes alone (scratch: each trained alone); 0 = none, which saves those steps
     "num_random": 40,
-    "stability": 0.0,  # exponent of the stability factor (1 - flicker), which needs labels on consecutive frames; 0 = off
+    "stability": 0.0,  # exponent of the stability factor (1 - flicker), needing labels on consecutive frames; 0 = off
     "cost": 0.0,  # exponent of the cost factor, below 1 for a cell of more MACs than cost_target; 0 = off
     "cost_target": 5.0,  # millions of multiply-adds a frame: of the cell; propagate: and of the stages it reads
     "checkpoint_every": 10,

@@ -164,9 +164,9 @@ class Answers:
     def evaluate(self, genotypes: np.ndarray, score_fn: ScoreFn) -> list[Record]:
         """Scores genotypes, those that the log does not answer with `score_fn(genotypes, floors=...)`.
 
-          Returns:
-            A record for each; `same_as` of one that was answered is the hash of the genotype that was scored, of one that
-        was stopped `expected` is its reward on the scale of whole trainings.
+        Returns:
+          A record for each; `same_as` of one that was answered is the hash of the genotype that was scored, `expected`
+          of one that was stopped is its reward on the scale of whole trainings.
         """
         if not self._is_read:
             self._read()

@@ -146,9 +146,11 @@ def summarize_table(
 
     `choices`: how it is chosen (see `final_choice.CHOICES`) -> `regrets` of the runs (what the best cell of the table
     is worth less what the chosen one is: of trainings that no run has seen), `regret_median`, `regret_mean`,
-    `chosen_top` (share of runs whose choice is a top cell), `seen_top` (share of runs that evaluated one). Of the strategy alone: `seen_top`, `last_quarter` (mean quality of the last
-    quarter of the evaluations), `distinct` (share of the evaluations that were of a new cell), the `curve` of the
-    regret after every evaluation, by reward, `seconds_per_run`, `drawn_per_run`.
+    `chosen_top` (share of runs whose choice is a top cell), `seen_top` (share of runs that evaluated one).
+
+    Of the strategy alone: `seen_top`, `last_quarter` (mean quality of the last quarter of the evaluations), `distinct`
+    (share of the evaluations that were of a new cell), the `curve` of the regret after every evaluation, by reward,
+    `seconds_per_run`, `drawn_per_run`.
     """
     quality, num_trainings = table.worth(settings.training_seeds)
     ranked = surely_known(quality, num_trainings)
