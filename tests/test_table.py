@@ -197,7 +197,7 @@ def test_the_trainer_takes_the_steps_of_a_plain_loop(parts):
 def test_the_moments_of_a_supernet_are_those_of_the_cell(mode):
     """And with them as running statistics both give the same, whatever else is in the batch."""
     space = genotype_lib.Space(
-        ("prev_state", "prev_logits", "decoder"), 2, ("none", "skip", "sep_conv_3x3"), ("sum", "gate", "concat")
+        ("prev_state", "prev_logits", "prev_decoder"), 2, ("none", "conv_1x1"), ("sum", "gate")
     )
     features_of = {"decoder": 5, "logits": 3, "image": 3, "stage1": 4, "stage2": 4}
     settings = cell_frame.CellSettings(channels=4, feature_channels=features_of, mode=mode)
@@ -207,12 +207,13 @@ def test_the_moments_of_a_supernet_are_those_of_the_cell(mode):
     with compilation.effort("quick"):
         params = compilation.jit_once(supernet.init)(jax.random.key(0))
     frames, _ = feature_store.take(make_store(0), np.array([0, 3], np.int32))
-    find = compilation.jit(supernet.moments)
-    for genotype in ([[0, 2, 2, 1, 1], [3, 1, 2, 2, 2]], [[1, 0, 2, 0, 0], [0, 2, 1, 2, 1]]):
+        find = compilation.jit(supernet.moments)
+    genotypes = [[[0, 2, 1, 0, 1], [3, 1, 1, 1, 0]], [[1, 0, 1, 1, 0], [0, 2, 0, 1, 1]]]
+    for genotype in genotypes if mode == "refine" else genotypes[:1]:
         rows = np.asarray(genotype, np.int32)
         cell = cell_lib.make(space, rows, settings)
         own = cell_lib.gather_params(space, rows, params)
-        expected = jax.jit(cell.moments)(own, frames)
+        expected = compilation.jit_once(cell.moments)(own, frames)
         found = cell_lib.gather_params(space, rows, cell_lib.freeze_norm(params, find(params, rows, frames)))
         frozen = cell_lib.freeze_norm(own, expected)
         assert jax.tree.structure(found) == jax.tree.structure(frozen) and expected
@@ -297,7 +298,7 @@ def test_cells_trained_at_the_same_time_are_trained_as_one_after_the_other(parts
 
 
 def test_cells_that_diverged_are_none_of_the_best():
-    rewards = [[0.3, 0.5], [None, 0.9], [0.6, 0.1], [0.1, 0.6]]
+    rewards = [[0.3, 0.5], [None, 0.9], [0.6, 0.05], [0.1, 0.6]]
     lines = [{"cell": cell, "seed": seed, "reward": rewards[cell][seed]} for cell in range(4) for seed in range(2)]
     lines.append({"cell": 2, "seed": 2, "reward": 0.9})  # no first training
     assert table_maker.best_cells(lines, 2) == [0, 3] and table_maker.best_cells(lines, 1) == [0, 2]
