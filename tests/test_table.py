@@ -196,18 +196,15 @@ def test_the_trainer_takes_the_steps_of_a_plain_loop(parts):
 @pytest.mark.parametrize("mode", ["refine", "propagate"])
 def test_the_moments_of_a_supernet_are_those_of_the_cell(mode):
     """And with them as running statistics both give the same, whatever else is in the batch."""
-    space = genotype_lib.Space(
-        ("prev_state", "prev_logits", "prev_decoder"), 2, ("none", "conv_1x1"), ("sum", "gate")
-    )
+    space = genotype_lib.Space(("prev_state", "prev_logits", "prev_decoder"), 2, ("none", "conv_1x1"), ("sum", "gate"))
     features_of = {"decoder": 5, "logits": 3, "image": 3, "stage1": 4, "stage2": 4}
     settings = cell_frame.CellSettings(channels=4, feature_channels=features_of, mode=mode)
     if mode == "propagate":
         settings = cell_frame.with_fixed_interval(settings)
     supernet = supernet_lib.make(space, settings)
-    with compilation.effort("quick"):
-        params = compilation.jit_once(supernet.init)(jax.random.key(0))
+    params = compilation.jit_once(supernet.init)(jax.random.key(0))
     frames, _ = feature_store.take(make_store(0), np.array([0, 3], np.int32))
-        find = compilation.jit(supernet.moments)
+    find = compilation.jit_once(supernet.moments)
     genotypes = [[[0, 2, 1, 0, 1], [3, 1, 1, 1, 0]], [[1, 0, 1, 1, 0], [0, 2, 0, 1, 1]]]
     for genotype in genotypes if mode == "refine" else genotypes[:1]:
         rows = np.asarray(genotype, np.int32)
