@@ -12,7 +12,7 @@ from dvsnas_jax.core import compilation, errors, mesh, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.search import loop, pipeline, scratch, steps
+from dvsnas_jax.search import loop, pipeline, scratch, shared_weights, steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import ablate_variants
@@ -285,6 +285,33 @@ def test_strategies_on_a_budget_take_as_many_optimizer_steps(parts, tmp_path):
         spent[name] = sum(record["optimizer_steps"] for record in log)
         assert len(log) > 5 * 3 and {record["source"] for record in log} == {name}
     assert all(60 <= number < 60 + 3 * 4 for number in spent.values()), spent
+
+
+def test_the_random_line_has_weights_that_no_strategy_has_touched(parts, tmp_path):
+    """In mode share: after a warm-up as long as the search, the same whatever was searched, and after a restart."""
+    config, lines = CONFIG.copy_and_resolve_references(), []
+    config.search.update({"mode": "share", "steps": 2, "shared_steps": 3, "warmup_steps": 2, "num_random": 3})
+    for name in ("evolution", "random", "random"):
+        config.search.strategy = name
+        own = parts._replace(config=config, strategy=strategies.make(name, SPACE, config.controller))
+        folder = workdir.Workdir(tmp_path / name)
+        folder.path.mkdir(exist_ok=True)
+        state = pipeline.run_search(own, folder, signals.StopFlag())
+        log = folder.read(loop.LOG)
+        lines.append([record for record in log if record["step"] == 2])
+        assert len(log) == 2 * 3 + 3 and len(lines[-1]) == 3
+        metrics = [line for line in folder.read("metrics.jsonl") if line["stage"] == loop.STAGE]
+        assert [line["optimizer_steps"] for line in metrics] == [5, 8]
+    assert lines[0] == lines[1] == lines[2]
+    weights = shared_weights.start(own)
+    for step in range(2 + 2 * 3):
+        genotypes = shared_weights.uniform(own, np.random.default_rng((config.seed, 3, step)), 1)
+        clips = np.random.default_rng((config.seed, 3, step, 1)).integers(0, 6, (1, 2), dtype=np.int32)
+        weights, _ = shared_weights.train(own, weights, (genotypes, clips))
+    drawn = np.asarray([record["genotype"] for record in lines[0]], np.int32)
+    expected = [record["reward"] for record in pipeline.score(own, weights.params, drawn, 4)]
+    assert [record["reward"] for record in lines[0]] == expected
+    assert expected != [record["reward"] for record in pipeline.score(own, state.shared.params, drawn, 4)]
 
 
 def test_clips_are_dealt_into_other_batches_of_their_own_parts():
