@@ -91,7 +91,7 @@ class _Recorded(cell.Cell):
 
     def __init__(self, space: genotype_lib.Space, genotype: jax.Array, settings: cell_frame.CellSettings) -> None:
         self._space, self._genotype, self._settings = space, genotype, settings
-        self.inputs, self._loose = space.inputs, [0]  # the mean of the loose ends stands for the layers
+        self.inputs, self._loose = space.inputs, (0,)  # the mean of the loose ends stands for the layers
 
     def _run_layers(
         self, params: Params, inputs: dict[str, jax.Array], like: types.Array, scope: operations.CellScope

@@ -192,7 +192,7 @@ def _question(plan: _Plan, what: str) -> dict[str, Any]:
 
 def _done(plan: _Plan, what: str, key: Mapping[str, Any]) -> set[tuple[str, int]]:
     """Which cells were trained, by hash and seed of the training."""
-    question = _question(plan, what) | key
+    question = {**_question(plan, what), **key}
     return {(line["hash"], line["training"]) for line in plan.folder.read(LOG) if question.items() <= line.items()}
 
 

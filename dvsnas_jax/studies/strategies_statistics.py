@@ -48,7 +48,8 @@ def ratio(
         drawn.append((np.median(values), np.median(values[rows], axis=1)))
     (above, above_drawn), (below, below_drawn) = drawn
     with np.errstate(divide="ignore", invalid="ignore"):  # a median of 0 gives an end that is infinite
-        low, high = np.quantile(np.nan_to_num(above_drawn / below_drawn, nan=1.0, posinf=math.inf), (0.025, 0.975))
+        ratios = np.nan_to_num(above_drawn / below_drawn, nan=1.0, posinf=math.inf)
+    low, high = np.quantile(ratios, (0.025, 0.975), method="inverted_cdf")
     return {"value": float(above / below), "low": float(low), "high": float(high)}
 
 

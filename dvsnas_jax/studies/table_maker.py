@@ -184,7 +184,7 @@ def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:
     initial = compilation.jit_once(jax.vmap(supernet.init))(rngs)
     shape = (section.norm_batches, section.batch_size)
     batches = cell_training.draw_clips((config.seed, CALIBRATION), parts.train_store.num_clips, shape)
-    calibrate = cell_training.make_calibrate(supernet.moments, parts.train_store, batches)
+    calibrate = cell_training.make_calibrate(supernet.moments, parts.train_store, list(batches))
     unseen = parts.unseen_fn() if parts.unseen_fn is not None else None
     return Trainer(initial, np.stack(drawn), compilation.jit(train), calibrate, unseen)
 
