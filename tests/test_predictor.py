@@ -275,7 +275,8 @@ def test_an_answer_from_a_log_is_no_second_observation():
     rows = genotype_lib.random(SPACE, np.random.default_rng(3), 12)
     rewards = np.random.default_rng(4).normal(size=12)
     swapped = np.array([[0, 1, CONV, SEP, 0]], np.int32), np.array([[1, 0, SEP, CONV, 0]], np.int32)  # `sum`
-    rows[0], answers = swapped[0], np.concatenate([rows, [swapped[1]], rows[3:7], rows[3:7]])
+    rows[0] = swapped[0]
+    answers = np.concatenate([rows, [swapped[1]], rows[3:7], rows[3:7]])
     repeated = np.concatenate([rewards, rewards[:1], rewards[3:7], rewards[3:7]])
     pool = canonical.enumerate_cells(SPACE)[0]
     once, many = (predictor.predict(model.encoder, None, pair, pool) for pair in ((rows, rewards), (answers, repeated)))
