@@ -29,7 +29,6 @@ def get_config():
     config.search.update({"steps": 10, "genotypes_per_step": 3, "num_random": 3})
     config.search.cost = 0.1
     config.search.cost_target = 330.0  # of the static network's 955 million: a propagated frame at 0.35 of it
-    config.derive.num_retrain = 2
     config.train.steps = 300
     config.train.teacher_weight = 0.5
     config.train.teacher_frames = "all"

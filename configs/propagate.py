@@ -24,5 +24,4 @@ def get_config():
     config.search.genotypes_per_step = 5
     config.search.shared_steps = 6
     config.search.warmup_steps = 120
-    config.derive.num_retrain = 3  # prices and shared weights rank cells roughly: the held-out clips decide
     return config

@@ -39,6 +39,7 @@ def get_config():
     config.search.checkpoint_every = 2
     config.derive.num_rewarded = 2
     config.derive.num_probable = 1
+    config.derive.num_retrain = 1  # each more is a program to compile
     config.train.steps = 20
     config.train.batch_size = 4
     config.train.warmup_steps = 5

@@ -3,7 +3,7 @@
 Every frame passes the static network (mode refine), and trainings are long enough for cells to differ: in mode
 propagate with 100 steps the best cells all held on to the logits of the key frame, equal within the noise.
 
-Command: dvsnas compare-strategies --config=configs/table.py --make-table --seeds=2 --workdir=runs/table
+Command: dvsnas compare-strategies --config=configs/table.py --make-table --seeds=2 --best-seeds=4 --workdir=runs/table
 Time: see the head of the table.
 Score: see docs/results.md.
 """

@@ -27,6 +27,7 @@ def get_config():
     config.search.update({{"steps": 2, "genotypes_per_step": 1, "shared_steps": 1, "warmup_steps": 1}})
     config.search.update({{"batch_size": 2, "reward_clips": 2, "num_random": 1, "meta_val_fraction": 0.5}})
     config.controller.buffer = 2
+    config.derive.num_retrain = 1
     config.space.operations = ("none", "skip", "conv_1x1", "sep_conv_3x3")
     config.space.aggregations = ("sum", "gate", "max")
     config.train.update({{"steps": 2, "batch_size": 2, "warmup_steps": 1, "norm_batches": 1}})

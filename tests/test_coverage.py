@@ -225,6 +225,23 @@ def test_every_command_that_trains_refuses_before_the_folder_is_claimed(run_fn, 
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_a_stability_factor_that_nothing_is_known_for_is_refused(tmp_path):
+    """Flicker is counted on two consecutive frames with labels; here every second frame has some."""
+    config = _config(_tree(tmp_path / "data"), stability=0.5)
+    assert require_labels.check(config, is_rewarded=True) == NUM - 1
+    for i in range(0, NUM, 2):
+        (tmp_path / "data" / "masks" / "train" / "v0" / f"{i:05d}.png").unlink()
+    assert "search.stability: must be 0 here" in _refused(config, is_rewarded=True)
+    folder = workdir.Workdir(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / "metrics.jsonl").write_text("{}\n")
+    assert require_labels.check(config, folder, is_rewarded=True) == NUM // 2  # an older run goes on
+    config.search.stability = 0.0
+    assert require_labels.check(config, is_rewarded=True) == NUM // 2
+    config.search.stability, config.data.history = 0.5, "stills"  # whose labels move with them
+    assert require_labels.check(config, is_rewarded=True) == NUM // 2
+
+
 # --- classes --------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,9 @@
 """Strategies held against a table, and what is made of many runs."""
 
 import dataclasses
+import itertools
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -32,11 +34,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def made_up(noise: float = 0.1) -> table.Table:
-    return made_up_table.make(SPACE, 1, num_seeds=2, noise=noise)
+    return made_up_table.make(SPACE, 1, num_seeds=4, noise=noise)
 
 
 def settings(**changes) -> strategies_replay.Settings:
-    values = {"budget": 12, "num_runs": 5, "per_step": 5, "training_seeds": (0, 1)}
+    values = {"budget": 12, "num_runs": 5, "per_step": 5, "training_seeds": (0, 1, 2, 3)}
     return strategies_replay.Settings(**{**values, **changes})
 
 
@@ -83,9 +85,9 @@ def test_a_replay_answers_from_the_table(is_cached):
     chosen = settings(is_cached=is_cached, num_runs=8, budget=30)
     runs = strategies_replay.replay(made, make("random"), chosen)
     assert runs.rows.shape == (8, 30) and runs.rows.min() >= 0
-    np.testing.assert_array_equal(np.isin(runs.rewards, made.rewards), True)
+    # The training seed is drawn anew, of those that do not say what a cell is worth.
     assert ((runs.rewards == made.rewards[runs.rows, 0]) | (runs.rewards == made.rewards[runs.rows, 1])).all()
-    assert 0.3 < (runs.rewards == made.rewards[runs.rows, 0]).mean() < 0.7  # the training seed is drawn anew
+    assert 0.3 < (runs.rewards == made.rewards[runs.rows, 0]).mean() < 0.7
     num_distinct = [len(set(row)) for row in runs.rows.tolist()]
     if is_cached:
         assert num_distinct == [30] * 8 and (runs.num_drawn > 30).all()
@@ -116,17 +118,18 @@ def test_a_strategy_that_only_repeats_itself_ends_early():
     row = made.rows(genotype[None])[0]
     assert runs.rows[0].tolist() == [row] + [-1] * 11 and np.isnan(runs.rewards[0, 1:]).all()
     summary = statistics_lib.summarize_table(made, runs, settings(num_runs=1))
-    quality = made.quality()
+    quality = made.quality((2, 3))
     for choice in choices_lib.CHOICES:
         regret = summary["choices"][choice]["regret_mean"]["value"]
         assert regret == pytest.approx(quality.max() - quality[row])
 
 
 def test_summary_of_known_runs():
-    """Four cells of quality 0.1, 0.2, 0.3, 0.9; the second run is fooled by noise."""
+    """Four cells that are worth 0.1, 0.2, 0.3, 0.9; the second run is fooled by noise."""
     made = made_up()
     rewards = np.full(made.rewards.shape, 0.0)
-    rewards[:4] = np.array([[0.1, 0.1], [0.0, 0.4], [0.3, 0.3], [0.9, 0.9]])
+    rewards[:4, 2:] = np.array([[0.1, 0.1], [0.0, 0.4], [0.3, 0.3], [0.9, 0.9]])
+    rewards[:4, :2] = 5.0  # what runs drew says nothing of what a cell is worth
     made = dataclasses.replace(made, parts={**made.parts, "reward": rewards})
     seen = np.array([[0.1, 0.3, 0.9, 0.1], [0.4, 0.3, 0.3, 0.1]])
     runs = strategies_replay.Runs(np.array([[0, 2, 3, 0], [1, 2, 2, 0]]), seen, np.array([4, 4]), 1.0)
@@ -135,16 +138,78 @@ def test_summary_of_known_runs():
     assert found["curve"]["median"] == pytest.approx([0.75, 0.65, 0.35, 0.35])
     by_reward = found["choices"]["reward"]
     assert by_reward["regret_median"]["value"] == pytest.approx(0.35)
+    assert by_reward["regrets"] == pytest.approx([0.0, 0.7])
     assert by_reward["chosen_top"]["value"] == found["seen_top"]["value"] == 0.5
     assert found["last_quarter"]["value"] == pytest.approx(0.1)
     assert found["distinct"]["value"] == pytest.approx(0.75)
     assert found["seconds_per_run"] == 0.5
 
 
+def test_the_interval_of_a_ratio_is_of_both_sets_of_runs():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(2, 0.3, 150), rng.normal(4, 0.6, 150)
+    found = statistics_lib.ratio(first, second)
+    assert found["value"] == pytest.approx(np.median(first) / np.median(second))
+    # A median's standard error is 1.25 deviations by the root of the number; relative errors add as squares.
+    expected = found["value"] * 1.25 / 150**0.5 * math.hypot(0.3 / 2, 0.6 / 4)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 * expected, rel=0.25)
+    only_above = statistics_lib.ratio(first, np.full(150, 4.0))
+    assert only_above["high"] - only_above["low"] < found["high"] - found["low"]
+    assert math.isinf(statistics_lib.ratio([1.0, 1.0, 1.0], [0.0, 1.0, 1.0])["high"])
+
+
+def test_intervals_of_three_are_students():
+    found = statistics_lib.mean_and_error([1.0, 2.0, 6.0])
+    low, high = stats.t.interval(0.95, 2, loc=3.0, scale=stats.sem([1.0, 2.0, 6.0]))
+    assert (found["mean"] - found["half_width"], found["mean"] + found["half_width"]) == pytest.approx((low, high))
+    assert np.isnan(statistics_lib.mean_and_error([1.0])["half_width"])
+    other = statistics_lib.mean_and_error([0.0, 1.0, 0.5])
+    difference = statistics_lib._difference(found, other)
+    welch = stats.ttest_ind([1.0, 2.0, 6.0], [0.0, 1.0, 0.5], equal_var=False).confidence_interval(0.95)
+    assert difference["mean"] - difference["half_width"] == pytest.approx(welch.low)
+
+
+def test_the_best_cell_is_one_that_is_known_for_sure():
+    """Of 200 cells 20 were trained six times; one other had luck in the training that says what it is worth."""
+    num = np.array([6] * 20 + [2] * 180)
+    quality, counts = np.linspace(0.2, 0.1, 200), np.where(num == 6, 3, 1)
+    quality[150] = 0.9
+    ranked = statistics_lib.surely_known(quality, counts)
+    assert ranked.argmax() == 0 and np.isneginf(ranked[20:]).all()
+    few = statistics_lib.surely_known(quality, np.where(np.arange(200) < 1, 3, 1))
+    np.testing.assert_array_equal(few, quality)  # one cell alone holds no comparison
+
+
+def test_what_is_not_disjoint_is_counted_and_told():
+    made = made_up_table.make(SPACE, 1, num_seeds=6, noise=0.1)
+    order = np.argsort(-made.quality(), kind="stable")
+    made.num_trainings[:], made.num_trainings[order[:10]], made.num_trainings[order[-1]] = 2, 6, 1
+    found = statistics_lib.disjointness(made, range(6))
+    num_better = len(order) // 2
+    assert found["num_same"] == 1 and found["num_known"] == 10 and found["num_better"] == num_better
+    assert num_better - 10 <= found["num_few"] <= num_better
+    report = compare_strategies.on_table(made, ["random"], compare_strategies.Options(budget=6, num_runs=2))
+    assert report.content["disjoint"] == found and "Not so of 1 cells: they have one training" in report.text
+    assert f"Of {found['num_few']} of the {num_better} cells of the better half" in report.text
+    whole = made_up_table.make(SPACE, 1, num_seeds=4, noise=0.1)
+    report = compare_strategies.on_table(whole, ["random"], compare_strategies.Options(budget=6, num_runs=2))
+    assert report.content["disjoint"]["num_few"] == report.content["disjoint"]["num_same"] == 0
+    assert "Not so" not in report.text and "better half" not in report.text
+    assert report.content["results"]["random"]["distinct"]["value"] == 1  # random search does not train a cell twice
+
+
+def all_of(value: float):
+    """A ratio of runs that are all alike."""
+    return dict.fromkeys(("value", "low", "high"), pytest.approx(value))
+
+
 def test_verdict():
     def choices(by_reward, by_posterior):
         pairs = zip(choices_lib.CHOICES, (by_reward, by_posterior), strict=False)
-        made = {name: {"regret_median": {"value": m}, "regret_mean": {"value": n}} for name, (m, n) in pairs}
+        made = {
+            name: {"regret_median": {"value": m}, "regret_mean": {"value": n}, "regrets": [m] * 3}
+            for name, (m, n) in pairs
+        }
         return {"choices": made}
 
     results = {
@@ -159,13 +224,13 @@ def test_verdict():
             ["random", "reward"], ["other", "posterior"],
         ],
         "regret_by_random": {
-            "ppo": {"reward": pytest.approx(0.25), "posterior": pytest.approx(1.5)},
-            "other": {"reward": pytest.approx(0.25), "posterior": pytest.approx(2.5)},
+            "ppo": {"reward": all_of(0.25), "posterior": all_of(1.5)},
+            "other": {"reward": all_of(0.25), "posterior": all_of(2.5)},
         },
         "regret_by_plain_random": {
-            "random": {"posterior": pytest.approx(0.5)},
-            "ppo": {"reward": pytest.approx(0.25), "posterior": pytest.approx(0.75)},
-            "other": {"reward": pytest.approx(0.25), "posterior": pytest.approx(1.25)},
+            "random": {"posterior": all_of(0.5)},
+            "ppo": {"reward": all_of(0.25), "posterior": all_of(0.75)},
+            "other": {"reward": all_of(0.25), "posterior": all_of(1.25)},
         },
     }  # fmt: skip
 
@@ -232,31 +297,42 @@ def test_kendall_is_scipys():
 
 
 def lines() -> list[dict]:
-    """Two searches of two strategies, 8 candidates each."""
+    """Two searches of two strategies, 8 candidates each; the last one was stopped half way."""
     found = []
     for seed in range(2):
         for name, offset in (("ppo", 0.2), ("random", 0.0)):
             rewards = [0.1, None, 0.3, 0.2, 0.2, 0.2, 0.4 + offset, 0.2 + offset + 0.1 * seed]
             probes = [0.1, 0.2, 0.3] if name == "ppo" else [0.3, 0.2, 0.1]
             key = {"strategy": name, "seed": seed}
-            found.append({"what": "search", **key, "rewards": rewards, "probes": probes, "seconds": 16.0})
-            found += [{"what": "retrain", **key, "rank": rank, "reward": 0.5 + offset} for rank in range(3)]
-    return found + [{"what": "alone", "index": index, "reward": 0.2 * index} for index in range(3)]
+            more = {"first_rewards": [*rewards[:-2], 0.3 + offset, 0.2 + offset + 0.1 * seed], "optimizer_steps": 60}
+            more["is_whole"] = [True] * 7 + [False]
+            found.append({"what": "search", **key, "rewards": rewards, "probes": probes, "seconds": 16.0, **more})
+            for rank, training in itertools.product(range(3), range(2)):
+                score = {"reward": 0.45 + 0.1 * training + offset, "unseen_reward": 0.4 + 0.5 * offset}
+                found.append({"what": "retrain", **key, "rank": rank, "training": training, **score})
+    alone = [(index, training) for index in range(3) for training in range(2)]
+    return found + [{"what": "alone", "index": index, "reward": 0.2 * index + 0.3 * t} for index, t in alone]
 
 
 def test_summary_of_searches(tmp_path):
     content = statistics_lib.summarize_searches(lines(), ["ppo", "random"], num_seeds=2)
     ppo, random = (content["results"][name] for name in ("ppo", "random"))
-    assert ppo["last_quarter"]["mean"] == pytest.approx(0.525) and ppo["last_quarter"]["error"] == pytest.approx(0.025)
-    assert random["last_quarter"]["mean"] == pytest.approx(0.325) and random["best"]["mean"] == pytest.approx(0.4)
-    assert ppo["retrained"] == {"mean": pytest.approx(0.7), "error": pytest.approx(0), "count": 2}
+    # All after the same part of their training; of those that were trained to the end, their last reward.
+    assert ppo["last_quarter"]["mean"] == pytest.approx(0.475) and ppo["last_quarter"]["error"] == pytest.approx(0.025)
+    assert ppo["finished"]["mean"] == pytest.approx(0.6) and random["finished"]["mean"] == pytest.approx(0.4)
+    assert random["last_quarter"]["mean"] == pytest.approx(0.275) and random["best"]["mean"] == pytest.approx(0.4)
+    assert ppo["retrained"]["mean"] == pytest.approx(0.7) and ppo["retrained"]["count"] == 2
+    assert ppo["unseen"]["mean"] == pytest.approx(0.5) and random["unseen"]["mean"] == pytest.approx(0.4)
+    assert content["alone"] == pytest.approx([0.15, 0.35, 0.55]) and ppo["optimizer_steps"]["mean"] == 60
     assert ppo["tau"]["mean"] == 1 and random["tau"]["mean"] == -1
     assert ppo["seconds_per_candidate"]["mean"] == 2
     difference = content["differences"]["ppo"]["last_quarter"]
     assert difference["mean"] == pytest.approx(0.2) and difference["error"] == pytest.approx(0.025 * 2**0.5)
     report = strategies_report.write_searches(content, tmp_path)
-    assert "ppo less random: last quarter 20.00 ± 3.54, retrained 20.00 ± 0.00." in report.text
-    assert "| ppo | 52.50 ± 2.50 | 60.00 ± 0.00 | 70.00 ± 0.00 | 1.00 ± 0.00 | 2.00 ± 0.00 |" in report.text
+    # Welch's degrees of freedom of two equal errors of two searches each are 2.
+    assert "ppo less random: last quarter 20.00 ± 3.54 [4.79, 35.21], trained to the end 20.00 ± 0.00" in report.text
+    scores = "47.50 ± 2.50 | 60.00 ± 0.00 | 60.00 ± 0.00 | 70.00 ± 0.00 | 50.00 ± 0.00 | 1.00 ± 0.00 | 2.00 ± 0.00"
+    assert f"| ppo | {scores} | 60 |" in report.text
     assert [pathlib.Path(path).suffix for path in report.paths] == [".json", ".md", ".png"]
 
 
@@ -267,6 +343,19 @@ def test_probes_are_distinct_cells():
     num_cells = len(canonical.enumerate_cells(SPACE)[0])
     assert len(strategies_search.draw_probes(SPACE, 100, 0, np.ones(3, bool))) == num_cells
     assert strategies_search.draw_probes(SPACE, 0, 0, np.ones(3, bool)).shape == (0, 1, 5)
+
+
+def test_lines_of_earlier_versions_count_where_they_mean_the_same():
+    """Searches with shared weights do; cells that were scored by the statistics of their batches do not."""
+    config = config_lib.defaults()
+    assert strategies_search._marks(config, "search") == {}
+    assert strategies_search._marks(config, "retrain") == {"unseen_split": "val"}
+    config.search.update({"mode": "scratch", "steps": 5, "genotypes_per_step": 3, "scratch_steps": 40})
+    assert strategies_search._marks(config, "search") == {"budget": 600}
+    older = [{name: line[name] for name in ("what", "strategy", "seed", "rewards", "probes", "seconds")}
+             for line in lines() if line["what"] == "search"]  # fmt: skip
+    content = statistics_lib.summarize_searches(older, ["ppo", "random"], num_seeds=2)
+    assert content["results"]["ppo"]["finished"] == content["results"]["ppo"]["last_quarter"]
 
 
 @pytest.mark.slow
@@ -282,12 +371,14 @@ def test_real_searches_go_on_where_they_stopped(tmp_path):
     for name in ("ppo", "random"):
         result = content["results"][name]
         assert len(result["curves"][0]) == 4 and len(result["probes"][0]) == 3 and result["retrained"]["count"] == 1
-        (line,) = [line for line in retrained if line["strategy"] == name]
+        line, again = [line for line in retrained if line["strategy"] == name]
+        assert (line["training"], again["training"]) == (0, 1) and line["reward"] != again["reward"]
+        assert 0 < line["unseen_reward"] < 1 and line["unseen_reward"] != line["reward"]
         cell = (tmp_path / strategies_search.FOLDER / f"{name}_0" / "derived_0.json").read_text()
         space, genotype = genotype_lib.from_dict(json.loads(cell))
         assert genotype_lib.digest(space, genotype) == line["hash"] and line["rank"] == 0
     log = (tmp_path / strategies_search.LOG).read_text().splitlines(keepends=True)
-    assert len(log) == 7
+    assert len(log) == 12
     (tmp_path / strategies_search.LOG).write_text("".join(log[:3]) + log[3][:9])
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr

@@ -617,6 +617,7 @@ def test_the_worked_example_ends_in_a_segmented_video(tmp_path, monkeypatch, cap
     tiny |= {"search.steps": 2, "search.genotypes_per_step": 2, "search.shared_steps": 1, "search.warmup_steps": 2}
     tiny |= {"search.num_random": 2, "search.batch_size": 2, "derive.num_rewarded": 1, "derive.num_probable": 1}
     tiny |= {"train.steps": 10, "train.norm_batches": 2, "train.batch_size": 2, "evaluate.latency_frames": 0}
+    tiny |= {"derive.num_retrain": 1}
     tiny |= {"space.operations": "none,skip,conv_1x1", "space.aggregations": "sum,gate", "compile_effort": "quick"}
     words = [f"--config.{key}={value}" for key, value in tiny.items()]
     assert cli.main(["search", config_word, "--workdir=run", *words]) == 0

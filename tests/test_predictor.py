@@ -249,12 +249,12 @@ def test_it_finds_the_best_cell_sooner_than_random_draws(seed):
 
 
 def test_the_choice_by_the_posterior_is_not_fooled_by_one_lucky_reward():
-    """Cells with SEP earn 1, others 0; noise gave one other cell 1.2 once and 0 twice."""
+    """Cells with SEP earn 1, others 0; noise gave one other cell 1.2 once and next to 0 twice."""
     cells = canonical.enumerate_cells(SPACE)[0]
     is_good = (cells[:, 0, 2:4] == SEP).any(axis=1)
     lucky = int(np.flatnonzero(~is_good)[5])
     rows = np.concatenate([np.arange(0, len(cells), 3), [lucky] * 3])
-    rewards = np.concatenate([is_good[::3].astype(np.float64), [1.2, 0.0, 0.0]])
+    rewards = np.concatenate([is_good[::3].astype(np.float64), [1.2, 0.0, 0.01]])
     smoothed = predictor.smooth(encoding.Encoder(SPACE), cells[rows], rewards)
     assert np.argmax(rewards) == len(rows) - 3
     assert is_good[rows[np.argmax(smoothed)]] and smoothed[-3] < 0.6
@@ -267,6 +267,37 @@ def test_the_choice_by_the_posterior_is_not_fooled_by_one_lucky_reward():
     first = {rank: derive.candidates(SPACE, log, empty, num_rewarded=1, rank=rank) for rank in ("reward", "posterior")}
     np.testing.assert_array_equal(first["reward"][0], cells[lucky])
     np.testing.assert_array_equal(first["posterior"][0], cells[rows[np.argmax(smoothed)]])
+
+
+def test_an_answer_from_a_log_is_no_second_observation():
+    """A reward that a search repeats for an equal cell changes nothing; another reward of it does."""
+    model = predictor.Predictor(SPACE, make_config())
+    rows = genotype_lib.random(SPACE, np.random.default_rng(3), 12)
+    rewards = np.random.default_rng(4).normal(size=12)
+    swapped = np.array([[0, 1, CONV, SEP, 0]], np.int32), np.array([[1, 0, SEP, CONV, 0]], np.int32)  # `sum`
+    rows[0] = swapped[0]
+    answers = np.concatenate([rows, [swapped[1]], rows[3:7], rows[3:7]])
+    repeated = np.concatenate([rewards, rewards[:1], rewards[3:7], rewards[3:7]])
+    pool = canonical.enumerate_cells(SPACE)[0]
+    once, many = (predictor.predict(model.encoder, None, pair, pool) for pair in ((rows, rewards), (answers, repeated)))
+    np.testing.assert_array_equal(once.mean, many.mean)
+    np.testing.assert_array_equal(once.variance, many.variance)
+    repeated[-1] += 0.5
+    trained_again = predictor.predict(model.encoder, None, (answers, repeated), pool)
+    assert np.abs(trained_again.mean - once.mean).max() > 1e-3
+
+
+def test_derivation_compares_stopped_candidates_as_if_they_were_trained_to_the_end():
+    cells = canonical.enumerate_cells(SPACE)[0][:8]
+    log = [
+        {"reward": 0.1 * row, "step": row, "index": 0, "hash": str(row), "genotype": cell.tolist()}
+        for row, cell in enumerate(cells)
+    ]
+    log[2] |= {"status": "stopped", "expected": 5.0}
+    empty = np.zeros((0, 1, 5), np.int32)
+    best = {rank: derive.candidates(SPACE, log, empty, num_rewarded=1, rank=rank)[0] for rank in derive.RANKS}
+    np.testing.assert_array_equal(best["reward"], cells[7])
+    np.testing.assert_array_equal(best["posterior"], cells[2])
 
 
 def test_repeats_go_to_the_most_promising_cells_and_are_paid_from_the_budget():

@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 
 import matplotlib.image
 import numpy as np
@@ -17,7 +18,7 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors
 from dvsnas_jax.evaluate import figures, score_tables, timing
-from dvsnas_jax.report import frame_pictures, markup, run_files
+from dvsnas_jax.report import frame_pictures, markup, run_files, search_parts
 from dvsnas_jax.report import page as report
 from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
@@ -210,6 +211,15 @@ def test_search_is_told_in_numbers(run):
     assert f"ppo: 159 candidates were scored; mean reward in the last quarter: {np.mean(late):.3f}." in page
     assert f"20 uniformly drawn genotypes, scored on the same final shared weights: {np.mean(line):.3f} ±" in page
     assert "1 without a valid score" in page
+
+
+def test_a_random_line_with_weights_of_its_own_is_told(run, tmp_path):
+    """The folder above is of an earlier version, which scored it with the weights of the search."""
+    shutil.copytree(run[0], tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as out:
+        out.write('{"stage": "random_line", "step": 25, "loss": 0.7}\n')
+    words = " ".join(search_parts._sentences(run_files.Run(tmp_path / "run", "run", tmp_path)))
+    assert "drawn genotypes, scored with shared weights that were trained as long on uniformly drawn ones: " in words
 
 
 def test_cell_is_told_in_text(run):

@@ -12,11 +12,11 @@ from dvsnas_jax.core import compilation, errors, mesh, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
-from dvsnas_jax.search import loop, pipeline, scratch, steps
+from dvsnas_jax.search import loop, pipeline, scratch, shared_weights, steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import ablate_variants
-from dvsnas_jax.train import features
+from dvsnas_jax.train import clip_scores, features
 
 
 def make_config():
@@ -83,7 +83,7 @@ def play(rewards, floors, num_parts=2, num_workers=1):
 
     genotypes = np.zeros((len(rewards), 1, 5), np.int32)
     genotypes[:, 0, 0] = np.arange(len(rewards))
-    training = scratch.Training((), train, evaluate, num_parts)
+    training = scratch.Training((), train, evaluate, num_parts, part_steps=2)
     records = scratch.score(genotypes, training, floors=floors, num_workers=num_workers)
     return records, trained
 
@@ -91,11 +91,11 @@ def play(rewards, floors, num_parts=2, num_workers=1):
 def test_poor_candidates_stop_and_keep_what_they_have():
     records, trained = play([(0.2, 0.9), (0.5, 0.6), (None, 0.7), (0.4, None), (0.3, 0.8)], [0.3])
     assert records == [
-        {"reward": 0.2, "status": "stopped", "partial": [0.2]},
-        {"reward": 0.6, "status": "ok", "partial": [0.5]},
-        {"reward": None, "status": "diverged", "partial": []},
-        {"reward": None, "status": "diverged", "partial": [0.4]},
-        {"reward": 0.8, "status": "ok", "partial": [0.3]},  # not below
+        {"reward": 0.2, "status": "stopped", "partial": [0.2], "optimizer_steps": 2},
+        {"reward": 0.6, "status": "ok", "partial": [0.5], "optimizer_steps": 4},
+        {"reward": None, "status": "diverged", "partial": [], "optimizer_steps": 2},
+        {"reward": None, "status": "diverged", "partial": [0.4], "optimizer_steps": 4},
+        {"reward": 0.8, "status": "ok", "partial": [0.3], "optimizer_steps": 4},  # not below
     ]
     assert trained == [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0), (4, 1)]
     rewards, valid = loop.to_arrays(records)
@@ -103,7 +103,7 @@ def test_poor_candidates_stop_and_keep_what_they_have():
     first, _ = play([(0.2, 0.9)], [None])  # nothing to compare with
     assert first[0]["status"] == "ok" and first[0]["reward"] == 0.9
     whole, trained = play([(0.2, 0.9)], None)
-    assert whole == [{"reward": 0.9, "status": "ok", "partial": []}] and len(trained) == 2
+    assert whole == [{"reward": 0.9, "status": "ok", "partial": [], "optimizer_steps": 4}] and len(trained) == 2
 
 
 def test_candidates_at_the_same_time_have_the_records_of_one_after_the_other():
@@ -146,7 +146,7 @@ def test_equal_cells_are_answered_from_the_log(tmp_path):
         return [{"reward": 0.1 * (1 + row), "status": "ok", "partial": [0.1 * row]} for row in range(len(genotypes))]
 
     def make(**changes):
-        settings = {"num_parts": 2, "is_reusing": True, **changes}
+        settings = {"num_parts": 2, "is_reusing": True, "part_steps": 3, **changes}
         return scratch.Answers(folder, loop.LOG, SPACE, **settings)
 
     a, b = [[0, 1, 1, 2, 0]], [[0, 1, 2, 2, 0]]
@@ -155,7 +155,9 @@ def test_equal_cells_are_answered_from_the_log(tmp_path):
     found = answers.evaluate(rows, score)
     assert calls == [([a, b], [None])]
     name = genotype_lib.digest(SPACE, np.array(a))
-    assert found[2] == found[3] == {**found[0], "same_as": name} and "same_as" not in found[1]
+    answer = {**found[0], "same_as": name, "optimizer_steps": 0}
+    assert found[2] == found[3] == answer and "same_as" not in found[1]
+    assert answers.optimizer_steps == 2 * 6  # of an earlier version's records: two parts each
     for index, (row, record) in enumerate(zip(rows, found, strict=True)):
         folder.append(loop.LOG, {"step": 0, "index": index, **pipeline.describe(SPACE, "ppo", row), **record})
     for resumed in (answers, make()):  # the one that was there, and one that reads the log
@@ -166,6 +168,29 @@ def test_equal_cells_are_answered_from_the_log(tmp_path):
     calls.clear()
     make(is_reusing=False).evaluate(rows, score)
     assert len(calls[0][0]) == 4
+
+
+def test_what_a_stopped_candidate_is_expected_to_end_with(tmp_path):
+    """The gain of those that were trained on, 0.2 and 0.4, later 0.6, on top of what it had."""
+    records = [
+        {"reward": 0.7, "status": "ok", "partial": [0.5]},
+        {"reward": 0.3, "status": "stopped", "partial": [0.3]},
+        {"reward": 0.8, "status": "ok", "partial": [0.4]},
+        {"reward": None, "status": "diverged", "partial": [0.4]},
+        {"reward": 0.9, "status": "ok", "partial": [0.3]},
+        {"reward": 0.1, "status": "stopped", "partial": [0.1]},
+    ]
+    rows = genotype_lib.random(SPACE, np.random.default_rng(0), 6)
+    answers = scratch.Answers(workdir.Workdir(tmp_path), loop.LOG, SPACE, num_parts=2, is_reusing=False, part_steps=3)
+    first = answers.evaluate(rows[:4], lambda genotypes, floors: records[:4])
+    assert [scratch.expected(record) for record in first] == [0.7, pytest.approx(0.6), 0.8, None]
+    second = answers.evaluate(rows[4:], lambda genotypes, floors: records[4:])
+    assert scratch.expected(second[1]) == pytest.approx(0.5) and answers.optimizer_steps == 4 * 6 + 2 * 3
+    rewards, valid = loop.to_arrays(first, scratch.expected)
+    np.testing.assert_allclose(rewards, [0.7, 0.6, 0.8, 0], rtol=1e-6)
+    assert valid.tolist() == [True, True, True, False] and loop.to_arrays(first)[0][1] == np.float32(0.3)
+    old = {"reward": 0.3, "status": "stopped", "partial": [0.3]}  # in the log of an earlier version
+    assert not loop.to_arrays([old], scratch.expected)[1].any()
 
 
 # --- with a network -----------------------------------------------------------------------------------------------
@@ -220,8 +245,14 @@ def test_a_killed_search_ends_in_the_same_log_and_compiles_once(parts, tmp_path,
     best = max(searched, key=lambda r: r["reward"])
     again = pipeline.score(parts, state.shared.params, np.array([best["genotype"]], np.int32), 4)
     assert again[0]["reward"] == best["reward"] and again[0]["partial"] == []
+    anew = [pipeline.score(parts, state.shared.params, np.array([best["genotype"]]), 4, attempt=1) for _ in range(2)]
+    assert anew[0] == anew[1] and anew[0][0]["reward"] != best["reward"]  # other weights and batches, but these
     metrics = [line for line in whole.read("metrics.jsonl") if line["stage"] == loop.STAGE]
     assert len(metrics) == 5 and all(line["seconds_per_candidate"] > 0 for line in metrics)
+    costs = {"ok": 4, "stopped": 2}
+    assert [r["optimizer_steps"] for r in searched] == [0 if "same_as" in r else costs[r["status"]] for r in searched]
+    assert metrics[-1]["optimizer_steps"] == sum(record["optimizer_steps"] for record in searched)
+    assert all(("expected" in r) == (r["status"] == "stopped") for r in searched)
 
     stop, calls, real_score = signals.StopFlag(), [], pipeline.score
 
@@ -238,6 +269,63 @@ def test_a_killed_search_ends_in_the_same_log_and_compiles_once(parts, tmp_path,
     resumed = pipeline.run_search(parts, workdir.Workdir(halves.path), signals.StopFlag())
     assert (halves.path / loop.LOG).read_bytes() == (whole.path / loop.LOG).read_bytes()
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
+
+
+def test_strategies_on_a_budget_take_as_many_optimizer_steps(parts, tmp_path):
+    """However many are stopped: within one iteration, of which every candidate takes 4 at most."""
+    config, spent = CONFIG.copy_and_resolve_references(), {}
+    config.search.reuse = "never"  # the space has few cells: a search would end at its limit of iterations
+    for name in ("evolution", "random"):
+        config.search.strategy = name
+        own = parts._replace(config=config, strategy=strategies.make(name, SPACE, config.controller))
+        folder = workdir.Workdir(tmp_path / name)
+        folder.path.mkdir()
+        pipeline.run_search(own, folder, signals.StopFlag(), 5 * 3 * 4)
+        log = folder.read(loop.LOG)
+        spent[name] = sum(record["optimizer_steps"] for record in log)
+        assert len(log) > 5 * 3 and {record["source"] for record in log} == {name}
+    assert all(60 <= number < 60 + 3 * 4 for number in spent.values()), spent
+
+
+def test_the_random_line_has_weights_that_no_strategy_has_touched(parts, tmp_path):
+    """In mode share: after a warm-up as long as the search, the same whatever was searched, and after a restart."""
+    config, lines = CONFIG.copy_and_resolve_references(), []
+    config.search.update({"mode": "share", "steps": 2, "shared_steps": 3, "warmup_steps": 2, "num_random": 3})
+    for name in ("evolution", "random", "random"):
+        config.search.strategy = name
+        own = parts._replace(config=config, strategy=strategies.make(name, SPACE, config.controller))
+        folder = workdir.Workdir(tmp_path / name)
+        folder.path.mkdir(exist_ok=True)
+        state = pipeline.run_search(own, folder, signals.StopFlag())
+        log = folder.read(loop.LOG)
+        lines.append([record for record in log if record["step"] == 2])
+        assert len(log) == 2 * 3 + 3 and len(lines[-1]) == 3
+        metrics = [line for line in folder.read("metrics.jsonl") if line["stage"] == loop.STAGE]
+        assert [line["optimizer_steps"] for line in metrics] == [5, 8]
+    assert lines[0] == lines[1] == lines[2]
+    weights = shared_weights.start(own)
+    for step in range(2 + 2 * 3):
+        genotypes = shared_weights.uniform(own, np.random.default_rng((config.seed, 3, step)), 1)
+        clips = np.random.default_rng((config.seed, 3, step, 1)).integers(0, 6, (1, 2), dtype=np.int32)
+        weights, _ = shared_weights.train(own, weights, (genotypes, clips))
+    drawn = np.asarray([record["genotype"] for record in lines[0]], np.int32)
+    expected = [record["reward"] for record in pipeline.score(own, weights.params, drawn, 4)]
+    assert [record["reward"] for record in lines[0]] == expected
+    assert expected != [record["reward"] for record in pipeline.score(own, state.shared.params, drawn, 4)]
+
+
+def test_clips_are_dealt_into_other_batches_of_their_own_parts():
+    config = CONFIG.copy_and_resolve_references()
+    config.search.update({"batch_size": 4, "batch_parts": 2})
+    clips = clip_scores.batches(10, config.search)
+    assert (clips < 0).any()  # it is filled up
+    dealt = pipeline._deal(clips, config, 1)
+    np.testing.assert_array_equal(pipeline._deal(clips, config, 0), clips)
+    assert (dealt != clips).any() and ((dealt < 0) == (clips < 0)).all()
+    assert sorted(dealt[dealt >= 0]) == list(range(10))
+    index, own = (np.where(x < 0, ~x, x) for x in (dealt, clips))
+    np.testing.assert_array_equal(index % 2, own % 2)
+    assert all(len(set(batch)) == 4 for batch in index.reshape(-1, 4).tolist())
 
 
 def test_the_strategy_learns_after_its_warm_up(parts, tmp_path):

@@ -79,8 +79,10 @@ def test_a_store_is_never_float32_as_a_whole():
 # --- the loop, with functions in place of networks ---------------------------------------------------------------
 
 
-def run_loop(folder: pathlib.Path, *, stop_at: int | None = None, num_steps: int = 7) -> loop.LoopState:
-    """A search whose reward is the first token, and whose 'policy' only counts updates."""
+def run_loop(
+    folder: pathlib.Path, *, stop_at: int | None = None, num_steps: int = 7, budget: int | None = None
+) -> loop.LoopState:
+    """A search whose reward is the first token, and whose 'policy' only counts updates; an iteration costs 10 steps."""
     stop = signals.StopFlag()
     folder.mkdir(exist_ok=True)
 
@@ -100,7 +102,8 @@ def run_loop(folder: pathlib.Path, *, stop_at: int | None = None, num_steps: int
         rows[1] = {"reward": None, "status": "diverged"}
         return rows
 
-    def update(strategy_state: chex.Array, samples, rewards: np.ndarray, valid: np.ndarray, step: int):
+    def update(strategy_state: chex.Array, samples, records, step: int):
+        rewards, valid = loop.to_arrays(records)
         assert valid.tolist() == [True, False, True] and rewards.dtype == np.float32
         return strategy_state + rewards[valid].sum(), {"baseline": float(rewards[valid].mean())}
 
@@ -109,7 +112,7 @@ def run_loop(folder: pathlib.Path, *, stop_at: int | None = None, num_steps: int
 
     return loop.search(
         loop.LoopState(strategy=jnp.zeros(()), shared=jnp.zeros(())),
-        loop.Functions(sample, train, evaluate, update, describe),
+        loop.Functions(sample, train, evaluate, update, describe, lambda done: 10 * done, budget),
         num_steps,
         folder=workdir.Workdir(folder),
         stop=stop,
@@ -126,6 +129,7 @@ def test_loop_logs_every_candidate(tmp_path: pathlib.Path) -> None:
     total = sum(r["reward"] for r in records if r["reward"] is not None)
     assert float(state.strategy) == pytest.approx(total, rel=1e-5)
     metrics = [r for r in workdir.Workdir(tmp_path).read("metrics.jsonl") if r["stage"] == "search"]
+    assert [r["optimizer_steps"] for r in metrics] == [10, 20, 30, 40, 50, 60, 70]
     assert metrics[0]["reward_mean"] == pytest.approx((records[0]["reward"] + records[2]["reward"]) / 2)
 
 
@@ -139,6 +143,17 @@ def test_stopped_loop_goes_on_to_the_same_end(tmp_path: pathlib.Path) -> None:
     parts = run_loop(tmp_path / "parts")
     assert float(parts.strategy) == float(whole.strategy)
     assert (tmp_path / "parts" / loop.LOG).read_bytes() == (tmp_path / "whole" / loop.LOG).read_bytes()
+
+
+def test_a_budget_of_optimizer_steps_ends_the_search(tmp_path: pathlib.Path) -> None:
+    whole = run_loop(tmp_path / "whole", budget=45)
+    assert float(whole.shared) == 5 and len(workdir.Workdir(tmp_path / "whole").read(loop.LOG)) == 5 * 3
+    with pytest.raises(errors.Stopped, match="after step 3"):
+        run_loop(tmp_path / "parts", budget=45, stop_at=2)
+    for _ in range(2):  # to the end, and once more: nothing is added
+        resumed = run_loop(tmp_path / "parts", budget=45)
+        assert float(resumed.strategy) == float(whole.strategy) and float(resumed.shared) == 5
+        assert (tmp_path / "parts" / loop.LOG).read_bytes() == (tmp_path / "whole" / loop.LOG).read_bytes()
 
 
 # --- rewards and derivation ---------------------------------------------------------------------------------------

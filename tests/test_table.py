@@ -18,10 +18,11 @@ from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
 from dvsnas_jax.search import pipeline, steps
 from dvsnas_jax.space import canonical, cell_frame
+from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import table, table_maker
-from dvsnas_jax.train import feature_store, features, losses, optim
+from dvsnas_jax.train import cell_training, feature_store, features, losses, optim
 
 SPACE = genotype_lib.Space(
     inputs=("prev_state", "decoder"), num_layers=1, operations=("none", "skip", "conv_1x1"), aggregations=("sum",)
@@ -92,13 +93,35 @@ def test_cells_may_have_more_trainings_than_others(tmp_path):
     assert [len(row[1]) for row in rows[:3]] == [2, 1, 3] and rows[0][1][1] is None
 
 
-def test_a_training_is_drawn_of_those_that_a_cell_has():
-    made = made_uneven()
+def test_a_reward_and_the_worth_of_a_cell_are_of_different_trainings():
+    """The first half is drawn, the others say what it is worth; one training alone is both."""
+    made = made_up_table.make(SPACE, 3, num_seeds=5)
+    made.num_trainings[:4] = 1, 2, 3, 4
+    made.rewards[4, 3] = np.nan  # one that diverged
     shares = [0.0, 0.3, 0.6, 0.99]
-    assert [made.draw(1, (0, 1, 2), share) for share in shares] == [made.rewards[1, 0]] * 4
-    assert [made.draw(0, (0, 1, 2), share) for share in shares] == made.rewards[0, [0, 0, 1, 1]].tolist()
-    assert [made.draw(2, (0, 1, 2), share) for share in shares] == made.rewards[2, [0, 0, 1, 2]].tolist()
-    assert [made.draw(0, (1, 2), share) for share in shares] == [made.rewards[0, 1]] * 4
+    for row, drawn in enumerate([[0] * 4, [0] * 4, [0] * 4, [0, 0, 1, 1], [0, 0, 1, 1]]):
+        assert [made.draw(row, range(5), share) for share in shares] == made.rewards[row, drawn].tolist()
+    worth, counts = made.worth(range(5))
+    assert counts[:5].tolist() == [0, 1, 2, 2, 3]
+    columns = [[0], [1], [1, 2], [2, 3], [2, 4]]
+    expected = [made.rewards[row, column].mean() for row, column in enumerate(columns)]
+    np.testing.assert_allclose(worth[:5], expected)
+    some, counts = made.worth((1, 3))
+    assert made.draw(2, (1, 3), 0.9) == some[2] == made.rewards[2, 1] and counts[2] == 0
+    assert made.draw(3, (1, 3), 0.9) == made.rewards[3, 1] and some[3] == made.rewards[3, 3]
+    made.rewards[1, 1] = np.nan
+    assert made.worth(range(5))[0][1] == -np.inf
+
+
+def test_what_a_cell_is_worth_is_of_unseen_clips_where_they_were_scored(tmp_path):
+    made = made_up_table.make(SPACE, 3, num_seeds=4)
+    unseen = {name: made.rewards + 1 + index for index, name in enumerate(table.UNSEEN)}
+    made = dataclasses.replace(made, parts={**made.parts, **unseen})
+    table.save(made, tmp_path / "table.json")
+    read = table.load(tmp_path / "table.json")
+    assert set(read.parts) == {*table.PARTS, *table.UNSEEN}
+    np.testing.assert_allclose(read.worth(range(4))[0], 1 + made.rewards[:, 2:].mean(axis=1))
+    assert read.draw(0, range(4), 0.0) == made.rewards[0, 0]
 
 
 def test_equal_cells_share_a_row():
@@ -170,6 +193,53 @@ def test_the_trainer_takes_the_steps_of_a_plain_loop(parts):
     assert trainer.train._cache_size() == 1  # one program for all genotypes
 
 
+@pytest.mark.parametrize("mode", ["refine", "propagate"])
+def test_the_moments_of_a_supernet_are_those_of_the_cell(mode):
+    """And with them as running statistics both give the same, whatever else is in the batch."""
+    space = genotype_lib.Space(("prev_state", "prev_logits", "prev_decoder"), 2, ("none", "conv_1x1"), ("sum", "gate"))
+    features_of = {"decoder": 5, "logits": 3, "image": 3, "stage1": 4, "stage2": 4}
+    settings = cell_frame.CellSettings(channels=4, feature_channels=features_of, mode=mode)
+    if mode == "propagate":
+        settings = cell_frame.with_fixed_interval(settings)
+    supernet = supernet_lib.make(space, settings)
+    params = compilation.jit_once(supernet.init)(jax.random.key(0))
+    frames, _ = feature_store.take(make_store(0), np.array([0, 3], np.int32))
+    find = compilation.jit_once(supernet.moments)
+    genotypes = [[[0, 2, 1, 0, 1], [3, 1, 1, 1, 0]], [[1, 0, 1, 1, 0], [0, 2, 0, 1, 1]]]
+    for genotype in genotypes if mode == "refine" else genotypes[:1]:
+        rows = np.asarray(genotype, np.int32)
+        cell = cell_lib.make(space, rows, settings)
+        own = cell_lib.gather_params(space, rows, params)
+        expected = compilation.jit_once(cell.moments)(own, frames)
+        found = cell_lib.gather_params(space, rows, cell_lib.freeze_norm(params, find(params, rows, frames)))
+        frozen = cell_lib.freeze_norm(own, expected)
+        assert jax.tree.structure(found) == jax.tree.structure(frozen) and expected
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, frozen)
+    assert find._cache_size() == 1
+
+
+def test_a_trained_cell_is_scored_with_running_statistics(parts):
+    """As the static graph of the same weights; the batches of a score, filled up or not, change nothing then."""
+    genotype = np.asarray([[0, 1, 2, 1, 0]], np.int32)
+    with compilation.effort("quick"):
+        trainer = table_maker.make_trainer(parts._replace(unseen_fn=lambda: make_store(2, 3)), 1)
+    record = table_maker.train_and_score(parts, trainer, genotype)
+    initial = jax.tree.map(lambda x: x[0], trainer.initial)
+    trained = trainer.train(initial, genotype, parts.train_store, trainer.clips[0])
+    cell = cell_lib.make(SPACE, genotype, SETTINGS)
+    shape = (parts.config.train.norm_batches, parts.config.train.batch_size)
+    drawn = cell_training.draw_clips((parts.config.seed, table_maker.CALIBRATION), 4, shape)
+    calibrate = cell_training.make_calibrate(cell.moments, parts.train_store, drawn)
+    own = calibrate(cell_lib.gather_params(SPACE, genotype, trained))
+    expected = pipeline.score_trained(parts, genotype, cell_training.Trained(own))
+    assert record["reward"] == pytest.approx(expected["reward"], abs=1e-6) and record["miou"] == expected["miou"]
+    unseen = pipeline.score_trained(parts._replace(val_store=trainer.unseen), genotype, cell_training.Trained(own))
+    assert record["unseen_reward"] == pytest.approx(unseen["reward"], abs=1e-6) != record["reward"]
+    parts.config.search.batch_size = 3  # four clips in two batches, one of them filled up with clips of the other
+    again = table_maker.train_and_score(parts, trainer, genotype)
+    assert again["reward"] == pytest.approx(record["reward"], abs=1e-6)
+
+
 def test_making_a_table_goes_on_where_it_stopped(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(table_maker, "assemble", lambda config, folder, stop: parts)
     folder = workdir.Workdir(tmp_path / "run")
@@ -185,6 +255,12 @@ def test_making_a_table_goes_on_where_it_stopped(parts, tmp_path, monkeypatch):
         np.testing.assert_array_equal(again.parts[name], whole.parts[name])
     rewritten = workdir.Workdir(tmp_path / "run").read(table_maker.LOG)
     assert rewritten[:9] == lines[:9] and len(rewritten) == 30
+    older = [{key: value for key, value in line.items() if key != "unseen_split"} for line in lines]
+    log.write_text("".join(json.dumps(line) + "\n" for line in older))  # scored otherwise: none of it counts
+    with signals.stop_on_signal() as stop:
+        stop.requested = True
+        with pytest.raises(errors.Stopped, match="0 of 30 trainings"):
+            table_maker.run(parts.config, workdir.Workdir(tmp_path / "run"), num_seeds=2, command="")
     assert np.unique(whole.rewards).size > 5
 
 
@@ -195,11 +271,11 @@ def test_the_best_cells_are_trained_more_often(parts, tmp_path, monkeypatch):
     made = table_maker.run(parts.config, folder, num_seeds=1, num_best_seeds=4, command="")
     order = np.argsort(-first.rewards[:, 0], kind="stable")
     expected = np.ones(15, int)
-    expected[order[:2]] = 4  # a tenth of 15, rounded
+    expected[order[:8]] = 4  # half of 15, rounded
     np.testing.assert_array_equal(made.num_trainings, expected)
     np.testing.assert_array_equal(made.rewards[:, :1], first.rewards)
-    assert np.unique(made.rewards[order[0]]).size == 4 and np.isnan(made.rewards[order[2:], 1:]).all()
-    assert (made.head["num_seeds"], made.head["num_best_seeds"], made.head["num_trainings"]) == (1, 4, 21)
+    assert np.unique(made.rewards[order[0]]).size == 4 and np.isnan(made.rewards[order[8:], 1:]).all()
+    assert (made.head["num_seeds"], made.head["num_best_seeds"], made.head["num_trainings"]) == (1, 4, 15 + 8 * 3)
     # A training does not depend on how many there are of its cell.
     trainer = table_maker.make_trainer(parts, 2)
     record = table_maker.train_and_score(parts, trainer, made.cells[order[0]], 1)
@@ -219,10 +295,10 @@ def test_cells_trained_at_the_same_time_are_trained_as_one_after_the_other(parts
 
 
 def test_cells_that_diverged_are_none_of_the_best():
-    rewards = [[0.3, 0.5], [None, 0.9], [0.6, 0.1], [0.1, 0.6]]
+    rewards = [[0.3, 0.5], [None, 0.9], [0.6, 0.05], [0.1, 0.6]]
     lines = [{"cell": cell, "seed": seed, "reward": rewards[cell][seed]} for cell in range(4) for seed in range(2)]
     lines.append({"cell": 2, "seed": 2, "reward": 0.9})  # no first training
-    assert table_maker.best_cells(lines, 2) == [0] and table_maker.best_cells(lines, 1) == [2]
+    assert table_maker.best_cells(lines, 2) == [0, 3] and table_maker.best_cells(lines, 1) == [0, 2]
 
 
 def test_making_a_table_stops_between_cells(parts, tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def _add_strategies(add: common.Add) -> None:
     )  # fmt: skip
     compare.add_argument(
         "--best-seeds", type=int, metavar="N",
-        help="with --make-table: trainings of each of the best tenth of the cells; default: as of the others",
+        help="with --make-table: trainings of each cell of the better half; default: as of the others",
     )  # fmt: skip
     compare.add_argument(
         "--budget", type=float, metavar="X",
@@ -119,6 +119,9 @@ def _add_strategies(add: common.Add) -> None:
         "--correlate", type=int, metavar="N", default=30,
         help="genotypes behind the rank correlation of rewards with stand-alone quality, 0 = none",
     )  # fmt: skip
+    compare.add_argument(
+        "--trainings", type=int, metavar="N", default=2, help="of each cell that is retrained or trained alone"
+    )
     compare.add_argument("--output", metavar="DIR", help="folder of the report; default: the run folder, or none")
     common.add_compile_cache(compare)
 
@@ -219,5 +222,5 @@ def _search(arguments: argparse.Namespace) -> Any:
 
     config, folder = common.load_config(arguments), common.open_workdir(arguments.workdir)
     num_seeds = 3 if arguments.seeds is None else arguments.seeds
-    budget = strategies_search.Budget(num_seeds, arguments.top, arguments.correlate)
+    budget = strategies_search.Budget(num_seeds, arguments.top, arguments.correlate, arguments.trainings)
     return strategies_search.run(config, folder, _names(arguments), budget, output=_output(arguments))

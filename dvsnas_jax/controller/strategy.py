@@ -89,6 +89,7 @@ class Record:
     short_search: Mapping[str, str] = dataclasses.field(default_factory=dict)
     learns_from_any: bool = False  # from rewards of cells that it did not draw, too
     is_relaxed: bool = False  # learns from gradients through the relaxed cell instead of from rewards
+    is_model: bool = False  # fits a model of the rewards: candidates that were stopped enter by `scratch.expected`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

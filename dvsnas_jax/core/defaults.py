@@ -230,8 +230,10 @@ _SEARCH = {
     # blocks: contiguous ones of the training sequences, what shares frames with them is left out; random: any clips
     "meta_val": OneOf("blocks", "dvsnas_jax.data.loading.held_out:KINDS"),
     "reward_clips": 32,  # meta-validation clips behind one reward, spread over the blocks
-    "num_random": 40,  # uniformly drawn genotypes scored on the final shared weights: the random line
-    "stability": 0.0,  # exponent of the stability factor (1 - flicker); 0 = off
+    # the random line: uniformly drawn genotypes, scored with shared weights that took as many steps as those of the
+    # search, on uniformly drawn genotypes alone (scratch: each trained alone); 0 = none, which saves those steps
+    "num_random": 40,
+    "stability": 0.0,  # exponent of the stability factor (1 - flicker), needing labels on consecutive frames; 0 = off
     "cost": 0.0,  # exponent of the cost factor, below 1 for a cell of more MACs than cost_target; 0 = off
     "cost_target": 5.0,  # millions of multiply-adds a frame: of the cell; propagate: and of the stages it reads
     "checkpoint_every": 10,
@@ -243,7 +245,9 @@ _DERIVE = {
     # after all rewards. It knows no drift: in mode share early rewards are of weights trained less.
     "rank": OneOf("reward", "dvsnas_jax.search.derive:RANKS"),
     "num_probable": 2,  # most probable of the final policy's samples, likewise
-    "num_retrain": 1,  # best of those, retrained from scratch as static graphs
+    # best of those by rewards that are taken anew (other batches; scratch: other weights, too), retrained from scratch
+    # as static graphs; fewer than three leave the choice to noisy rewards
+    "num_retrain": 3,
 }
 
 _TRAIN = {

@@ -67,7 +67,6 @@ def paper_search(config: ml_collections.ConfigDict) -> None:
     learning_controller(config, buffer=40)
     config.search.update({"steps": 125, "genotypes_per_step": 8, "shared_genotypes": 8, "shared_steps": 8})
     config.search.update({"warmup_steps": 200, "num_random": 96})
-    config.derive.num_retrain = 3
 
 
 def retraining(

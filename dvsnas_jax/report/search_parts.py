@@ -56,6 +56,8 @@ def _sentences(run: run_files.Run) -> list[str]:
         sentences.append(f"Stopped early: {num_stopped}; such a candidate counts with the reward that it had then.")
     is_alone = run.config.get("search", {}).get("mode") == "scratch"
     how = "each trained alone and never stopped" if is_alone else "scored on the same final shared weights"
+    if any(line.get("stage") == "random_line" for line in run.metrics):  # not so in an older run
+        how = "scored with shared weights that were trained as long on uniformly drawn ones"
     if run.drawn:
         rewards = [record["reward"] for record in run.drawn]
         sentences.append(

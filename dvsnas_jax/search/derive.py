@@ -33,6 +33,7 @@ def candidates(
     values = [record["reward"] for record in scored]
     if rank == "posterior" and scored:
         genotypes = np.asarray([record["genotype"] for record in scored], np.int32)
+        values = [record.get("expected", record["reward"]) for record in scored]
         values = predictor.smooth(encoding.Encoder(space), genotypes, values).tolist()
     order = sorted(range(len(scored)), key=lambda i: (-values[i], scored[i]["step"], scored[i]["index"]))
     chosen: dict[str, np.ndarray] = {}
@@ -54,7 +55,7 @@ def choose(
 ) -> tuple[np.ndarray, Any, dict[str, Any]]:
     """Retrains the best `num_retrain` of genotypes i32 [N, L, 5] from scratch, and takes the best of them.
 
-    `rescored`: a record each, rewards on the whole meta-validation split with shared weights.
+    `rescored`: a record each, rewards on the whole meta-validation split, taken anew: see `pipeline.score`.
 
     Returns:
       Genotype, parameters and record of the winner; the record keeps the shared reward beside its own.

@@ -37,7 +37,8 @@ class Measured:
     candidates: int  # candidates of an iteration, on all measured devices together
     shared_steps: int  # optimizer steps of an iteration
     warmup_steps: int  # optimizer steps before the first iteration
-    num_random: int  # uniformly drawn candidates that are scored after the last iteration
+    # uniformly drawn candidates that are scored after the last iteration, with weights that take as many steps
+    num_random: int
     train_bytes: int  # of the collectives of an optimizer step, per device
     evaluate_bytes: int  # of those of a scoring, per device
     compile: float = 0.0  # seconds, all programs
@@ -101,6 +102,7 @@ def _row(measured: Measured, links: Links, num_candidates: int, num_devices: int
     candidates = measured.candidates * times
     iterations = math.ceil(num_candidates / candidates)
     last = math.ceil(measured.num_random / candidates) * scoring
+    last += iterations * measured.shared_steps * step * (measured.num_random > 0)
     seconds = measured.compile + measured.warmup_steps * step + iterations * iteration + last
     return {
         "devices": num_devices,
@@ -130,7 +132,7 @@ def assumptions(measured: Measured, links: Links, num_candidates: int, *, is_ass
         policy = "not included either: compilation, drawing the genotypes and the policy's update"
     return [
         f"{num_candidates} candidates, {measured.warmup_steps} warm-up steps before them, {measured.num_random} "
-        f"uniformly drawn candidates scored after them{ending}",
+        f"uniformly drawn candidates scored after them, with weights that are trained as long{ending}",
         "not included: the static network's training, its features, the retraining of the best cells, the evaluation",
         source,
         f"n times the devices take n times the genotypes in each of the {measured.shared_steps} optimizer steps of an "

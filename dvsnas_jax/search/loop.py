@@ -47,21 +47,27 @@ class EvaluateFn(Protocol):
 
 
 class UpdateFn(Protocol):
-    """Learns from rewards f32 [N], valid bool [N]."""
+    """Learns from N records, see `to_arrays`."""
 
     def __call__(
-        self, strategy_state: Any, samples: types.Samples, rewards: np.ndarray, valid: np.ndarray, step: int
+        self, strategy_state: Any, samples: types.Samples, records: Sequence[dict[str, Any]], step: int
     ) -> tuple[Any, dict[str, float]]: ...
 
 
 class Functions(NamedTuple):
-    """What a search consists of; `describe` gives the fields of a genotype's log line."""
+    """What a search consists of.
+
+    `describe` gives the fields of a genotype's log line, `count_steps` the optimizer steps that candidates took in so
+    many iterations; the search ends when these reach `budget`, None: after its last iteration.
+    """
 
     sample: SampleFn
     train: TrainFn
     evaluate: EvaluateFn
     update: UpdateFn
     describe: Callable[[np.ndarray], dict[str, Any]]
+    count_steps: Callable[[int], int] = lambda num_iterations: 0
+    budget: int | None = None
 
 
 def search(
@@ -73,16 +79,18 @@ def search(
     stop: signals.StopFlag,
     checkpoint_every: int,
 ) -> LoopState:
-    """Runs the search of `num_steps` iterations, from its last checkpoint if there is one, to the state after it.
+    """Runs the search of at most `num_steps` iterations, from its last checkpoint on, to the state after it.
 
     `state`: before the first step; also the template of the checkpoints. Candidates go to genotypes.jsonl. A signal
     asks to save and stop, which raises Stopped.
     """
-    sample, train, evaluate, update, describe = functions
+    sample, train, evaluate, update, describe, count_steps, budget = functions
     checkpoints = folder.checkpointer(STAGE)
     state, start = _resume(state, checkpoints, folder)
     with progress.bar(num_steps, STAGE, initial=start) as bar:
         for step in range(start, num_steps):
+            if budget is not None and count_steps(step) >= budget:
+                break
             samples = sample(state.strategy, step)
             genotypes = np.asarray(samples.genotypes)
             chex.assert_rank(genotypes, 3)
@@ -91,18 +99,21 @@ def search(
             records = evaluate(state.shared, genotypes)
             speed = {"seconds_per_candidate": (time.perf_counter() - started) / len(genotypes)}
             rewards, valid = to_arrays(records)
-            strategy, update_metrics = update(state.strategy, samples, rewards, valid, step)
+            strategy, update_metrics = update(state.strategy, samples, records, step)
             state = LoopState(strategy=strategy, shared=state.shared)
             log(folder, describe, genotypes, records, step=step)
+            num_taken = count_steps(step + 1)
+            speed["optimizer_steps"] = num_taken
             metrics = {**train_metrics, **_floats(update_metrics), **summary(rewards, valid), **speed}
             folder.scalars(STAGE, step + 1, metrics)
             bar.note(f"reward {np.mean(rewards[valid]) if valid.any() else float('nan'):.3f}")
             bar.update()
             done = step + 1
+            is_over = done == num_steps or (budget is not None and num_taken >= budget)
             is_stopping = stop.is_due(done)
-            if done % checkpoint_every == 0 or done == num_steps or is_stopping:
+            if done % checkpoint_every == 0 or is_over or is_stopping:
                 checkpoints.save(done, state)
-            if is_stopping and done < num_steps:
+            if is_stopping and not is_over:
                 raise errors.Stopped(f"search: stopped after step {done} of {num_steps}")
     return state
 
@@ -123,11 +134,14 @@ def means(logged: Sequence[dict[str, jax.Array]]) -> dict[str, float]:
     return {name: float(np.mean([value[name] for value in values])) for name in values[0]}
 
 
-def to_arrays(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def to_arrays(
+    records: Sequence[dict[str, Any]],
+    reward_fn: Callable[[dict[str, Any]], float | None] = lambda record: record["reward"],
+) -> tuple[np.ndarray, np.ndarray]:
     """Rewards f32 [N] (0 where there is none) and valid bool [N]."""
-    valid = np.array([record["reward"] is not None for record in records])
-    rewards = np.array([record["reward"] or 0.0 for record in records], np.float32)
-    return rewards, valid
+    found = [reward_fn(record) for record in records]
+    valid = np.array([reward is not None for reward in found])
+    return np.array([reward or 0.0 for reward in found], np.float32), valid
 
 
 def summary(rewards: np.ndarray, valid: np.ndarray) -> dict[str, float]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +16,18 @@ from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed, signals
 from dvsnas_jax.evaluate import evaluation as evaluate
-from dvsnas_jax.search import ahead, derive, first_candidates, loop, relaxed_steps, reward, scratch, steps
+from dvsnas_jax.search import (
+    ahead,
+    derive,
+    first_candidates,
+    loop,
+    relaxed_steps,
+    reward,
+    scratch,
+    shared_weights,
+    steps,
+)
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cell_end
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.train import (
@@ -32,13 +39,15 @@ from dvsnas_jax.train import (
     features,
     folds,
     joint,
-    optim,
     pretrain,
     require_labels,
     teachers,
     training_loop,
     winners,
 )
+
+MAX_ITERATIONS = 4
+"""Times `search.steps`, of a search that ends by its budget."""
 
 
 class Parts(NamedTuple):
@@ -57,6 +66,7 @@ class Parts(NamedTuple):
     class_weights: np.ndarray | None = None
     share: float | None = None
     final_fn: Callable[[], feature_store.AnyStore] | None = None  # as that of `cell_training.Material`
+    unseen_fn: Callable[[], feature_store.AnyStore] | None = None  # makes features of clips that nothing is chosen on
 
     @property
     def material(self) -> cell_training.Material:
@@ -143,13 +153,17 @@ def assemble(
     return Parts(config, space, placement.mesh, compiled.steps, strategy, *stores, relaxed, weights, share, final_fn)
 
 
-def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) -> loop.LoopState:
-    """Warm-up on uniform genotypes, the search itself, and the random line on its final weights."""
+def run_search(
+    parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag, budget: int | None = None
+) -> loop.LoopState:
+    """Warm-up on uniform genotypes, the search itself, and the random line.
+
+    `budget`: optimizer steps of candidates in mode scratch, after which the search ends in place of `search.steps`
+    iterations, at the latest after `MAX_ITERATIONS` times as many: a strategy may repeat what costs nothing.
+    """
     config, section, strategy = parts.config, parts.config.search, parts.strategy
     rng = jax.random.key(config.seed)
-    start = parts.steps.init(jax.random.fold_in(rng, 1))
-    start = dataclasses.replace(start, params=cell_end.with_share(start.params, parts.share))
-    shared = warm_up(parts, start, folder, stop)
+    shared = shared_weights.warm_up(parts, folder, stop)
     state = loop.LoopState(strategy=strategy.init(jax.random.fold_in(rng, 2)), shared=shared)
     sample_rng, train_rng, update_rng = (jax.random.fold_in(rng, use) for use in (3, 4, 5))
     num_shared = section.shared_steps * section.shared_genotypes
@@ -167,8 +181,8 @@ def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) ->
             return relaxed_steps.train(parts.relaxed, config, strategy, parts.train_store, state, step)
         drawn = strategy.sample(state.strategy, jax.random.fold_in(train_rng, step), num_shared)
         shared, logged = state.shared, []
-        for batch in _training_batches(parts, np.asarray(drawn.genotypes), (config.seed, 4, step)):
-            shared, metrics = _train_shared(parts, shared, batch)
+        for batch in shared_weights.batches(parts, np.asarray(drawn.genotypes), (config.seed, 4, step)):
+            shared, metrics = shared_weights.train(parts, shared, batch)
             logged.append(metrics)
         return loop.LoopState(strategy=state.strategy, shared=shared), loop.means(logged)
 
@@ -177,69 +191,25 @@ def run_search(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) ->
         return answers.evaluate(genotypes, score_fn)
 
     def update(
-        strategy_state: Any, samples: types.Samples, rewards: np.ndarray, valid: np.ndarray, step: int
+        strategy_state: Any, samples: types.Samples, records: Sequence[dict[str, Any]], step: int
     ) -> tuple[Any, dict[str, float]]:
         if step < section.controller_warmup:
             return strategy_state, {"num_updates": 0.0}
-        return strategy.update(strategy_state, samples, rewards, valid, jax.random.fold_in(update_rng, step))
+        scored = loop.to_arrays(records, scratch.expected) if strategy.record.is_model else loop.to_arrays(records)
+        return strategy.update(strategy_state, samples, *scored, jax.random.fold_in(update_rng, step))
+
+    def count_steps(num_iterations: int) -> int:
+        return answers.optimizer_steps if section.mode == "scratch" else shared_weights.num_steps(parts, num_iterations)
 
     describe_fn = functools.partial(describe, parts.space, section.strategy)
-    functions = loop.Functions(sample, train, evaluate, update, describe_fn)
+    functions = loop.Functions(sample, train, evaluate, update, describe_fn, count_steps, budget)
+    num_steps = section.steps * (1 if budget is None else MAX_ITERATIONS)
     state = loop.search(
-        state, functions, section.steps, folder=folder, stop=stop, checkpoint_every=section.checkpoint_every
+        state, functions, num_steps, folder=folder, stop=stop, checkpoint_every=section.checkpoint_every
     )
-    score_random(parts, state, folder)
+    if budget is None:
+        score_random(parts, folder, stop)
     return state
-
-
-Batch = tuple[np.ndarray, np.ndarray]
-"""Genotypes i32 [G, L, 5] of an optimizer step on the shared weights, and its clips i32 [G, B]."""
-
-
-def _train_shared(parts: Parts, shared: optim.TrainState, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
-    genotypes, clips = batch
-    return parts.steps.train_shared(shared, genotypes, *feature_store.training(parts.train_store, clips))
-
-
-def warm_up(
-    parts: Parts, shared: optim.TrainState, folder: workdir.Workdir, stop: signals.StopFlag
-) -> optim.TrainState:
-    """Trains the shared weights on uniformly drawn genotypes before any reward is taken."""
-    config, section = parts.config, parts.config.search
-
-    def batches(start: int) -> Iterator[Batch]:
-        for step in itertools.count(start):
-            key = (config.seed, 3, step)
-            genotypes = _uniform(parts, np.random.default_rng(key), section.shared_genotypes)
-            yield genotypes, _draw(parts, (*key, 1), ahead.batch_shape(section))
-
-    num_steps = section.warmup_steps if section.mode == "share" else 0
-    return training_loop.fit(
-        shared,
-        training_loop.Stage("warmup", folder, stop, num_steps, checkpoint_every=max(section.warmup_steps // 2, 1)),
-        step_fn=functools.partial(_train_shared, parts),
-        batches_fn=batches,
-    )
-
-
-def _uniform(parts: Parts, rng: np.random.Generator, num: int) -> np.ndarray:
-    """Uniformly drawn genotypes i32 [num, L, 5] of the operations that the strategy may choose."""
-    return genotype_lib.random(parts.space, rng, num, op_mask=parts.strategy.op_mask)
-
-
-def _training_batches(parts: Parts, genotypes: np.ndarray, key: tuple[int, ...]) -> list[Batch]:
-    """The batches of an iteration for so many drawn genotypes."""
-    section = parts.config.search
-    groups = genotypes.reshape(section.shared_steps, section.shared_genotypes, *genotypes.shape[1:])
-    clips = _draw(parts, key, (section.shared_steps, *ahead.batch_shape(section)))
-    return list(zip(groups, clips, strict=True))
-
-
-def _draw(parts: Parts, key: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """Training clips i32 [..., B], a pure function of the key; each part of a batch has clips of its own."""
-    num_clips = parts.train_store.num_clips
-    drawn = cell_training.draw_clips(key, num_clips, shape)
-    return feature_store.deal(drawn, num_clips, parts.config.search.batch_parts)
 
 
 def describe(space: genotype_lib.Space, source: str, genotype: np.ndarray) -> dict[str, Any]:
@@ -249,20 +219,28 @@ def describe(space: genotype_lib.Space, source: str, genotype: np.ndarray) -> di
 
 
 def score(
-    parts: Parts, params: types.Params, genotypes: np.ndarray, num_clips: int, floors: list[float | None] | None = None
+    parts: Parts,
+    params: types.Params,
+    genotypes: np.ndarray,
+    num_clips: int,
+    floors: list[float | None] | None = None,
+    attempt: int = 0,
 ) -> list[dict[str, Any]]:
     """Rewards of genotypes [N, L, 5] on the first `num_clips` meta-validation clips.
 
     With the shared weights `params`; in mode scratch each is trained from them, with the `floors` of `scratch.score`.
+    Another attempt than 0, that of the search's own rewards, deals the clips into other batches and trains from other
+    weights on other batches: what was luck in a reward is not in the next.
     """
     section = parts.config.search
-    clips = clip_scores.batches(min(num_clips, parts.val_store.num_clips), section)
+    clips = _deal(clip_scores.batches(min(num_clips, parts.val_store.num_clips), section), parts.config, attempt)
     if section.mode == "scratch":
         training = scratch.Training(
-            start=parts.steps.start_alone(params),
-            train_fn=scratch.make_train(parts.config, parts.steps, parts.train_store),
+            start=parts.steps.start_alone(shared_weights.start(parts, attempt).params if attempt else params),
+            train_fn=scratch.make_train(parts.config, parts.steps, parts.train_store, attempt),
             evaluate_fn=lambda state, genotype: score_shared(parts, state.average, genotype[None], clips)[0],
             num_parts=section.scratch_parts,
+            part_steps=section.scratch_steps // section.scratch_parts,
         )
         return scratch.score(genotypes, training, floors=floors, num_workers=scratch.num_workers(section))
     size, records = section.genotypes_per_step, []
@@ -271,6 +249,16 @@ def score(
         rows = np.minimum(np.arange(start, start + size), len(genotypes) - 1)
         records += score_shared(parts, params, genotypes[rows], clips)[: len(genotypes) - start]
     return records
+
+
+def _deal(clips: np.ndarray, config: ml_collections.ConfigDict, attempt: int) -> np.ndarray:
+    """Batches of `clip_scores.batches` with the clips in other places, each in its own part, for each attempt."""
+    if not attempt:
+        return clips
+    order, rng = np.arange(clips.max() + 1), np.random.default_rng((config.seed, 12, attempt))
+    for part in range(config.search.batch_parts):
+        order[part :: config.search.batch_parts] = rng.permutation(order[part :: config.search.batch_parts])
+    return np.where(clips >= 0, order[clips], ~order[np.maximum(~clips, 0)]).astype(clips.dtype)
 
 
 def score_shared(parts: Parts, params: types.Params, genotypes: np.ndarray, clips: np.ndarray) -> list[dict[str, Any]]:
@@ -289,14 +277,21 @@ def _rewards(parts: Parts, found: clip_scores.ClipScores, genotypes: np.ndarray 
     return reward.compute(found.counts, found.flicker, found.is_finite, reward.rule(parts.config.search), macs)
 
 
-def score_random(parts: Parts, state: loop.LoopState, folder: workdir.Workdir) -> None:
-    """The random line: uniformly drawn genotypes scored on the same final shared weights."""
+def score_random(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) -> None:
+    """The random line: uniformly drawn genotypes, and shared weights that were trained on nothing else.
+
+    From the end of the warm-up they take as many steps as those of the search, which are adapted to what its strategy
+    drew. In mode scratch each is trained alone.
+    """
     section = parts.config.search
     folder.truncate(loop.LOG, lambda record: record["step"] < section.steps)
     if not section.num_random:
         return
-    genotypes = _uniform(parts, np.random.default_rng((parts.config.seed, 5)), section.num_random)
-    records = score(parts, state.shared.params, genotypes, section.reward_clips)
+    genotypes = shared_weights.uniform(parts, np.random.default_rng((parts.config.seed, 5)), section.num_random)
+    shared = shared_weights.warm_up(parts, folder, stop)
+    if section.mode == "share":
+        shared = shared_weights.train_on(parts, shared, folder, stop)
+    records = score(parts, shared.params, genotypes, section.reward_clips)
     describe_fn = functools.partial(describe, parts.space, strategies.BASELINE)
     loop.log(folder, describe_fn, genotypes, records, step=section.steps)
 
@@ -313,7 +308,7 @@ def find_winner(
     if section.num_probable:
         probable = np.asarray(parts.strategy.probable(state.strategy, probable_rng, section.num_probable))
     genotypes = derive.candidates(parts.space, log, probable, num_rewarded=section.num_rewarded, rank=section.rank)
-    rescored = score(parts, state.shared.params, genotypes, parts.val_store.num_clips)
+    rescored = score(parts, state.shared.params, genotypes, parts.val_store.num_clips, attempt=1)
 
     def retrain(genotype: np.ndarray) -> tuple[Any, dict[str, Any]]:
         name = f"retrain_{genotype_lib.digest(parts.space, genotype)}"
@@ -332,8 +327,9 @@ def find_winner(
     cell_training.save_winner(folder, parts.space, genotype, found.params, scores, made_by=winners.SEARCH)
 
 
-def score_static(parts: Parts) -> dict[str, Any]:
-    """Reward of the static network alone on the whole meta-validation split."""
+def score_static(parts: Parts, store: feature_store.AnyStore | None = None) -> dict[str, Any]:
+    """Reward of the static network alone on the whole meta-validation split, or on the clips of a store."""
+    parts = parts if store is None else parts._replace(val_store=store)
     return _score_alone(parts, lambda params, frames: jax.numpy.asarray(frames.logits), {}, None)
 
 

@@ -1,10 +1,12 @@
 """Candidates trained alone (mode `scratch`), poor ones stopped early, and rewards answered from the log.
 
 Every candidate starts from the same initial weights and sees the same batches in the same order, so that a reward is a
-function of the genotype. As in the authors' public sibling code (Fast NAS, CVPR 2019), training has parts, and after a
-part a candidate goes on only if its reward is not below the mean of those that came so far before it. One that is
-stopped keeps the reward that it has, with the status `stopped`, and the strategy learns from it: left out, a policy
-would never hear that such cells are poor. One that diverges has no reward, and no strategy sees it.
+function of the genotype (and of the attempt: it is scored once more from other weights, on other batches). As in the
+authors' public sibling code (Fast NAS, CVPR 2019), training has parts, and after a part a candidate goes on only if its
+reward is not below the mean of those that came so far before it. One that is stopped keeps the reward that it has, with
+the status `stopped`, and the strategy learns from it: left out, a policy would never hear that such cells are poor. A
+model of rewards takes what it would be expected to have in the end (`expected`). One that diverges has no reward, and
+no strategy sees it.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Training(NamedTuple):
     train_fn: Callable[[Any, np.ndarray, int], Any]  # `(state, genotype, part) -> state`
     evaluate_fn: Callable[[Any, np.ndarray], Record]  # `(state, genotype) -> record` with reward and status
     num_parts: int  # P
+    part_steps: int = 0  # optimizer steps of a part
 
 
 def score(
@@ -48,7 +51,7 @@ def score(
 
     `floors` are P - 1 rewards below which a candidate is stopped after a part, None: it is not; None instead of all:
     nothing is evaluated before the end. `num_workers` candidates are trained at the same time, each in a thread.
-    `partial` of a record holds the rewards after all parts but the last.
+    `partial` of a record holds the rewards after all parts but the last, `optimizer_steps` says how many were taken.
     """
 
     def score_one(genotype: np.ndarray) -> Record:
@@ -66,7 +69,7 @@ def score(
             if floor is not None and record["reward"] < floor:
                 record = {**record, "status": STOPPED}
                 break
-        return {**record, "partial": partial}
+        return {**record, "partial": partial, "optimizer_steps": (part + 1) * training.part_steps}
 
     return list(cores.map_in_order(score_one, genotypes, num_workers))
 
@@ -83,17 +86,37 @@ def num_workers(section: ml_collections.ConfigDict) -> int:
 
 
 def make_train(
-    config: ml_collections.ConfigDict, made: steps.Steps, store: feature_store.AnyStore
+    config: ml_collections.ConfigDict, made: steps.Steps, store: feature_store.AnyStore, attempt: int = 0
 ) -> Callable[[optim.TrainState, np.ndarray, int], optim.TrainState]:
-    """`(state, genotype, part) -> state`: a part of a training, on the same batches for every candidate."""
+    """`(state, genotype, part) -> state`: a part of a training, on the same batches for every candidate.
+
+    Other attempts have other batches.
+    """
     section = config.search
     shape = (section.scratch_parts, section.scratch_steps // section.scratch_parts, section.batch_size)
-    batches = cell_training.draw_clips((config.seed, 7), store.num_clips, shape)
+    batches = cell_training.draw_clips((config.seed, 7, attempt), store.num_clips, shape)  # a last 0 changes nothing
 
     def train_part(state: optim.TrainState, genotype: np.ndarray, part: int) -> optim.TrainState:
         return made.train_alone(state, genotype, *feature_store.anywhere(store, batches[part]))
 
     return train_part
+
+
+def expected(record: Record) -> float | None:
+    """The reward of a candidate on the scale of whole trainings: what one that was stopped is expected to end with.
+
+    None where that is not known, in the log of an earlier version.
+    """
+    return record.get("expected") if record["status"] == STOPPED else record["reward"]
+
+
+def _expect(reward: float, num_parts: int, whole: Sequence[Record]) -> float:
+    """What a candidate that is stopped after some parts would have in the end, if it gained what the `whole` ones did.
+
+    Whole ones were above the mean then, some by luck: their gain is a little too small, never too large.
+    """
+    gains = [record["reward"] - record["partial"][num_parts - 1] for record in whole]
+    return reward + (float(np.mean(gains)) if gains else 0.0)
 
 
 def floors_of(records: Sequence[Record], num_parts: int) -> list[float | None]:
@@ -113,27 +136,37 @@ class ScoreFn(Protocol):
 
 
 class Answers:
-    """What the log of a search knows: rewards of equal cells, and how far earlier candidates came.
+    """What the log of a search knows: rewards of equal cells, how far earlier candidates came and what they cost.
 
     Equal is what has the same canonical form: such cells differ in the names of their weights alone; it is answered
-    from the log where `is_reusing`. `num_parts` is that of a training, 1 where nothing is stopped. The log is read at
-    the first call, when a resumed search has cut off what it will do again.
+    from the log where `is_reusing`. `num_parts` is that of a training, 1 where nothing is stopped, `part_steps` the
+    optimizer steps of each, 0 where candidates are not trained. The log is read when it is first needed, when a resumed
+    search has cut off what it will do again.
     """
 
     def __init__(
-        self, folder: workdir.Workdir, file: str, space: genotype_lib.Space, *, num_parts: int, is_reusing: bool
-    ) -> None:
+        self, folder: workdir.Workdir, file: str, space: genotype_lib.Space, *,
+        num_parts: int, is_reusing: bool, part_steps: int = 0,
+    ) -> None:  # fmt: skip
         self._folder, self._file, self._space = folder, file, space
-        self._num_parts, self._is_reusing = num_parts, is_reusing
+        self._num_parts, self._is_reusing, self._part_steps = num_parts, is_reusing, part_steps
         self._trained: list[Record] = []
         self._known: dict[canonical.Form, tuple[str, Record]] = {}
-        self._is_read = num_parts == 1 and not is_reusing  # nothing of the log is needed
+        self._is_read = not part_steps and not is_reusing  # nothing of the log is needed
+
+    @property
+    def optimizer_steps(self) -> int:
+        """All that candidates have taken; answers cost nothing."""
+        if not self._is_read:
+            self._read()
+        return sum(record["optimizer_steps"] for record in self._trained)
 
     def evaluate(self, genotypes: np.ndarray, score_fn: ScoreFn) -> list[Record]:
         """Scores genotypes, those that the log does not answer with `score_fn(genotypes, floors=...)`.
 
         Returns:
-          A record for each; `same_as` of one that was answered is the hash of the genotype that was scored.
+          A record for each; `same_as` of one that was answered is the hash of the genotype that was scored, `expected`
+          of one that was stopped is its reward on the scale of whole trainings.
         """
         if not self._is_read:
             self._read()
@@ -156,6 +189,10 @@ class Answers:
 
     def _score(self, genotypes: np.ndarray, score_fn: ScoreFn) -> list[Record]:
         records = score_fn(genotypes, floors=floors_of(self._trained, self._num_parts))
+        ended = [record for record in [*self._trained, *records] if record["status"] == "ok" and record.get("partial")]
+        for record in records:
+            if record["status"] == STOPPED:
+                record["expected"] = _expect(record["reward"], len(record["partial"]), ended)
         for genotype, record in zip(genotypes, records, strict=True):
             self._add(genotype, record)
         return records
@@ -163,6 +200,9 @@ class Answers:
     def _add(self, genotype: np.ndarray, record: Record) -> None:
         if "same_as" in record:
             return
+        if self._part_steps and "optimizer_steps" not in record:  # of an earlier version
+            num_parts = len(record["partial"]) + (record["status"] != STOPPED)
+            record["optimizer_steps"] = num_parts * self._part_steps
         self._trained.append(record)
         if self._is_reusing:
             name = genotype_lib.digest(self._space, genotype)
@@ -170,7 +210,7 @@ class Answers:
 
     def _answer(self, form: canonical.Form) -> Record:
         name, record = self._known[form]
-        return {**record, "same_as": name}
+        return {**record, "same_as": name, **({"optimizer_steps": 0} if "optimizer_steps" in record else {})}
 
 
 def make_answers(
@@ -180,4 +220,5 @@ def make_answers(
     is_alone = section.mode == "scratch"
     is_reusing = section.reuse == "always" or (section.reuse == "auto" and is_alone)
     num_parts = section.scratch_parts if is_alone else 1
-    return Answers(folder, file, space, num_parts=num_parts, is_reusing=is_reusing)
+    part_steps = section.scratch_steps // num_parts if is_alone else 0
+    return Answers(folder, file, space, num_parts=num_parts, is_reusing=is_reusing, part_steps=part_steps)

@@ -102,7 +102,8 @@ def of_search(config: ml_collections.ConfigDict, num_candidates: int, num_genoty
     drawn = genotype_lib.random(space, np.random.default_rng(0), num_genotypes)
     mean = {key: value / num_genotypes for key, value in of_genotypes(config, drawn).items()}
     iterations = -(-num_candidates // section.genotypes_per_step)
-    gradients = (iterations * section.shared_steps + section.warmup_steps) * section.shared_genotypes
+    times = 2 if section.num_random else 1  # the random line has weights of its own
+    gradients = (times * iterations * section.shared_steps + section.warmup_steps) * section.shared_genotypes
     scorings = num_candidates + section.num_random
     return {
         **mean,

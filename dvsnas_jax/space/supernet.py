@@ -6,15 +6,17 @@ executes only the chosen ones, backward as well (`space.supernet_gradient`, `spa
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 
 from dvsnas_jax.core import errors, types
-from dvsnas_jax.space import cell_frame, operations, supernet_gradient
+from dvsnas_jax.space import cell, cell_frame, operations, supernet_gradient
 from dvsnas_jax.space import genotype as genotype_lib
 
 Params = dict[str, Any]
@@ -70,11 +72,71 @@ class Supernet:
         """
         return self._clip.value_and_grad(params, genotype, self._start(frames), frames, loss_fn, buffers)
 
+    def moments(self, params: Params, genotype: jax.Array, frames: types.Features) -> operations.Moments:
+        """Batch moments of every normalisation by its path in `params`, as `cell.Cell.moments` finds those of one cell.
+
+        `cell.freeze_norm` adds them to the weights: the supernet then normalises by them, for this genotype. Of what
+        the genotype does not use they are any.
+        """
+        return _Recorded(self._space, genotype, self._settings).moments(params, frames)
+
     def _start(self, frames: types.Features) -> types.CellState:
         """The state before a clip."""
         chex.assert_rank(frames.logits, 5)
         first = jax.tree.map(lambda x: x[0], frames)
         return cell_frame.initial_state(self._settings, first, self._space.inputs)
+
+
+class _Recorded(cell.Cell):
+    """A cell whose genotype is data, frame by frame as one of a static genotype: its parameters are a supernet's."""
+
+    def __init__(self, space: genotype_lib.Space, genotype: jax.Array, settings: cell_frame.CellSettings) -> None:
+        self._space, self._genotype, self._settings = space, genotype, settings
+        self.inputs, self._loose = space.inputs, (0,)  # the mean of the loose ends stands for the layers
+
+    def _run_layers(
+        self, params: Params, inputs: dict[str, jax.Array], like: types.Array, scope: operations.CellScope
+    ) -> list[jax.Array]:
+        space, num_inputs = self._space, self._space.num_inputs
+        ops = [_recording(operations.OPERATIONS, name, scope) for name in space.operations]
+        aggs = [_recording(operations.AGGREGATIONS, name, scope) for name in space.aggregations]
+
+        def layer(nodes: jax.Array, xs: tuple[Params, jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+            own, tokens, place = xs
+            a, of_a = jax.lax.switch(tokens[2], ops, own["a"], nodes[tokens[0]])
+            b, of_b = jax.lax.switch(tokens[3], ops, own["b"], nodes[tokens[1]])
+            output, of_agg = jax.lax.switch(tokens[4], aggs, own["agg"], a, b)
+            return nodes.at[place].set(output), {"a": of_a, "b": of_b, "agg": of_agg}
+
+        nodes = jnp.stack([*inputs.values(), *[jnp.zeros(like.shape, like.dtype)] * space.num_layers])
+        xs = params, self._genotype, num_inputs + jnp.arange(space.num_layers)
+        nodes, found = jax.lax.scan(layer, nodes, xs)
+        if scope.record is not None:
+            scope.record.update({("layers", slot, *path): pair for slot in found for path, pair in found[slot].items()})
+        weights = supernet_gradient.loose_end_weights(space, self._genotype).astype(nodes.dtype)
+        return [jnp.tensordot(weights, nodes[num_inputs:], axes=1, precision=jax.lax.Precision.HIGHEST)]
+
+
+def _recording(table: Mapping[str, operations.Member], name: str, scope: operations.CellScope) -> Callable[..., Any]:
+    """`(parameters of a slot, *maps) -> (map, moments)` of a member; those of the other members are any."""
+
+    def run(params: Params, *maps: jax.Array) -> tuple[jax.Array, operations.Moments]:
+        record: operations.Moments = {}
+        found = table[name].apply(params[name], *maps, dataclasses.replace(scope, path=(name,), record=record))
+        any_moments = {
+            path: (jnp.zeros_like(norm["bias"]), jnp.ones_like(norm["scale"])) for path, norm in _norms(params)
+        }
+        return found, any_moments | record
+
+    return run
+
+
+def _norms(tree: Params, path: tuple[str, ...] = ()) -> Sequence[tuple[tuple[str, ...], Params]]:
+    """The normalisations in a tree of parameters, with their paths."""
+    if {"scale", "bias"} <= set(tree):
+        return [(path, tree)]
+    inner = [(key, value) for key, value in tree.items() if isinstance(value, dict)]
+    return [norm for key, value in inner for norm in _norms(value, (*path, key))]
 
 
 def make(space: genotype_lib.Space, settings: cell_frame.CellSettings) -> Supernet:

@@ -70,7 +70,9 @@ def on_table(
     settings = strategies_replay.Settings(budget, num_runs, per_step, seeds, options.is_cached)
     results = {}
     for name, strategy in made.items():
-        runs = strategies_replay.replay(table, strategy, settings)
+        # Random search would not train a cell twice.
+        own = dataclasses.replace(settings, is_cached=settings.is_cached or name == strategies.BASELINE)
+        runs = strategies_replay.replay(table, strategy, own)
         results[name] = statistics_lib.summarize_table(table, runs, settings)
     content = {
         "budget": budget,
@@ -78,6 +80,7 @@ def on_table(
         "per_step": per_step,
         "num_cells": table.num_cells,
         "training_seeds": list(seeds),
+        "disjoint": statistics_lib.disjointness(table, seeds),
         "is_cached": options.is_cached,
         "table": {key: table.head[key] for key in ("command", "config_hash")},
         "results": results,

@@ -1,7 +1,8 @@
 """Replays: a strategy searches many times in no time, its rewards those of a table or of a made-up world.
 
 The reward of a genotype is the table's value for a training seed that is drawn anew for each evaluation, as a real
-search trains once and never sees the mean. What many replays amount to: `strategies_statistics`.
+search trains once and never sees the mean; of the trainings that do not say what a cell is worth. What many replays
+amount to: `strategies_statistics`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The tabular benchmark: the rewards of all cells of a small space, so that a search can be replayed in no time.
 
 A table is one JSON file: a head that says how it was made, and a line for each distinct cell with its reward and the
-parts of the reward for each of its trainings, seed 0 first; some cells may have more of them than others.
+parts of the reward for each of its trainings, seed 0 first; some cells may have more of them than others. The rewards
+that a replay draws and what a cell is worth come from different trainings of it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from dvsnas_jax.space import genotype as genotype_lib
 VERSION = 2
 PARTS = ("reward", "miou", "fwiou", "class_accuracy", "accuracy", "flicker")
 PACKAGED = pathlib.Path(__file__).with_name("table_synthetic.json")
+UNSEEN = ("unseen_reward", "unseen_miou", "unseen_flicker")
+"""The same on clips that nothing is chosen on; tables of earlier versions have no such columns."""
 DIGITS = 5
 
 
@@ -32,10 +35,14 @@ DIGITS = 5
 class Table:
     """The rewards of a space.
 
+    Rewards are drawn from the first half of a cell's trainings, and its worth is the mean of the others: which cells
+    are trained more often is decided by the first ones. Of a single training both are that one.
+
     Attributes:
       space: what the genotypes refer to.
       cells: i32 [M, L, 5], a genotype of each distinct cell.
-      parts: name -> f64 [M, seeds]; `reward` and its parts, nan where a training diverged and where there was none.
+      parts: name -> f64 [M, seeds]; `PARTS` and perhaps `UNSEEN`, nan where a training diverged and where there was
+        none.
       num_trainings: i32 [M], of each cell: seeds 0, 1 and so on up to it were trained.
       index: i32 [space.size()], the row of every genotype in the order of `canonical.codes`.
       head: how it was made: `command`, `config`, `config_hash`, `environment`, `seconds` (of all trainings),
@@ -71,11 +78,33 @@ class Table:
     def draw(self, row: int, seeds: Sequence[int], share: float) -> float:
         """The reward of one training of a cell, nan where it diverged.
 
-        Of the `seeds` that the cell was trained with (at least one) `share` in [0, 1) says which, as a share of their
-        number.
+        Of the `seeds` that the cell was trained with (at least one), the first half, `share` in [0, 1) says which, as a
+        share of their number.
         """
+        drawn = self._halves(row, seeds)[0]
+        return float(self.rewards[row, drawn[int(share * len(drawn))]])
+
+    def worth(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """What the cells are worth, f64 [M], -inf where that is not known; and how many trainings say so, i32 [M].
+
+        On clips that nothing is chosen on, where the table has such scores; 0 trainings: it is the one that is drawn.
+        """
+        scores = self.parts.get(UNSEEN[0], self.rewards)
+        halves = [self._halves(row, seeds) for row in range(self.num_cells)]
+        means = [scores[row, others][np.isfinite(scores[row, others])] for row, (_, others) in enumerate(halves)]
+        values = np.asarray([found.mean() if found.size else -np.inf for found in means])
+        return values, np.asarray([len(others) * (drawn != others) for drawn, others in halves], np.int32)
+
+    def _halves(self, row: int, seeds: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The trainings of a cell, of some seeds, that rewards are drawn from, and those that say what it is worth."""
         trained = [seed for seed in seeds if seed < self.num_trainings[row]]
-        return float(self.rewards[row, trained[int(share * len(trained))]])
+        middle = len(trained) // 2
+        return trained[:middle] or trained, trained[middle:]
+
+
+def unseen_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a reward record on unseen clips that a table keeps, by the names of `UNSEEN`; {} of nothing."""
+    return {name: record.get(name.removeprefix("unseen_")) for name in UNSEEN} if record else {}
 
 
 def from_lines(
@@ -89,12 +118,13 @@ def from_lines(
     line, or none of a seed before its last.
     """
     num_seeds = 1 + max((line["seed"] for line in lines), default=0)
-    parts = {name: np.full((len(cells), num_seeds), np.nan) for name in PARTS}
+    columns = PARTS + (UNSEEN if any(UNSEEN[0] in line for line in lines) else ())
+    parts = {name: np.full((len(cells), num_seeds), np.nan) for name in columns}
     is_there = np.zeros((len(cells), num_seeds), bool)
     for line in lines:
         place = line["cell"], line["seed"]
         is_there[place] = True
-        for name in PARTS:
+        for name in columns:
             value = line.get(name)
             parts[name][place] = np.nan if value is None else round(value, DIGITS)
     num_trainings = is_there.sum(axis=1).astype(np.int32)
@@ -118,7 +148,7 @@ def from_lines(
         "num_seeds": int(num_trainings.min()),
         "num_best_seeds": num_seeds,
         "num_trainings": int(num_trainings.sum()),
-        "static": {name: round(static[name], DIGITS) for name in PARTS},
+        "static": {name: round(static[name], DIGITS) for name in columns},
     }
     return Table(space, cells, parts, num_trainings, canonical.enumerate_cells(space)[1], head)
 
@@ -164,9 +194,9 @@ def _content(table: Table) -> dict[str, Any]:
         "version": VERSION,
         "space": dataclasses.asdict(table.space),
         "head": dict(table.head),
-        "columns": list(PARTS),
+        "columns": list(table.parts),
         "rows": [
-            [cell.ravel().tolist(), *(table.parts[name][row, :num].tolist() for name in PARTS)]
+            [cell.ravel().tolist(), *(values[row, :num].tolist() for values in table.parts.values())]
             for row, (cell, num) in enumerate(zip(table.cells, table.num_trainings.tolist(), strict=True))
         ],
     }

@@ -1,14 +1,16 @@
 """Makes the tabular benchmark: every distinct cell of a small space trained alone, with one compiled program.
 
 A cell starts from the initial weights of its seed (the same for all cells), takes `config.train.steps` steps on the
-training clips' features, and earns its reward on the meta-validation clips, which no training sees. What is finished is
-in `table.jsonl` of the run folder, a line for each cell and seed. The best cells may be trained more often than the
-others: regret is measured from the best of them all, which after two trainings would partly be the luckiest one.
+training clips' features, gets running statistics and earns its reward on the meta-validation clips, which no training
+sees. What it is worth is its score on the clips of `config.evaluate.split`: nothing is chosen on them. What is finished
+is in `table.jsonl` of the run folder, a line for each cell and seed. The better cells may be trained more often than
+the others: regret is measured from the best of them all, which after two trainings would partly be the luckiest one.
 """
 
 from __future__ import annotations
 
 import collections
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import compilation, cores, errors, progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
+from dvsnas_jax.data.loading import pipeline as clips_lib
 from dvsnas_jax.search import pipeline, scratch, steps
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
@@ -44,9 +47,11 @@ from dvsnas_jax.train import (
 LOG = "table.jsonl"
 STATIC = "table_static.json"
 MAX_GENOTYPES = 20000
-BEST_SHARE = 0.1
+BEST_SHARE = 0.5
 """Of the cells, those of the highest mean rewards: they may be trained more often."""
 MAY_DIFFER = ("controller", "derive", "evaluate", "ablate", "report")
+CALIBRATION = 10
+"""Names the random numbers of the batches behind the running statistics."""
 
 
 class Trainer(NamedTuple):
@@ -56,11 +61,15 @@ class Trainer(NamedTuple):
       initial: weights of the supernet, a leading axis S.
       clips: i32 [S, steps, B].
       train: `(initial, genotype i32 [L, 5], store, clips i32 [steps, B]) -> averaged weights`, of one seed.
+      calibrate: `(weights, genotype) -> weights` with running statistics, as `cell_training.train_cell` ends.
+      unseen: features of the clips of `config.evaluate.split`; None: cells are not scored there.
     """
 
     initial: types.Params
     clips: np.ndarray
     train: Callable[[types.Params, np.ndarray, types.FeatureStore, np.ndarray], types.Params]
+    calibrate: Callable[[types.Params, np.ndarray], types.Params]
+    unseen: feature_store.AnyStore | None = None
 
 
 def run(
@@ -78,7 +87,7 @@ def run(
       folder: the run folder.
       num_seeds: trainings of each cell.
       command: the words that started this, kept in the table.
-      num_best_seeds: trainings of each of the best cells (`BEST_SHARE` of all, by their first `num_seeds` trainings);
+      num_best_seeds: trainings of each of the better cells (`BEST_SHARE` of all, by their first `num_seeds` trainings);
         None: no more than of the others.
 
     Raises:
@@ -102,7 +111,7 @@ def run(
         config = claims.check(config, folder, ignore=MAY_DIFFER)
         features.require_ages(config)
         pretrain.check(config, folder)
-        require_labels.check(config, folder, is_rewarded=True)
+        require_labels.check(config, folder, is_rewarded=True, is_evaluated=True)
         claims.claim(config, folder, ignore=MAY_DIFFER)
         lines = _train_all(config, folder, num_seeds, num_best_seeds)
         static = folder.read_json(STATIC)
@@ -121,12 +130,12 @@ def _train_all(
         wanted = [(cell, seed) for cell in cells for seed in range(num_seeds)]
         trainings.do(wanted)
         if num_best_seeds > num_seeds:
-            best = best_cells(folder.read(LOG), num_seeds)
+            best = best_cells(trainings.lines(), num_seeds)
             more = [(cell, seed) for cell in _shuffled(config, best) for seed in range(num_seeds, num_best_seeds)]
             trainings.do(more)
             wanted += more
     is_wanted = set(wanted)
-    return [line for line in folder.read(LOG) if (line["cell"], line["seed"]) in is_wanted]
+    return [line for line in trainings.lines() if (line["cell"], line["seed"]) in is_wanted]
 
 
 def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: signals.StopFlag) -> pipeline.Parts:
@@ -140,7 +149,16 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: s
     loss = cell_loss.make(config, config.search.label_stride, weights)
     compiled = pipeline.Compiled(steps.make(supernet, config.search, placement.mesh, loss=loss), placement, weights)
     share = averaging.starting_share(config, networks.final, folder)
-    return pipeline.assemble(config, strategy, networks, compiled, share=share)
+    parts = pipeline.assemble(config, strategy, networks, compiled, share=share)
+    return parts._replace(unseen_fn=functools.partial(_unseen, config, networks.final, space))
+
+
+def _unseen(config: ml_collections.ConfigDict, variables: Any, space: genotype_lib.Space) -> feature_store.AnyStore:
+    """Features of the clips of `config.evaluate.split`, each as it is."""
+    split = config.evaluate.split
+    numbers = np.arange(clips_lib.num_clips(config.data, split, config.data.num_frames))
+    clips = features.select(config, numbers, split)
+    return features.build(config, variables, clips, features.needed_maps(space, config))
 
 
 def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:
@@ -164,15 +182,25 @@ def make_trainer(parts: pipeline.Parts, num_seeds: int) -> Trainer:
         for seed in range(num_seeds)
     ]
     initial = compilation.jit_once(jax.vmap(supernet.init))(rngs)
-    return Trainer(initial, np.stack(drawn), compilation.jit(train))
+    shape = (section.norm_batches, section.batch_size)
+    batches = cell_training.draw_clips((config.seed, CALIBRATION), parts.train_store.num_clips, shape)
+    calibrate = cell_training.make_calibrate(supernet.moments, parts.train_store, list(batches))
+    unseen = parts.unseen_fn() if parts.unseen_fn is not None else None
+    return Trainer(initial, np.stack(drawn), compilation.jit(train), calibrate, unseen)
 
 
 def train_and_score(parts: pipeline.Parts, trainer: Trainer, genotype: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Trains one cell with one of the trainer's seeds; its reward record."""
+    """Trains one cell with one of the trainer's seeds; its reward record, with that of `table.UNSEEN` beside it."""
     initial = jax.tree.map(lambda x: x[seed], trainer.initial)
     params = trainer.train(initial, genotype, *feature_store.anywhere(parts.train_store, trainer.clips[seed]))
-    clips = clip_scores.batches(parts.val_store.num_clips, parts.config.search)
-    return pipeline.score_shared(parts, params, genotype[None], clips)[0]
+    params = trainer.calibrate(params, genotype)
+
+    def score(store: feature_store.AnyStore) -> dict[str, Any]:
+        clips = clip_scores.batches(store.num_clips, parts.config.search)
+        return pipeline.score_shared(parts._replace(val_store=store), params, genotype[None], clips)[0]
+
+    unseen = {} if trainer.unseen is None else score(trainer.unseen)
+    return score(parts.val_store) | table.unseen_of(unseen)
 
 
 def best_cells(lines: Iterable[Mapping[str, Any]], num_seeds: int) -> list[int]:
@@ -207,13 +235,18 @@ class _Trainings:
         """M."""
         return len(self._cells)
 
+    def lines(self) -> list[dict[str, Any]]:
+        """Of the trainings that were scored as they are now; those of earlier versions had no running statistics."""
+        split = self._config.evaluate.split
+        return [line for line in self._folder.read(LOG) if line.get("unseen_split") == split]
+
     def do(self, wanted: Sequence[tuple[int, int]]) -> None:
         """Appends the lines of all trainings that are wanted, cells and seeds, in their order.
 
         Raises:
           Stopped: a signal arrived.
         """
-        done = {(line["cell"], line["seed"]) for line in self._folder.read(LOG)}
+        done = {(line["cell"], line["seed"]) for line in self.lines()}
         pending = [training for training in wanted if training not in done]
         if not pending:
             return
@@ -225,7 +258,8 @@ class _Trainings:
             record = train_and_score(parts, trainer, self._cells[cell], seed)
             name = genotype_lib.digest(parts.space, self._cells[cell])
             seconds = round(time.perf_counter() - started, 3)
-            return {"cell": cell, "seed": seed, "hash": name, **record, "seconds": seconds}
+            split = self._config.evaluate.split
+            return {"cell": cell, "seed": seed, "hash": name, **record, "unseen_split": split, "seconds": seconds}
 
         with progress.bar(len(wanted), "trainings", initial=len(wanted) - len(pending)) as bar:
             lines = cores.map_in_order(train, pending, scratch.num_workers(self._config.search))
@@ -239,6 +273,8 @@ class _Trainings:
         """The parts of the trainings, made when the first is needed."""
         if self._made is None:
             parts = assemble(self._config, self._folder, self._stop)
-            self._folder.write_json(STATIC, pipeline.score_static(parts))
-            self._made = parts, make_trainer(parts, self._num_seeds)
+            trainer = make_trainer(parts, self._num_seeds)
+            unseen = {} if trainer.unseen is None else pipeline.score_static(parts, trainer.unseen)
+            self._folder.write_json(STATIC, pipeline.score_static(parts) | table.unseen_of(unseen))
+            self._made = parts, trainer
         return self._made

@@ -7,7 +7,7 @@ import itertools
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -233,7 +233,7 @@ def _fit(
             yield draw_clips((config.seed, 2, step), store.num_clips, (section.batch_size,))
 
     drawn = batches(section.steps)
-    calibrate = make_calibrate(cell, store, [next(drawn) for _ in range(section.norm_batches)])
+    calibrate = make_calibrate(cell.moments, store, [next(drawn) for _ in range(section.norm_batches)])
     if not settings.has_output:  # a baseline: nothing of it is trained
         return Trained(state.params)
     if not section.eval_every:
@@ -285,16 +285,19 @@ def make_step(
 
 
 def make_calibrate(
-    cell: cell_lib.Cell, store: feature_store.AnyStore, batches: list[np.ndarray]
-) -> Callable[[types.Params], types.Params]:
-    """`weights -> weights` with running statistics: the mean of their batch moments over some batches."""
+    moments_fn: Callable[..., operations.Moments], store: feature_store.AnyStore, batches: Sequence[np.ndarray]
+) -> Callable[..., types.Params]:
+    """`(weights, ...) -> weights` with running statistics: the mean of their batch moments over some batches.
+
+    `moments_fn`: `(weights, ..., frames) -> moments`, of a cell, or of a supernet with the genotype between them.
+    """
 
     @jax.jit
-    def moments(params: types.Params, store: types.FeatureStore, clips: jax.Array) -> operations.Moments:
-        return cell.moments(params, feature_store.take(store, clips)[0])
+    def moments(store: types.FeatureStore, clips: jax.Array, *args: Any) -> operations.Moments:
+        return moments_fn(*args, feature_store.take(store, clips)[0])
 
-    def calibrate(params: types.Params) -> types.Params:
-        drawn = [jax.device_get(moments(params, *feature_store.anywhere(store, clips))) for clips in batches]
+    def calibrate(params: types.Params, *args: Any) -> types.Params:
+        drawn = [jax.device_get(moments(*feature_store.anywhere(store, clips), params, *args)) for clips in batches]
         where = feature_store.state_sharding(store)
         mean = jax.tree.map(lambda *xs: mesh_lib.put(np.mean(xs, axis=0), where), *drawn)
         return cell_lib.freeze_norm(params, mean)

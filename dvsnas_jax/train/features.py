@@ -266,9 +266,9 @@ def placed(
     return feature_store.place(placement, source, num_clips)
 
 
-def select(config: ml_collections.ConfigDict, clips: np.ndarray) -> types.Clip:
-    """Some clips of the train split, not augmented."""
-    found = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames, indices=clips)
+def select(config: ml_collections.ConfigDict, clips: np.ndarray, split: str = "train") -> types.Clip:
+    """Some clips of a split, not augmented."""
+    found = pipeline.load_clips(config.data, split=split, num_frames=config.data.num_frames, indices=clips)
     return spread_ages(found, clips, settings_of(config).num_ages)
 
 

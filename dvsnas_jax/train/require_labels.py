@@ -13,7 +13,7 @@ from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data import coverage, datasets
 from dvsnas_jax.data.loading import store, whole_videos
-from dvsnas_jax.train import mixture, pretrain, teachers
+from dvsnas_jax.train import features, mixture, pretrain, teachers
 
 
 def check(
@@ -35,7 +35,7 @@ def check(
 
     Raises:
       UserError: too few clips, or no labelled pixel where the run trains or measures, or masks that the config reads
-        wrongly.
+        wrongly, or a stability factor that nothing is known for.
     """
     data = config.data
     targets = store.index(data, "train", data.num_frames).places[:, -1]
@@ -49,6 +49,8 @@ def check(
     teachers.make(config)  # says so where it is not there
     if datasets.of(data).is_computed:
         return len(targets)
+    if config.search.stability > 0 and (folder is None or not folder.is_begun()):  # an older run goes on without
+        _require_pairs(config, held_out)
     if is_evaluated:
         whole_videos.find(data, config.evaluate.split)  # says so where there are none
     names = dict.fromkeys(("train", *([config.evaluate.split] if is_evaluated else [])))
@@ -104,6 +106,22 @@ def _require_classes(data: ml_collections.ConfigDict, names: list[str]) -> list[
         more = f" ({len(problems) - 1} more problems: run `dvsnas data check`)" if len(problems) > 1 else ""
         raise errors.UserError(f"{problems[0]}{more}")
     return notes
+
+
+def _require_pairs(config: ml_collections.ConfigDict, held_out: np.ndarray) -> None:
+    """Whether flicker can be seen on the meta-validation clips: two consecutive scored frames with labels."""
+    data, ages = config.data, features.settings_of(config).num_ages
+    if data.history == "stills":  # labels move with their frame
+        return
+    places = store.index(data, "train", data.num_frames).places[held_out]
+    frames = store.source(data, "train").frames
+    has_label = np.array([[frames[place].label is not None for place in row] for row in places])
+    near = slice(0, ages + 1) if ages else slice(-2, None)
+    if not (has_label[:, near][:, 1:] & has_label[:, near][:, :-1]).any():
+        raise errors.UserError(
+            "search.stability: must be 0 here, as no clip that rewards are measured on has labels on two consecutive "
+            "frames, which flicker is counted on: set it to 0, label those frames, or set data.history to 'stills'"
+        )
 
 
 def _require_pixel(data: ml_collections.ConfigDict, places: Sequence[int] | np.ndarray, what: str, keys: str) -> None:

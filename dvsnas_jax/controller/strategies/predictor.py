@@ -5,6 +5,7 @@ genotypes are those of the largest expected improvement over the best cell so fa
 White et al. 2019, "BANANAS", arXiv 1910.11858) out of a pool of uniform draws, children of the best cells and all
 cells so far: a space is never enumerated. One is chosen after the other as if the earlier ones had earned what is
 expected of them, which keeps a group apart (kriging believer, Ginsbourger et al. 2010). NumPy on the host, float64.
+An answer from the log of a search is no second observation: it is known by having the very reward of an equal cell.
 """
 
 from __future__ import annotations
@@ -217,8 +218,9 @@ def mutate(
 
 def fit(encoder: encoding.Encoder, genotypes: np.ndarray, rewards: np.ndarray) -> gaussian.Scales:
     """The scales of the process after rewards f32 [N] of genotypes i32 [N, L, 5]."""
-    known = encoder.encode(genotypes[-MAX_FITTED:])
-    return gaussian.find_scales(*_pairs(encoder, known, known), np.asarray(rewards[-MAX_FITTED:], np.float64))
+    known, values = _observed(encoder.encode(genotypes), rewards)
+    known, values = known.take(range(len(values))[-MAX_FITTED:]), values[-MAX_FITTED:]
+    return gaussian.find_scales(*_pairs(encoder, known, known), values)
 
 
 def predict(
@@ -237,13 +239,21 @@ def _predict(
     found: encoding.Encoded,
 ) -> gaussian.Posterior:
     """As `predict`, of what is encoded."""
-    known, rewards = rewarded
+    known, values = _observed(*rewarded)
     return gaussian.predict(
         scales,
-        np.asarray(rewards, np.float64),
+        values,
         known=_pairs(encoder, known, known),
         cross=_pairs(encoder, found, known),
     )
+
+
+def _observed(found: encoding.Encoded, rewards: np.ndarray) -> tuple[encoding.Encoded, np.ndarray]:
+    """The observations among rewards f64 [N], in order: those that are no answers from a log."""
+    values = np.asarray(rewards, np.float64)
+    first = {pair: row for row, pair in reversed(list(enumerate(zip(found.forms, values.tolist(), strict=True))))}
+    rows = sorted(first.values())
+    return found.take(rows), values[rows]
 
 
 def smooth(encoder: encoding.Encoder, genotypes: np.ndarray, rewards: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -275,4 +285,4 @@ def _functions(space: genotype_lib.Space, controller_config: ml_collections.Conf
     return strategy.Functions(model.init, model.sample, update, model.probable)
 
 
-RECORD = strategy.Record("predictor", _functions, order=5, learns_from_any=True)
+RECORD = strategy.Record("predictor", _functions, order=5, learns_from_any=True, is_model=True)
