@@ -1,6 +1,7 @@
 """The strategy `gumbel`: the relaxed cell, the distribution of the choices, and their training by gradients."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import subprocess
@@ -80,11 +81,8 @@ def make_store(num_clips: int, seed: int) -> types.FeatureStore:
 def check_equal(space: genotype_lib.Space, settings, tolerance: float) -> None:
     """With the weights of a genotype: logits and gradient of the supernet."""
     supernet, relaxed = supernet_lib.make(space, settings), relaxed_lib.make(space, settings)
-    leaves, tree = jax.tree.flatten(supernet.init(jax.random.key(0)))
-    rngs = jax.random.split(jax.random.key(1), len(leaves))
-    params = jax.tree.unflatten(
-        tree, [x + 0.2 * jax.random.normal(rng, x.shape) for x, rng in zip(leaves, rngs, strict=True)]
-    )
+    rng, start = np.random.default_rng(1), jax.device_get(compilation.jit_once(supernet.init)(jax.random.key(0)))
+    params = jax.tree.map(lambda x: (x + 0.2 * rng.normal(size=x.shape)).astype(x.dtype), start)
     inputs = jax.tree.map(lambda x: x.swapaxes(0, 1), make_features(2))
 
     def scored(unroll_fn):
@@ -135,6 +133,7 @@ def controller(**changes):
     return config
 
 
+@functools.cache
 def some_logits() -> jax.Array:
     return jax.random.normal(jax.random.key(5), (2, 5, 3))
 
