@@ -174,10 +174,11 @@ def test_same_padding_is_that_of_tensorflow(is_depthwise):
 
 
 def test_same_padding_by_hand():
-    row = jnp.arange(1.0, 5).reshape(1, 1, 4, 1)
-    kernel = jnp.array([[0.0, 0, 0], [1, 10, 100], [0, 0, 0]]).reshape(3, 3, 1)
+    row = np.arange(1, 5, dtype=np.float32).reshape(1, 1, 4, 1)
+    kernel = np.array([[0, 0, 0], [1, 10, 100], [0, 0, 0]], np.float32).reshape(3, 3, 1)
+    conv_fn = jax.jit(layers.depthwise_conv, static_argnames=("stride", "is_same"))
     # Sums over pixels 1 2 3 and 3 4 -; padded at both sides alike they are - 1 2 and 2 3 4.
-    same, both = (layers.depthwise_conv(row, kernel, stride=2, is_same=is_same) for is_same in (True, False))
+    same, both = (conv_fn(row, kernel, stride=2, is_same=is_same) for is_same in (True, False))
     np.testing.assert_array_equal(same.ravel(), [321.0, 43])
     np.testing.assert_array_equal(both.ravel(), [210.0, 432])
 
@@ -195,8 +196,8 @@ def test_running_statistics_in_the_kernel_equal_those_on_the_result(features, st
 
     ours, theirs = _values_and_grads(_on_both(normalised), x, params)
     _assert_close(ours, theirs)
-    conv_fn = layers.conv if features else layers.depthwise_conv
-    plain = np.asarray(conv_fn(x, params["kernel"], stride=stride))
+    conv_fn = functools.partial(layers.conv if features else layers.depthwise_conv, stride=stride)
+    plain = np.asarray(jax.jit(conv_fn)(x, params["kernel"]))
     mean, var, scale, bias = map(np.asarray, (stats["mean"], stats["var"], params["scale"], params["bias"]))
     expected = (plain - mean) / np.sqrt(var + 0.5) * scale + bias
     np.testing.assert_allclose(ours[0], expected, rtol=1e-4, atol=1e-4)
@@ -208,22 +209,34 @@ def test_running_statistics_in_the_kernel_equal_those_on_the_result(features, st
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_conv_by_hand(backend):
-    x = jnp.arange(9.0).reshape(1, 3, 3, 1)
-    ones = jnp.ones((3, 3, 1, 1))
+    x = np.arange(9, dtype=np.float32).reshape(1, 3, 3, 1)
+    ones = np.ones((3, 3, 1, 1), np.float32)
+
+    @jax.jit
+    def run(x: jax.Array, ones: jax.Array) -> tuple:
+        plain, strided = (_on(backend, layers.conv, **options)(x, ones) for options in ({}, {"stride": 2}))
+        return plain, strided, _on(backend, layers.depthwise_conv, dilation=2)(x, ones[..., 0])
+
+    plain, strided, far = (np.asarray(found)[0, ..., 0] for found in run(x, ones))
     expected = [[8.0, 15, 12], [21, 36, 27], [20, 33, 24]]  # sums of the neighbourhoods, zeros around
-    np.testing.assert_allclose(_on(backend, layers.conv)(x, ones)[0, ..., 0], expected)
+    np.testing.assert_allclose(plain, expected)
     # Stride 2 pads (1, 1) and so looks at pixels 0 and 2; `SAME` would give another grid.
-    np.testing.assert_allclose(_on(backend, layers.conv, stride=2)(x, ones)[0, ..., 0], [[8.0, 12], [20, 24]])
-    far = _on(backend, layers.depthwise_conv, dilation=2)(x, ones[..., 0])[0, ..., 0]
+    np.testing.assert_allclose(strided, [[8.0, 12], [20, 24]])
     np.testing.assert_allclose(far, [[16.0, 8, 16], [8, 4, 8], [16, 8, 16]])
 
 
 def test_conv_keeps_bfloat16():
     x = _normal(1, 5, 5, 4).astype(jnp.bfloat16)
-    for y in (layers.conv(x, _normal(3, 3, 4, 5)), layers.depthwise_conv(x, _normal(3, 3, 4)), layers.max_pool(x, 3)):
-        assert y.dtype == jnp.bfloat16
-    exact = layers.depthwise_conv(x.astype(jnp.float32), _normal(3, 3, 4))
-    _assert_close(layers.depthwise_conv(x, _normal(3, 3, 4)).astype(jnp.float32), exact, 0.05)
+
+    @jax.jit
+    def run(x: jax.Array) -> tuple:
+        kernel = _normal(3, 3, 4)
+        found = layers.depthwise_conv(x, kernel), layers.conv(x, _normal(3, 3, 4, 5)), layers.max_pool(x, 3)
+        return found, layers.depthwise_conv(x.astype(jnp.float32), kernel)
+
+    found, exact = run(x)
+    assert [y.dtype for y in found] == [jnp.bfloat16] * 3
+    _assert_close(np.asarray(found[0], np.float32), exact, 0.05)
 
 
 def test_layers_run_under_vmap_and_checkpoint():
@@ -272,11 +285,12 @@ def test_pool_pads_with_minus_infinity_and_strides():
 
 
 def test_pool_gradient_with_ties_keeps_its_sum():
-    x = jnp.zeros((1, 6, 6, 2)).at[0, 2, 3, 0].set(1.0)
+    x = np.zeros((1, 6, 6, 2), np.float32)
+    x[0, 2, 3, 0] = 1
     pool_fn = _on("cpu", layers.max_pool, window=3)
-    out, (grad,) = _value_and_grad(pool_fn, x)
+    out, (grad,) = jax.device_get(_value_and_grad(pool_fn, x))
     np.testing.assert_allclose(grad.sum(), _normal(*out.shape, seed=9).sum(), rtol=1e-5)
-    middle = jax.grad(lambda x: pool_fn(x)[0, 3, 3, 1])(x)
+    middle = np.asarray(jax.jit(jax.grad(lambda x: pool_fn(x)[0, 3, 3, 1]))(x))
     expected = np.zeros((6, 6))
     expected[2:5, 2:5] = 1 / 9
     np.testing.assert_allclose(middle[0, :, :, 1], expected, rtol=1e-6)
@@ -310,7 +324,7 @@ def test_batch_moments_gradient():
     def plain(x: jax.Array) -> jax.Array:
         return ((x.mean((0, 1, 2)) + x.var((0, 1, 2))) * weights).sum()
 
-    _assert_close(jax.grad(fast)(x), jax.grad(plain)(x))
+    _assert_close(*jax.jit(lambda x: (jax.grad(fast)(x), jax.grad(plain)(x)))(x))
 
 
 @pytest.mark.parametrize("size", [(12, 16), (5, 9), (7, 3), (1, 1), (6, 5)])

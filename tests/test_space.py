@@ -207,16 +207,21 @@ def test_moments_cover_every_normalisation_and_make_batch_and_running_agree_on_o
 def test_first_frame_is_its_own_history() -> None:
     """A still video: at the first frame `prev_logits` is `logits`, and afterwards it is the cell's answer."""
     features = jax.tree.map(lambda x: x[0], make_features(9))
-    params = cell_frame.init(jax.random.key(0), SETTINGS, INPUTS)
-    state = cell_frame.initial_state(SETTINGS, features)
+    params = jax.jit(lambda rng: cell_frame.init(rng, SETTINGS, INPUTS))(jax.random.key(0))
+    state = jax.jit(lambda features: cell_frame.initial_state(SETTINGS, features))(features)
     same = {**params, "inputs": {**params["inputs"], "prev_logits": params["inputs"]["logits"]}}
-    project_fn = projections.make_project(same, operations.CellScope())
-    maps = projections.cell_inputs(state, features, INPUTS, project_fn)
+
+    @jax.jit
+    def project(state: types.CellState) -> dict[str, jax.Array]:
+        project_fn = projections.make_project(same, operations.CellScope())
+        return projections.cell_inputs(state, features, INPUTS, project_fn)
+
+    maps = jax.device_get(project(state))
     np.testing.assert_allclose(maps["prev_logits"], maps["logits"], atol=1e-6)
     raw = maps["image_diff"]
-    np.testing.assert_allclose(raw, jnp.broadcast_to(raw[:1, :1, :1], raw.shape), atol=1e-6)
-    later = dataclasses.replace(state, is_first=jnp.zeros((2,), bool), logits=features.logits[:, ::-1])
-    moved = projections.cell_inputs(later, features, INPUTS, project_fn)
+    np.testing.assert_allclose(raw, np.broadcast_to(raw[:1, :1, :1], raw.shape), atol=1e-6)
+    later = dataclasses.replace(state, is_first=np.zeros(2, bool), logits=features.logits[:, ::-1])
+    moved = project(later)
     np.testing.assert_allclose(moved["prev_logits"], maps["logits"][:, ::-1], atol=1e-5)
 
 
