@@ -71,7 +71,7 @@ def heads(params, *, offset=(0.0, 0.0), gate=0.0, correction=0.0):
     """Parameters whose heads say the same everywhere: offsets in grid cells, log-odds, a value for each class."""
     own = params["ports"]
     bias = np.array([*np.arctanh(np.array(offset) / SETTINGS.max_offset), gate], np.float32)
-    motion = {**own["motion"], "bias": bias}
+    motion = {**own["motion"], "bias": jnp.asarray(bias)}
     head = {**own["head"], "bias": np.full_like(own["head"]["bias"], correction)}
     return {**params, "ports": {**own, "motion": motion, "head": head}}
 

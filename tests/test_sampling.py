@@ -12,8 +12,8 @@ from dvsnas_jax.core import compilation
 from dvsnas_jax.nets.kernels import layers, local_attention, sampling
 
 
-def _normal(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+def _normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 def _value_and_grad(fn, *args: jax.Array) -> tuple:
