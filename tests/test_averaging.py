@@ -2,7 +2,7 @@
 
 import json
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 import trained
@@ -53,10 +53,11 @@ def test_the_share_of_a_run_is_that_of_its_meta_validation_clips_and_kept(tmp_pa
     config, model = folder.config(), run_model.read(folder.config(), folder)[0]
     (chosen,) = pretrain.split_clips(config)[1]
     clip = features.select(config, np.array([chosen]))
-    logits = jnp.stack([static_net.infer(model.net, model.variables, frame[None]).logits for frame in clip.frames[0]])
+    infer, predict = jax.jit(static_net.infer, static_argnums=0), jax.jit(static_net.predict, static_argnums=1)
+    logits = [np.asarray(infer(model.net, model.variables, frame[None]).logits) for frame in clip.frames[0]]
     mious = []
     for share in averaging.SHARES:
-        found = static_net.predict(share * logits[1] + (1 - share) * logits[0], trained.SIZE)
+        found = predict(np.float32(share) * logits[1] + np.float32(1 - share) * logits[0], trained.SIZE)
         mious.append(metrics.scores(metrics.confusion(clip.labels[:, 1], found, 11))["miou"])
     assert averaging.known_share(folder) is None
     share = averaging.share_of_run(config, model.variables, folder)

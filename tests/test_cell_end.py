@@ -54,7 +54,7 @@ def test_untrained_propagating_cell_holds_the_key_frame(end) -> None:
     features = make_features(4, num_frames=5)
     genotype = genotype_lib.random(PROPAGATE_SPACE, np.random.default_rng(1), 1)[0]
     cell = cell_lib.make(PROPAGATE_SPACE, genotype, dataclasses.replace(PROPAGATE, end=end))
-    logits = jax.jit(cell.unroll)(cell.init(jax.random.key(0)), features)
+    logits = jax.jit(cell.unroll)(jax.jit(cell.init)(jax.random.key(0)), features)
     np.testing.assert_array_equal(logits, np.asarray(features.logits)[[0, 0, 0, 3, 3]])
 
 
@@ -72,7 +72,7 @@ def heads(params, *, offset=(0.0, 0.0), gate=0.0, correction=0.0):
     own = params["ports"]
     bias = np.array([*np.arctanh(np.array(offset) / SETTINGS.max_offset), gate], np.float32)
     motion = {**own["motion"], "bias": jnp.asarray(bias)}
-    head = {**own["head"], "bias": jnp.full_like(own["head"]["bias"], correction)}
+    head = {**own["head"], "bias": np.full_like(own["head"]["bias"], correction)}
     return {**params, "ports": {**own, "motion": motion, "head": head}}
 
 

@@ -83,7 +83,7 @@ def test_an_operation_and_an_aggregation(monkeypatch, tmp_path):
     config = config_lib.load(None, {**TINY, "space.operations": "skip,scale", "space.aggregations": "difference"})
     lines = search(config, workdir.Workdir(tmp_path))
     assert len(lines) >= 4 and {line["status"] for line in lines} == {"ok"}
-    assert all(0 <= line["reward"] <= 1 for line in lines)
+    assert all(0 <= line["reward"] <= 1 and line["source"] == "random" for line in lines)
     space, settings = features.space_of(config), features.settings_of(config)
     assert any(1 in row[2:4] for line in lines for row in line["genotype"])
 

@@ -95,7 +95,7 @@ def test_an_encoder_and_a_decoder(config):
     for before, after in zip(jax.tree.leaves(variables), jax.tree.leaves(trained), strict=True):
         assert np.isfinite(after).all() and np.any(before != after)
     np.testing.assert_allclose(static_net.normalise(net, np.full((1, 1, 1, 3), 255, np.uint8)), 1.0)
-    found = static_net.infer(net, static_net.fold(net, trained), clip.frames[:, 0])
+    found = jax.jit(static_net.infer, static_argnums=0)(net, static_net.fold(net, trained), clip.frames[:, 0])
     channels = features.settings_of(config).feature_channels
     assert {name: x.shape[-1] for name, x in found.maps.items()} == {k: v for k, v in channels.items() if k != "logits"}
     first = static_net.needed(net, trained, "stage2")

@@ -29,7 +29,8 @@ config = config_lib.load(None, {
     "space.operations": "skip,scale", "space.aggregations": "difference",
 })
 net = static_net.make(config.net, 2)
-found = static_net.infer(net, static_net.init(net, jax.random.key(0)), np.zeros((1, 32, 32, 3), np.uint8))
+infer = jax.jit(static_net.infer, static_argnums=0)
+found = infer(net, static_net.init(net, jax.random.key(0)), np.zeros((1, 32, 32, 3), np.uint8))
 assert found.maps["stage4"].shape == (1, 8, 8, 8) and found.logits.shape == (1, 8, 8, 2)
 assert datasets.class_table(config.data).names == ("in", "out")
 space, settings = features.space_of(config), features.settings_of(config)
@@ -39,7 +40,7 @@ assert np.shape(drawn) == (3, 1, 5)
 genotype = np.array([[0, 1, 1, 0, 0]], np.int32)
 assert draw.text(space, genotype).startswith("layer0 = difference( scale(prev_state), skip(stage1) )")
 assert settings.schedule.is_learned and cost.of(space, genotype, settings, (8, 8)).params > 0
-assert cell.make(space, genotype, settings).init(jax.random.key(0))["layers"]
+assert jax.jit(cell.make(space, genotype, settings).init)(jax.random.key(0))["layers"]
 """
 
 
@@ -52,7 +53,7 @@ def test_a_kind_is_a_diff_of_one_file_and_of_at_most_40_lines():
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git: nothing to apply a diff with")
 def test_the_diffs_add_what_they_say(tmp_path):
     for name in ("dvsnas_jax", "tests"):
-        ignored = shutil.ignore_patterns("__pycache__", "golden")
+        ignored = shutil.ignore_patterns("golden")
         shutil.copytree(pages.ROOT / name, tmp_path / name, ignore=ignored)
     for diff in DIFFS:
         done = subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff.text, capture_output=True, text=True)

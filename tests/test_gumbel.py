@@ -1,6 +1,7 @@
 """The strategy `gumbel`: the relaxed cell, the distribution of the choices, and their training by gradients."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import subprocess
@@ -80,11 +81,8 @@ def make_store(num_clips: int, seed: int) -> types.FeatureStore:
 def check_equal(space: genotype_lib.Space, settings, tolerance: float) -> None:
     """With the weights of a genotype: logits and gradient of the supernet."""
     supernet, relaxed = supernet_lib.make(space, settings), relaxed_lib.make(space, settings)
-    leaves, tree = jax.tree.flatten(supernet.init(jax.random.key(0)))
-    rngs = jax.random.split(jax.random.key(1), len(leaves))
-    params = jax.tree.unflatten(
-        tree, [x + 0.2 * jax.random.normal(rng, x.shape) for x, rng in zip(leaves, rngs, strict=True)]
-    )
+    rng, start = np.random.default_rng(1), jax.device_get(compilation.jit_once(supernet.init)(jax.random.key(0)))
+    params = jax.tree.map(lambda x: (x + 0.2 * rng.normal(size=x.shape)).astype(x.dtype), start)
     inputs = jax.tree.map(lambda x: x.swapaxes(0, 1), make_features(2))
 
     def scored(unroll_fn):
@@ -135,6 +133,12 @@ def controller(**changes):
     return config
 
 
+@jax.jit
+def entropy_of(logits: jax.Array) -> jax.Array:
+    return gumbel.entropy_of(TINY, logits, FULL)
+
+
+@functools.cache
 def some_logits() -> jax.Array:
     return jax.random.normal(jax.random.key(5), (2, 5, 3))
 
@@ -165,7 +169,7 @@ def test_the_most_probable_genotypes_are_found() -> None:
     state = strategy.init(jax.random.key(0)).replace(params=2 * some_logits())
     limits = [np.arange(limit) for limit in TINY.limits().ravel()]
     rows = np.stack(np.meshgrid(*limits, indexing="ij"), axis=-1).reshape(-1, 2, 5).astype(np.int32)
-    log_prob = np.asarray(gumbel.make(TINY, controller()).score(state.params, rows, FULL)[0])
+    log_prob = np.asarray(jax.jit(gumbel.make(TINY, controller()).score)(state.params, rows, FULL)[0])
     assert np.exp(log_prob).sum() == pytest.approx(1, rel=1e-4)
     order = np.argsort(-log_prob)
     np.testing.assert_array_equal(strategy.probable(state, jax.random.key(4), 3), rows[order[:3]])
@@ -175,19 +179,23 @@ def test_relaxed_draws_go_from_all_tokens_to_one() -> None:
     choices, mask = gumbel.make(TINY, controller()), np.array([True, False, True])
     hard = gumbel.make(TINY, controller(straight_through=True))
     noise = jax.random.gumbel(jax.random.key(0), (2, 5, 3))
-    warm, cold = (choices.relax(some_logits(), noise, mask, temperature) for temperature in (5.0, 0.01))
-    drawn = jnp.where(gumbel.allowed_tokens(TINY, mask), some_logits() + noise, -jnp.inf).argmax(axis=-1)
+    relax = jax.jit(choices.relax)
+    warm, cold = (np.asarray(relax(some_logits(), noise, mask, temperature)) for temperature in (5.0, 0.01))
+    sums = np.asarray(some_logits()) + np.asarray(noise)
+    drawn = np.where(gumbel.allowed_tokens(TINY, mask), sums, -np.inf).argmax(axis=-1)
     for weights in (warm, cold):
         np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
-        assert not np.asarray(weights)[:, 2:4, 1].any()  # masked
-        assert not np.asarray(weights)[0, :2, 2].any() and not np.asarray(weights)[:, 4, 1:].any()  # there are no such
-    assert np.asarray(warm)[1, :2].max() < 0.8
-    np.testing.assert_allclose(cold, jax.nn.one_hot(drawn, 3), atol=1e-3)
-    straight = hard.relax(some_logits(), noise, mask, 5.0)
-    np.testing.assert_array_equal(straight, jax.nn.one_hot(drawn, 3))
+        assert not weights[:, 2:4, 1].any()  # masked
+        assert not weights[0, :2, 2].any() and not weights[:, 4, 1:].any()  # there are no such
+    assert warm[1, :2].max() < 0.8
+    np.testing.assert_allclose(cold, np.eye(3)[drawn], atol=1e-3)
+    straight = jax.jit(hard.relax)(some_logits(), noise, mask, 5.0)
+    np.testing.assert_array_equal(straight, np.eye(3)[drawn])
     factors = jax.random.normal(jax.random.key(2), (2, 5, 3))
     soft_gradient, hard_gradient = (
-        jax.grad(lambda logits, made=made: (made.relax(logits, noise, mask, 5.0) * factors).sum())(some_logits())
+        jax.jit(jax.grad(lambda logits, made=made: (made.relax(logits, noise, mask, 5.0) * factors).sum()))(
+            some_logits()
+        )
         for made in (choices, hard)
     )
     np.testing.assert_allclose(soft_gradient, hard_gradient, atol=1e-6)
@@ -218,14 +226,15 @@ def test_a_loss_that_prefers_a_token_makes_it_probable_and_leaves_the_others_alo
     np.testing.assert_allclose(probability[1, 3], 1 / 3, rtol=1e-5)
     np.testing.assert_allclose(probability[0, 0], [0.5, 0.5, 0], rtol=1e-5)
     assert int(state.num_updates) == 150
-    assert metrics["choice_entropy"] < gumbel.entropy_of(TINY, start.params, FULL) - 0.5
+    assert metrics["choice_entropy"] < entropy_of(start.params) - 0.5
 
 
 def test_an_entropy_bonus_spreads_the_choices() -> None:
     choices = gumbel.make(TINY, controller(entropy=0.1))
     state = choices.init(jax.random.key(0)).replace(params=some_logits())
-    new, _ = choices.descend(state, jnp.zeros((2, 5, 3)), FULL)
-    assert gumbel.entropy_of(TINY, new.params, FULL) > gumbel.entropy_of(TINY, state.params, FULL) + 0.05
+    new, _ = jax.jit(choices.descend)(state, np.zeros((2, 5, 3), np.float32), FULL)
+    before, after = (float(entropy_of(each.params)) for each in (state, new))
+    assert after > before + 0.05
 
 
 # --- the training and the search ----------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_the_loss_and_its_gradients_are_those_of_running_the_video(tmp_path, kin
     cell = cell_lib.make(space, genotype, settings)
     net = static_net.make(config.net, settings.num_classes)
     variables = static_net.init(net, jax.random.key(0))
-    cell_params = cell.init(jax.random.key(1))
+    cell_params = compilation.jit_once(cell.init)(jax.random.key(1))
     for name in ("head", "motion"):  # they start at zero
         kernel = cell_params["ports"][name]["kernel"]
         cell_params["ports"][name]["kernel"] = 0.1 * jax.random.normal(jax.random.key(2), kernel.shape)

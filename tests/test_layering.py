@@ -1,9 +1,11 @@
 """The layout of the package: arrows of imports, lazy TensorFlow, sizes of files and functions, modules not names."""
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -45,8 +47,20 @@ FORBIDDEN = {"controller": {"space.operations"}}
 ANY_ROOM = {"__version__"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_MODULES = 390, 60, 6, 20
 
-# One test case a file, so that a failure names it.
-each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+
+@functools.cache
+def _tree(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def _offenders(check_fn: Callable[[pathlib.Path], list[str]]) -> dict[str, list[str]]:
+    """File -> what is wrong in it, of the files in which something is."""
+    found = {str(path.relative_to(ROOT)): check_fn(path) for path in FILES}
+    return {name: problems for name, problems in found.items() if problems}
+
+
+def _functions(path: pathlib.Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(_tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def _imports(tree: ast.Module, *, is_lazy_too: bool = True) -> list[str]:
@@ -97,9 +111,8 @@ def test_rooms_are_not_overfull():
     assert {name: count for name, count in counts.items() if count > MAX_MODULES} == {}
 
 
-@each_file
-def test_imports_go_down_only(path):
-    assert forbidden_imports(_module(path), ast.parse(path.read_text())) == []
+def test_imports_go_down_only():
+    assert _offenders(lambda path: forbidden_imports(_module(path), _tree(path))) == {}
 
 
 @pytest.mark.parametrize(
@@ -129,52 +142,62 @@ def test_the_check_sees_a_wrong_arrow(layer, line):
     assert len(forbidden_imports(layer, ast.parse(line))) == 1
 
 
-@each_file
-def test_tensorflow_is_imported_lazily_and_in_data_only(path):
-    tree = ast.parse(path.read_text())
-    names = ("tensorflow", "tensorflow_datasets")
-    assert not [name for name in _imports(tree, is_lazy_too=False) if name.split(".")[0] in names], "not lazy"
-    if not _is_in(_module(path), "data") and _module(path) != "deploy.savedmodel":
-        assert not [name for name in _imports(tree) if name.split(".")[0] in names], "outside data"
+def test_tensorflow_is_imported_lazily_and_in_data_only():
+    def check(path: pathlib.Path) -> list[str]:
+        is_allowed = _is_in(_module(path), "data") or _module(path) == "deploy.savedmodel"
+        found = _imports(_tree(path), is_lazy_too=not is_allowed)  # where it is allowed, inside of functions alone
+        return [name for name in found if name.split(".")[0] in ("tensorflow", "tensorflow_datasets")]
+
+    assert _offenders(check) == {}
 
 
-@each_file
-def test_own_modules_are_imported_as_modules(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            assert all(alias.name != "*" for alias in node.names)
-            if (node.module or "").split(".")[0] == PACKAGE:
-                folder = ROOT.joinpath(*node.module.split("."))
-                for alias in node.names:
-                    is_module = (folder / f"{alias.name}.py").exists() or (folder / alias.name / "__init__.py").exists()
-                    assert is_module, f"line {node.lineno}: {alias.name} is a name, import its module"
+def test_own_modules_are_imported_as_modules():
+    def check(path: pathlib.Path) -> list[str]:
+        found = []
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.ImportFrom):
+                is_own = (node.module or "").split(".")[0] == PACKAGE
+                folder = ROOT.joinpath(*(node.module or "").split("."))
+                for name in [alias.name for alias in node.names]:
+                    is_module = (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists()
+                    if name == "*" or (is_own and not is_module):
+                        found.append(f"line {node.lineno}: {name} is a name, import its module")
+        return found
+
+    assert _offenders(check) == {}
 
 
-@each_file
-def test_files_and_functions_stay_small(path):
-    text = path.read_text()
-    assert len(text.splitlines()) < MAX_FILE_LINES
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+def test_files_and_functions_stay_small():
+    def check(path: pathlib.Path) -> list[str]:
+        num_lines, found = len(path.read_text().splitlines()), []
+        if num_lines >= MAX_FILE_LINES:
+            found.append(f"{num_lines} lines")
+        for node in _functions(path):
             lines = node.end_lineno - node.lineno + 1
-            assert lines < MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
             positional = [*node.args.posonlyargs, *node.args.args]
             count = len(positional) - bool(positional and positional[0].arg in ("self", "cls"))
             count += len(node.args.kwonlyargs)
-            assert count <= MAX_ARGUMENTS, f"{node.name} takes {count} arguments"
+            if lines >= MAX_FUNCTION_LINES or count > MAX_ARGUMENTS:
+                found.append(f"{node.name} has {lines} lines and takes {count} arguments")
+        return found
+
+    assert _offenders(check) == {}
 
 
-@each_file
-def test_public_functions_are_annotated_and_documented(path):
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree), "no docstring of the module"
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{node.name}: no docstring"
-            assert node.returns is not None, f"{node.name}: no annotation of the result"
-            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            bare = [argument.arg for argument in arguments if argument.annotation is None]
-            assert not bare, f"{node.name}: no annotation of {bare}"
+def test_public_functions_are_annotated_and_documented():
+    def check(path: pathlib.Path) -> list[str]:
+        found = [] if ast.get_docstring(_tree(path)) else ["no docstring of the module"]
+        for node in _tree(path).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                bare = [argument.arg for argument in arguments if argument.annotation is None]
+                if not ast.get_docstring(node):
+                    found.append(f"{node.name}: no docstring")
+                if node.returns is None or bare:
+                    found.append(f"{node.name}: no annotation of {bare or 'the result'}")
+        return found
+
+    assert _offenders(check) == {}
 
 
 def test_importing_every_module_needs_no_tensorflow():

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import jax
@@ -15,8 +15,8 @@ from dvsnas_jax.nets import blocks
 from dvsnas_jax.nets.kernels import layers, winograd
 
 
-def _normal(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+def _normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def _assert_close(actual, expected, tolerance: float = 1e-5) -> None:
@@ -26,19 +26,28 @@ def _assert_close(actual, expected, tolerance: float = 1e-5) -> None:
         assert error <= tolerance * max(np.abs(b).max(), 1e-3)
 
 
+def _values_and_grads(fns: Iterable[Callable[..., jax.Array]], *args: jax.Array) -> list[tuple]:
+    """Of each function the result, and gradients for a fixed random weighting of it; by one program."""
+
+    @compilation.jit_once
+    def every(*args: jax.Array) -> list[tuple]:
+        pairs = [jax.vjp(fn, *args) for fn in fns]
+        return [(out, pull(_normal(*out.shape, seed=9))) for out, pull in pairs]
+
+    return every(*args)
+
+
 def _value_and_grad(fn: Callable[..., jax.Array], *args: jax.Array) -> tuple:
-    """The result, and gradients for a fixed random weighting of it."""
-
-    def both(*args: jax.Array) -> tuple:
-        out, pull = jax.vjp(fn, *args)
-        return out, pull(_normal(*out.shape, seed=9))
-
-    return jax.jit(both)(*args)
+    return _values_and_grads([fn], *args)[0]
 
 
 def _on(backend: str, fn: Callable[..., jax.Array], **options) -> Callable[..., jax.Array]:
     """A function whose layers are those of a backend."""
     return compilation.target(backend)(lambda *args: fn(*args, **options))
+
+
+def _on_both(fn: Callable[..., jax.Array], **options) -> list[Callable[..., jax.Array]]:
+    return [_on(backend, fn, **options) for backend in ("cpu", "gpu")]
 
 
 GEOMETRY = [
@@ -63,9 +72,7 @@ CHANNELS = [(4, 6), (16, 2), (16, 5)]  # the last two: products before the shift
 )
 def test_conv_variants_agree(height, width, size, stride, dilation, cin, cout):
     x, kernel = _normal(2, height, width, cin), _normal(size, size, cin, cout, seed=1)
-    results = [
-        _value_and_grad(_on(b, layers.conv, stride=stride, dilation=dilation), x, kernel) for b in ("cpu", "gpu")
-    ]
+    results = _values_and_grads(_on_both(layers.conv, stride=stride, dilation=dilation), x, kernel)
     assert results[0][0].shape == (2, -(-height // stride), -(-width // stride), cout)
     _assert_close(*results)
 
@@ -73,11 +80,11 @@ def test_conv_variants_agree(height, width, size, stride, dilation, cin, cout):
 @pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 2)])
 def test_convolution_with_fewer_products_agrees(size):
     x, kernel = _normal(2, *size, winograd.MIN_CHANNELS), _normal(3, 3, winograd.MIN_CHANNELS, 70, seed=1)
-    ours = _value_and_grad(_on("cpu", layers.conv), x, kernel)
-    _assert_close(ours, _value_and_grad(_on("gpu", layers.conv), x, kernel))
+    ours, theirs = _values_and_grads(_on_both(layers.conv), x, kernel)
+    _assert_close(ours, theirs)
     products = [eqn for eqn in jax.make_jaxpr(winograd.conv_3x3)(x, kernel).eqns if eqn.primitive.name == "dot_general"]
     assert len(products) == 16  # for each tile of 2x2, which takes 36 otherwise
-    _assert_close(winograd.conv_3x3(x, kernel), ours[0])
+    _assert_close(jax.jit(winograd.conv_3x3)(x, kernel), ours[0])
 
 
 def test_activations_and_their_gradients():
@@ -101,21 +108,19 @@ def test_two_1x1_convolutions_as_one(size):
             return second(blocks.Pointwise(5, name="first")(x))
 
     x = _normal(1, *size, 4)
-    params = Two(False).init(jax.random.key(0), x)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, Two(True).init(jax.random.key(0), x))
-    results = [_value_and_grad(Two(is_joined).apply, params, x) for is_joined in (False, True)]
+    params = jax.jit(Two(False).init)(jax.random.key(0), x)
+    joined = jax.eval_shape(Two(True).init, jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, joined)
+    results = _values_and_grads([Two(is_joined).apply for is_joined in (False, True)], params, x)
     _assert_close(*results)
 
 
 @pytest.mark.parametrize(("height", "width", "size", "stride", "dilation"), [*GEOMETRY, (70, 3, 3, 1, 2)])
 def test_depthwise_variants_agree(height, width, size, stride, dilation):
     x, kernel = _normal(2, height, width, 3), _normal(size, size, 3, seed=1)
-
-    def run(backend: str) -> tuple:
-        return _value_and_grad(_on(backend, layers.depthwise_conv, stride=stride, dilation=dilation), x, kernel)
-
-    assert run("cpu")[0].shape == (2, -(-height // stride), -(-width // stride), 3)
-    _assert_close(run("cpu"), run("gpu"))
+    results = _values_and_grads(_on_both(layers.depthwise_conv, stride=stride, dilation=dilation), x, kernel)
+    assert results[0][0].shape == (2, -(-height // stride), -(-width // stride), 3)
+    _assert_close(*results)
 
 
 @pytest.mark.parametrize("is_depthwise", [False, True])
@@ -169,10 +174,11 @@ def test_same_padding_is_that_of_tensorflow(is_depthwise):
 
 
 def test_same_padding_by_hand():
-    row = jnp.arange(1.0, 5).reshape(1, 1, 4, 1)
-    kernel = jnp.array([[0.0, 0, 0], [1, 10, 100], [0, 0, 0]]).reshape(3, 3, 1)
+    row = np.arange(1, 5, dtype=np.float32).reshape(1, 1, 4, 1)
+    kernel = np.array([[0, 0, 0], [1, 10, 100], [0, 0, 0]], np.float32).reshape(3, 3, 1)
+    conv_fn = jax.jit(layers.depthwise_conv, static_argnames=("stride", "is_same"))
     # Sums over pixels 1 2 3 and 3 4 -; padded at both sides alike they are - 1 2 and 2 3 4.
-    same, both = (layers.depthwise_conv(row, kernel, stride=2, is_same=is_same) for is_same in (True, False))
+    same, both = (conv_fn(row, kernel, stride=2, is_same=is_same) for is_same in (True, False))
     np.testing.assert_array_equal(same.ravel(), [321.0, 43])
     np.testing.assert_array_equal(both.ravel(), [210.0, 432])
 
@@ -181,45 +187,56 @@ def test_same_padding_by_hand():
 def test_running_statistics_in_the_kernel_equal_those_on_the_result(features, stride):
     module = blocks.ConvNorm(features, size=3, stride=stride, activation_fn=None, epsilon=0.5)
     x = _normal(2, 9, 8, 4)
-    drawn = module.init(jax.random.key(0), x, False)
-    variables = jax.tree.map(lambda leaf: jnp.abs(_normal(*leaf.shape, seed=3)) + 0.5, drawn)
+    drawn = jax.eval_shape(lambda rng: module.init(rng, x, False), jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: np.abs(_normal(*leaf.shape, seed=3)) + np.float32(0.5), drawn)
     stats, params = variables["batch_stats"], {**variables["params"], "bias": _normal(features or 4, seed=4)}
 
-    def run(backend: str) -> tuple:
-        with compilation.target(backend):
-            return _value_and_grad(
-                lambda x, params: module.apply({"params": params, "batch_stats": stats}, x, False), x, params
-            )
+    def normalised(x: jax.Array, params: dict) -> jax.Array:
+        return module.apply({"params": params, "batch_stats": stats}, x, False)
 
-    _assert_close(run("cpu"), run("gpu"))
-    conv_fn = layers.conv if features else layers.depthwise_conv
-    plain = np.asarray(conv_fn(x, params["kernel"], stride=stride))
+    ours, theirs = _values_and_grads(_on_both(normalised), x, params)
+    _assert_close(ours, theirs)
+    conv_fn = functools.partial(layers.conv if features else layers.depthwise_conv, stride=stride)
+    plain = np.asarray(jax.jit(conv_fn)(x, params["kernel"]))
     mean, var, scale, bias = map(np.asarray, (stats["mean"], stats["var"], params["scale"], params["bias"]))
     expected = (plain - mean) / np.sqrt(var + 0.5) * scale + bias
-    np.testing.assert_allclose(run("cpu")[0], expected, rtol=1e-4, atol=1e-4)
-    found, _ = module.apply({"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"])
+    np.testing.assert_allclose(ours[0], expected, rtol=1e-4, atol=1e-4)
+    train_fn = jax.jit(lambda variables, x: module.apply(variables, x, True, mutable=["batch_stats"]))
+    found, _ = train_fn({"params": params, "batch_stats": stats}, x)
     expected = (plain - plain.mean((0, 1, 2))) / np.sqrt(plain.var((0, 1, 2)) + 0.5) * scale + bias
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_conv_by_hand(backend):
-    x = jnp.arange(9.0).reshape(1, 3, 3, 1)
-    ones = jnp.ones((3, 3, 1, 1))
+    x = np.arange(9, dtype=np.float32).reshape(1, 3, 3, 1)
+    ones = np.ones((3, 3, 1, 1), np.float32)
+
+    @jax.jit
+    def run(x: jax.Array, ones: jax.Array) -> tuple:
+        plain, strided = (_on(backend, layers.conv, **options)(x, ones) for options in ({}, {"stride": 2}))
+        return plain, strided, _on(backend, layers.depthwise_conv, dilation=2)(x, ones[..., 0])
+
+    plain, strided, far = (np.asarray(found)[0, ..., 0] for found in run(x, ones))
     expected = [[8.0, 15, 12], [21, 36, 27], [20, 33, 24]]  # sums of the neighbourhoods, zeros around
-    np.testing.assert_allclose(_on(backend, layers.conv)(x, ones)[0, ..., 0], expected)
+    np.testing.assert_allclose(plain, expected)
     # Stride 2 pads (1, 1) and so looks at pixels 0 and 2; `SAME` would give another grid.
-    np.testing.assert_allclose(_on(backend, layers.conv, stride=2)(x, ones)[0, ..., 0], [[8.0, 12], [20, 24]])
-    far = _on(backend, layers.depthwise_conv, dilation=2)(x, ones[..., 0])[0, ..., 0]
+    np.testing.assert_allclose(strided, [[8.0, 12], [20, 24]])
     np.testing.assert_allclose(far, [[16.0, 8, 16], [8, 4, 8], [16, 8, 16]])
 
 
 def test_conv_keeps_bfloat16():
     x = _normal(1, 5, 5, 4).astype(jnp.bfloat16)
-    for y in (layers.conv(x, _normal(3, 3, 4, 5)), layers.depthwise_conv(x, _normal(3, 3, 4)), layers.max_pool(x, 3)):
-        assert y.dtype == jnp.bfloat16
-    exact = layers.depthwise_conv(x.astype(jnp.float32), _normal(3, 3, 4))
-    _assert_close(layers.depthwise_conv(x, _normal(3, 3, 4)).astype(jnp.float32), exact, 0.05)
+
+    @jax.jit
+    def run(x: jax.Array) -> tuple:
+        kernel = _normal(3, 3, 4)
+        found = layers.depthwise_conv(x, kernel), layers.conv(x, _normal(3, 3, 4, 5)), layers.max_pool(x, 3)
+        return found, layers.depthwise_conv(x.astype(jnp.float32), kernel)
+
+    found, exact = run(x)
+    assert [y.dtype for y in found] == [jnp.bfloat16] * 3
+    _assert_close(np.asarray(found[0], np.float32), exact, 0.05)
 
 
 def test_layers_run_under_vmap_and_checkpoint():
@@ -237,12 +254,11 @@ def test_layers_run_under_vmap_and_checkpoint():
 @pytest.mark.parametrize(("window", "height", "width"), [(3, 6, 7), (5, 9, 4), (5, 3, 3)])
 def test_pool_variants_agree_without_ties(window, height, width):
     x = _normal(2, height, width, 3)
-    results = [_value_and_grad(_on(b, layers.max_pool, window=window), x) for b in ("cpu", "gpu")]
-    _assert_close(*results)
+    _assert_close(*_values_and_grads(_on_both(layers.max_pool, window=window), x))
 
 
 def test_pool_of_large_maps_has_the_same_gradient():
-    x = jnp.round(_normal(3, 60, 70, 64) * 4)  # many ties; large enough to be taken map by map
+    x = np.round(_normal(3, 60, 70, 64) * 4)  # many ties; large enough to be taken map by map
     weights = _normal(*x.shape, seed=3)
 
     @jax.jit
@@ -258,23 +274,23 @@ def test_pool_of_large_maps_has_the_same_gradient():
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 3)])
 def test_pool_of_maps_smaller_than_its_window(size):
     x = _normal(2, *size, 3)
-    ours = _value_and_grad(_on("cpu", layers.max_pool, window=5), x)
-    _assert_close(ours, _value_and_grad(_on("gpu", layers.max_pool, window=5), x))
+    _assert_close(*_values_and_grads(_on_both(layers.max_pool, window=5), x))
 
 
 def test_pool_pads_with_minus_infinity_and_strides():
-    x = -1 - jnp.abs(_normal(1, 5, 5, 1))
+    x = -1 - np.abs(_normal(1, 5, 5, 1))
     pooled = _on("cpu", layers.max_pool, window=3)(x)
     assert (pooled < 0).all()
     np.testing.assert_array_equal(layers.max_pool(x, 3, stride=2), pooled[:, ::2, ::2])
 
 
 def test_pool_gradient_with_ties_keeps_its_sum():
-    x = jnp.zeros((1, 6, 6, 2)).at[0, 2, 3, 0].set(1.0)
+    x = np.zeros((1, 6, 6, 2), np.float32)
+    x[0, 2, 3, 0] = 1
     pool_fn = _on("cpu", layers.max_pool, window=3)
-    out, (grad,) = _value_and_grad(pool_fn, x)
+    out, (grad,) = jax.device_get(_value_and_grad(pool_fn, x))
     np.testing.assert_allclose(grad.sum(), _normal(*out.shape, seed=9).sum(), rtol=1e-5)
-    middle = jax.grad(lambda x: pool_fn(x)[0, 3, 3, 1])(x)
+    middle = np.asarray(jax.jit(jax.grad(lambda x: pool_fn(x)[0, 3, 3, 1]))(x))
     expected = np.zeros((6, 6))
     expected[2:5, 2:5] = 1 / 9
     np.testing.assert_allclose(middle[0, :, :, 1], expected, rtol=1e-6)
@@ -308,30 +324,31 @@ def test_batch_moments_gradient():
     def plain(x: jax.Array) -> jax.Array:
         return ((x.mean((0, 1, 2)) + x.var((0, 1, 2))) * weights).sum()
 
-    _assert_close(jax.grad(fast)(x), jax.grad(plain)(x))
+    _assert_close(*jax.jit(lambda x: (jax.grad(fast)(x), jax.grad(plain)(x)))(x))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("size", [(12, 16), (5, 9), (7, 3), (1, 1), (6, 5)])
-def test_resize_equals_jax_image(backend, size):
-    x = _normal(2, 6, 5, 3)
-    ours = _value_and_grad(_on(backend, layers.resize_bilinear, size=size), x)
-    theirs = _value_and_grad(lambda x: jax.image.resize(x, (2, *size, 3), "bilinear", antialias=False), x)
-    _assert_close(ours, theirs)
+def test_resize_equals_jax_image(size):
+    def theirs(x: jax.Array) -> jax.Array:
+        return jax.image.resize(x, (2, *size, 3), "bilinear", antialias=False)
+
+    *ours, expected = _values_and_grads([*_on_both(layers.resize_bilinear, size=size), theirs], _normal(2, 6, 5, 3))
+    for found in ours:
+        _assert_close(found, expected)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("size", [(12, 16), (5, 9), (11, 1)])
-def test_resize_with_aligned_corners(backend, size):
+def test_resize_with_aligned_corners(size):
     x = _normal(1, 6, 5, 1)
     rows = [np.linspace(0, n - 1, m) if m > 1 else np.zeros(1) for n, m in zip((6, 5), size, strict=True)]
     grid = np.asarray(x)[0, :, :, 0]
     partly = np.stack([np.interp(rows[0], np.arange(6), column) for column in grid.T], axis=1)
     expected = np.stack([np.interp(rows[1], np.arange(5), row) for row in partly])
-    y, (grad,) = _value_and_grad(_on(backend, layers.resize_bilinear, size=size, align_corners=True), x)
-    np.testing.assert_allclose(y[0, :, :, 0], expected, atol=1e-5)
-    # The gradient is the adjoint of a linear map: <A x, g> = <x, A' g>.
-    np.testing.assert_allclose((y * _normal(*y.shape, seed=9)).sum(), (x * grad).sum(), rtol=1e-4)
+    for found in _values_and_grads(_on_both(layers.resize_bilinear, size=size, align_corners=True), x):
+        y, (grad,) = jax.device_get(found)
+        np.testing.assert_allclose(y[0, :, :, 0], expected, atol=1e-5)
+        # The gradient is the adjoint of a linear map: <A x, g> = <x, A' g>.
+        np.testing.assert_allclose((y * _normal(*y.shape, seed=9)).sum(), (x * grad).sum(), rtol=1e-4)
 
 
 def test_average_to_grid():

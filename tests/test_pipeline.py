@@ -150,15 +150,6 @@ def test_train_takes_the_genotype_of_another_run(run_folder: pathlib.Path, tmp_p
     assert table[0] == "test, 20 frames" and f"{100 * result['cell']['miou']:.1f}" in table[3].split()
 
 
-def test_random_is_a_strategy_behind_the_same_interface(run_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    folder = tmp_path / "random"
-    shutil.copytree(run_folder / "checkpoints" / "pretrain", folder / "checkpoints" / "pretrain")
-    words = ["search", f"--config={SMOKE}", f"--workdir={folder}", *TINY, "--config.search.strategy=random"]
-    words += ["--config.search.steps=1", "--config.derive.num_probable=0", "--config.train.steps=2"]
-    assert cli.main(words) == 0
-    assert {r["source"] for r in workdir.Workdir(folder).read("genotypes.jsonl")} == {"random"}
-
-
 def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
     """The one line of a refusal."""
     capsys.readouterr()

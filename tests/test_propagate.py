@@ -28,7 +28,7 @@ GENOTYPE = np.array([[0, 1, 2, 1, 1], [6, 4, 1, 2, 0]], np.int32)
 def _features(num_frames: int = 7, num_clips: int = 2, size: tuple[int, int] = (4, 6)) -> types.Features:
     rng = np.random.default_rng(0)
     maps = {
-        name: jnp.asarray(rng.normal(size=(num_clips, num_frames, *size, num)).swapaxes(0, 1), jnp.float32)
+        name: rng.normal(size=(num_clips, num_frames, *size, num)).swapaxes(0, 1).astype(np.float32)
         for name, num in CHANNELS.items()
     }
     logits = maps.pop("logits")
@@ -48,23 +48,27 @@ def _cheap(frame: types.Features) -> types.Features:
 def _make(kind: str = "fixed", **changes):
     schedule = schedule_lib.Schedule(kind=kind, **{"interval": 3, **changes})
     cell = cell_lib.make(SPACE, GENOTYPE, dataclasses.replace(SETTINGS, schedule=schedule))
-    params = jax.jit(cell.init)(jax.random.key(0))
-    moments = jax.jit(cell.moments)(params, _features())
-    return cell, cell_lib.freeze_norm(params, moments)
+
+    @jax.jit
+    def make(features: types.Features) -> types.Params:
+        params = cell.init(jax.random.key(0))
+        return cell_lib.freeze_norm(params, cell.moments(params, features))
+
+    return cell, make(_features())
 
 
 def test_key_frames_are_the_static_network_and_nothing_else_sees_it():
     cell, params = _make()
-    features = _features()
-    logits = jax.jit(cell.unroll)(params, features)
+    features, unroll = _features(), jax.jit(cell.unroll)
+    logits = np.asarray(unroll(params, features))
     for frame in range(7):
         is_same = np.array_equal(logits[frame], features.logits[frame])
         assert is_same == (frame % 3 == 0), frame
+    between = np.isin(np.arange(7), (1, 2)).astype(np.float32).reshape(7, 1, 1, 1, 1)
     other = types.Features(
-        maps={**features.maps, "decoder": jnp.asarray(features.maps["decoder"]).at[1:3].add(1.0)},
-        logits=jnp.asarray(features.logits).at[1:3].add(1.0),
+        maps={**features.maps, "decoder": features.maps["decoder"] + between}, logits=features.logits + between
     )
-    np.testing.assert_array_equal(jax.jit(cell.unroll)(params, other), logits)
+    np.testing.assert_array_equal(unroll(params, other), logits)
 
 
 @pytest.mark.parametrize("kind", ["fixed", "adaptive", "regions"])
@@ -74,11 +78,11 @@ def test_frame_by_frame_with_cheap_maps_equals_the_scan(kind):
     features = _features()
     scanned = np.asarray(jax.jit(cell.unroll)(params, features))
     due, restart, advance, merge = map(jax.jit, (cell.due, cell.restart, cell.advance, cell.merge))
-    state = cell.initial_state(_frame(features, 0))
+    state = jax.jit(cell.initial_state)(_frame(features, 0))
     shares = []
     for index in range(7):
         frame = _frame(features, index)
-        is_due = due(params, state, _cheap(frame))
+        is_due = np.asarray(due(params, state, _cheap(frame)))
         shares.append(float(is_due.mean()))
         if is_due.all():
             state = restart(params, state, frame)
@@ -142,7 +146,7 @@ def test_regions_share_the_grid_evenly():
 
 def test_statistics_come_from_frames_of_the_cell_alone():
     """Of the normalisation of its output: the key frames, whose output is not used, leave no trace in it."""
-    cell, _ = _make()
+    cell = cell_lib.make(SPACE, GENOTYPE, SETTINGS)
     params = jax.jit(cell.init)(jax.random.key(0))
     features = _features(num_frames=3)
     moments, step = jax.jit(cell.moments)(params, features), jax.jit(cell.step)
@@ -153,7 +157,7 @@ def test_statistics_come_from_frames_of_the_cell_alone():
         cell.advance(params, state, frame, record)
         return record[("ports", "output", "norm")][0]
 
-    state = cell.initial_state(_frame(features, 0))
+    state = jax.jit(cell.initial_state)(_frame(features, 0))
     per_frame = []
     for index in range(3):
         per_frame.append(moments_of(params, state, _frame(features, index)))
@@ -174,7 +178,11 @@ def test_supernet_equals_cell():
         return (supernet.unroll(params, genotype, features) ** 2).mean()
 
     shared_fn = jax.jit(jax.value_and_grad(loss))
-    for genotype in genotype_lib.random(SPACE, np.random.default_rng(0), 4):
+    genotypes = np.array([[[0, 4, 1, 2, 1], [6, 2, 2, 1, 0]], [[3, 1, 2, 0, 2], [5, 0, 1, 2, 1]]], np.int32)
+    for column, names in ((slice(2, 4), SPACE.operations), (4, SPACE.aggregations)):
+        assert set(genotypes[..., column].ravel().tolist()) == set(range(len(names)))
+    assert set(genotypes[..., :2].ravel().tolist()) == set(range(SPACE.num_inputs + 1))
+    for genotype in genotypes:
         cell = cell_lib.make(SPACE, genotype, SETTINGS)
         cut = cell_lib.gather_params(SPACE, genotype, shared)
         alone_fn = jax.jit(jax.value_and_grad(lambda p, cell=cell: (cell.unroll(p, features) ** 2).mean()))
@@ -194,11 +202,16 @@ def test_training_ignores_what_is_not_learned_yet():
     cell, params = _make("adaptive", threshold=0.1)
     features = _features()
     np.testing.assert_array_equal(jax.jit(cell.unroll)(params, features), features.logits)
-    logits, loss = jax.jit(cell.unroll_training)(params, features)
+
+    def schedule_loss(params: types.Params) -> tuple[jax.Array, jax.Array]:
+        logits, loss = cell.unroll_training(params, features)
+        return loss, logits
+
+    (loss, logits), grads = jax.jit(jax.value_and_grad(schedule_loss, has_aux=True))(params)
+    logits = np.asarray(logits)
     is_key = [bool((logits[t] == features.logits[t]).all()) for t in range(7)]
     assert is_key == [t % 3 == 0 for t in range(7)]
     assert float(loss) == pytest.approx(6 / 7 * np.log(2), rel=1e-5)
-    grads = jax.jit(jax.grad(lambda p: cell.unroll_training(p, features)[1]))(params)
     assert np.abs(grads["ports"]["schedule"]["output"]).max() > 0
     assert np.abs(grads["ports"]["output"]["kernel"]).max() == 0
 

@@ -426,7 +426,7 @@ def test_without_history_earlier_frames_change_nothing() -> None:
 
     def logits(space, genotype) -> tuple[np.ndarray, np.ndarray]:
         cell = cell_lib.make(space, genotype, dataclasses.replace(SETTINGS, end=cell_end.CLASSIFIER))
-        params = randomised(cell.init(jax.random.key(0)), 1)
+        params = randomised(jax.jit(cell.init)(jax.random.key(0)), 1)
         unroll = jax.jit(cell.unroll)
         alone = [unroll(params, jax.tree.map(lambda x, t=t: x[t : t + 1], features))[0] for t in range(3)]
         return np.asarray(unroll(params, features)), np.stack(alone)

@@ -222,13 +222,13 @@ def test_training_alone_is_what_training_shared_is_for_one_genotype(parts):
 
 
 def test_a_killed_search_ends_in_the_same_log_and_compiles_once(parts, tmp_path, monkeypatch):
-    parts.steps.train_alone.clear_cache()
-    parts.steps.evaluate_shared.clear_cache()
+    programs = parts.steps.train_alone, parts.steps.evaluate_shared
+    before = [program._cache_size() for program in programs]
     whole, halves = workdir.Workdir(tmp_path / "whole"), workdir.Workdir(tmp_path / "halves")
     whole.claim(CONFIG)
     halves.claim(CONFIG)
     state = pipeline.run_search(parts, whole, signals.StopFlag())
-    assert parts.steps.train_alone._cache_size() == parts.steps.evaluate_shared._cache_size() == 1
+    assert all(program._cache_size() <= size + 1 for program, size in zip(programs, before, strict=True))
     records = whole.read(loop.LOG)
     assert [(r["step"], r["index"]) for r in records] == [(s, i) for s in range(5) for i in range(3)] + [(5, 0), (5, 1)]
     searched = records[:15]

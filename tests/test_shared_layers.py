@@ -1,6 +1,7 @@
 """The written-out gradients behind the supernet: those of autodiff, of what was read, without copies."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,12 @@ GENOTYPES = {
     "nodes are read by several layers": [[1, 2, SKIP, POINTWISE, 1], [7, 1, SKIP, SKIP, 0], [7, 1, SEPARABLE, SKIP, 1]],
     "nodes are read through none": [[0, 1, NONE, NONE, 0], [7, 2, NONE, POINTWISE, 1], [8, 7, SKIP, NONE, 0]],
 }
+
+
+@functools.cache
+def supernet_and_params() -> tuple[supernet_lib.Supernet, types.Params]:
+    supernet = supernet_lib.make(SPACE, SETTINGS)
+    return supernet, randomised(jax.jit(supernet.init)(jax.random.key(0)), 1)
 
 
 def by_autodiff(params: types.Params, genotype: np.ndarray, inputs: tuple[jax.Array, ...]) -> jax.Array:
@@ -72,11 +79,10 @@ def mean_loss(outputs: jax.Array, weights: jax.Array) -> jax.Array:
 def test_gradients_are_those_of_autodiff(case):
     """In rows anywhere, whatever was in the buffers before."""
     genotype, rng = np.asarray(GENOTYPES[case], np.int32), np.random.default_rng(0)
-    supernet = supernet_lib.make(SPACE, SETTINGS)
-    params = randomised(jax.jit(supernet.init)(jax.random.key(0)), 1)["layers"]
-    inputs = tuple(jnp.asarray(rng.normal(size=SHAPE), jnp.float32) for _ in INPUTS)
+    params = supernet_and_params()[1]["layers"]
+    inputs = tuple(rng.normal(size=SHAPE).astype(np.float32) for _ in INPUTS)
     weights = supernet_gradient.loose_end_weights(SPACE, jnp.asarray(genotype))
-    rows = 2 + jnp.asarray(rng.permutation(SPACE.num_nodes))
+    rows = 2 + rng.permutation(SPACE.num_nodes)
     loss, grad_params, grads = jax.jit(by_hand, static_argnames="row")(
         params, jnp.asarray(genotype), inputs, 4, rows, 77.0
     )
@@ -103,12 +109,11 @@ def test_the_gradient_reaches_the_state_before_a_frame():
     """Of what the state carries of the cell's own, as in the cell of one genotype."""
     genotype = np.array([[0, 2, SEPARABLE, POINTWISE, 1], [7, 3, SKIP, POINTWISE, 0], [0, 8, SKIP, SKIP, 1]], np.int32)
     assert INPUTS[0] == "prev_state" and INPUTS[2] == "prev_logits"
-    supernet, cell = supernet_lib.make(SPACE, SETTINGS), cell_lib.make(SPACE, genotype, SETTINGS)
-    params = randomised(jax.jit(supernet.init)(jax.random.key(0)), 1)
+    (supernet, params), cell = supernet_and_params(), cell_lib.make(SPACE, genotype, SETTINGS)
     cut = cell_lib.gather_params(SPACE, genotype, params)
     features = make_features(2)
     frames = [jax.tree.map(lambda x, t=t: x[t], features) for t in range(2)]
-    state, _ = jax.jit(cell.step)(cut, cell.initial_state(frames[0]), frames[0])
+    state, _ = jax.jit(lambda cut, frame: cell.step(cut, cell.initial_state(frame), frame))(cut, frames[0])
 
     def slopes(step) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         def loss_fn(own: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -125,10 +130,9 @@ def test_the_gradient_reaches_the_state_before_a_frame():
 
 def test_what_is_not_read_is_not_computed():
     """An input of NaN that no operation reads, or `none` alone, changes nothing; read, it does."""
-    supernet = supernet_lib.make(SPACE, SETTINGS)
-    params = randomised(jax.jit(supernet.init)(jax.random.key(0)), 1)
+    supernet, params = supernet_and_params()
     features = make_features(2)
-    bad = jnp.full_like(features.maps["stage1"], jnp.nan)
+    bad = np.full_like(features.maps["stage1"], np.nan)
     broken = dataclasses.replace(features, maps={**features.maps, "stage1": bad})
     stage1 = INPUTS.index("stage1")
     run = jax.jit(
@@ -186,10 +190,9 @@ def test_buffers_are_written_in_place(is_handed_on):
 
 def test_gradients_do_not_depend_on_what_buffers_held():
     """They are those of autodiff, step after step; nothing is filled anew, what no layer reads stays as it was."""
-    supernet = supernet_lib.make(SPACE, SETTINGS)
-    params = randomised(jax.jit(supernet.init)(jax.random.key(0)), 1)
+    supernet, params = supernet_and_params()
     features, num_frames = make_features(2), 3
-    buffers = jax.tree.map(lambda x: x + 77, supernet.buffers(features))
+    buffers = jax.tree.map(lambda x: np.full(x.shape, 77, x.dtype), jax.eval_shape(supernet.buffers, features))
 
     @jax.jit
     def handed_on(genotype: jax.Array, buffers: supernet_gradient.Buffers) -> tuple:

@@ -245,7 +245,7 @@ def _run_folder(words, path):
         }
     )
     cell = cell_lib.make(space, genotype, features.settings_of(config))
-    params = cell.init(jax.random.key(1))
+    params = jax.jit(cell.init)(jax.random.key(1))
     moments = {
         name: (jnp.zeros_like(a), jnp.ones_like(b)) for name, (a, b) in cell_training._moment_shapes(params).items()
     }

@@ -67,7 +67,7 @@ def test_the_network_of_another_run(network, tmp_path):
     folder.claim(config)
     folder.checkpointer(pretrain.STAGE).save(1, pretrain.init(variables, pretrain.make_optimizer(config.pretrain)))
     teacher = teachers.make(make_config(**{"train.teacher": path}))
-    expected = static_net.infer(net, variables, frames[0]).logits
+    expected = jax.jit(static_net.infer, static_argnums=0)(net, variables, frames[0]).logits
     np.testing.assert_allclose(teacher.logits_fn(None, frames)[0], expected, rtol=1e-4, atol=1e-4)
     assert config_lib.with_absolute_paths(config_lib.to_json_dict(config))["train"]["teacher"] == "network"
     with pytest.raises(errors.UserError, match="'train.teacher': must be network, augmented or a run folder"):

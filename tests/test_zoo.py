@@ -57,7 +57,7 @@ each_cell = pytest.mark.parametrize("name", [name for name in NAMES if not zoo.g
 def make_features(num_frames: int = 3, size: tuple[int, int] = (6, 8), dtype: Any = np.float32) -> types.Features:
     rng = np.random.default_rng(0)
     maps = {
-        name: jnp.asarray(rng.normal(size=(2, num_frames, *size, count)).swapaxes(0, 1), dtype)
+        name: rng.normal(size=(2, num_frames, *size, count)).swapaxes(0, 1).astype(dtype)
         for name, count in CHANNELS.items()
     }
     logits = maps.pop("logits")
@@ -66,9 +66,8 @@ def make_features(num_frames: int = 3, size: tuple[int, int] = (6, 8), dtype: An
 
 def randomised(params: types.Params) -> types.Params:
     """Every weight away from its special start (some of them are zero)."""
-    leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(1)
-    return jax.tree.unflatten(tree, [x + jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype) for x in leaves])
+    return jax.tree.map(lambda x: np.asarray(x + 0.2 * rng.normal(size=x.shape), x.dtype), jax.device_get(params))
 
 
 def loss(logits: jax.Array) -> jax.Array:
@@ -222,7 +221,7 @@ def test_padding_is_exact_also_for_a_genotype_with_several_loose_ends() -> None:
     padded = zoo.embed(data, larger)
     assert genotype_lib.loose_ends(larger, padded) == (0, 4)
     own = cell_lib.make(space, tokens, SETTINGS["refine"])
-    params = randomised(own.init(jax.random.key(0)))
+    params = randomised(compilation.jit_once(own.init)(jax.random.key(0)))
     own_logits, own_grads = run_cell(own, params, has_grads=True)
     filling = {f"layer{index}": {"a": {}, "b": {}, "agg": {}} for index in (2, 3, 4)}
     params = {**params, "layers": {**params["layers"], **filling}}

@@ -1,7 +1,9 @@
 """Run folders with a network and a cell of drawn weights: as a finished run leaves them, without its training."""
 
 import functools
+import json
 import pathlib
+import shutil
 import tempfile
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.data.loading import whole_videos
 from dvsnas_jax.evaluate import evaluation
-from dvsnas_jax.nets import static_net
+from dvsnas_jax.nets import forward, static_net
 from dvsnas_jax.search import loop, steps
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
@@ -47,6 +49,16 @@ def make_config(kind: str):
 def write(path: pathlib.Path, kind: str, config=None) -> pathlib.Path:
     """Writes a run folder, and returns its path. The config is that of the kind, or one that differs from it little."""
     config = make_config(kind) if config is None else config
+    key = kind, json.dumps(config_lib.to_json_dict(config), sort_keys=True)
+    if key not in _WRITTEN:  # once for each config: drawing the weights compiles a network and a cell
+        _WRITTEN[key] = _draw(pathlib.Path(_folder().name) / f"drawn_{len(_WRITTEN)}", kind, config)
+    return pathlib.Path(shutil.copytree(_WRITTEN[key], path, dirs_exist_ok=True))
+
+
+_WRITTEN: dict[tuple[str, str], pathlib.Path] = {}
+
+
+def _draw(path: pathlib.Path, kind: str, config) -> pathlib.Path:
     settings, space = features.settings_of(config), features.space_of(config)
     own = "decoder" if kind == "refine" else "prev_decoder"
     layers = [
@@ -60,7 +72,9 @@ def write(path: pathlib.Path, kind: str, config=None) -> pathlib.Path:
     cell = cell_lib.make(space, genotype, settings)
     params = compilation.jit_once(cell.init)(jax.random.key(1))
     videos = whole_videos.find(config.data, "val")
-    found = compilation.jit_once(functools.partial(static_net.infer, net))(variables, videos[0].frames)
+    with compilation.effort(config.compile_effort):  # by the program that evaluation takes
+        (batch,) = forward.batches(net)(variables, videos[0].frames)
+    found = jax.tree.map(lambda x: np.asarray(x)[: len(videos[0].frames)], batch)
     clip = types.Features(maps={name: x[None] for name, x in found.maps.items()}, logits=found.logits[None])
     params = cell_lib.freeze_norm(params, compilation.jit_once(cell.moments)(params, clip))
     # The heads start at zero: corrections and motions that change labels.

@@ -208,8 +208,13 @@ def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: st
 
 def fold(net: StaticNet, variables: types.Params) -> types.Params:
     """Variables for `infer` alone, see `blocks.fold`: less work and fewer arrays for every frame."""
-    epsilons = {"encoder": encoders.TABLE[net.encoder].norm_epsilon}
-    return cast(types.Params, compilation.jit_once(functools.partial(blocks.fold, epsilons=epsilons))(variables))
+    return cast(types.Params, _folding(encoders.TABLE[net.encoder].norm_epsilon)(variables))
+
+
+@functools.cache
+def _folding(epsilon: float) -> Callable[[types.Params], types.Params]:
+    """Kept: a network is folded wherever it is run, by one program."""
+    return compilation.jit_once(functools.partial(blocks.fold, epsilons={"encoder": epsilon}))
 
 
 def needed(net: StaticNet, variables: types.Params, last: str) -> types.Params:
