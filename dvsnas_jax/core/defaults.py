@@ -240,6 +240,16 @@ _DERIVE = {
     "rank": OneOf("reward", "dvsnas_jax.search.derive:RANKS"),
     "num_probable": 2,  # most probable of the final policy's samples, likewise
     "num_retrain": 1,  # best of those, retrained from scratch as static graphs
+    # off: as they were found; dead: what changes no output is removed before a cell is retrained; noise: of the winner
+    # also, afterwards, what is worth nothing within its noise on the meta-validation clips
+    "simplify": OneOf("dead", "dvsnas_jax.search.simplify:LEVELS"),
+}
+
+_WHY = {
+    "worth": True,  # the command search says what each part of its winner is worth, on the meta-validation clips
+    "num_random": 0,  # distinct uniformly drawn cells that it then trains and evaluates as the winner; 0 = none
+    "hand_designed": (),  # and hand-designed ones, zoo:NAME; zoo = all of the mode; empty = none
+    "num_seeds": 1,  # trainings of each of those
 }
 
 _TRAIN = {
@@ -300,6 +310,7 @@ _ALL = {
     "controller": _CONTROLLER,
     "search": _SEARCH,
     "derive": _DERIVE,
+    "why": _WHY,
     "train": _TRAIN,
     "evaluate": {
         "split": OneOf("val", "dvsnas_jax.data.datasets.frames:SPLITS"),
