@@ -63,9 +63,7 @@ def run_steps(mesh: jax.sharding.Mesh, num_parts: int, num_genotypes: int, size:
     """Loss, norm, gradient and counts of one step on a mesh; and the losses of three steps."""
     rows = {"replicated": mesh_lib.REPLICATED, "by_data": mesh_lib.BY_DATA}[spec]
     with compilation.effort("quick"):
-        made = steps.make(
-            supernet_lib.make(SPACE, SETTINGS), section(num_parts), mesh, train_rows=rows, val_rows=rows
-        )
+        made = steps.make(supernet_lib.make(SPACE, SETTINGS), section(num_parts), mesh, train_rows=rows, val_rows=rows)
     store = jax.tree.map(lambda x: mesh_lib.put(x, mesh_lib.sharding(mesh, rows)), make_store())
     genotypes = genotype_lib.random(SPACE, np.random.default_rng(1), num_genotypes)
     clips = draw_clips(num_genotypes, num_parts, size, NUM_CLIPS)

@@ -179,9 +179,7 @@ def test_augmentation_moves_frames_and_labels_together():
     rules = _rules(height=48, width=64, crop_height=40, crop_width=60, scale=(0.7, 1.6))
     mirrored = 0
     for seed in range(20):
-        frames, out = _apply(
-            rules, np.stack([frame, frame]), np.stack([labels, labels]), np.random.default_rng(seed)
-        )
+        frames, out = _apply(rules, np.stack([frame, frame]), np.stack([labels, labels]), np.random.default_rng(seed))
         assert frames.shape == (2, 40, 60, 3) and out.shape == (2, 40, 60)
         np.testing.assert_array_equal(frames[0], frames[1])
         np.testing.assert_array_equal(out[0], out[1])

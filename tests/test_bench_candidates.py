@@ -76,9 +76,7 @@ def test_the_twin_computes_the_same(layers):
     twin = twins.Cell(genotype_lib.to_dict(SPACE, genotype), SETTINGS)
     assert sum(x.numel() for x in twin.parameters()) == sum(x.size for x in jax.tree.leaves(params))
     twins.load(twin, params)
-    frames = [
-        {name: torch.from_numpy(x[t].transpose(0, 3, 1, 2).copy()) for name, x in maps.items()} for t in range(3)
-    ]
+    frames = [{name: torch.from_numpy(x[t].transpose(0, 3, 1, 2).copy()) for name, x in maps.items()} for t in range(3)]
     with torch.no_grad():
         theirs = np.stack([x.numpy().transpose(0, 2, 3, 1) for x in twin(frames)])
     assert np.abs(expected - logits).max() > 0.1

@@ -19,8 +19,8 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.evaluate import figures, score_tables, timing
 from dvsnas_jax.report import frame_pictures, markup, run_files
 from dvsnas_jax.report import page as report
-from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
+from dvsnas_jax.space.drawing import draw
 
 INPUTS = ("prev_state", "prev_decoder", "decoder", "logits", "stage1", "image_diff")
 SPACE = genotypes.Space(inputs=INPUTS, num_layers=4)

@@ -16,9 +16,10 @@ import pytest
 from dvsnas_jax import cli
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cell_frame, draw, schedule, zoo
+from dvsnas_jax.space import cell_frame, schedule, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.space.drawing import draw
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPECTED = {

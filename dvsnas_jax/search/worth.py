@@ -97,7 +97,9 @@ class Bench:
         found = [count_fn(variant, *feature_store.anywhere(self._store, group)) for group in groups]
         return jax.tree.map(lambda *xs: np.concatenate(xs)[:num], *jax.device_get(found))
 
-    def compare(self, whole: clip_scores.ClipScores, part: clip_scores.ClipScores) -> dict[str, dict[str, float | None]]:
+    def compare(
+        self, whole: clip_scores.ClipScores, part: clip_scores.ClipScores
+    ) -> dict[str, dict[str, float | None]]:
         """Scores without a part, what it is `worth` and the `noise` of that, each by the names of `SCORES`."""
         return compare(whole, part, reward.rule(self._config.search))
 
@@ -167,9 +169,7 @@ def is_worth_something(found: Mapping[str, Any]) -> bool:
     return any(not worth <= (found["noise"][name] or 0.0) for name, worth in found["worth"].items())
 
 
-def measure(
-    config: ml_collections.ConfigDict, trained: Trained, store: feature_store.AnyStore
-) -> dict[str, Any]:
+def measure(config: ml_collections.ConfigDict, trained: Trained, store: feature_store.AnyStore) -> dict[str, Any]:
     """What every part of a trained cell is worth on the clips of a store.
 
     Returns:
@@ -214,9 +214,7 @@ def at_mean(params: types.Params, names: Sequence[str]) -> types.Params:
     return {**params, "ports": {**params["ports"], "inputs": inputs}}
 
 
-def without_layer(
-    space: genotype_lib.Space, tokens: np.ndarray, layer: int
-) -> Iterator[tuple[str, np.ndarray]]:
+def without_layer(space: genotype_lib.Space, tokens: np.ndarray, layer: int) -> Iterator[tuple[str, np.ndarray]]:
     """How a layer can be taken out, and the genotype i32 [L, 5] then: it is there, but has nothing of its own."""
     none, skip = (space.operations.index(name) for name in ("none", "skip"))
     sources = [(NOTHING, 0, none)]
@@ -247,7 +245,9 @@ def _ends(
         now = cell_end.without(ports, "gate")
         now = {**params, "ports": {**now, "share": jnp.full_like(now["share"], _ALWAYS)}}
         yield END, "past logits", "the current ones alone", now
-        past = [name for name in cell_lib.used_inputs(space, tokens) if name.startswith("prev_") or name == "image_diff"]
+        past = [
+            name for name in cell_lib.used_inputs(space, tokens) if name.startswith("prev_") or name == "image_diff"
+        ]
         yield WHOLE, "all history", "past logits off, past inputs at their mean", at_mean(now, past)
     name = "key frame held (hold)" if settings.is_propagating else "running average (ema)"
     yield WHOLE, "all that was learned", f"the {name} is left", {**params, "ports": nothing}

@@ -155,7 +155,9 @@ def _branches_of(
 
 
 def _reads_zeros(space: genotype_lib.Space, row: Sequence[int], references: Sequence[int]) -> bool:
-    return any(source == _ZERO for branch in _branches_of(space, row, references) if branch != _NONE for source in branch)
+    return any(
+        source == _ZERO for branch in _branches_of(space, row, references) if branch != _NONE for source in branch
+    )
 
 
 def _written(

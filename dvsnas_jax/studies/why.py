@@ -134,7 +134,6 @@ def _random_cells(config: ml_collections.ConfigDict, folder: workdir.Workdir) ->
 # --- how it is told -----------------------------------------------------------------------------------------------
 
 
-
 def told(record: Mapping[str, Any]) -> list[str]:
     """What simplifying a cell did (`simplify.Simplified.record`), in lines."""
     before, after, dead, noise = (record[name] for name in ("before", "after", "dead", "noise"))
@@ -177,6 +176,12 @@ def shown(row: Mapping[str, Any], name: str) -> str:
     if worth is None:
         return "-"
     return f"{100 * worth:+.2f}" + ("" if noise is None else f" ± {100 * noise:.2f}")
+
+
+def labels(content: Mapping[str, Any]) -> dict[str, str]:
+    """What each input, layer and part of the end is worth in reward, by its name, for a drawing."""
+    kinds = (worth_lib.INPUT, worth_lib.LAYER, worth_lib.END)
+    return {row["name"]: shown(row, "reward") for row in content["parts"] if row["kind"] in kinds}
 
 
 def caption(content: Mapping[str, Any]) -> str:
