@@ -18,4 +18,5 @@ def get_config():
     config.search.genotypes_per_step = 5
     config.search.shared_steps = 6
     config.search.warmup_steps = 120
+    config.why.update({"num_random": 5, "hand_designed": ("zoo:grfp", "zoo:previous")})
     return config

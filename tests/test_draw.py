@@ -115,10 +115,10 @@ ENDS = [end.Whole(kind, is_propagating=mode) for kind in cell_end.ENDS for mode 
 @pytest.mark.parametrize("num_layers", [1, 4, 7])
 def test_labels_do_not_touch(tmp_path, num_layers):
     """The extents of all texts, as rendered, are apart from each other and inside the picture, whatever the end is."""
-    space, tokens = _random(num_layers, 6)
+    space, tokens = _random(num_layers, 3)
     names = [*space.inputs, *(f"layer{layer}" for layer in range(num_layers)), *cell_end.PARTS, end.PAST]
     worth = {name: "+10.25 ± 10.40" for name in names}
-    for genotype, whole in zip(tokens, ENDS, strict=True):
+    for genotype, whole in zip(tokens, ENDS[3:] if num_layers == 4 else ENDS[:3], strict=True):
         figure = draw.figure(space, genotype, "title", whole._replace(worth=worth))
         figure.savefig(tmp_path / "x.png")
         boxes = [text.get_window_extent() for text in figure.axes[0].texts]

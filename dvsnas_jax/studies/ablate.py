@@ -2,7 +2,7 @@
 
 `open` gives what a function of `make_ablate` takes, of any run with a cell. The command has four questions: `replace`
 (one token changed, scored as in the search), `leave-one-out` (searches under masks, one compiled program for all),
-`retrain` (one token changed, trained from scratch as a static graph), `worth` (a part of the trained cell switched off).
+`retrain` (one token changed, trained from scratch as a static graph), `worth` (parts of the trained cell switched off).
 """
 
 from __future__ import annotations

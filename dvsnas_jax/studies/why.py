@@ -152,7 +152,7 @@ def told(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-HEAD = ("part", "switched off", "worth in reward", "in mIoU", "in flicker")
+HEAD = ("part", "switched off", "worth in reward", "in mIoU", "less flicker")
 
 
 def title(row: Mapping[str, Any]) -> str:
@@ -233,7 +233,7 @@ def draw(content: Mapping[str, Any], path: str | pathlib.Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Rival:
-    """What the same budget gives otherwise: a name, the number of cells, and the values of some scores by their name."""
+    """What the same budget gives otherwise: a name, the number of cells, and values of scores by their name."""
 
     name: str
     num: int

@@ -24,7 +24,7 @@ def readable(name: str) -> str:
 
 
 def text(space: genotypes.Space, genotype: Any, whole: end_lib.Whole = _REFINE) -> str:
-    """A line a layer, `layer0 = gate( sep_conv_3x3(prev_state), skip(decoder) )`, one for the output, one for the end."""
+    """A line a layer, `layer0 = gate( sep_conv_3x3(prev_state), skip(decoder) )`, for the output and for the end."""
     lines: list[str] = []
     for layer in genotypes.to_dict(space, genotype)["layers"]:
         first, second = (f"{operation}({node})" for operation, node in zip(layer["ops"], layer["in"], strict=True))
@@ -143,10 +143,10 @@ def _draw_layer(
     pen.box(axes, box_x, item.y, (layout_lib.LAYER_WIDTH, layout_lib.LAYER_HEIGHT), pen.LAYER_COLOR)
     middle = box_x + layout_lib.LAYER_WIDTH / 2 + 0.04
     words = operations.AGGREGATIONS[space.aggregations[row[4]]].label
-    up = 0.06 if worth else 0.0
-    pen.label(axes, middle, item.y + 0.1 + up, words, fontweight="bold", fontsize=11.5 if len(words) < 7 else 10)
-    pen.label(axes, middle, item.y - 0.16 + up, item.key.replace("layer", "layer "), fontsize=8, color="#5A616B")
-    pen.label(axes, middle - 0.04, item.y - 0.3, worth, fontsize=7.5, color=pen.WORTH_COLOR)
+    pen.label(axes, middle, item.y + 0.1, words, fontweight="bold", fontsize=11.5 if len(words) < 7 else 10)
+    pen.label(axes, middle, item.y - 0.16, item.key.replace("layer", "layer "), fontsize=8, color="#5A616B")
+    below = item.y - layout_lib.LAYER_HEIGHT / 2 - 0.1
+    pen.label(axes, middle - 0.04, below, worth, fontsize=7.5, color=pen.WORTH_COLOR)
 
 
 def _draw_legend(axes: Any, layout: layout_lib.Layout, y: float, whole: end_lib.Whole) -> None:

@@ -10,6 +10,7 @@ from dvsnas_jax.space.drawing import layout as layout_lib
 from dvsnas_jax.space.drawing import pen
 
 CURRENT, PAST, OUTPUT = "current logits", "past logits", "output"
+_NEW = "new logits"
 _GAP = 0.55
 _STEP_WIDTH, _STEP_HEIGHT = 0.95, 0.72
 _FONT_OF_WORTH = 7.5
@@ -94,10 +95,10 @@ def _graph(whole: Whole) -> tuple[dict[str, _Node], list[_Link]]:
         nodes = {"correction": _Node(0, 0.0, _HEAD, "classifier")}
         if not whole.is_propagating:
             nodes |= {CURRENT: _Node(0, 0.8, _SOURCE, CURRENT), "add": _Node(1, 0.4, _STEP, "add")}
-            links = [_Link(CURRENT, "add", 0.2), _Link("correction", "add", -0.2), _Link("add", "logits")]
+            links = [_Link(CURRENT, "add", 0.2), _Link("correction", "add", -0.2), _Link("add", _NEW)]
         else:
-            links = [_Link("correction", "logits")]
-        nodes["logits"] = _Node(2, 0.4 if "add" in nodes else 0.0, _LOGITS, "new logits", "of this frame")
+            links = [_Link("correction", _NEW)]
+        nodes[_NEW] = _Node(2, 0.4 if "add" in nodes else 0.0, _LOGITS, _NEW, "of this frame")
         return nodes, [_Link(OUTPUT, "correction"), *links]
     nodes, links = {PAST: _Node(0, 0.2, _SOURCE, PAST, "of the frame before")}, list[_Link]()
     last = PAST
@@ -117,11 +118,14 @@ def _graph(whole: Whole) -> tuple[dict[str, _Node], list[_Link]]:
             nodes["gate"] = _Node(0, 0.95, _HEAD, "gate")
             links += [_Link(OUTPUT, "gate"), _Link("gate", "mix")]
     if whole.end == cell_end.HEADS:
-        nodes |= {"correction": _Node(0, -1.25, _HEAD, "correction"), "add": _Node(3, 0.0, _STEP, "add")}
+        nodes |= {
+            "correction": _Node(0, -1.25, _HEAD, "correction"),
+            "add": _Node(3, -0.75 if whole.is_propagating else 0.0, _STEP, "add"),
+        }
         links += [_Link(OUTPUT, "correction"), _Link(last, "add", 0.2), _Link("correction", "add", -0.2)]
         last = "add"
-    nodes["logits"] = _Node(4, nodes[last].y, _LOGITS, "new logits", "of this frame")
-    return nodes, [*links, _Link(last, "logits")]
+    nodes[_NEW] = _Node(4, nodes[last].y, _LOGITS, _NEW, "of this frame")
+    return nodes, [*links, _Link(last, _NEW)]
 
 
 def _left(node: _Node, nodes: Mapping[str, _Node]) -> float:

@@ -80,10 +80,10 @@ def edges(space: genotypes.Space, tokens: np.ndarray) -> list[tuple[str, str, fl
     return found
 
 
-def _columns(edges: list[tuple[str, str, float, bool]]) -> dict[str, int]:
-    """Column of every node that has an edge: 0 for inputs, else the longest path (edges are in layer order)."""
+def _columns(graph: list[tuple[str, str, float, bool]]) -> dict[str, int]:
+    """Column of every node that has an edge: 0 for inputs, else the longest path (its edges are in layer order)."""
     columns: dict[str, int] = {}
-    for source, target, _, _ in edges:
+    for source, target, _, _ in graph:
         columns.setdefault(source, 0)
         columns[target] = max(columns.get(target, 1), columns[source] + 1)
     columns[OUTPUT] = max(column for node, column in columns.items() if node != OUTPUT) + 1
@@ -92,15 +92,15 @@ def _columns(edges: list[tuple[str, str, float, bool]]) -> dict[str, int]:
 
 def make(space: genotypes.Space, tokens: np.ndarray) -> Layout:
     """Places every node and lane; y in inches, up is positive."""
-    edges = edges(space, tokens)
-    columns = _columns(edges)
+    found = edges(space, tokens)
+    columns = _columns(found)
     order = {genotypes.node_name(space, node): node for node in range(space.num_nodes)} | {OUTPUT: space.num_nodes}
     items = {}
     for node in sorted(columns, key=lambda name: order[name]):
         height = OUTPUT_HEIGHT if node == OUTPUT else LAYER_HEIGHT if node.startswith("layer") else NODE_HEIGHT
         items[node] = Item(node, node, columns[node], height, y=-float(order[node]))
     live: dict[tuple[str, str, float], bool] = {}
-    for source, target, offset, is_live in edges:
+    for source, target, offset, is_live in found:
         chain = [source]
         for column in range(columns[source] + 1, columns[target]):
             lane = Item(f"{source}@{column}", source, column, LANE_HEIGHT, y=items[source].y)
