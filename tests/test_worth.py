@@ -144,7 +144,7 @@ def test_what_is_dead_and_what_is_worth_nothing_is_removed_and_weights_are_kept(
     skip = {"in": ["decoder", "decoder"], "ops": ["skip", "skip"], "agg": "max"}
     assert genotype_lib.to_dict(less.space, less.genotype)["layers"] == [skip]  # the decoder map is all that counts
     assert list(less.params["ports"]["inputs"]) == ["decoder"]
-    assert not worth.is_worth_something(record["noise"]) and record["noise"]["whole"]["miou"] > 0.5
+    assert not worth.is_worth_something(record["noise"]) and record["noise"]["whole"]["miou"] > 0.4
     gap = worth.difference(CONFIG, whole, less, store)
     assert gap.labels == 0 and 0 < gap.logits < 0.1
     with pytest.raises(errors.UserError, match="1 held-out clips say nothing of noise"):

@@ -61,7 +61,7 @@ def without_dead(trained: worth.Trained) -> worth.Trained:
 
 def _row(space: genotype_lib.Space, operation: str, node: int) -> np.ndarray:
     token = space.operations.index(operation)
-    return np.array([node, node, token, token, space.aggregations.index("max")], np.int32)
+    return np.array([node, node, token, token, space.aggregations.index(worth.PASSING)], np.int32)
 
 
 def _carried(space: genotype_lib.Space, rows: np.ndarray, params: types.Params) -> worth.Trained:

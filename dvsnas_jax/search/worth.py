@@ -1,7 +1,7 @@
 """What each part of a trained cell is worth: the loss where it is switched off, as data, on held-out clips.
 
 Nothing is trained again. One compiled program counts every variant: the cell's own weights stand in a supernet of the
-few operations that it has, `none`, `skip` and `max`. What is switched off:
+few operations that it has, `none` and `skip`. What is switched off:
 
 - an input: its projected map is held at its mean (the scale of its normalisation, which has running statistics, is 0).
 - a layer: the best of nothing in its place, its source a passed on, its source b passed on.
@@ -35,6 +35,8 @@ INPUT, LAYER, END, WHOLE, BASELINE = "input", "layer", "end", "whole", "baseline
 SCORES = ("reward", "miou", "flicker")
 """What a part is worth: the reward without its factor of cost, mIoU, and flicker, of which less is better."""
 NOTHING, SOURCE_A, SOURCE_B = "nothing in its place", "source a passed on", "source b passed on"
+PASSING = "warp"
+"""The aggregation by which a layer passes on what it is given beside `none`, whatever its weights are."""
 _ROWS = 8  # clips of a call: of one shape, and few in memory
 _ALWAYS = 40.0  # log-odds of a gate that is 1 in float32
 
@@ -117,7 +119,7 @@ def _small_space(space: genotype_lib.Space, genotype: np.ndarray) -> tuple[genot
     """A space of what a genotype has and what replaces it, and the genotype in it."""
     named = genotype_lib.to_dict(space, genotype)
     inputs = cell_lib.used_inputs(space, genotype) or space.inputs[:1]
-    used = {name for layer in named["layers"] for name in (*layer["ops"], layer["agg"])} | {"none", "skip", "max"}
+    used = {name for layer in named["layers"] for name in (*layer["ops"], layer["agg"])} | {"none", "skip", PASSING}
     kinds = {
         kind: tuple(name for name in genotype_lib.vocabulary(kind) if name in used)
         for kind in ("operations", "aggregations")
@@ -217,14 +219,14 @@ def at_mean(params: types.Params, names: Sequence[str]) -> types.Params:
 def without_layer(space: genotype_lib.Space, tokens: np.ndarray, layer: int) -> Iterator[tuple[str, np.ndarray]]:
     """How a layer can be taken out, and the genotype i32 [L, 5] then: it is there, but has nothing of its own."""
     none, skip = (space.operations.index(name) for name in ("none", "skip"))
-    sources = [(NOTHING, 0, none)]
-    read = cell_lib.nodes_read(space, tokens[layer])
-    for how, node in zip((SOURCE_A, SOURCE_B), tokens[layer, :2].tolist(), strict=True):
-        if node in read and node not in [source for _, source, _ in sources[1:]]:
-            sources.append((how, node, skip))
-    for how, node, operation in sources:
+    (a, b), read = tokens[layer, :2].tolist(), cell_lib.nodes_read(space, tokens[layer])
+    # Both sources stay read, if by `none`: they would be loose ends otherwise.
+    ways = {NOTHING: (a, b, none, none)}
+    ways |= {SOURCE_A: (b, a, none, skip)} if a in read else {}
+    ways |= {SOURCE_B: (a, b, none, skip)} if b in read and b != a else {}
+    for how, row in ways.items():
         changed = tokens.copy()
-        changed[layer] = node, node, operation, operation, space.aggregations.index("max")
+        changed[layer] = *row, space.aggregations.index(PASSING)
         yield how, changed
 
 
