@@ -38,7 +38,7 @@ def _show(arguments: argparse.Namespace) -> None:
     output = common.picture(arguments.output) if arguments.output else None
     if member is not None:
         print(zoo.describe(member))
-        whole, lines = end.Whole(member.end, is_propagating=member.mode == zoo.PROPAGATE), []
+        whole, lines = end.Whole(member.end, is_propagating=member.mode == zoo.PROPAGATE), list[str]()
     else:
         whole, lines = _of_folder(pathlib.Path(arguments.genotype), genotype.digest(space, tokens))
     print(f"genotype {genotype.digest(space, tokens)}, inputs {', '.join(space.inputs)}")

@@ -322,7 +322,7 @@ def find_winner(
     genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
     scores = {**record, "static_reward": score_static(parts)["reward"]}
     cell = worth.Trained(*simplify.genotype_of(config, parts.space, genotype), params)
-    about = {"found": genotype_lib.to_dict(parts.space, genotype)}
+    about: dict[str, Any] = {"found": genotype_lib.to_dict(parts.space, genotype)}
     if section.simplify == simplify.NOISE:
         cell, about["simplified"] = simplify.run(config, cell, parts.val_store, is_measured=True)
     found = joint.run(config, variables, (cell.space, cell.genotype), cell.params, folder, stop)

@@ -78,7 +78,7 @@ class Bench:
 
         def of_cell(variant: tuple[types.Params, types.Array], frames: types.Features) -> jax.Array:
             params, genotype = variant
-            return supernet.unroll(params, genotype, frames)
+            return supernet.unroll(params, jnp.asarray(genotype), frames)
 
         with compilation.effort(config.compile_effort):
             self._count_fn = _make_count(of_cell, self.settings.num_ages)
@@ -135,7 +135,7 @@ def values(counted: clip_scores.ClipScores, rule: reward.Rule) -> dict[str, floa
     found = reward.compute(
         np.asarray(counted.counts).sum(axis=0)[None],
         np.asarray(counted.flicker).sum(axis=0)[None],
-        np.asarray(counted.is_finite).all(keepdims=True),
+        np.array([np.asarray(counted.is_finite).all()]),
         rule._replace(cost=0.0),
     )[0]
     return {name: float("nan") if found["reward"] is None else float(found[name]) for name in SCORES}
@@ -182,7 +182,7 @@ def measure(config: ml_collections.ConfigDict, trained: Trained, store: feature_
     whole = bench.count(bench.genotype)
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for variant in variants(bench):
-        row = {"kind": variant.kind, "name": variant.name, "how": variant.how}
+        row: dict[str, Any] = {"kind": variant.kind, "name": variant.name, "how": variant.how}
         row |= bench.compare(whole, bench.count(variant.genotype, variant.params))
         known = best.setdefault((variant.kind, variant.name), row)
         if row["worth"]["reward"] < known["worth"]["reward"]:
@@ -202,9 +202,10 @@ def variants(bench: Bench) -> Iterator[Variant]:
     for name in cell_lib.used_inputs(bench.space, tokens):
         yield Variant(INPUT, name, "held at its mean", tokens, at_mean(params, [name]))
     for layer in range(len(tokens)):
-        for how, changed in without_layer(bench.space, tokens, layer):
-            yield Variant(LAYER, f"layer{layer}", how, changed, params)
-    yield from (Variant(*rest, tokens, changed) for *rest, changed in _ends(bench.space, tokens, params, settings))
+        for how, rows in without_layer(bench.space, tokens, layer):
+            yield Variant(LAYER, f"layer{layer}", how, rows, params)
+    for kind, name, how, changed in _ends(bench.space, tokens, params, settings):
+        yield Variant(kind, name, how, tokens, changed)
 
 
 def at_mean(params: types.Params, names: Sequence[str]) -> types.Params:

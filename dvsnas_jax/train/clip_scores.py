@@ -71,7 +71,7 @@ def sum_batches(
 ) -> ClipScores:
     """Counts of one candidate over batches of clips, i32 [R, B], see `batches`; for traced code, without axis N."""
     parts = each_batch(unroll_fn, store, clips, ages)
-    return ClipScores(parts.counts.sum(axis=0), parts.flicker.sum(axis=0), parts.is_finite.all())
+    return ClipScores(parts.counts.sum(axis=0), parts.flicker.sum(axis=0), jnp.asarray(parts.is_finite).all())
 
 
 def each_batch(
