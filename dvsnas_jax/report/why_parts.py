@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dvsnas_jax.report import markup, run_files
+from dvsnas_jax.space import cell_end
 from dvsnas_jax.space import genotype as genotypes
 from dvsnas_jax.studies import why as why_lib
 
@@ -21,8 +22,9 @@ def why(run: run_files.Run) -> str:
     if winner is None:
         return ""
     content = run.ablations["worth"]
-    is_known = content.get("digest") == genotypes.digest(*winner)
-    if not is_known:
+    digest = genotypes.digest(*winner)
+    is_known = content.get("digest") == digest
+    if not is_known and run.whole(digest).end != cell_end.NONE:
         run.lacks("What each part of the cell is worth", run.command("ablate", "--what=worth"))
     return (_worth(run, content) if is_known else "") + _rivals(run)
 

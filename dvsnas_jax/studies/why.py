@@ -57,7 +57,7 @@ def open_cell(
     """
     cell_training.require_winner(folder)
     if not features.settings_of(config).has_output:
-        raise errors.UserError(f"{folder.path}: its cell is a baseline (space.end none), of which nothing is trained")
+        raise errors.UserError(f"{folder.path}: its cell is a baseline; give a run whose cell is trained")
     _, params, space, genotype = cell_training.load_winner(config, folder)
     own = joint.restore(config, folder, genotype_lib.digest(space, genotype))
     variables = ablate_variants.static_network(config, folder) if own is None else own
