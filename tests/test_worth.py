@@ -207,6 +207,9 @@ def test_drawn_cells_are_distinct_and_trained_beside_the_hand_designed_ones(tmp_
     asked = []
     monkeypatch.setattr(compare, "run", lambda config, folder, names, num_seeds: asked.append((names, num_seeds)))
     folder = workdir.Workdir(tmp_path)
+    why.run(config, folder)
+    assert not asked, "there is no cell to set beside them"
+    folder.write_json("best_genotype.json", NAMED)
     for _ in range(2):
         why.run(config, folder)
     assert asked[0] == asked[1] and asked[0][1] == 2

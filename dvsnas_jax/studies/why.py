@@ -38,7 +38,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
 
     A run of several processes leaves it to the commands `ablate --what=worth` and `compare` on one.
     """
-    if distributed.num_processes() > 1 or not features.settings_of(config).has_output:
+    if distributed.num_processes() > 1 or not cell_training.has_cell(folder):
         return
     if config.why.worth:
         measure(config, folder)
@@ -74,12 +74,13 @@ def measure(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> study
     """
     winner = winners.read(folder)
     known = folder.read_json(f"{NAME}.json") if (folder.path / f"{NAME}.json").is_file() else {}
-    if winner is None or known.get("digest") != winner.digest:
-        trained, store, _ = open_cell(config, folder)
-        named = genotype_lib.to_dict(trained.space, trained.genotype)
-        digest = genotype_lib.digest(trained.space, trained.genotype)
-        known = {"what": WORTH, "digest": digest, "genotype": named, **worth_lib.measure(config, trained, store)}
-    return study_report.write(folder.path, NAME, known, text(known), lambda path: draw(known, path), figures="figures")
+    if winner is not None and known.get("digest") == winner.digest:
+        return study_report.Report(known, text(known), [])
+    trained, store, _ = open_cell(config, folder)
+    named = genotype_lib.to_dict(trained.space, trained.genotype)
+    digest = genotype_lib.digest(trained.space, trained.genotype)
+    found = {"what": WORTH, "digest": digest, "genotype": named, **worth_lib.measure(config, trained, store)}
+    return study_report.write(folder.path, NAME, found, text(found), lambda path: draw(found, path), figures="figures")
 
 
 def simplify(
