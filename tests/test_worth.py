@@ -1,6 +1,8 @@
 """What parts of a trained cell are worth, by ablation as data; the cell without what it does not need; section why."""
 
 import json
+import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import trained as folders
 from dvsnas_jax import cli
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import workdir
-from dvsnas_jax.report import page
+from dvsnas_jax.report import page, why_parts
 from dvsnas_jax.search import reward, simplify, worth
 from dvsnas_jax.space import canonical, cell_end
 from dvsnas_jax.space import cell as cell_lib
@@ -231,3 +233,12 @@ def test_rivals_are_the_drawn_cells_together_and_the_best_hand_designed_first():
     assert [(rival.name, rival.num, rival.scores["miou"]) for rival in found] == [
         (why.RANDOM, 2, [0.3, 0.5]), ("zoo:netwarp", 1, [0.4]), ("zoo:grfp", 1, [0.35])
     ]  # fmt: skip
+    scores = {"cell": {"miou": 0.45}, "static": {"miou": 0.2}, "ema": {"miou": 0.25}}
+    told = types.SimpleNamespace(scores=lambda: scores, compare={"rows": rows}, evaluation={"split": "val"})
+    page_part = why_parts._rivals(told)
+    assert re.findall(r"<th scope=row>([^<]+)</th><td>([^<]+)</td>", page_part) == [
+        ("dynamic cell", "45.0"), ("static network", "20.0"), ("ema: running average", "25.0"),
+        ("2 drawn uniformly", "40.0 ± 14.1 (30.0 to 50.0)"), ("zoo:netwarp, the best hand-designed", "40.0"),
+        ("zoo:grfp", "35.0"),
+    ]  # fmt: skip
+    assert "1 of 2 uniformly drawn cells have at least the mIoU of the cell that was found." in page_part
