@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dvsnas_jax.core import compilation, errors, types
-from dvsnas_jax.space import canonical, cell_frame, operation_cost, operations
+from dvsnas_jax.space import canonical, cell_frame, operation_cost, operations, zoo
+from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 
@@ -296,3 +297,55 @@ def test_forms_are_values_with_names():
     assert canonical.digest(first) != canonical.digest(canonical.Form((), (("decoder", 1),)))
     with pytest.raises(errors.UserError, match="layer 0, field in_a"):
         canonical.of(SPACE, np.full((3, 5), 9))
+
+
+NONE, CONV = ("none", "decoder"), ("conv_1x1", "decoder")
+SIMPLIFIED = {  # the genotype, and how many layers it takes
+    "a layer that only none reads": (rows(*EQUAL["a layer that only none reads"][0]), 2),
+    "layers that pass on": (rows(*EQUAL["layers that pass on"][0]), 1),
+    "constants": (rows(*EQUAL["constants"][0]), 2),
+    "an operation on zeros": (
+        rows(("sum", *NONE, *NONE), ("warp", "skip", "layer0", "sep_conv_3x3", "layer0"),
+             ("gate", "skip", "decoder", "skip", "layer1")), 3,
+    ),
+    "a warp that passes a convolution on": (
+        rows(("warp", *NONE, *CONV), skips("max", "layer0"), ("sum", "skip", "layer0", *CONV)), 3,
+    ),
+    "an output that is read, too": (
+        rows(("concat", *CONV, *CONV), skips("max", "layer0"), ("concat", *CONV, "skip", "layer0")), 3,
+    ),
+    "the same map three times": (rows(*EQUAL["the same map three times in the mean"][1]), 1),
+    "nothing at all": (rows(("sum", *NONE, *NONE), ("gate", *NONE, *NONE), ("max", *NONE, *NONE)), 1),
+}  # fmt: skip
+
+
+def check_simplified(genotype: np.ndarray) -> int:
+    """The laws of a simplified genotype; gives its number of layers."""
+    run_fn, drawn = unroll()
+    shared = jax.tree.map(jnp.asarray, drawn)
+    params = cell_lib.gather_params(SPACE, genotype, shared)
+    space, tokens, layers = canonical.simplified(SPACE, genotype)
+    assert canonical.of(space, tokens) == canonical.of(SPACE, genotype)
+    assert canonical.simplified(space, tokens).space.num_layers == space.num_layers <= SPACE.num_layers
+    carried = cell_lib.carry_params(space, tokens, layers, params)
+    shapes = jax.eval_shape(cell_lib.make(space, tokens, SETTINGS).init, jax.random.key(0))
+    assert jax.tree.map(np.shape, carried) == jax.tree.map(np.shape, shapes)
+    # Both in the supernet, which is compiled once: the smaller one is filled up by layers that pass on.
+    padded = zoo.embed(genotype_lib.to_dict(space, tokens), SPACE)
+    filled = {f"layer{index}": {"a": {}, "b": {}, "agg": {}} for index in range(SPACE.num_layers)}
+    whole = cell_lib.scatter_params(SPACE, padded, {**carried, "layers": filled | carried["layers"]}, shared)
+    np.testing.assert_allclose(run_fn(whole, padded), run_fn(shared, genotype), rtol=1e-5, atol=1e-5)
+    return space.num_layers
+
+
+@pytest.mark.parametrize("name", SIMPLIFIED)
+def test_what_is_dead_is_removed_and_the_logits_stay(name):
+    genotype, num_layers = SIMPLIFIED[name]
+    assert check_simplified(genotype) == num_layers
+
+
+def test_simplified_genotypes_compute_the_same():
+    often = np.isin(SPACE.operations, ("none", "skip", "max_pool_3x3", "conv_1x1", "negate", "cosine"))
+    drawn = genotype_lib.random(SPACE, np.random.default_rng(3), 40, op_mask=often)
+    sizes = [check_simplified(genotype) for genotype in drawn]
+    assert min(sizes) == 1 and np.mean(sizes) < SPACE.num_layers

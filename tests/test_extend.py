@@ -13,10 +13,11 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
 from dvsnas_jax.search import loop, pipeline, steps
-from dvsnas_jax.space import canonical, cell_frame, cost, draw, operation_cost, operations, schedule
+from dvsnas_jax.space import canonical, cell_frame, cost, operation_cost, operations, schedule
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.space.drawing import draw
 from dvsnas_jax.train import features
 
 # --- operations and aggregations ----------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from dvsnas_jax.controller import strategies
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.data import datasets
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.space import cell, cost, draw
+from dvsnas_jax.space import cell, cost
+from dvsnas_jax.space.drawing import draw
 from dvsnas_jax.train import features
 
 config = config_lib.load(None, {

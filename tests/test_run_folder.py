@@ -437,7 +437,7 @@ def test_weights_are_never_those_of_another_genotype(cell, other, monkeypatch):
     with monkeypatch.context() as patch:  # between the two writes of another cell
         patch.setattr(workdir.Workdir, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
-            cell_training.save_winner(cell, space, genotype, {"x": np.zeros(3)}, {})
+            cell_training.save_winner(cell, space, genotype, {"x": np.zeros(3)})
     assert winners.read(cell).digest == own.digest
     found = cell_training.load_winner(cell.config(), cell)[1]
     np.testing.assert_array_equal(found["ports"]["head"]["kernel"], wanted["ports"]["head"]["kernel"])

@@ -82,7 +82,7 @@ def test_a_cell_that_is_made_later_in_the_folder_is_scored_and_shown_beside_the_
     assert network_alone["cell"] is None and network_alone[evaluation.GENOTYPE] is None
     _, params, space, genotype = cell_training.load_winner(config, workdir.Workdir(trained_run.path))
     assert not winners.is_search_done(folder) and not winners.is_trained(folder, space, genotype)
-    cell_training.save_winner(folder, space, genotype, params, {})
+    cell_training.save_winner(folder, space, genotype, params)
     assert winners.is_trained(folder, space, genotype)
     data = run_files.Run(path, "run", tmp_path / "figures")
     assert data.scores() == {} and data.arrays(evaluation.STRIP) is None  # of the network alone

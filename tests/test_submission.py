@@ -249,7 +249,7 @@ def _run_folder(words, path):
     moments = {
         name: (jnp.zeros_like(a), jnp.ones_like(b)) for name, (a, b) in cell_training._moment_shapes(params).items()
     }
-    cell_training.save_winner(folder, space, genotype, cell_lib.freeze_norm(params, moments), {})
+    cell_training.save_winner(folder, space, genotype, cell_lib.freeze_norm(params, moments))
 
 
 def test_command(cityscapes, tmp_path, capsys):

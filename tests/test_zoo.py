@@ -16,9 +16,10 @@ import pytest
 from dvsnas_jax import cli
 from dvsnas_jax.core import compilation, errors, types
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cell_frame, draw, schedule, zoo
+from dvsnas_jax.space import cell_frame, schedule, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.space.drawing import draw, end
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPECTED = {
@@ -155,9 +156,10 @@ def test_json_round_trip_is_exact_and_reads_only_what_it_uses(name: str) -> None
 @each_cell
 def test_members_are_drawn(name: str, tmp_path: pathlib.Path) -> None:
     space, tokens = zoo.genotype(zoo.get(name))
-    text = draw.text(space, tokens)
-    assert text.count("\n") == space.num_layers
-    draw.render(space, tokens, tmp_path / "cell.svg")
+    whole = end.Whole(zoo.get(name).end, is_propagating=zoo.get(name).mode == "propagate")
+    text = draw.text(space, tokens, whole)
+    assert text.count("\n") == space.num_layers + 1  # the output, and what becomes of it
+    draw.render(space, tokens, tmp_path / "cell.svg", whole=whole)
     picture = (tmp_path / "cell.svg").read_text()
     for word in [*space.inputs, *EXPECTED[name][3]]:
         assert word in text and (word in picture or draw.readable(word) in picture), word
@@ -275,7 +277,8 @@ def test_show_prints_source_schedule_and_differences(name: str, capsys: pytest.C
     member = zoo.get(name)
     assert member.source in out and f"differs: {member.differs}" in out
     assert ("key frames: " + member.schedule in out) == (member.mode == "propagate")
-    assert draw.text(*zoo.genotype(member)) in out
+    whole = end.Whole(member.end, is_propagating=member.mode == "propagate")
+    assert draw.text(*zoo.genotype(member), whole) in out
 
 
 def test_show_draws_a_member_under_its_name(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def _draw(path: pathlib.Path, kind: str, config) -> pathlib.Path:
     optimizer = pretrain.make_optimizer(config.pretrain)
     state = compilation.jit_once(lambda: pretrain.init(variables, optimizer))()
     folder.checkpointer(pretrain.STAGE).save(1, state)
-    cell_training.save_winner(folder, space, genotype, params, {})
+    cell_training.save_winner(folder, space, genotype, params)
     return path
 
 

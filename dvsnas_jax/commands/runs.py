@@ -69,9 +69,11 @@ def _search(arguments: argparse.Namespace) -> None:
     from dvsnas_jax.evaluate import score_tables
     from dvsnas_jax.report import page
     from dvsnas_jax.search import pipeline
+    from dvsnas_jax.studies import why
 
     folder = common.open_workdir(arguments.workdir)
     result = pipeline.run(config, folder)
+    why.run(config, folder)
     if distributed.is_main():
         page.write(folder.path)
     print(score_tables.summary(result))

@@ -18,7 +18,33 @@ def register(add: common.Add) -> None:
     """Adds the commands."""
     _add_compare(add)
     _add_ablate(add)
+    _add_simplify(add)
     _add_strategies(add)
+
+
+def _add_simplify(add: common.Add) -> None:
+    text = "remove from a run's cell what changes none of its outputs, or is worth nothing within its noise"
+    simplify = add("simplify", _simplify, text, "--workdir=runs/smoke --within-noise")
+    simplify.add_argument("--workdir", metavar="DIR", required=True, help="folder of a run with a trained cell")
+    simplify.add_argument(
+        "--within-noise", action="store_true",
+        help="remove as well what loses no more than its noise on the meta-validation clips, and say what it loses",
+    )  # fmt: skip
+    common.add_compile_cache(simplify)
+
+
+def _simplify(arguments: argparse.Namespace) -> None:
+    common.existing(arguments.workdir, "--workdir")
+    from dvsnas_jax.studies import why
+    from dvsnas_jax.train import claims
+
+    folder = common.open_workdir(arguments.workdir)
+    with folder.hold():
+        config = claims.config_of(folder)
+        record, is_other = why.simplify(config, folder, is_measured=arguments.within_noise)
+    print("\n".join(why.told(record)))
+    if is_other:
+        print(f"written: {folder.path / 'best_genotype.json'}; evaluate it: dvsnas evaluate --workdir={folder.path}")
 
 
 def _add_compare(add: common.Add) -> None:
@@ -51,7 +77,7 @@ def _add_ablate(add: common.Add) -> None:
         "--what", metavar="WHAT", default="replace",
         help="replace (default): one token changed, scored as in the search (its shared weights; mode scratch: each "
         "trained alone); leave-one-out: a search without each operation; retrain: one token changed, trained from "
-        "scratch as a static graph",
+        "scratch as a static graph; worth: each input, layer and part of the end of the trained cell switched off",
     )  # fmt: skip
     ablate.add_argument("--genotype", metavar="FILE", help="genotype JSON, or zoo:NAME; default: the run's winner")
     ablate.add_argument(

@@ -33,6 +33,7 @@ BEFORE: dict[str, Any] = {
     "train.loss": "plain",
     "train.frames": "all",
     "train.eval_every": 0,
+    "derive.simplify": "off",
 }
 """Keys that are younger than some run folders, with the value that those were made with, where it is no default."""
 

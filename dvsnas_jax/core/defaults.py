@@ -248,6 +248,16 @@ _DERIVE = {
     # best of those by rewards that are taken anew (other batches; scratch: other weights, too), retrained from scratch
     # as static graphs; fewer than three leave the choice to noisy rewards
     "num_retrain": 3,
+    # off: as they were found; dead: what changes no output is removed before a cell is retrained; noise: of the winner
+    # also, afterwards, what is worth nothing within its noise on the meta-validation clips
+    "simplify": OneOf("dead", "dvsnas_jax.search.simplify:LEVELS"),
+}
+
+_WHY = {
+    "worth": True,  # the command search says what each part of its winner is worth, on the meta-validation clips
+    "num_random": 0,  # distinct uniformly drawn cells that it then trains and evaluates as the winner; 0 = none
+    "hand_designed": (),  # and hand-designed ones, zoo:NAME; zoo = all of the mode; empty = none
+    "num_seeds": 1,  # trainings of each of those
 }
 
 _TRAIN = {
@@ -308,6 +318,7 @@ _ALL = {
     "controller": _CONTROLLER,
     "search": _SEARCH,
     "derive": _DERIVE,
+    "why": _WHY,
     "train": _TRAIN,
     "evaluate": {
         "split": OneOf("val", "dvsnas_jax.data.datasets.frames:SPLITS"),

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dvsnas_jax.evaluate import figures
-from dvsnas_jax.space import draw
+from dvsnas_jax.space.drawing import pen
 
 _VARIABLES = {
     "ink": (figures.INK, "#1c2026", "#000000"),
     "soft": ("#4a505a", "#5a616b", "#6b7280", "#7a8088"),
-    "axis": ("#9aa1ab", draw.NONE_COLOR),
+    "axis": ("#9aa1ab", pen.NONE_COLOR),
     "grid": ("#e6e8ec",),
     "card": ("#ffffff",),
     "blue": (figures.BLUE,),
@@ -29,7 +29,7 @@ _VARIABLES = {
     "red": (figures.RED,),
     "grey": (figures.GREY,),
     "pink": (figures.PINK,),
-    "layer": (draw.LAYER_COLOR,),
+    "layer": (pen.LAYER_COLOR,),
     "fill-history": ("#fcebc8",),
     "fill-current": ("#d3e8f6",),
     "fill-layer": ("#eceef2",),

@@ -61,7 +61,7 @@ def ablation(run: run_files.Run) -> str:
     "" where the run's space cannot express the winner, which `ablate` refuses.
     """
     try:
-        genotypes.from_dict(run.best, run.space())
+        genotypes.from_dict(run.best.get("found", run.best), run.space())
     except errors.UserError:
         return ""
     return run.command("ablate", f"--what={'replace' if run.searched else 'retrain'}")

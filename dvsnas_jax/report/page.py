@@ -14,7 +14,7 @@ import numpy as np
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import output_files
 from dvsnas_jax.evaluate import figures
-from dvsnas_jax.report import evaluation_parts, markup, missing_parts, run_files, search_parts, study_parts
+from dvsnas_jax.report import evaluation_parts, markup, missing_parts, run_files, search_parts, study_parts, why_parts
 
 PAGE, COMPARISON = "report.html", "comparison.html"
 _PARTS: tuple[tuple[str, str, Callable[[run_files.Run], str]], ...] = (
@@ -26,6 +26,7 @@ _PARTS: tuple[tuple[str, str, Callable[[run_files.Run], str]], ...] = (
     ("times", "Time of a frame", evaluation_parts.times),
     ("costs", "Costs", evaluation_parts.costs),
     ("cell", "The cell", search_parts.cell),
+    ("why", "Why", why_parts.why),
     ("search", "The search", search_parts.search),
     ("chosen", "What the search chose", search_parts.chosen),
     ("comparison", "Comparison with other cells", study_parts.comparison),

@@ -19,12 +19,14 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import json_files
 from dvsnas_jax.evaluate import figures, score_tables
 from dvsnas_jax.report import markup
+from dvsnas_jax.space import cell_end
 from dvsnas_jax.space import genotype as genotypes
-from dvsnas_jax.studies import compare_rows
+from dvsnas_jax.space.drawing import end as end_lib
+from dvsnas_jax.studies import compare_rows, why
 
 FIGURES, BEST = "figures", "best_genotype.json"
 JSON_FILES = ("config.json", "environment.json", BEST, "evaluation.json", "compare.json")
-ABLATIONS = ("replace", "leave_one_out", "retrain")
+ABLATIONS = ("replace", "leave_one_out", "retrain", "worth")
 LINE_FILES = ("genotypes.jsonl", "metrics.jsonl")
 STRIP, CLIP = f"{FIGURES}/strip.npz", f"{FIGURES}/clip.npz"
 KNOWN = (*JSON_FILES, *(f"ablation_{what}.json" for what in ABLATIONS), *LINE_FILES, STRIP, CLIP)
@@ -137,6 +139,17 @@ class Run:
     def winner(self) -> tuple[genotypes.Space, np.ndarray] | None:
         """The winner, in the space of its own file."""
         return genotypes.from_dict(self.best, where=str(self.path / BEST)) if self.best else None
+
+    def found(self) -> tuple[genotypes.Space, np.ndarray] | None:
+        """As the search found the winner: before anything of it was removed."""
+        return genotypes.from_dict(self.best.get("found", self.best)) if self.best else None
+
+    def whole(self, digest: str) -> end_lib.Whole:
+        """How cells of the run end, and what the parts of the cell of this genotype are worth, where that is known."""
+        section, content = self.config.get("space", {}), self.ablations["worth"]
+        end = section.get("end", cell_end.CLASSIFIER if section else cell_end.HEADS)
+        worth = why.labels(content) if content.get("digest") == digest else {}
+        return end_lib.Whole(end, section.get("mode") == "propagate", worth)
 
     def space(self) -> genotypes.Space | None:
         """The space of the run, None without a config."""

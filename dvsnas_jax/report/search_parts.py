@@ -8,8 +8,8 @@ import numpy as np
 
 from dvsnas_jax.evaluate import figures
 from dvsnas_jax.report import markup, run_files
-from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
+from dvsnas_jax.space.drawing import draw
 
 _MAX_PANELS = 12
 
@@ -19,18 +19,24 @@ def cell(run: run_files.Run) -> str:
     best = run.winner()
     if best is None:
         return ""
-    title = f"The cell that was found ({genotypes.digest(*best)})"
-    words = f"The dynamic cell that the search found, as a graph: {draw.text(*best)}"
-    draw.render(*best, run.figure("cell.png"), title)
-    graph = run.chart("cell", words, lambda path: draw.render(*best, path, title), is_wide=True)
-    return f"{graph}<pre>{markup.escape(draw.text(*best))}</pre>"
+    digest = genotypes.digest(*best)
+    title, whole = f"The cell that was found ({digest})", run.whole(digest)
+    text = draw.text(*best, whole)
+    draw.render(*best, run.figure("cell.png"), title, whole)
+    words = f"The dynamic cell that the search found, as a graph: {text}"
+    graph = run.chart("cell", words, lambda path: draw.render(*best, path, title, whole), is_wide=True)
+    found = run.found()
+    if found is not None and genotypes.digest(*found) != digest:
+        note = f"As the search found it, before what it does not need was removed:\n{draw.text(*found, whole)}"
+        return f"{graph}<pre>{markup.escape(text)}</pre><pre>{markup.escape(note)}</pre>"
+    return f"{graph}<pre>{markup.escape(text)}</pre>"
 
 
 def search(run: run_files.Run) -> str:
     """Rewards, entropy, and in words how the search compares with drawing at random."""
     if not run.searched and not run.drawn:
         return ""
-    best = run.winner()
+    best = run.found()
     best_hash = genotypes.digest(*best) if best else None
     draw_fn = functools.partial(figures.reward, run.searched, run.drawn, best_hash=best_hash)
     rewards = run.chart("reward", "Reward of the candidates over the search", draw_fn)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dvsnas_jax.report import markup, run_files
-from dvsnas_jax.space import draw
 from dvsnas_jax.space import genotype as genotypes
+from dvsnas_jax.space.drawing import draw
 from dvsnas_jax.studies import ablate_report, compare_report
 
 _change = functools.partial(markup.percent, decimals=2, is_signed=True)
@@ -73,7 +73,8 @@ def _tokens(run: run_files.Run, content: Mapping[str, Any], title: str) -> str:
     whose = "the cell itself"
     if content.get("genotype") and (winner := run.winner()) is not None:
         digest = genotypes.digest(*genotypes.from_dict(content["genotype"]))
-        whose = whose if digest == genotypes.digest(*winner) else f"not of this run’s cell but of {digest}, itself"
+        known = [genotypes.digest(*each) for each in (winner, run.found()) if each is not None]
+        whose = whose if digest in known else f"not of this run’s cell but of {digest}, itself"
     title = f"{title}; {whose}: {markup.percent(content['reward'], 2)}"
     return markup.table(head, rows, "Ablation of tokens", title=title) + _about_masks(content, masked)
 

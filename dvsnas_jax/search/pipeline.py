@@ -25,7 +25,9 @@ from dvsnas_jax.search import (
     reward,
     scratch,
     shared_weights,
+    simplify,
     steps,
+    worth,
 )
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
@@ -311,20 +313,26 @@ def find_winner(
     rescored = score(parts, state.shared.params, genotypes, parts.val_store.num_clips, attempt=1)
 
     def retrain(genotype: np.ndarray) -> tuple[Any, dict[str, Any]]:
-        name = f"retrain_{genotype_lib.digest(parts.space, genotype)}"
+        space, rows = simplify.genotype_of(config, parts.space, genotype)
+        name = f"retrain_{genotype_lib.digest(space, rows)}"
         stage = training_loop.Stage.of(config.train, name, folder, stop)
-        trained = cell_training.train_cell(config, parts.space, genotype, parts.material, stage)
-        return trained.params, score_trained(parts, genotype, trained)
+        trained = cell_training.train_cell(config, space, rows, parts.material, stage)
+        return trained.params, score_trained(parts._replace(space=space), rows, trained)
 
     genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
-    static = score_static(parts)
-    scores = {**record, "static_reward": static["reward"]}
-    found = joint.run(config, variables, (parts.space, genotype), params, folder, stop)
+    scores = {**record, "static_reward": score_static(parts)["reward"]}
+    cell = worth.Trained(*simplify.genotype_of(config, parts.space, genotype), params)
+    about: dict[str, Any] = {"found": genotype_lib.to_dict(parts.space, genotype)}
+    if section.simplify == simplify.NOISE:
+        cell, about["simplified"] = simplify.run(config, cell, parts.val_store, is_measured=True)
+    found = joint.run(config, variables, (cell.space, cell.genotype), cell.params, folder, stop)
     if config.train.joint_control:
         joint.control(config, variables, folder, stop)
     if found.found is not None:
-        scores["joint_reward"] = _rewards(parts, found.found, genotype[None])[0]["reward"]
-    cell_training.save_winner(folder, parts.space, genotype, found.params, scores, made_by=winners.SEARCH)
+        own = parts._replace(space=cell.space)
+        scores["joint_reward"] = _rewards(own, found.found, cell.genotype[None])[0]["reward"]
+    about |= {"made_by": winners.SEARCH, "scores": scores}
+    cell_training.save_winner(folder, cell.space, cell.genotype, found.params, about)
 
 
 def score_static(parts: Parts, store: feature_store.AnyStore | None = None) -> dict[str, Any]:

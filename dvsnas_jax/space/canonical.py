@@ -13,6 +13,8 @@ What is taken away, by what the records of `space.operations` claim:
 - layers that only pass a map on: `warp` and `local_attention` of `none` and x are x; so are `max` and `gate` of x and
   x, where x has no weights; and `max` of `none` and of an operation that ends in a ReLU.
 - a second copy of a layer without weights, and common factors of how often a map is among the loose ends.
+
+`simplified` writes the form down again as a genotype, with as few layers as it takes.
 """
 
 from __future__ import annotations
@@ -94,6 +96,83 @@ def trace(space: genotype_lib.Space, genotype: Any) -> tuple[Form, tuple[Place, 
     return _trace(space, genotype_lib.validate(space, genotype).tolist())
 
 
+class Simplified(NamedTuple):
+    """A genotype without what its output never depends on.
+
+    Attributes:
+      space: of the inputs that are read (at least one) and the layers that are left, with the full vocabulary.
+      genotype: i32 [L, 5].
+      layers: of each layer, the layer of the original genotype whose weights it has; None: it has none.
+    """
+
+    space: genotype_lib.Space
+    genotype: np.ndarray
+    layers: tuple[int | None, ...]
+
+
+def simplified(space: genotype_lib.Space, genotype: Any) -> Simplified:
+    """The genotype of the same form with the fewest layers: what is dead is not in it; layers keep their order.
+
+    A map that is among the loose ends, and is read as well or is no layer's, is passed on by a `max` of it with itself.
+    """
+    rows = genotype_lib.validate(space, genotype).tolist()
+    drafts, references = _simplify(space, rows)
+    outputs = _outputs(space, rows, references)
+    alive = sorted(_alive(space.num_inputs, drafts, outputs))
+    read = {source for reference in alive for _, source in drafts[reference].branches}
+    first = min((node for node in {*read, *outputs} if 0 <= node < space.num_inputs), default=0)
+    names, layers, moved = dict(enumerate(space.inputs)), [], []
+
+    def add(layer: int | None, aggregation: str, *branches: tuple[str, int]) -> str:
+        """A layer; what is read through `none` is an input, which is no loose end anyway."""
+        sources = [space.inputs[first] if branch == _NONE else names[branch[1]] for branch in branches]
+        layers.append({"in": sources, "ops": [operation for operation, _ in branches], "agg": aggregation})
+        moved.append(layer)
+        return f"layer{len(layers) - 1}"
+
+    if any(_reads_zeros(space, rows[drafts[reference].place.layer], references) for reference in alive):
+        names[_ZERO] = add(None, "max", _NONE, _NONE)
+    for reference in alive:
+        layer = drafts[reference].place.layer
+        names[reference] = add(layer, *_written(space, rows[layer], references, drafts[reference]))
+    for reference, count in sorted(outputs.items()):
+        is_loose = reference in alive and reference not in read
+        for _ in range(0 if is_loose and count == 1 else count):
+            add(None, "max", *[_NONE if reference == _ZERO else ("skip", reference)] * 2)
+    inputs = [name for node, name in enumerate(space.inputs) if node in {*read, *outputs, first}]
+    named = {"version": genotype_lib.VERSION, "inputs": inputs, "layers": layers}
+    return Simplified(*genotype_lib.from_dict(named), tuple(moved))
+
+
+def _branches_of(
+    space: genotype_lib.Space, row: Sequence[int], references: Sequence[int]
+) -> tuple[tuple[str, int], tuple[str, int]]:
+    """The branches of a layer; an operation that makes a trained constant of zeros is one on zeros."""
+    names = [space.operations[token] for token in row[2:4]]
+    found = [_branch(name, references[node]) for name, node in zip(names, row[:2], strict=True)]
+    first, second = ((name, _ZERO) if each[0] == CONSTANT else each for name, each in zip(names, found, strict=True))
+    return first, second
+
+
+def _reads_zeros(space: genotype_lib.Space, row: Sequence[int], references: Sequence[int]) -> bool:
+    return any(
+        source == _ZERO for branch in _branches_of(space, row, references) if branch != _NONE for source in branch
+    )
+
+
+def _written(
+    space: genotype_lib.Space, row: Sequence[int], references: Sequence[int], draft: _Draft
+) -> tuple[str, tuple[str, int], tuple[str, int]]:
+    """Aggregation and branches of a layer that matters; one that only passes a branch on does so without weights."""
+    branch = draft.branches[0]
+    if draft.aggregation == PASS and branch[0] != CONSTANT:
+        if _is_weightless(branch):
+            return "max", branch, branch
+        if _is_positive(branch):
+            return ("max", _NONE, branch) if draft.place.is_swapped else ("max", branch, _NONE)
+    return space.aggregations[row[4]], *_branches_of(space, row, references)
+
+
 def digest(form: Form) -> str:
     """A short name of a form."""
     return hashlib.sha256(json.dumps(form).encode()).hexdigest()[:12]
@@ -131,14 +210,19 @@ def _all(space: genotype_lib.Space) -> Iterator[list[tuple[int, ...]]]:
 def _trace(space: genotype_lib.Space, rows: Sequence[Sequence[int]]) -> tuple[Form, tuple[Place, ...]]:
     """As `trace`, of a valid genotype."""
     drafts, references = _simplify(space, rows)
+    outputs = _outputs(space, rows, references)
+    names = {_ZERO: ZERO_NAME, **dict(enumerate(space.inputs))}
+    alive = _alive(space.num_inputs, drafts, outputs)
+    return min(_orders(drafts, alive, outputs, names, ()))
+
+
+def _outputs(space: genotype_lib.Space, rows: Sequence[Sequence[int]], references: Sequence[int]) -> dict[int, int]:
+    """Reference -> how often it is among the loose ends, without a common factor."""
     used = {int(node) for row in rows for node in row[:2]}
     loose = [references[node] for node in range(space.num_inputs, space.num_nodes) if node not in used]
     counts = collections.Counter(loose)
     divisor = math.gcd(*counts.values())
-    outputs = {reference: count // divisor for reference, count in counts.items()}
-    names = {_ZERO: ZERO_NAME, **dict(enumerate(space.inputs))}
-    alive = _alive(space.num_inputs, drafts, outputs)
-    return min(_orders(drafts, alive, outputs, names, ()))
+    return {reference: count // divisor for reference, count in counts.items()}
 
 
 def _simplify(space: genotype_lib.Space, rows: Sequence[Sequence[int]]) -> tuple[dict[int, _Draft], list[int]]:

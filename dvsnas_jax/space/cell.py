@@ -6,7 +6,7 @@ For any genotype it equals the supernet with the weights that `gather_params` cu
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -19,6 +19,9 @@ from dvsnas_jax.space import genotype as genotype_lib
 
 Params = dict[str, Any]
 Output = TypeVar("Output")
+_MEMBERS: dict[str, dict[str, Any]] = {
+    "a": operations.OPERATIONS, "b": operations.OPERATIONS, "agg": operations.AGGREGATIONS,
+}  # fmt: skip
 
 
 class Cell:
@@ -199,6 +202,25 @@ def gather_params(space: genotype_lib.Space, genotype: Any, supernet_params: Par
     return _select(space, rows, {"ports": supernet_params["ports"], "layers": layers})
 
 
+def carry_params(space: genotype_lib.Space, genotype: Any, layers: Sequence[int | None], params: Params) -> Params:
+    """The weights, trained or not, of a larger cell for a smaller one, i32 [L, 5], whose layers are some of its own.
+
+    `layers`: of each layer, that of the larger cell whose weights it has, None: it has none, as
+    `canonical.simplified` says. Slots that hold other operations than there must be without weights.
+    """
+    rows = genotype_lib.validate(space, genotype)
+    held = {
+        f"layer{index}": {
+            slot: {} if _MEMBERS[slot][name].is_weightless or layer is None else params["layers"][f"layer{layer}"][slot]
+            for slot, name in _chosen(space, row).items()
+        }
+        for index, (row, layer) in enumerate(zip(rows, layers, strict=True))
+    }
+    ports = params["ports"]
+    inputs = {name: ports["inputs"][name] for name in _held_inputs(space, rows, ports)}
+    return {"ports": {**ports, "inputs": inputs}, "layers": held}
+
+
 def scatter_params(space: genotype_lib.Space, genotype: Any, params: Params, supernet_params: Params) -> Params:
     """Puts the weights of one genotype's cell into a supernet's: the inverse of `gather_params`.
 
@@ -257,15 +279,20 @@ def without_statistics(params: Params) -> Params:
 
 def _select(space: genotype_lib.Space, rows: np.ndarray, params: Params) -> Params:
     """Keeps what the genotype uses. Layers become a dict `layerN`."""
-    names = used_inputs(space, rows)
-    # It starts the state: of a clip where that is read, of every key frame in propagate mode.
-    is_started = "prev_state" in names or "schedule" in params["ports"]
-    kept = set(map(projections.weights_of, names)) | ({"decoder"} if is_started else set())
+    kept = _held_inputs(space, rows, params["ports"])
     inputs = {name: value for name, value in params["ports"]["inputs"].items() if name in kept}
     layers = {}
     for index, (row, layer) in enumerate(zip(rows, params["layers"], strict=True)):
         layers[f"layer{index}"] = {slot: layer[slot][name] for slot, name in _chosen(space, row).items()}
     return {"ports": {**params["ports"], "inputs": inputs}, "layers": layers}
+
+
+def _held_inputs(space: genotype_lib.Space, rows: np.ndarray, ports: Params) -> list[str]:
+    """The inputs whose projections a cell has weights for."""
+    names = used_inputs(space, rows)
+    # It starts the state: of a clip where that is read, of every key frame in propagate mode.
+    is_started = "prev_state" in names or "schedule" in ports
+    return sorted({*map(projections.weights_of, names), *(["decoder"] if is_started else [])})
 
 
 def _chosen(space: genotype_lib.Space, row: np.ndarray) -> dict[str, str]:

@@ -89,6 +89,12 @@ def without(params: Params, part: str) -> Params:
     return {**params, "motion": jax.tree.map(lambda x: x.at[..., places].set(0), params["motion"])}
 
 
+def is_idle(params: Params) -> bool:
+    """Whether no head of these weights of a cell's ports reads the cell's output: its layers then change nothing."""
+    kernels = [params[name]["kernel"] for name in ("head", "motion") if name in params]
+    return not any(bool(jnp.any(kernel != 0)) for kernel in kernels)
+
+
 def logits(
     params: Params,
     output: jax.Array | None,

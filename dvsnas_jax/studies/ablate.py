@@ -1,8 +1,8 @@
 """What a cell owes to each of its tokens, and a search to each operation: the genotype and the mask are data.
 
-`open` gives what a function of `make_ablate` takes, of any run with a cell. The command has three questions: `replace`
+`open` gives what a function of `make_ablate` takes, of any run with a cell. The command has four questions: `replace`
 (one token changed, scored as in the search), `leave-one-out` (searches under masks, one compiled program for all),
-`retrain` (one token changed, trained from scratch as a static graph).
+`retrain` (one token changed, trained from scratch as a static graph), `worth` (parts of the trained cell switched off).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -29,10 +29,10 @@ from dvsnas_jax.space import cell_frame, zoo
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.studies import ablate_report, ablate_variants, study_report
+from dvsnas_jax.studies import ablate_report, ablate_variants, study_report, why
 from dvsnas_jax.train import cell_training, claims, clip_scores, features, joint, losses, pretrain, require_labels
 
-WHATS = (ablate_variants.REPLACE, ablate_variants.LEAVE_ONE_OUT, ablate_variants.RETRAIN)
+WHATS = (ablate_variants.REPLACE, ablate_variants.LEAVE_ONE_OUT, ablate_variants.RETRAIN, why.WORTH)
 
 
 class Opened(NamedTuple):
@@ -80,14 +80,16 @@ def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opene
     config = claims.config_of(folder)
     best = cell_training.require_winner(folder)
     own_space, own_genotype = cell_training.read_genotype(best)
-    values, settings = genotype_lib.to_dict(own_space, own_genotype), features.settings_of(config)
-    space, is_fitting = features.space_of(config), True
-    try:
-        genotype = genotype_lib.from_dict(values, space, where=str(best))[1]
-    except errors.UserError:  # trained from a file of other inputs or layers
-        space, genotype, is_fitting = own_space, own_genotype, False
-    variables = ablate_variants.static_network(config, folder)
-    params, weights = ablate_variants.shared_weights(config, folder) if is_fitting else None, "shared"
+    settings, variables = features.settings_of(config), ablate_variants.static_network(config, folder)
+    params, weights = None, "shared"
+    with contextlib.suppress(errors.UserError):  # trained from a file of other inputs or layers
+        space, genotype = genotype_lib.from_dict(_as_found(folder), features.space_of(config), where=str(best))
+        params = ablate_variants.shared_weights(config, folder)
+    if params is None:
+        space, genotype = own_space, own_genotype
+        with contextlib.suppress(errors.UserError):
+            values = genotype_lib.to_dict(own_space, own_genotype)
+            space, genotype = genotype_lib.from_dict(values, features.space_of(config))
     supernet = supernet_lib.make(space, settings)
     if params is None:
         _, cell_params, _, _ = cell_training.load_winner(config, folder)
@@ -99,6 +101,12 @@ def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opene
         batch = ablate_variants.validation_features(config, space, variables, _places(config, num_clips))
     height, width = batch.features.logits.shape[2:4]
     return Opened(params, genotype, space, supernet, batch, settings, (height, width), weights, config)
+
+
+def _as_found(folder: workdir.Workdir) -> dict[str, Any]:
+    """The winner of a run folder by name, as the search found it: before anything of it was removed."""
+    best = folder.read_json(cell_training.BEST)
+    return best.get("found", best)
 
 
 def _places(config: ml_collections.ConfigDict, num_clips: int | None) -> np.ndarray:
@@ -186,6 +194,8 @@ def run(
     _check(folder, what, genotype, num_steps, limit)
     with folder.hold():
         config = claims.check(config, folder, ignore=ablate_variants.MAY_DIFFER)
+        if what == why.WORTH:
+            return why.measure(config, folder)
         rows = None if what == ablate_variants.LEAVE_ONE_OUT else read_genotype(config, folder, genotype)
         if what != ablate_variants.REPLACE:
             features.require_ages(config)
@@ -218,6 +228,8 @@ def _check(folder: workdir.Workdir, what: str, genotype: str | None, num_steps: 
         close = difflib.get_close_matches(what, WHATS, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ","
         raise errors.UserError(f"--what: unknown {what!r}{hint} allowed are {', '.join(WHATS)}")
+    if what == why.WORTH and (genotype, num_steps, limit) != (None, None, None):
+        raise errors.UserError("--what=worth: is of all parts of the run's own cell; leave out the other flags")
     if what == ablate_variants.LEAVE_ONE_OUT and genotype:
         raise errors.UserError("--genotype: leave-one-out searches for genotypes, it takes none")
     if what == ablate_variants.REPLACE and num_steps is not None:
@@ -234,6 +246,7 @@ def read_genotype(config: ml_collections.ConfigDict, folder: workdir.Workdir, gi
     """
     name, space = given or str(cell_training.require_winner(folder)), features.space_of(config)
     values = genotype_lib.to_dict(*cell_training.read_genotype(name, name="--genotype"))
+    values = values if given else _as_found(folder)
     try:
         if name.startswith(zoo.PREFIX):
             return _of_zoo(config, zoo.get(name))

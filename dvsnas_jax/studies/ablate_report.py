@@ -10,7 +10,8 @@ import numpy as np
 
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.evaluate import figures
-from dvsnas_jax.space import draw, neighbours
+from dvsnas_jax.space import neighbours
+from dvsnas_jax.space.drawing import draw
 from dvsnas_jax.studies import study_report
 
 Records = Sequence[Mapping[str, Any]]

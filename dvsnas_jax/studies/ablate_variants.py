@@ -37,7 +37,7 @@ from dvsnas_jax.train import (
 REPLACE, LEAVE_ONE_OUT, RETRAIN = "replace", "leave-one-out", "retrain"
 LOG = "ablation.jsonl"
 FOLDER = "ablation"
-MAY_DIFFER = ("ablate", "evaluate", "report")
+MAY_DIFFER = ("ablate", "evaluate", "report", "why")
 
 
 def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, is_training: bool) -> pipeline.Parts:

@@ -117,7 +117,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
                 made_jointly = joint.run(config, networks.final, given, trained.params, folder, stop)
                 if config.train.joint_control:
                     joint.control(config, networks.final, folder, stop)
-                save_winner(folder, space, genotype, made_jointly.params, {}, made_by=winners.TRAIN)
+                save_winner(folder, space, genotype, made_jointly.params)
     return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
 
 
@@ -310,11 +310,9 @@ def save_winner(
     space: genotype_lib.Space,
     genotype: np.ndarray,
     params: types.Params,
-    scores: dict[str, Any],
-    *,
-    made_by: str = winners.TRAIN,
+    about: dict[str, Any] | None = None,
 ) -> None:
-    """Writes the cell's weights and, after them, `best_genotype.json`.
+    """Writes the cell's weights and, after them, `best_genotype.json`, with what else is to be said `about` the cell.
 
     The weights are kept under the genotype's digest: they cannot be taken for those of another one, wherever this is
     interrupted and whatever is put in the place of the file.
@@ -323,7 +321,7 @@ def save_winner(
     checkpoints = folder.checkpointer(_cell_stage(digest), keep=1)
     latest = checkpoints.latest_step()
     checkpoints.save(0 if latest is None else latest + 1, params)
-    about = {"digest": digest, "made_by": made_by, "scores": scores}
+    about = {"digest": digest, "made_by": winners.TRAIN, "scores": {}} | (about or {})
     folder.write_json(BEST, {**genotype_lib.to_dict(space, genotype), **about})
     distributed.barrier("winner")  # written by one process, read by all
 

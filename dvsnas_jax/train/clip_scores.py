@@ -70,8 +70,15 @@ def sum_batches(
     unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array, ages: int
 ) -> ClipScores:
     """Counts of one candidate over batches of clips, i32 [R, B], see `batches`; for traced code, without axis N."""
-    parts = jax.lax.map(lambda batch: _of_batch(unroll_fn, store, batch, ages), clips)
-    return ClipScores(parts.counts.sum(axis=0), parts.flicker.sum(axis=0), parts.is_finite.all())
+    parts = each_batch(unroll_fn, store, clips, ages)
+    return ClipScores(parts.counts.sum(axis=0), parts.flicker.sum(axis=0), jnp.asarray(parts.is_finite).all())
+
+
+def each_batch(
+    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array, ages: int
+) -> ClipScores:
+    """Counts of each batch of clips, i32 [R, B], N = R; for traced code."""
+    return jax.lax.map(lambda batch: _of_batch(unroll_fn, store, batch, ages), clips)
 
 
 def _of_batch(

@@ -136,6 +136,11 @@ def restore(config: ml_collections.ConfigDict, folder: workdir.Workdir, digest: 
     return folder.checkpointer(stage).restore(static_net.shapes(net))
 
 
+def keep(folder: workdir.Workdir, digest: str, variables: Any) -> None:
+    """Writes the static network of its own that the cell of this genotype has."""
+    _save(folder, _stage_of(digest), variables)
+
+
 def _stage_of(digest: str) -> str:
     return f"static_{digest}"
 

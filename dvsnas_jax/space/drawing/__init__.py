@@ -1,0 +1,1 @@
+"""A genotype for the eye: layout, end of the cell, the figure."""
