@@ -242,3 +242,22 @@ def test_rivals_are_the_drawn_cells_together_and_the_best_hand_designed_first():
         ("zoo:grfp", "35.0"),
     ]  # fmt: skip
     assert "1 of 2 uniformly drawn cells have at least the mIoU of the cell that was found." in page_part
+
+
+def test_a_stage_and_that_of_the_frame_before_stand_in_for_each_other():
+    """They have one projection: to hold one at its mean would hold the other as well."""
+    space = genotype_lib.Space(("prev_stage1", "stage1", "prev_stage2"), 1, ("skip",), ("sum", "correlation"))
+    params = {"ports": {"inputs": {name: {"norm": {"scale": jnp.ones(2)}} for name in ("stage1", "stage2")}}}
+
+    def scales(params):
+        return {name: float(own["norm"]["scale"].sum()) for name, own in params["ports"]["inputs"].items()}
+
+    both = np.array([[0, 1, 0, 0, 1]], np.int32)
+    for name, left in (("prev_stage1", 1), ("stage1", 0)):
+        how, rows, changed = worth.without_inputs(space, both, params, [name])
+        assert how == "the same stage of the other frame in its place"
+        np.testing.assert_array_equal(rows, [[left, left, 0, 0, 1]])
+        assert scales(changed) == {"stage1": 2, "stage2": 2}
+    how, rows, changed = worth.without_inputs(space, np.array([[2, 2, 0, 0, 0]], np.int32), params, ["prev_stage2"])
+    assert how == "held at its mean" and scales(changed) == {"stage1": 2, "stage2": 0}
+    np.testing.assert_array_equal(rows, [[2, 2, 0, 0, 0]])

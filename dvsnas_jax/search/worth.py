@@ -3,7 +3,8 @@
 Nothing is trained again. One compiled program counts every variant: the cell's own weights stand in a supernet of the
 few operations that it has, `none` and `skip`. What is switched off:
 
-- an input: its projected map is held at its mean (the scale of its normalisation, which has running statistics, is 0).
+- an input: its projected map is held at its mean (the scale of its normalisation, which has running statistics, is 0);
+  of `stageN` and `prev_stageN`, which have one projection, each by the other where a cell reads both.
 - a layer: the best of nothing in its place, its source a passed on, its source b passed on.
 - a part of the end (`cell_end.without`); the past logits; all history; all that was learned, which leaves the baseline.
 
@@ -25,7 +26,7 @@ import numpy as np
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.search import reward
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cell_end, cell_frame
+from dvsnas_jax.space import cell_end, cell_frame, projections
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.train import clip_scores, feature_store, features
@@ -200,21 +201,36 @@ def variants(bench: Bench) -> Iterator[Variant]:
     """The cell without each of its parts."""
     tokens, params, settings = bench.genotype, bench.params, bench.settings
     for name in cell_lib.used_inputs(bench.space, tokens):
-        yield Variant(INPUT, name, "held at its mean", tokens, at_mean(params, [name]))
+        yield Variant(INPUT, name, *without_inputs(bench.space, tokens, params, [name]))
     for layer in range(len(tokens)):
         for how, rows in without_layer(bench.space, tokens, layer):
             yield Variant(LAYER, f"layer{layer}", how, rows, params)
-    for kind, name, how, changed in _ends(bench.space, tokens, params, settings):
-        yield Variant(kind, name, how, tokens, changed)
+    yield from _ends(bench.space, tokens, params, settings)
 
 
 def at_mean(params: types.Params, names: Sequence[str]) -> types.Params:
     """Weights with which some inputs are what they are on average, wherever they are read."""
     inputs = dict(params["ports"]["inputs"])
-    for name in names:
+    for name in map(projections.weights_of, names):
         norm = inputs[name]["norm"]
         inputs[name] = {**inputs[name], "norm": {**norm, "scale": jnp.zeros_like(norm["scale"])}}
     return {**params, "ports": {**params["ports"], "inputs": inputs}}
+
+
+def without_inputs(
+    space: genotype_lib.Space, tokens: np.ndarray, params: types.Params, names: Sequence[str]
+) -> tuple[str, np.ndarray, types.Params]:
+    """How a cell does without some inputs, and the genotype i32 [L, 5] and the weights then."""
+    used, changed, held = cell_lib.used_inputs(space, tokens), tokens.copy(), []
+    for name in names:
+        twins = [each for each in used if each != name and projections.weights_of(each) == projections.weights_of(name)]
+        if twins:
+            places = changed[:, :2] == space.inputs.index(name)
+            changed[:, :2] = np.where(places, space.inputs.index(twins[0]), changed[:, :2])
+        else:
+            held.append(name)
+    how = "held at its mean" if held else "the same stage of the other frame in its place"
+    return how, changed, at_mean(params, held)
 
 
 def without_layer(space: genotype_lib.Space, tokens: np.ndarray, layer: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -233,27 +249,29 @@ def without_layer(space: genotype_lib.Space, tokens: np.ndarray, layer: int) -> 
 
 def _ends(
     space: genotype_lib.Space, tokens: np.ndarray, params: types.Params, settings: cell_frame.CellSettings
-) -> Iterator[tuple[str, str, str, types.Params]]:
-    """Kind, name, what is done instead, and weights, of what the end of the cell consists of."""
+) -> Iterator[Variant]:
+    """The cell without what its end consists of, and without its history."""
     if settings.end != cell_end.HEADS:
         return
     ports, parts = params["ports"], cell_end.parts(is_propagating=settings.is_propagating)
     hows = {"offsets": "nothing moves", "gate": "one share everywhere", "correction": "nothing is added"}
     for part in parts:
-        yield END, part, hows[part], {**params, "ports": cell_end.without(ports, part)}
+        yield Variant(END, part, hows[part], tokens, {**params, "ports": cell_end.without(ports, part)})
     nothing = ports
     for part in parts:
         nothing = cell_end.without(nothing, part)
     if not settings.is_propagating:
         now = cell_end.without(ports, "gate")
         now = {**params, "ports": {**now, "share": jnp.full_like(now["share"], _ALWAYS)}}
-        yield END, "past logits", "the current ones alone", now
+        yield Variant(END, "past logits", "the current ones alone", tokens, now)
         past = [
             name for name in cell_lib.used_inputs(space, tokens) if name.startswith("prev_") or name == "image_diff"
         ]
-        yield WHOLE, "all history", "past logits off, past inputs at their mean", at_mean(now, past)
+        _, rows, now = without_inputs(space, tokens, now, past)
+        yield Variant(WHOLE, "all history", "past logits off, past inputs at their mean", rows, now)
     name = "key frame held (hold)" if settings.is_propagating else "running average (ema)"
-    yield WHOLE, "all that was learned", f"the {name} is left", {**params, "ports": nothing}
+    left = {**params, "ports": nothing}
+    yield Variant(WHOLE, "all that was learned", f"the {name} is left", tokens, left)
 
 
 @dataclasses.dataclass(frozen=True)
