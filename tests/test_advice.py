@@ -160,6 +160,7 @@ _ELSEWHERE = {
     "--record": "test_reproduce.py: the figures of record",
     "evaluate.size": "test_evaluate.py: scores at both sizes",
     "features.folds": "test_folds.py: searches with and without",
+    "search.first": "test_first_candidates.py: what each strategy does with them",
     "train.frames": "test_cell_loss.py: which frames count",
     "train.teacher_weight": "test_coverage.py: what needs labels",
 }

@@ -110,7 +110,7 @@ def test_the_schedule_of_a_member_overrides_the_config_in_its_jobs_only() -> Non
     assert kinds == {f"zoo:{member.name}": member.schedule for member in zoo.of_mode("propagate")}
     assert {entry.config.schedule.interval for entry in entries} == {config.schedule.interval}
     assert config.schedule.kind == "fixed"
-    assert len({entry.job(0) for entry in entries}) == len(entries) == 6
+    assert len({entry.job(0) for entry in entries}) == len(entries) == 7
     assert {entry.name for entry in entries if entry.config.space.end == "none"} == {"zoo:hold"}
 
 

@@ -51,8 +51,13 @@ def test_text_of_the_end(whole, line):
 
 
 def test_readable_names():
-    names = {"sep_conv_3x3_dil3": "sep 3x3 dil 3", "conv_3x3_dil12": "conv 3x3 dil 12", "max_pool_3x3": "max pool 3x3"}
-    names |= {"deform_conv_3x3": "deform conv 3x3", "local_attention": "attention", "gate": "gate"}
+    names = {
+        "gate": "gate",
+        "sep_conv_3x3_dil3": "sep 3x3 dil 3",
+        "conv_3x3_dil12": "conv 3x3 dil 12",
+        "max_pool_3x3": "max pool 3x3",
+    }
+    names |= {"deform_conv_3x3": "deform conv 3x3", "local_attention": "attention", "correlation": "matching"}
     assert {name: draw.readable(name) for name in names} == names
     assert len({draw.readable(name) for name in genotypes.vocabulary("operations")}) == len(
         genotypes.vocabulary("operations")

@@ -323,9 +323,9 @@ def test_masks_and_warm_up_are_data(parts) -> None:
 def test_a_relaxed_iteration_costs_what_an_ordinary_one_costs() -> None:
     section = config_lib.defaults().search
     whole = genotype_lib.Space(inputs=SPACE.inputs, num_layers=4)
-    assert relaxed_lib.num_branches(whole) == 4 * (2 * 13 + 6)
-    assert relaxed_steps.branch_ratio(whole) == pytest.approx(32 / 3)
-    section.shared_steps = 32
+    assert relaxed_lib.num_branches(whole) == 4 * (2 * 13 + 7)
+    assert relaxed_steps.branch_ratio(whole) == pytest.approx(33 / 3)
+    section.shared_steps = 33
     assert relaxed_steps.steps_per_iteration(section, whole) == 3
     section.shared_steps = 1
     assert relaxed_steps.steps_per_iteration(section, whole) == 1

@@ -13,7 +13,7 @@ from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.space import genotype
 
-SPACE = genotype.Space(inputs=("prev_state", "decoder", "logits"), num_layers=2)
+SPACE = genotype.Space(("prev_state", "decoder", "logits"), 2, aggregations=genotype.FIRST_AGGREGATIONS)
 
 
 def make_config(**changes):

@@ -25,7 +25,7 @@ from dvsnas_jax.space import genotype as genotypes
 from dvsnas_jax.space.drawing import draw, end
 
 INPUTS = ("prev_state", "prev_decoder", "decoder", "logits", "stage1", "image_diff")
-SPACE = genotypes.Space(inputs=INPUTS, num_layers=4)
+SPACE = genotypes.Space(INPUTS, 4, genotypes.FIRST_OPERATIONS, genotypes.FIRST_AGGREGATIONS)  # of an older run
 CLASSES = ["sky", "building", "road", "pavement", "tree", "car", 'pole <thin> & "tall"']
 COLORS = np.array(
     [(128, 128, 128), (128, 0, 0), (128, 64, 128), (60, 40, 222), (128, 128, 0), (64, 0, 128), (192, 192, 128)],

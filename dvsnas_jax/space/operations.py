@@ -359,7 +359,7 @@ AGGREGATIONS: dict[str, Aggregation] = {
         is_weightless=False, of_zeros="zeros", passes_second=True,
     ),
     "correlation": Aggregation(
-        init=_init_correlation, apply=_correlation, cost=counts.correlation, label="correlation",
+        init=_init_correlation, apply=_correlation, cost=counts.correlation, label="matching",
         is_weightless=False, of_zeros="constant",
     ),
 }  # fmt: skip
