@@ -149,7 +149,7 @@ def _search(plan: _Plan, strategy: strategy_lib.Strategy, name: str, seed: int) 
         return
     config = plan.parts.config.copy_and_resolve_references()
     config.seed += seed
-    config.search.update({"strategy": name, "num_random": 0})
+    config.search.update({"strategy": name, "num_random": 0, "first": ()})  # all start from nothing
     folder = workdir.Workdir(plan.folder.path / FOLDER / f"{name}_{seed}")
     claims.claim(config, folder, ignore=MAY_DIFFER[:-1])
     is_fresh = folder.checkpointer(loop.STAGE).latest_step() is None

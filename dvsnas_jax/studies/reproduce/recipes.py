@@ -110,7 +110,7 @@ _SHORT = {"search.steps": "25", "search.num_random": "0", "search.warmup_steps":
 """125 candidates after a short warm-up."""
 _PROPAGATE = {
     "space.mode": "propagate",
-    "space.inputs": "prev_state,prev_decoder,prev_logits,stage1,stage2,image_diff",
+    "space.inputs": "prev_state,prev_decoder,prev_logits,stage1,stage2,image_diff,prev_stage2",
     "schedule.interval": "5",
     "schedule.threshold": "0.2",
     "data.num_frames": "6",
@@ -163,7 +163,9 @@ TABLE = (
         MINUTES,
         (
             Part("refine", "camvid_lite", _CAMVID),
-            Part("propagate", "camvid_lite_propagate", {**_CAMVID, "search.batch_size": "2", "train.batch_size": "2"}),
+            # Strategies that are compared start from nothing, and 125 candidates are too many to train each alone.
+            Part("propagate", "camvid_lite_propagate", {**_CAMVID, "search.batch_size": "2", "train.batch_size": "2",
+                                                        "search.mode": "share", "search.genotypes_per_step": "5"}),
         ),
         num_seeds=2,
         limit=60,
