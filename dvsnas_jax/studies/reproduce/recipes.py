@@ -145,7 +145,7 @@ TABLE = (
         MINUTES,
         (
             Part("refine", "synthetic", {**_SHORT, "train.steps": "240", "train.batch_size": "4"}),
-            Part("propagate", "propagate", {**_SHORT, "train.steps": "120", "train.batch_size": "4",
+            Part("propagate", "propagate", {**_SHORT, "train.steps": "100", "train.batch_size": "4",
                                             "search.batch_size": "6"}),
         ),
         num_seeds=2,
