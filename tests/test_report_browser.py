@@ -91,7 +91,8 @@ def test_text_of_the_figures_stands_out(browser, pages):
         .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
         return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
       const card = light(getComputedStyle(document.querySelector('.figure')).backgroundColor);
-      return [...document.querySelectorAll('svg text')].filter(t => !/^(output|mean of|layer )/.test(t.textContent))
+      const onBox = /^(output|mean of|layer |new logits|of this frame)/;
+      return [...document.querySelectorAll('svg text')].filter(t => !onBox.test(t.textContent))
         .map(t => { const own = light(getComputedStyle(t).fill);
           return [(Math.max(own, card) + 0.05) / (Math.min(own, card) + 0.05), t.textContent]; })
         .filter(pair => pair[0] < 4.5); }"""
