@@ -1,5 +1,6 @@
 """The report in a browser: nothing is blank, broken, in the console or wider than the screen."""
 
+import contextlib
 import io
 import shutil
 
@@ -42,6 +43,16 @@ def pages(tmp_path_factory):
     return {"one": folder / report.PAGE, "two": parts[0] / report.COMPARISON}
 
 
+def _screenshot(page):
+    """PNG of the whole page; a machine that is short of memory may need more than one try."""
+    api = pytest.importorskip("playwright.sync_api")
+    for _ in range(3):
+        with contextlib.suppress(api.Error):
+            return page.screenshot(full_page=True)
+        page.wait_for_timeout(1000)
+    return page.screenshot(full_page=True)
+
+
 def _open(browser, path, width, scheme, messages):
     """The loaded page; what the console and the network complain of goes to `messages`."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -73,7 +84,7 @@ def test_page_in_a_browser(browser, pages, name, width, scheme):
             "[...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().height < 100).length"
         )
         assert wide == 0, "a figure collapsed"
-        picture = np.asarray(Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB"))
+        picture = np.asarray(Image.open(io.BytesIO(_screenshot(page))).convert("RGB"))
         assert messages == []
     finally:
         page.close()
