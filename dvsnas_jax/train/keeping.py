@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -67,7 +66,7 @@ def make_score(config: ml_collections.ConfigDict) -> Callable[[dict[str, float]]
 
 def start(training: optim.TrainState) -> KeptState:
     """The state before the first step and the first validation."""
-    best = jax.tree.map(jnp.copy, training.average)  # a copy: steps donate the state
+    best = optim.copied(training.average)  # a copy: steps donate the state
     return KeptState(training, best, np.float32(-np.inf), np.int32(0))
 
 
@@ -94,7 +93,7 @@ def fit(
         stage.folder.scalars(name, done, {"score": score, **shares})
         if np.float32(score) <= state.best_score:
             return state
-        best = jax.tree.map(jnp.copy, state.training.average)
+        best = optim.copied(state.training.average)
         return dataclasses.replace(state, best=best, best_score=np.float32(score), best_step=np.int32(done))
 
     def step(state: KeptState, batch: Any) -> tuple[KeptState, dict[str, jax.Array]]:
