@@ -1,6 +1,7 @@
 """The end of a cell: it starts as the baseline of its mode, and its heads do what they say."""
 
 import dataclasses
+import functools
 import json
 import types
 
@@ -22,13 +23,20 @@ from dvsnas_jax.train import claims
 
 REFINE = genotype_lib.random(SPACE, np.random.default_rng(5), 1)[0]
 PROPAGATE = dataclasses.replace(SETTINGS, mode="propagate", cut="stage1", schedule=schedule.Schedule(interval=3))
-PROPAGATE_SPACE = genotype_lib.Space(inputs=("prev_state", "prev_logits", "stage1"), num_layers=2)
+PROPAGATE_SPACE = genotype_lib.Space(  # of few operations: here the end counts, not what is before it
+    inputs=("prev_state", "prev_logits", "stage1"),
+    num_layers=2,
+    operations=("skip", "conv_1x1", "sep_conv_3x3"),
+    aggregations=("sum", "gate"),
+)
 SHARE = 0.7
 
 
-def refine_cell(end: str = cell_end.HEADS):
+@functools.cache
+def refine_cell(end: str):
+    """A cell, its weights, and its jitted `unroll`."""
     cell = cell_lib.make(SPACE, REFINE, dataclasses.replace(SETTINGS, end=end))
-    return cell, jax.jit(cell.init)(jax.random.key(0))
+    return cell, jax.jit(cell.init)(jax.random.key(0)), jax.jit(cell.unroll)
 
 
 def running_average(logits: np.ndarray, share: float) -> np.ndarray:
@@ -40,13 +48,11 @@ def running_average(logits: np.ndarray, share: float) -> np.ndarray:
 
 @pytest.mark.parametrize("end", [cell_end.HEADS, cell_end.NONE])
 def test_untrained_refining_cell_is_a_running_average(end) -> None:
-    (cell, params), features = refine_cell(end), make_features(4)
-    logits = jax.jit(cell.unroll)(params, features)
+    (_, params, unroll), features = refine_cell(end), make_features(4)
+    logits = unroll(params, features)
     np.testing.assert_allclose(logits, running_average(np.asarray(features.logits), SHARE), atol=1e-5)
     other = {**params, "ports": {**params["ports"], **cell_end.log_odds(0.4)}}
-    np.testing.assert_allclose(
-        jax.jit(cell.unroll)(other, features), running_average(np.asarray(features.logits), 0.4), atol=1e-5
-    )
+    np.testing.assert_allclose(unroll(other, features), running_average(np.asarray(features.logits), 0.4), atol=1e-5)
 
 
 @pytest.mark.parametrize("end", [cell_end.HEADS, cell_end.NONE])
@@ -59,7 +65,7 @@ def test_untrained_propagating_cell_holds_the_key_frame(end) -> None:
 
 
 def test_baseline_has_no_weights_beside_the_share() -> None:
-    cell, params = refine_cell(cell_end.NONE)
+    cell, params, _ = refine_cell(cell_end.NONE)
     assert params["layers"] == {}
     assert list(params["ports"]) == ["share"]
     assert cell.inputs == ()
@@ -77,9 +83,9 @@ def heads(params, *, offset=(0.0, 0.0), gate=0.0, correction=0.0):
 
 
 def test_heads_move_mix_and_correct() -> None:
-    """Two frames; the sample of the frame before lies 2 cells to the right and 1 up, the border is repeated."""
-    (cell, params), features = refine_cell(), make_features(6, num_frames=2)
-    unroll, (first, second) = jax.jit(cell.unroll), np.asarray(features.logits)
+    """The sample of the frame before lies 2 cells to the right and 1 up, the border is repeated."""
+    (_, params, unroll), features = refine_cell(cell_end.HEADS), make_features(6)
+    first, second, _ = np.asarray(features.logits)
     rows, cols = np.clip(np.arange(6) - 1, 0, 5), np.clip(np.arange(8) + 2, 0, 7)
     odds = np.log(SHARE / (1 - SHARE)) + 0.5
     gate = 1 / (1 + np.exp(-odds))
@@ -92,14 +98,14 @@ def test_heads_move_mix_and_correct() -> None:
 
 @pytest.mark.parametrize("part", cell_end.PARTS)
 def test_a_part_is_switched_off_as_data(part) -> None:
-    (cell, params), features = refine_cell(), make_features(6, num_frames=2)
-    unroll, own = jax.jit(cell.unroll), {"offsets": {"offset": (2, -1)}, "gate": {"gate": 0.5}, "correction": {}}
+    (_, params, unroll), features = refine_cell(cell_end.HEADS), make_features(6)
+    own = {"offsets": {"offset": (2, -1)}, "gate": {"gate": 0.5}, "correction": {}}
     said = {"offset": (2, -1), "gate": 0.5, "correction": 0.25}
     whole = heads(params, **said)
     cut = {**whole, "ports": cell_end.without(whole["ports"], part)}
     rest = {name: value for name, value in said.items() if name not in own[part] and name != part}
     np.testing.assert_allclose(unroll(cut, features), unroll(heads(params, **rest), features), atol=1e-6)
-    assert np.abs(unroll(cut, features) - unroll(whole, features)).max() > 0.1
+    assert np.abs(np.asarray(unroll(cut, features)) - unroll(whole, features)).max() > 0.1
 
 
 def test_supernet_and_cell_have_the_same_end_in_propagate_mode() -> None:
@@ -127,9 +133,9 @@ def test_supernet_and_cell_have_the_same_end_in_propagate_mode() -> None:
 
 def test_classifier_is_the_end_of_older_cells() -> None:
     """Refine: the static network's logits plus the head; the configuration of an older run means it."""
-    (cell, params), features = refine_cell(cell_end.CLASSIFIER), make_features(4)
+    (_, params, unroll), features = refine_cell(cell_end.CLASSIFIER), make_features(4)
     assert {"motion", "share"}.isdisjoint(params["ports"])
-    np.testing.assert_allclose(jax.jit(cell.unroll)(params, features), features.logits, atol=1e-6)
+    np.testing.assert_allclose(unroll(params, features), features.logits, atol=1e-6)
     values = config_lib.to_json_dict(config_lib.defaults())
     assert config_lib.from_json_dict(values, "config.json").space.end == cell_end.HEADS
     del values["space"]["end"]

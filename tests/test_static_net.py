@@ -1,6 +1,7 @@
 """The static network: published sizes, strides, normalisation, types."""
 
 import collections
+import functools
 import json
 import pathlib
 
@@ -26,6 +27,7 @@ def _config(**changes):
     return config
 
 
+@functools.cache
 def _shapes(net: static_net.StaticNet, size: tuple[int, int] = (32, 32)):
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     return jax.eval_shape(lambda rng, x: net.init(rng, x, train=False), jax.random.key(0), images)
