@@ -31,11 +31,13 @@ class ClipScores:
     Attributes:
       counts: i32 [N, K, K], rows = truth.
       flicker: i32 [N, 2], changed and all pixels whose truth did not change since the frame before.
+      changes: i32 [N, 2], followed at once and all pixels whose truth did (`metrics.changes_followed` with n = 0).
       is_finite: bool [N], all logits were finite.
     """
 
     counts: types.Array
     flicker: types.Array
+    changes: types.Array
     is_finite: types.Array
 
 
@@ -70,8 +72,13 @@ def sum_batches(
     unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array, ages: int
 ) -> ClipScores:
     """Counts of one candidate over batches of clips, i32 [R, B], see `batches`; for traced code, without axis N."""
-    parts = each_batch(unroll_fn, store, clips, ages)
-    return ClipScores(parts.counts.sum(axis=0), parts.flicker.sum(axis=0), jnp.asarray(parts.is_finite).all())
+    return total(each_batch(unroll_fn, store, clips, ages))
+
+
+def total(parts: ClipScores) -> ClipScores:
+    """What was counted along the leading axis together, without that axis; for traced code, and for the host."""
+    sums = (x.sum(axis=0) for x in (parts.counts, parts.flicker, parts.changes))
+    return ClipScores(*sums, is_finite=parts.is_finite.all(axis=0))
 
 
 def each_batch(
@@ -86,7 +93,7 @@ def _of_batch(
 ) -> ClipScores:
     """Counts of one candidate on the scored frames of some clips, at the labels' size.
 
-    Flicker counts up to the next key frame. Clip ~c (below 0) is clip c, which its batch is normalised with like any
+    Flicker and changes count up to the next key frame. Clip ~c (below 0) is clip c, which its batch is normalised with like any
     other; no count has it.
     """
     features, labels = feature_store.take(store, feature_store.number(clips))
@@ -95,11 +102,14 @@ def _of_batch(
     logits = unroll_fn(features)[near]
     # Frame by frame: logits of that size are the largest arrays of the step.
     predictions = jax.lax.map(lambda frame: static_net.predict(frame, labels.shape[-2:]), logits)
-    is_constant = (labels[:-1] == labels[1:]) & (labels[1:] != types.IGNORE)
-    changed = is_constant & (predictions[:-1] != predictions[1:])
+    is_known = (labels[:-1] != types.IGNORE) & (labels[1:] != types.IGNORE)
+    is_constant, is_change = is_known & (labels[:-1] == labels[1:]), is_known & (labels[:-1] != labels[1:])
+    changed, is_right = is_constant & (predictions[:-1] != predictions[1:]), predictions == labels
+    followed = is_change & is_right[:-1] & is_right[1:]
     return ClipScores(
         counts=metrics.confusion(scored(labels, ages), scored(predictions, ages), logits.shape[-1]),
         flicker=jnp.stack([changed.sum(), is_constant.sum()]).astype(jnp.int32),
+        changes=jnp.stack([followed.sum(), is_change.sum()]).astype(jnp.int32),
         is_finite=jnp.isfinite(logits).all(),
     )
 
@@ -107,7 +117,7 @@ def _of_batch(
 def add(parts: Sequence[ClipScores]) -> ClipScores:
     """The counts of groups of clips added up, on the host."""
     every = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(list(parts)))
-    return ClipScores(every.counts.sum(axis=0), every.flicker.sum(axis=0), every.is_finite.all(axis=0))
+    return total(every)
 
 
 def make_count(unroll_fn: UnrollFn, ages: int = 0) -> CountFn:
