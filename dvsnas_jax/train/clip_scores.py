@@ -1,10 +1,15 @@
-"""What is counted of a cell on clips whose features are known: during a search, while a cell is trained, after it."""
+"""What is counted of a cell on clips whose features are known, and from the counts to its reward.
+
+The same during a search, while a cell is trained, and after it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +23,10 @@ from dvsnas_jax.train import feature_store
 
 PARTS = ("miou", "fwiou", "class_accuracy")
 """Whose geometric mean is the accuracy of rewards; the last is the mean over classes, as in the sibling code."""
+PLAIN, GAIN = "plain", "gain"
+RULES = (PLAIN, GAIN)
+"""What a reward is before its factors, see `reward`."""
+_SOFT = 0.01  # what nothing gained still counts for, twice: a hundredth of what is left to gain
 UnrollFn = Callable[[types.Params, types.Features], jax.Array]
 """`(params, frames [T, B, ...]) -> logits [T, B, h, w, K]`."""
 CountFn = Callable[[types.Params, types.FeatureStore, types.Array], "ClipScores"]
@@ -93,8 +102,8 @@ def _of_batch(
 ) -> ClipScores:
     """Counts of one candidate on the scored frames of some clips, at the labels' size.
 
-    Flicker and changes count up to the next key frame. Clip ~c (below 0) is clip c, which its batch is normalised with like any
-    other; no count has it.
+    Flicker and changes count up to the next key frame. Clip ~c (below 0) is clip c, which its batch is normalised with
+    like any other; no count has it.
     """
     features, labels = feature_store.take(store, feature_store.number(clips))
     near = slice(0, ages + 1) if ages else slice(-2, None)
@@ -134,20 +143,133 @@ def make_count(unroll_fn: UnrollFn, ages: int = 0) -> CountFn:
 
 
 def of_store(
-    count_fn: CountFn, params: types.Params, store: feature_store.AnyStore, section: ml_collections.ConfigDict
+    count_fn: CountFn,
+    params: types.Params,
+    store: feature_store.AnyStore,
+    section: ml_collections.ConfigDict,
+    num_clips: int | None = None,
 ) -> ClipScores:
-    """What `make_count` made counts on all clips of a store; `section` is `search` of the configuration."""
-    groups = batches(store.num_clips, section)
+    """What `make_count` made counts on the first clips of a store, None: on all; `section` is `search` of the
+    configuration."""
+    groups = batches(num_clips or store.num_clips, section)
     return add([count_fn(params, *feature_store.anywhere(store, group)) for group in groups])
 
 
-def shares(counts: types.Array, flicker: types.Array) -> dict[str, float]:
-    """Shares in 0..1 of one candidate's counts, [K, K] and [2]: those of `PARTS`, `accuracy` and `flicker`."""
-    found: dict[str, Any] = metrics.scores(counts)
-    changed, total = np.asarray(flicker)
-    return {name: float(found[name]) for name in (*PARTS, "accuracy")} | {"flicker": float(changed / max(total, 1))}
+class Baseline:
+    """What needs no training, scored on the clips that cells are scored on; `GAIN` is measured from it.
+
+    Attributes:
+      logits_fn: its logits [T, B, h, w, K], from those of the static network.
+    """
+
+    def __init__(
+        self, logits_fn: Callable[[jax.Array], jax.Array], section: ml_collections.ConfigDict, ages: int
+    ) -> None:
+        """`section` is `search` of the configuration; `ages`: `CellSettings.num_ages`."""
+        self.logits_fn, self._section = logits_fn, section
+        self._count_fn = make_count(lambda _, frames: logits_fn(jnp.asarray(frames.logits)), ages)
+        self._known: list[tuple[feature_store.AnyStore, int, float]] = []
+        self._lock = threading.Lock()  # candidates are scored in threads
+
+    def accuracy(self, store: feature_store.AnyStore, num_clips: int | None = None) -> float:
+        """Its accuracy on the first clips of a store, None: on all; they are counted once.
+
+        Raises:
+          UserError: no label changes there, so that no gain in stability can be measured.
+        """
+        num = num_clips or store.num_clips
+        with self._lock:
+            for known, count, value in self._known:
+                if known is store and count == num:
+                    return value
+            parts = shares(of_store(self._count_fn, {}, store, self._section, num))
+            if "change_f1" not in parts:
+                raise errors.UserError(
+                    "search.reward: must be plain here, as no label changes from a scored frame to the next in the "
+                    f"{num} clips that cells are scored on; change the key, or score them on more clips"
+                )
+            value = accuracy(parts)
+            self._known.append((store, num, value))
+            return value
+
+
+def shares(found: ClipScores, index: int = 0) -> dict[str, float]:
+    """Shares in 0..1 of what one of N candidates counts: those of `PARTS`, `accuracy`, `flicker`.
+
+    Where labels change also `followed` and `change_f1`, see `reward`.
+    """
+    scores: dict[str, Any] = metrics.scores(found.counts[index])
+    (changed, constant), (followed, changes) = (np.asarray(pair[index]) for pair in (found.flicker, found.changes))
+    parts = {name: float(scores[name]) for name in (*PARTS, "accuracy")}
+    parts["flicker"] = float(changed / max(constant, 1))
+    if changes:
+        # True changes followed; of all of them, and of those that are made where none is.
+        parts |= {
+            "followed": float(followed / changes),
+            "change_f1": float(2 * followed / (followed + changes + changed)),
+        }
+    return parts
 
 
 def accuracy(parts: dict[str, float]) -> float:
     """The accuracy of rewards, from `shares`."""
     return float(np.prod([parts[name] for name in PARTS]) ** (1 / len(PARTS)))
+
+
+class Rule(NamedTuple):
+    """What a reward is made of.
+
+    Attributes:
+      stability: exponent of the factor (1 - flicker); 0 = off.
+      cost: exponent of the factor of the price (`search.reward.cost_factor`); 0 = off.
+      cost_target: of that factor, in millions of multiply-adds.
+      base: accuracy of the baseline on the same clips, which a gain is measured from; None: the rule is `PLAIN`.
+    """
+
+    stability: float = 0.0
+    cost: float = 0.0
+    cost_target: float = 1.0
+    base: float | None = None
+
+
+def rule(section: ml_collections.ConfigDict, base: float | None = None) -> Rule:
+    """That of a section `search`; `base` of `Rule`, where it asks for the gain."""
+    return Rule(section.stability, section.cost, section.cost_target, base)
+
+
+def gain(parts: dict[str, float], base: float) -> float:
+    """The share of the baseline's error that a candidate takes away; below 0 where it adds to it."""
+    return (accuracy(parts) - base) / max(1.0 - base, 1e-6)
+
+
+def reward(parts: dict[str, float], rule: Rule) -> float:
+    """The reward, without the factor of the price, of a candidate with these `shares`.
+
+    `PLAIN` is the accuracy. Most of it is what the baseline has, too, and a cell that repeats itself loses little of
+    it. `GAIN` asks for both claims of the method, and each is nothing for who does nothing:
+
+        sqrt(above_zero(gain) * change_f1)
+
+    The first is `gain` over the baseline of the mode on the same clips. The second is the F1 score (van Rijsbergen
+    1979, Information Retrieval, chapter 7) of the changes that the prediction makes from a frame to the next: recall is
+    the share of true changes that it follows at once, from the old label to the new, and precision falls with every
+    flicker. Who holds makes no true change and has 0. Who flickers makes many, nearly all of them false, as true ones
+    are a few per cent of the pixels: a network by itself on noisy frames, though it follows the most, is below one that
+    is steadied. (1 - flicker) alone is highest for who holds. Recall * (1 - flicker) has next to nothing of the
+    flicker, which differs by some hundredths. Recall - flicker is negative wherever few changes are followed at the
+    very frame, and then highest for who holds. It is no gain over the baseline's, which trades flicker for delay.
+    """
+    value = accuracy(parts)
+    if rule.base is not None:
+        value = math.sqrt(above_zero(gain(parts, rule.base)) * parts.get("change_f1", 0.0))
+    return value * (1.0 - parts["flicker"]) ** rule.stability
+
+
+def above_zero(value: float) -> float:
+    """A rising, smooth map to what is above 0: the value itself where it is large, 0.005 at 0.
+
+    (x + sqrt(x^2 + c^2)) / 2 with c = 0.01 (squareplus: Barron 2021, arXiv 2112.11687). Cut off at 0, most candidates
+    of a short training would be alike. Below 0 it falls as c^2 / |4 x| and not exponentially, so that they are still
+    told apart.
+    """
+    return (value + math.sqrt(value * value + _SOFT * _SOFT)) / 2
