@@ -194,7 +194,7 @@ class _Theirs:
             is_constant = before == truth
             flicker += torch.stack([(is_constant & (earlier != found)).sum(), is_constant.sum()])
         counts = counts.view(1, num_classes, num_classes).numpy()
-        found = clip_scores.ClipScores(counts, flicker.numpy()[None], np.zeros((1, 2)), np.ones(1, bool))
+        found = clip_scores.ClipScores(counts, flicker.numpy()[None], np.zeros((1, 3)), np.ones(1, bool))
         return reward.compute(found, clip_scores.rule(section))[0]["reward"]
 
 

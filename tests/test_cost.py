@@ -197,7 +197,7 @@ def test_a_cell_above_the_target_is_paid_less():
     counts = np.array([[[4, 0], [0, 4]]] * 4)
     macs = [1_000_000, 2_000_000, 8_000_000, 8_000_000]
     nothing, is_finite = np.zeros((4, 2)), np.array([True, True, True, False])
-    found = clip_scores.ClipScores(counts, nothing, nothing, is_finite)
+    found = clip_scores.ClipScores(counts, nothing, np.zeros((4, 3)), is_finite)
     records = reward.compute(found, clip_scores.Rule(cost=0.5, cost_target=2.0), macs)
     assert [record["reward"] for record in records[:3]] == pytest.approx([1.0, 1.0, 0.5])
     assert [record["macs"] for record in records[:3]] == macs[:3]

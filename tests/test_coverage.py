@@ -420,8 +420,7 @@ def test_many_unknown_colours_are_counted_not_listed():
 def test_a_candidate_without_a_scored_pixel_has_a_status_of_its_own():
     counts = np.zeros((2, 3, 3), np.int32)
     counts[1] = np.diag([4, 5, 6])
-    nothing = np.zeros((2, 2), np.int32)
-    found = clip_scores.ClipScores(counts, nothing, nothing, np.array([True, True]))
+    found = clip_scores.ClipScores(counts, np.zeros((2, 2)), np.zeros((2, 3)), np.array([True, True]))
     records = reward.compute(found, clip_scores.Rule(1.0))
     assert records[0] == {"reward": None, "status": "unlabelled"}
     assert records[1]["status"] == "ok" and records[1]["reward"] == 1.0

@@ -273,9 +273,14 @@ def test_a_killed_search_ends_in_the_same_log_and_compiles_once(parts, tmp_path,
 
 def test_gains_are_over_a_baseline_on_the_clips_of_the_reward(parts):
     config = CONFIG.copy_and_resolve_references()
-    config.search.reward, config.space.mode = "gain", "refine"
+    config.search.reward = "gain"
+    with compilation.effort("quick"):
+        made = steps.make(supernet_lib.make(SPACE, SETTINGS), config.search, parts.mesh)
+    made = parts.steps._replace(evaluate_shared=made.evaluate_shared)
     baseline = clip_scores.Baseline(lambda logits: logits, config.search, 0)
-    own = parts._replace(config=config, baseline=baseline, val_store=mesh.replicate(parts.mesh, make_store(6, 1)))
+    own = parts._replace(
+        config=config, steps=made, baseline=baseline, val_store=mesh.replicate(parts.mesh, make_store(6, 1))
+    )
     params = parts.steps.init(jax.random.key(3)).params
     genotypes = genotype_lib.random(SPACE, np.random.default_rng(1), 2)
     for record in pipeline.score(own, params, genotypes, 4, floors=[None]):  # four of six clips

@@ -171,7 +171,9 @@ def test_a_budget_of_optimizer_steps_ends_the_search(tmp_path: pathlib.Path) -> 
 def test_reward_is_the_geometric_mean_times_stability() -> None:
     counts = np.array([[[3, 1], [0, 4]], [[4, 0], [0, 4]], [[4, 0], [0, 4]]])
     flicker = np.array([[1, 4], [0, 0], [0, 4]])
-    found = clip_scores.ClipScores(counts, flicker, np.array([[1, 8], [0, 0], [0, 0]]), np.array([True, True, False]))
+    found = clip_scores.ClipScores(
+        counts, flicker, np.array([[1, 8, 1], [0, 0, 0], [0, 0, 4]]), np.array([True, True, False])
+    )
     records = reward.compute(found, clip_scores.Rule(2.0))
     miou, fwiou, accuracy = (3 / 4 + 4 / 5) / 2, (3 / 4 + 4 / 5) / 2, (3 / 4 + 4 / 4) / 2
     assert records[0]["reward"] == pytest.approx((miou * fwiou * accuracy) ** (1 / 3) * 0.75**2)
@@ -185,7 +187,7 @@ def test_reward_is_the_geometric_mean_times_stability() -> None:
 def test_reward_with_all_factors_keeps_every_part() -> None:
     counts, flicker = np.array([[[3, 1], [0, 4]]]), np.array([[2, 8]])
     rule = clip_scores.Rule(stability=0.5, cost=0.25, cost_target=0.5)
-    found = clip_scores.ClipScores(counts, flicker, np.array([[0, 0]]), np.array([True]))
+    found = clip_scores.ClipScores(counts, flicker, np.array([[0, 0, 0]]), np.array([True]))
     record = reward.compute(found, rule, [8_000_000])[0]
     # Class IoU 3/4 and 4/5, frequencies 1/2 and 1/2, class accuracies 3/4 and 1; 1 - 2/8; (0.5 / 8)^(1/4) = 1/2.
     expected = (0.775 * 0.775 * 0.875) ** (1 / 3) * 0.75**0.5 * 0.5
@@ -201,7 +203,8 @@ def test_reward_with_all_factors_keeps_every_part() -> None:
 
 def gained(counts: list, *, flicker: tuple[int, int], changes: tuple[int, int], base: float) -> dict:
     """The record of a candidate whose reward is the gain over a baseline of this accuracy."""
-    found = clip_scores.ClipScores(*(np.array([x]) for x in (counts, flicker, changes)), is_finite=np.array([True]))
+    rows = counts, flicker, (*changes, flicker[0])
+    found = clip_scores.ClipScores(*(np.array([x]) for x in rows), is_finite=np.array([True]))
     return reward.compute(found, clip_scores.Rule(base=base))[0]
 
 
@@ -235,17 +238,26 @@ def test_who_holds_or_copies_earns_nothing_and_what_is_below_the_baseline_keeps_
 
 def test_true_changes_are_counted_as_the_evaluation_counts_them() -> None:
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, (4, 5, 8, 8)).astype(np.uint8)
+    labels = rng.integers(0, 3, (4, 6, 8, 8)).astype(np.uint8)
     labels[rng.random(labels.shape) < 0.1] = types.IGNORE
-    logits = rng.normal(size=(4, 5, 8, 8, 3)).astype(np.float32)
-    store = types.FeatureStore(types.Features({}, jnp.asarray(logits)), jnp.asarray(labels))
-    for ages, near in ((0, slice(3, 5)), (3, slice(0, 4))):  # refine: the last change; propagate: to the next key frame
-        count_fn = clip_scores.make_count(lambda _, frames: frames.logits, ages)
-        found = count_fn({}, store, np.arange(4, dtype=np.int32)[None])
-        own = logits.argmax(axis=-1)
-        for name, metric in (("changes", lambda *x: metrics.changes_followed(*x, 0)), ("flicker", metrics.flicker)):
-            expected = np.sum([metric(a[near], b[near]) for a, b in zip(labels, own, strict=True)], axis=0)
-            np.testing.assert_array_equal(getattr(found, name)[0], expected)
+    labels[:, 2:4] = labels[:, 1:2]  # some last
+    logits = rng.normal(size=(4, 6, 8, 8, 3)).astype(np.float32)
+    own, store = (
+        logits.argmax(axis=-1),
+        types.FeatureStore(types.Features({}, jnp.asarray(logits)), jnp.asarray(labels)),
+    )
+    for ages, near, last in ((0, slice(0, 6), slice(4, 6)), (3, slice(0, 4), slice(0, 4))):
+        count = functools.partial(clip_scores.make_count, lambda _, frames: frames.logits, ages)
+        found = count(do_follow=True)({}, store, np.arange(4, dtype=np.int32)[None])
+        pairs = [(truth[near], said[near]) for truth, said in zip(labels, own, strict=True)]
+        followed = np.sum([metrics.changes_followed(*pair, 2) for pair in pairs], axis=0)
+        false = sum(metrics.flicker(*pair)[0] for pair in pairs)
+        assert found.changes.tolist() == [[*followed, false]] and followed[0] > 30
+        expected = np.sum([metrics.flicker(a[last], b[last]) for a, b in zip(labels, own, strict=True)], axis=0)
+        plain = count()({}, store, np.arange(4, dtype=np.int32)[None])
+        assert found.flicker.tolist() == plain.flicker.tolist() == [expected.tolist()]
+        np.testing.assert_array_equal(found.counts, plain.counts)
+        assert plain.changes.tolist() == [[0, 0, 0]]
 
 
 def test_a_baseline_is_counted_once_and_its_copy_gains_nothing() -> None:
@@ -255,7 +267,7 @@ def test_a_baseline_is_counted_once_and_its_copy_gains_nothing() -> None:
     with pytest.raises(errors.UserError, match="search.reward: must be plain here, as no label changes"):
         baseline.accuracy(still)
     assert baseline.accuracy(store) == baseline.accuracy(store) != baseline.accuracy(store, 2) and len(calls) == 2
-    count_fn = clip_scores.make_count(lambda _, frames: frames.logits)
+    count_fn = clip_scores.make_count(lambda _, frames: frames.logits, do_follow=True)
     found = clip_scores.of_store(count_fn, {}, store, section)
     record = reward.compute(found, clip_scores.rule(section, baseline.accuracy(store)))[0]
     assert record["gain"] == 0.0 and record["reward"] == pytest.approx(np.sqrt(0.005 * record["change_f1"]))

@@ -116,7 +116,7 @@ def test_worth_and_noise_are_those_of_the_jackknife():
     rng = np.random.default_rng(0)
 
     def draw() -> clip_scores.ClipScores:
-        pairs = (rng.integers(1, 9, (4, 2)) + [0, 9] for _ in range(2))
+        pairs = rng.integers(1, 9, (4, 2)) + [0, 9], rng.integers(1, 9, (4, 3)) + [0, 9, 0]
         return clip_scores.ClipScores(rng.integers(1, 30, (4, 3, 3)), *pairs, np.ones(4, bool))
 
     whole, part, base = draw(), draw(), draw()

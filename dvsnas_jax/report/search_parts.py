@@ -14,7 +14,7 @@ from dvsnas_jax.space import genotype as genotypes
 from dvsnas_jax.space.drawing import draw
 
 _MAX_PANELS = 12
-_GAIN_PARTS = ("gain", "followed", "flicker")
+_GAIN_PARTS = (("gain", "gain"), ("followed", "true changes followed"), ("flicker", "flicker"))
 
 
 def cell(run: run_files.Run) -> str:
@@ -97,8 +97,8 @@ def _gains(records: Sequence[Mapping[str, Any]]) -> str:
         return sentence
     last = max(record["step"] for record in records)
     late = [record for record in records if record["step"] >= 0.75 * last]
-    gain, followed, flicker = (100 * np.mean([each.get(key, 0.0) for each in late]) for key in _GAIN_PARTS)
-    return f"{sentence} Last quarter, mean: gain {gain:.1f} %, true changes followed {followed:.1f} %, flicker {flicker:.1f} %."
+    means = [f"{name} {100 * np.mean([each.get(key, 0.0) for each in late]):.1f} %" for key, name in _GAIN_PARTS]
+    return f"{sentence} Last quarter, mean: {', '.join(means)}."
 
 
 def chosen(run: run_files.Run) -> str:

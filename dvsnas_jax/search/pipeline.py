@@ -371,6 +371,7 @@ def _score_alone(
     params: types.Params,
     genotypes: np.ndarray | None,
 ) -> dict[str, Any]:
-    count_fn = clip_scores.make_count(unroll_fn, features.settings_of(parts.config).num_ages)
+    do_follow = parts.baseline is not None
+    count_fn = clip_scores.make_count(unroll_fn, features.settings_of(parts.config).num_ages, do_follow)
     found = clip_scores.of_store(count_fn, params, parts.val_store, parts.config.search)
     return _rewards(parts, found, genotypes)[0]

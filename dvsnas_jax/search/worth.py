@@ -89,7 +89,8 @@ class Bench:
             return supernet.unroll(params, jnp.asarray(genotype), frames)
 
         with compilation.effort(config.compile_effort):
-            self._count_fn = _make_count(of_cell, self.settings.num_ages)
+            self._do_follow = baseline is not None
+            self._count_fn = _make_count(of_cell, self.settings.num_ages, self._do_follow)
         self._base = None if baseline is None else self.count_network(baseline.logits_fn)
 
     def count(self, genotype: np.ndarray, params: types.Params | None = None) -> clip_scores.ClipScores:
@@ -99,7 +100,9 @@ class Bench:
     def count_network(self, logits_fn: Callable[[jax.Array], jax.Array]) -> clip_scores.ClipScores:
         """Likewise of logits [T, B, h, w, K] that are made of the static network's alone."""
         with compilation.effort(self._config.compile_effort):
-            count_fn = _make_count(lambda _, frames: logits_fn(jnp.asarray(frames.logits)), self.settings.num_ages)
+            count_fn = _make_count(
+                lambda _, frames: logits_fn(jnp.asarray(frames.logits)), self.settings.num_ages, self._do_follow
+            )
         return self._counted(count_fn, {})
 
     def _counted(self, count_fn: Any, variant: Any) -> clip_scores.ClipScores:
@@ -119,11 +122,11 @@ class Bench:
         return values(counted, clip_scores.rule(self._config.search), self._base)
 
 
-def _make_count(unroll_fn: Callable[[Any, types.Features], jax.Array], ages: int) -> Any:
+def _make_count(unroll_fn: Callable[[Any, types.Features], jax.Array], ages: int, do_follow: bool) -> Any:
     """The jitted `(variant, store, clips i32 [R, 1]) -> ClipScores` of each clip, N = R."""
     return compilation.jit(
         lambda variant, store, clips: clip_scores.each_batch(
-            lambda frames: unroll_fn(variant, frames), store, clips, ages
+            lambda frames: unroll_fn(variant, frames), store, clips, ages, do_follow
         )
     )
 

@@ -243,7 +243,7 @@ def _fit(
         state = training_loop.fit(state, stage, step_fn=step, batches_fn=batches)
         return Trained(calibrate(state.average))
     assert material.validation is not None, "no meta-validation clips to choose the best on"
-    count_fn = clip_scores.make_count(cell.unroll, settings.num_ages)
+    count_fn = clip_scores.make_count(cell.unroll, settings.num_ages, material.baseline is not None)
     count = functools.partial(clip_scores.of_store, count_fn, store=material.validation, section=config.search)
     base = material.baseline.accuracy(material.validation) if material.baseline is not None else None
     validation = keeping.Validation(calibrate, count, keeping.make_score(config, base))

@@ -26,6 +26,8 @@ PARTS = ("miou", "fwiou", "class_accuracy")
 PLAIN, GAIN = "plain", "gain"
 RULES = (PLAIN, GAIN)
 """What a reward is before its factors, see `reward`."""
+FOLLOW_FRAMES = 2
+"""A true change counts as followed up to so many frames later, as far as a clip goes."""
 _SOFT = 0.01  # what nothing gained still counts for, twice: a hundredth of what is left to gain
 UnrollFn = Callable[[types.Params, types.Features], jax.Array]
 """`(params, frames [T, B, ...]) -> logits [T, B, h, w, K]`."""
@@ -40,7 +42,9 @@ class ClipScores:
     Attributes:
       counts: i32 [N, K, K], rows = truth.
       flicker: i32 [N, 2], changed and all pixels whose truth did not change since the frame before.
-      changes: i32 [N, 2], followed at once and all pixels whose truth did (`metrics.changes_followed` with n = 0).
+      changes: i32 [N, 3], of all frames before and among these: pixels whose truth changes and whose prediction follows
+        within `FOLLOW_FRAMES` (`metrics.changes_followed`), all whose truth changes, and pixels that changed as in
+        `flicker`; 0 where they were not asked for.
       is_finite: bool [N], all logits were finite.
     """
 
@@ -78,10 +82,17 @@ def batches(num_clips: int, section: ml_collections.ConfigDict) -> np.ndarray:
 
 
 def sum_batches(
-    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array, ages: int
+    unroll_fn: Callable[[types.Features], jax.Array],
+    store: types.FeatureStore,
+    clips: jax.Array,
+    ages: int,
+    do_follow: bool = False,
 ) -> ClipScores:
-    """Counts of one candidate over batches of clips, i32 [R, B], see `batches`; for traced code, without axis N."""
-    return total(each_batch(unroll_fn, store, clips, ages))
+    """Counts of one candidate over batches of clips, i32 [R, B], see `batches`; for traced code, without axis N.
+
+    `do_follow`: whether `changes` are counted, too, which takes the predictions of more frames.
+    """
+    return total(each_batch(unroll_fn, store, clips, ages, do_follow))
 
 
 def total(parts: ClipScores) -> ClipScores:
@@ -91,14 +102,22 @@ def total(parts: ClipScores) -> ClipScores:
 
 
 def each_batch(
-    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array, ages: int
+    unroll_fn: Callable[[types.Features], jax.Array],
+    store: types.FeatureStore,
+    clips: jax.Array,
+    ages: int,
+    do_follow: bool = False,
 ) -> ClipScores:
     """Counts of each batch of clips, i32 [R, B], N = R; for traced code."""
-    return jax.lax.map(lambda batch: _of_batch(unroll_fn, store, batch, ages), clips)
+    return jax.lax.map(lambda batch: _of_batch(unroll_fn, store, batch, ages, do_follow), clips)
 
 
 def _of_batch(
-    unroll_fn: Callable[[types.Features], jax.Array], store: types.FeatureStore, clips: jax.Array, ages: int
+    unroll_fn: Callable[[types.Features], jax.Array],
+    store: types.FeatureStore,
+    clips: jax.Array,
+    ages: int,
+    do_follow: bool,
 ) -> ClipScores:
     """Counts of one candidate on the scored frames of some clips, at the labels' size.
 
@@ -106,21 +125,36 @@ def _of_batch(
     like any other; no count has it.
     """
     features, labels = feature_store.take(store, feature_store.number(clips))
-    near = slice(0, ages + 1) if ages else slice(-2, None)
+    near = slice(0, ages + 1) if ages else slice(None if do_follow else -2, None)
     labels = jnp.where((clips >= 0)[:, None, None], labels[near], types.IGNORE)
     logits = unroll_fn(features)[near]
     # Frame by frame: logits of that size are the largest arrays of the step.
     predictions = jax.lax.map(lambda frame: static_net.predict(frame, labels.shape[-2:]), logits)
-    is_known = (labels[:-1] != types.IGNORE) & (labels[1:] != types.IGNORE)
-    is_constant, is_change = is_known & (labels[:-1] == labels[1:]), is_known & (labels[:-1] != labels[1:])
-    changed, is_right = is_constant & (predictions[:-1] != predictions[1:]), predictions == labels
-    followed = is_change & is_right[:-1] & is_right[1:]
+    is_constant = (labels[:-1] == labels[1:]) & (labels[1:] != types.IGNORE)
+    changed = is_constant & (predictions[:-1] != predictions[1:])
+    flicker = [pixels[slice(None) if ages else slice(-1, None)].sum() for pixels in (changed, is_constant)]
+    changes = [*_followed(labels, predictions), changed.sum()] if do_follow else [jnp.zeros((), jnp.int32)] * 3
     return ClipScores(
         counts=metrics.confusion(scored(labels, ages), scored(predictions, ages), logits.shape[-1]),
-        flicker=jnp.stack([changed.sum(), is_constant.sum()]).astype(jnp.int32),
-        changes=jnp.stack([followed.sum(), is_change.sum()]).astype(jnp.int32),
+        flicker=jnp.stack(flicker).astype(jnp.int32),
+        changes=jnp.stack(changes).astype(jnp.int32),
         is_finite=jnp.isfinite(logits).all(),
     )
+
+
+def _followed(labels: jax.Array, predictions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`metrics.changes_followed` within `FOLLOW_FRAMES`, traced: of frames [T, ...]."""
+    followed = total = jnp.zeros((), jnp.int32)
+    left = jnp.zeros(labels.shape[1:], jnp.int32)  # frames in which a change may still be followed, this one included
+    is_right = predictions == labels
+    for frame in range(1, len(labels)):
+        before, truth = labels[frame - 1], labels[frame]
+        is_change = (truth != before) & (truth != types.IGNORE) & (before != types.IGNORE)
+        left = jnp.where(is_change & is_right[frame - 1], FOLLOW_FRAMES + 1, jnp.where(truth == before, left, 0))
+        is_followed = (left > 0) & is_right[frame]
+        followed, total = followed + is_followed.sum(), total + is_change.sum()
+        left = jnp.where(is_followed, 0, jnp.maximum(left - 1, 0))
+    return followed, total
 
 
 def add(parts: Sequence[ClipScores]) -> ClipScores:
@@ -129,14 +163,14 @@ def add(parts: Sequence[ClipScores]) -> ClipScores:
     return total(every)
 
 
-def make_count(unroll_fn: UnrollFn, ages: int = 0) -> CountFn:
+def make_count(unroll_fn: UnrollFn, ages: int = 0, do_follow: bool = False) -> CountFn:
     """The jitted `(params, store, clips i32 [R, B]) -> ClipScores` of one network, N = 1.
 
-    `ages`: `CellSettings.num_ages`.
+    `ages`: `CellSettings.num_ages`; `do_follow`: see `sum_batches`.
     """
 
     def count(params: types.Params, store: types.FeatureStore, clips: jax.Array) -> ClipScores:
-        found = sum_batches(lambda features: unroll_fn(params, features), store, clips, ages)
+        found = sum_batches(lambda features: unroll_fn(params, features), store, clips, ages, do_follow)
         return jax.tree.map(lambda x: x[None], found)
 
     return compilation.jit(count)
@@ -167,7 +201,7 @@ class Baseline:
     ) -> None:
         """`section` is `search` of the configuration; `ages`: `CellSettings.num_ages`."""
         self.logits_fn, self._section = logits_fn, section
-        self._count_fn = make_count(lambda _, frames: logits_fn(jnp.asarray(frames.logits)), ages)
+        self._count_fn = make_count(lambda _, frames: logits_fn(jnp.asarray(frames.logits)), ages, do_follow=True)
         self._known: list[tuple[feature_store.AnyStore, int, float]] = []
         self._lock = threading.Lock()  # candidates are scored in threads
 
@@ -196,17 +230,16 @@ class Baseline:
 def shares(found: ClipScores, index: int = 0) -> dict[str, float]:
     """Shares in 0..1 of what one of N candidates counts: those of `PARTS`, `accuracy`, `flicker`.
 
-    Where labels change also `followed` and `change_f1`, see `reward`.
+    Where changes were counted also `followed` and `change_f1`, see `reward`.
     """
     scores: dict[str, Any] = metrics.scores(found.counts[index])
-    (changed, constant), (followed, changes) = (np.asarray(pair[index]) for pair in (found.flicker, found.changes))
+    (changed, constant), (followed, changes, false) = (np.asarray(x[index]) for x in (found.flicker, found.changes))
     parts = {name: float(scores[name]) for name in (*PARTS, "accuracy")}
     parts["flicker"] = float(changed / max(constant, 1))
     if changes:
-        # True changes followed; of all of them, and of those that are made where none is.
         parts |= {
             "followed": float(followed / changes),
-            "change_f1": float(2 * followed / (followed + changes + changed)),
+            "change_f1": float(2 * followed / (followed + changes + false)),
         }
     return parts
 
@@ -251,13 +284,12 @@ def reward(parts: dict[str, float], rule: Rule) -> float:
         sqrt(above_zero(gain) * change_f1)
 
     The first is `gain` over the baseline of the mode on the same clips. The second is the F1 score (van Rijsbergen
-    1979, Information Retrieval, chapter 7) of the changes that the prediction makes from a frame to the next: recall is
-    the share of true changes that it follows at once, from the old label to the new, and precision falls with every
-    flicker. Who holds makes no true change and has 0. Who flickers makes many, nearly all of them false, as true ones
-    are a few per cent of the pixels: a network by itself on noisy frames, though it follows the most, is below one that
-    is steadied. (1 - flicker) alone is highest for who holds. Recall * (1 - flicker) has next to nothing of the
-    flicker, which differs by some hundredths. Recall - flicker is negative wherever few changes are followed at the
-    very frame, and then highest for who holds. It is no gain over the baseline's, which trades flicker for delay.
+    1979, Information Retrieval, chapter 7) of the changes that the prediction makes: recall is the share of true
+    changes that it follows, from the old label to the new, and precision falls with every flicker. Who holds makes no
+    true change and has 0. Who flickers makes many, nearly all of them false, as true ones are a few per cent of the
+    pixels. (1 - flicker) alone is highest for who holds. Recall * (1 - flicker) has next to nothing of the flicker,
+    which differs by some hundredths. Recall - flicker is negative where few changes are followed, and then highest for
+    who holds. It is no gain over the baseline's, which trades flicker for delay.
     """
     value = accuracy(parts)
     if rule.base is not None:

@@ -297,7 +297,8 @@ def _validation(parts: _Parts, variables: Any, baseline: clip_scores.Baseline | 
         del params
         return jnp.asarray(frames.logits)
 
-    count_fn = clip_scores.make_count(alone if cell is None else cell.unroll, settings.num_ages)
+    unroll_fn = alone if cell is None else cell.unroll
+    count_fn = clip_scores.make_count(unroll_fn, settings.num_ages, baseline is not None)
 
     @compilation.jit
     def moments(params: types.Params, fixed: Any, clip: types.Clip) -> Any:
