@@ -240,10 +240,10 @@ def test_a_stability_factor_that_nothing_is_known_for_is_refused(tmp_path):
     assert require_labels.check(config, is_rewarded=True) == NUM // 2
     config.search.reward = "gain"
     assert "search.reward: must be plain here, as gain counts flicker" in _refused(config, is_rewarded=True)
-    config.data.num_frames = 1
-    assert "raise data.num_frames (is 1)" in _refused(config, is_rewarded=True)
     config.search.stability, config.data.history = 0.5, "stills"  # whose labels move with them
     assert require_labels.check(config, is_rewarded=True) == NUM // 2
+    config.data.num_frames = 1
+    assert "raise data.num_frames (is 1)" in _refused(config, is_rewarded=True)
 
 
 # --- classes --------------------------------------------------------------------------------------
