@@ -97,8 +97,9 @@ def sum_batches(
 
 def total(parts: ClipScores) -> ClipScores:
     """What was counted along the leading axis together, without that axis; for traced code, and for the host."""
-    sums = (x.sum(axis=0) for x in (parts.counts, parts.flicker, parts.changes))
-    return ClipScores(*sums, is_finite=parts.is_finite.all(axis=0))
+    counts, flicker, changes = (x.sum(axis=0) for x in (parts.counts, parts.flicker, parts.changes))
+    is_finite: Any = parts.is_finite.all(axis=0)
+    return ClipScores(counts, flicker, changes, is_finite)
 
 
 def each_batch(
