@@ -40,7 +40,6 @@ TINY = [
     "--config.derive.num_rewarded=1",
     "--config.derive.num_probable=1",
     "--config.search.reward=gain",
-    "--config.train.keep_by=reward",
 ]
 
 
