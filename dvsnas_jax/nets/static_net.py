@@ -291,4 +291,4 @@ def predict(logits: types.Array, size: tuple[int, ...]) -> jax.Array:
     """The most probable class of every pixel, u8 [B, *size]: logits [B, h, w, K] are interpolated to that height and
     width without aligned corners."""
     full = layers.resize_bilinear(jnp.asarray(logits, jnp.float32), (size[0], size[1]))
-    return jnp.argmax(full, axis=-1).astype(jnp.uint8)
+    return layers.strongest(full)
