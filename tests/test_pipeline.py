@@ -39,6 +39,8 @@ TINY = [
     "--config.space.channels=4",
     "--config.derive.num_rewarded=1",
     "--config.derive.num_probable=1",
+    "--config.search.reward=gain",
+    "--config.train.keep_by=reward",
 ]
 
 
@@ -63,6 +65,13 @@ def test_run_folder_is_complete(run_folder: pathlib.Path) -> None:
     num_searched = config.search.steps * config.search.genotypes_per_step
     assert [r["source"] for r in records] == ["ppo"] * num_searched + ["random"] * config.search.num_random
     assert all(r["status"] == "ok" and 0 < r["reward"] < 1 for r in records)
+    bases = set()
+    for each in records:  # of the same clips, so of the same baseline
+        accuracy = (each["miou"] * each["fwiou"] * each["class_accuracy"]) ** (1 / 3)
+        bases.add(round((accuracy - each["gain"]) / (1 - each["gain"]), 9))
+        soft = (each["gain"] + np.hypot(each["gain"], 0.01)) / 2
+        assert each["reward"] == pytest.approx(np.sqrt(soft * each["change_f1"])) and 0 < each["followed"] < 1
+    assert len(bases) == 1
     stages = {r["stage"] for r in folder.read("metrics.jsonl")}
     assert {"pretrain", "pretrain_val", "warmup", "search"} <= stages
 
