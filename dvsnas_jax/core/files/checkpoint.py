@@ -196,7 +196,9 @@ def _like(array: np.ndarray, leaf: Any) -> Any:
     if _is_key(leaf):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return jax.device_put(array) if leaf.sharding is None else mesh_lib.put(array, leaf.sharding)
+        # Free to move where the leaf is: a step that was compiled for one kind is compiled once more for the other.
+        is_free = leaf.sharding is None or (isinstance(leaf, jax.Array) and not leaf.committed)
+        return jax.device_put(array) if is_free else mesh_lib.put(array, leaf.sharding)
     if isinstance(leaf, np.generic):
         return array[()]
     return array if isinstance(leaf, np.ndarray) else type(leaf)(array.item())
