@@ -191,8 +191,9 @@ def frame_shapes(net: StaticNet, size: tuple[int, int]) -> types.Features:
     grid = (1, *(-(-length // GRID_STRIDE) for length in size))
     stages = dict(zip(STAGES, encoders.TABLE[net.encoder].channels_fn(net.width), strict=True))
     channels = {**stages, "decoder": net.decoder_channels, "image": 3}
-    maps = {name: jax.ShapeDtypeStruct((*grid, num), np.float32) for name, num in channels.items()}
-    return types.Features(maps=maps, logits=jax.ShapeDtypeStruct((*grid, net.num_classes), np.float32))
+    maps: dict[str, Any] = {name: jax.ShapeDtypeStruct((*grid, num), np.float32) for name, num in channels.items()}
+    logits: Any = jax.ShapeDtypeStruct((*grid, net.num_classes), np.float32)
+    return types.Features(maps=maps, logits=logits)
 
 
 def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: str = "decoder") -> types.Features:
@@ -215,7 +216,7 @@ def first_stages(net: StaticNet, variables: types.Params, frames: types.Array, l
     """The encoder's own maps of frames u8 [B, H, W, 3] as far as the stage `last`, as `finish` goes on from them; and
     `image`, as `infer` gives it."""
     maps = cast(types.Features, net.apply(variables, normalise(net, frames), train=False, last=last)).maps
-    return {**cast(dict[str, jax.Array], maps), "image": infer(net, variables, frames, "image").maps["image"]}
+    return cast(dict[str, jax.Array], {**maps, "image": infer(net, variables, frames, "image").maps["image"]})
 
 
 def on_grid(maps: Mapping[str, types.Array]) -> dict[str, jax.Array]:

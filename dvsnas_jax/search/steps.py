@@ -225,10 +225,10 @@ def _make_evaluate(
             return clip_scores.sum_batches(unroll_fn, store, batches, ages, do_follow)
 
         found = jax.lax.map(one, genotypes)
-        *total, num_lost = mesh_lib.sum_over_data(
+        counts, flicker, changes, num_lost = mesh_lib.sum_over_data(
             (found.counts, found.flicker, found.changes, (~found.is_finite).astype(jnp.int32))
         )
-        return clip_scores.ClipScores(*total, is_finite=num_lost == 0)
+        return clip_scores.ClipScores(counts, flicker, changes, num_lost == 0)
 
     sharded = mesh_lib.map_shards(
         local,

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -97,8 +97,8 @@ def sum_batches(
 
 def total(parts: ClipScores) -> ClipScores:
     """What was counted along the leading axis together, without that axis; for traced code, and for the host."""
-    sums = (x.sum(axis=0) for x in (parts.counts, parts.flicker, parts.changes))
-    return ClipScores(*sums, is_finite=parts.is_finite.all(axis=0))
+    counts, flicker, changes = (x.sum(axis=0) for x in (parts.counts, parts.flicker, parts.changes))
+    return ClipScores(counts, flicker, changes, cast(types.Array, parts.is_finite.all(axis=0)))
 
 
 def each_batch(
