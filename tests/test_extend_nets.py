@@ -1,75 +1,24 @@
 """An encoder and a decoder added at run time: one record each in its table, and everything knows them."""
 
 import sys
-from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny_net
 
 from dvsnas_jax.core import compilation, errors, records, types
 from dvsnas_jax.core import config as config_lib
-from dvsnas_jax.nets import blocks, decoders, encoders, static_net
-from dvsnas_jax.nets.decoders import decoder as decoder_lib
-from dvsnas_jax.nets.encoders import encoder as encoder_lib
-from dvsnas_jax.nets.kernels import layers
+from dvsnas_jax.nets import static_net
 from dvsnas_jax.nets.weights import torch_import, torch_match
 from dvsnas_jax.train import features, pretrain_loss
 
 
-class ToyEncoder(nn.Module):
-    """A convolution a stage."""
-
-    width: float
-    output_stride: int
-    is_frozen: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool, last: str) -> dict[str, jax.Array]:
-        maps: dict[str, jax.Array] = {}
-        shared = {"size": 3, "is_frozen": self.is_frozen, "dtype": self.dtype}
-        for name, stride in zip(static_net.STAGES, (4, 2, 2, 2), strict=True):
-            x = maps[name] = blocks.ConvNorm(int(8 * self.width), stride=stride, **shared, name=name)(x, train)
-            if name == last:
-                break
-        return maps
-
-
-class ToyDecoder(nn.Module):
-    """The deepest map at the finest one's grid, projected."""
-
-    channels: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, maps: dict[str, jax.Array], train: bool) -> jax.Array:
-        deep = layers.resize_bilinear(maps["stage4"], maps["stage1"].shape[1:3])
-        return blocks.Pointwise(self.channels, self.dtype, name="project")(deep + maps["stage1"])
-
-
-NAMES = [pair for name in static_net.STAGES for pair in encoder_lib.conv_norm_names(name, f"{name}.0", f"{name}.1")]
-ENCODER = encoder_lib.Encoder(
-    name="toy",
-    make_fn=ToyEncoder,
-    channels_fn=lambda width: (int(8 * width),) * 4,
-    output_strides=(32,),
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    torch_files={"": encoder_lib.TorchFile(NAMES, settings={}, head=("fc.",))},
-)
-DECODER = decoder_lib.Decoder(name="toy", make_fn=ToyDecoder)
-
-
 @pytest.fixture(name="config")
-def _config(monkeypatch):
-    monkeypatch.setitem(encoders.TABLE, "toy", ENCODER)
-    monkeypatch.setitem(decoders.TABLE, "toy", DECODER)
-    config = config_lib.defaults()
-    config.net.update({"encoder": "toy", "decoder": "toy", "width": 0.5, "decoder_channels": 6})
-    return config
+def _config():
+    with tiny_net.added():
+        yield config_lib.load(None, tiny_net.CONFIG)
 
 
 def test_an_encoder_and_a_decoder(config):
@@ -94,7 +43,8 @@ def test_an_encoder_and_a_decoder(config):
     assert jax.tree.structure(trained) == jax.tree.structure(variables)
     for before, after in zip(jax.tree.leaves(variables), jax.tree.leaves(trained), strict=True):
         assert np.isfinite(after).all() and np.any(before != after)
-    np.testing.assert_allclose(static_net.normalise(net, np.full((1, 1, 1, 3), 255, np.uint8)), 1.0)
+    white = static_net.normalise(net, np.full((1, 1, 1, 3), 255, np.uint8))
+    np.testing.assert_allclose(white[0, 0, 0], [1, 1, 1], rtol=1e-6)
     found = jax.jit(static_net.infer, static_argnums=0)(net, static_net.fold(net, trained), clip.frames[:, 0])
     channels = features.settings_of(config).feature_channels
     assert {name: x.shape[-1] for name, x in found.maps.items()} == {k: v for k, v in channels.items() if k != "logits"}
@@ -110,14 +60,14 @@ def test_what_their_records_allow(config, tmp_path):
         with pytest.raises(errors.UserError, match=words):
             static_net.make(changed, 3)
     shapes = {
-        dict(NAMES)[path]: torch_match.torch_shape(shape)
-        for path, shape in torch_import.sources(0.5)["toy"].shapes(1).items()
+        dict(tiny_net.NAMES)[path]: torch_match.torch_shape(shape)
+        for path, shape in torch_import.sources(0.5)["tiny"].shapes(1).items()
     }
     tensors = {name: np.full(shape, 0.5, np.float32) for name, shape in {**shapes, "fc.weight": (3, 4)}.items()}
-    path = tmp_path / "toy.safetensors"
+    path = tmp_path / "tiny.safetensors"
     safetensors.numpy.save_file(tensors, path)
-    assert torch_import.inspect(path)["fits"] == ["toy"]
-    report = torch_import.import_file(path, "toy", tmp_path / "weights", width=0.5)
+    assert torch_import.inspect(path)["fits"] == ["tiny"]
+    report = torch_import.import_file(path, "tiny", tmp_path / "weights", width=0.5)
     assert len(report.used) == 20 and report.unused == ("fc.weight",)
     config.net.weights = str(tmp_path / "weights")
     started = static_net.start(config.net, static_net.make(config.net, 3), jax.random.key(0))

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import tiny_net
 
 from dvsnas_jax.core import compilation, errors
 from dvsnas_jax.core import config as config_lib
@@ -17,9 +18,9 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.train import cell_training, feature_store, features, folds, pretrain, training_loop
 
 TINY = {
+    **tiny_net.CONFIG,
     "compile_effort": "quick", "data.num_train_clips": "9", "data.num_frames": "2", "data.degrade": "0",
     "data.height": "16", "data.width": "32", "data.crop_height": "16", "data.crop_width": "32",
-    "net.encoder": "resnet18", "net.width": "0.125", "net.decoder_channels": "8",
     "pretrain.steps": "3", "pretrain.batch_size": "4", "pretrain.eval_every": "2", "pretrain.checkpoint_every": "2",
     "pretrain.warmup_steps": "1", "pretrain.class_weights": "log", "features.folds": "3",
     "space.inputs": "decoder,logits", "space.num_layers": "1", "space.channels": "4",
@@ -101,6 +102,12 @@ class StopAfter:
     def is_due(self, done: int, every: int) -> bool:
         self.left -= 1
         return self.left == 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _net():
+    with tiny_net.added():
+        yield
 
 
 @pytest.fixture(scope="module")

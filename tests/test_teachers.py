@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import tiny_net
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, types
@@ -12,13 +13,18 @@ from dvsnas_jax.train import cell_loss, features, pretrain, teachers
 
 TINY = {
     "data.height": "16", "data.width": "24", "data.crop_height": "16", "data.crop_width": "24", "data.num_frames": "3",
-    "data.num_train_clips": "3", "net.encoder": "resnet18", "net.width": "0.125", "net.decoder_channels": "8",
-    "pretrain.steps": "1", "train.teacher_weight": "1",
+    "data.num_train_clips": "3", "pretrain.steps": "1", "train.teacher_weight": "1", **tiny_net.CONFIG,
 }  # fmt: skip
 
 
 def make_config(**changes):
     return config_lib.load(None, {**TINY, **changes})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _net():
+    with tiny_net.added():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def test_the_augmented_teacher_is_a_mean_by_hand(network):
     def resized(x, size):
         return np.asarray(jax.image.resize(x, (len(x), *size, x.shape[-1]), "linear", antialias=False))
 
-    flat = (frames.reshape(-1, 16, 24, 3) / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    flat = (frames.reshape(-1, 16, 24, 3) / 255 - np.array(tiny_net.ENCODER.mean)) / np.array(tiny_net.ENCODER.std)
     views = []
     for images in (flat.astype(np.float32), resized(flat.astype(np.float32), (24, 36))):
         views.append(softmax(resized(np.asarray(apply_fn(images)), (4, 6))))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -223,7 +222,7 @@ def _fit(
     if start is None:
         state = init(cell, optimizer, config.seed, material.share)
     else:
-        state = optim.start(optimizer, jax.tree.map(jnp.array, start), is_averaged=True)  # copies: steps donate them
+        state = optim.start(optimizer, optim.copied(start), is_averaged=True)  # a copy: steps donate the state
     state = jax.tree.map(lambda x: mesh_lib.put(x, where), state)
     loss = cell_loss.make(config, section.label_stride, material.class_weights)
     jitted_step = make_step(cell, optimizer, loss, section.polyak)

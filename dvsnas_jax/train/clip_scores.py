@@ -9,7 +9,7 @@ import dataclasses
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +98,7 @@ def sum_batches(
 def total(parts: ClipScores) -> ClipScores:
     """What was counted along the leading axis together, without that axis; for traced code, and for the host."""
     counts, flicker, changes = (x.sum(axis=0) for x in (parts.counts, parts.flicker, parts.changes))
-    is_finite: Any = parts.is_finite.all(axis=0)
-    return ClipScores(counts, flicker, changes, is_finite)
+    return ClipScores(counts, flicker, changes, cast(types.Array, parts.is_finite.all(axis=0)))
 
 
 def each_batch(

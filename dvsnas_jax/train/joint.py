@@ -216,7 +216,7 @@ def _fit(
     optimizer = optim.make(section)
     if section.joint_encoder_rate:
         optimizer = optax.chain(optimizer, optim.scale_part("encoder", section.joint_encoder_rate))
-    state = optim.start(optimizer, jax.tree.map(jnp.array, jax.device_get(start)), is_averaged=True)
+    state = optim.start(optimizer, optim.copied(jax.device_get(start)), is_averaged=True)
     step_fn, fixed = _make_step(parts, optimizer), jax.device_put(parts.fixed)
     return keeping.fit(
         keeping.start(state),

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -69,7 +68,7 @@ def make_score(config: ml_collections.ConfigDict, base: float | None = None) -> 
 
 def start(training: optim.TrainState) -> KeptState:
     """The state before the first step and the first validation."""
-    best = jax.tree.map(jnp.copy, training.average)  # a copy: steps donate the state
+    best = optim.copied(training.average)  # a copy: steps donate the state
     return KeptState(training, best, np.float32(-np.inf), np.int32(0))
 
 
@@ -96,7 +95,7 @@ def fit(
         stage.folder.scalars(name, done, {"score": score, **shares})
         if np.float32(score) <= state.best_score:
             return state
-        best = jax.tree.map(jnp.copy, state.training.average)
+        best = optim.copied(state.training.average)
         return dataclasses.replace(state, best=best, best_score=np.float32(score), best_step=np.int32(done))
 
     def step(state: KeptState, batch: Any) -> tuple[KeptState, dict[str, jax.Array]]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from dvsnas_jax.core import types
@@ -34,8 +35,14 @@ class TrainState:
 
 def start(optimizer: optax.GradientTransformation, params: types.Params, *, is_averaged: bool = False) -> TrainState:
     """The state before the first step."""
-    average = jax.tree.map(jnp.copy, params) if is_averaged else None  # a copy: steps donate the state
+    average = copied(params) if is_averaged else None  # a copy: steps donate the state
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), average)
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """A tree of the same arrays in buffers of their own: one program, where each shape by itself would be one."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def descend(
@@ -91,6 +98,8 @@ def scale_part(name: str, factor: float) -> optax.GradientTransformation:
 def in_two_vectors(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Runs an element-wise transformation on `{"kernels": f32 [n], "others": f32 [m]}` (rank 2 and more; the rest).
 
+    Its state must start from sizes alone, whatever the values are.
+
     A network has hundreds of arrays, and each would get a handful of kernels of its own: more to launch on
     an accelerator, and half of the time that XLA takes to compile a training step.
     """
@@ -103,6 +112,13 @@ def in_two_vectors(inner: optax.GradientTransformation) -> optax.GradientTransfo
         for leaf in jax.tree.leaves(tree):
             groups[group_of(leaf)].append(jnp.ravel(leaf))
         return {name: jnp.concatenate(group) if group else jnp.zeros(0) for name, group in groups.items()}
+
+    def init(params: Any) -> Any:
+        groups: dict[str, list[Any]] = {"kernels": [], "others": []}
+        for leaf in jax.tree.leaves(params):
+            groups[group_of(leaf)].append(leaf)
+        empty = {name: np.zeros(sum(leaf.size for leaf in group), np.float32) for name, group in groups.items()}
+        return inner.init(empty)  # to ravel the values would be a program a shape
 
     def unravel(vectors: dict[str, jax.Array], like: Any) -> Any:
         leaves, tree = jax.tree.flatten(like)
@@ -118,7 +134,7 @@ def in_two_vectors(inner: optax.GradientTransformation) -> optax.GradientTransfo
         found, state = inner.update(ravel(updates), state, None if params is None else ravel(params))
         return unravel(found, updates), state
 
-    return optax.GradientTransformation(lambda params: inner.init(ravel(params)), update)
+    return optax.GradientTransformation(init, update)
 
 
 def polyak(decay: float, average: types.Params, params: types.Params, step: types.Array) -> types.Params:

@@ -55,6 +55,9 @@ class PretrainState:
     step: types.Array
 
 
+Step = Callable[[PretrainState, types.Clip, Any], tuple[PretrainState, dict[str, jax.Array]]]
+
+
 class Targets(NamedTuple):
     """What the clips of the train split are known by, in order, see `held_out.in_blocks`.
 
@@ -171,8 +174,7 @@ def run(
         return mesh_lib.replicate_for_batch(trained, batch_size) if jax.device_count() > 1 else trained
     num_classes = pipeline.class_table(config.data).num_classes
     net = static_net.make(config.net, num_classes)
-    optimizer, rng = make_optimizer(section), jax.random.key(config.seed)
-    state = init(static_net.start(config.net, net, rng, _note), optimizer)
+    state = init(static_net.start(config.net, net, jax.random.key(config.seed), _note), make_optimizer(section))
     teacher = pretrain_loss.load_teacher(section.teacher, num_classes, restore)
     meta_train, meta_val = split_clips(config)
     sizes = {"batch_size": batch_size, "num_frames": num_frames, "seed": config.seed}
@@ -182,7 +184,8 @@ def run(
         state = mesh_lib.replicate_for_batch(state, batch_size)
 
     weights = class_weights(config, folder)
-    step_fn = make_step(pretrain_loss.make(section, net, teacher.net, weights), optimizer, section.polyak, rng)
+    of_classes = None if weights is None else tuple(weights.tolist())
+    step_fn = _step(ml_collections.FrozenConfigDict(section), config.seed, net, teacher.net, of_classes)
     validate = make_validate(config, meta_val)
 
     def after(done: int, state: PretrainState) -> PretrainState:
@@ -192,7 +195,7 @@ def run(
         folder.scalars(f"{STAGE}{training_loop.VALIDATION}", done, {"miou": miou})
         if miou <= float(state.best_miou):
             return state
-        best = jax.tree.map(jnp.copy, state.average)  # a copy: the step donates the state
+        best = optim.copied(state.average)  # a copy: the step donates the state
         return dataclasses.replace(state, best=best, best_miou=jnp.float32(miou))
 
     state = training_loop.fit(
@@ -245,14 +248,12 @@ def restore(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any |
     if not is_trained(config, folder):
         return None
     net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
-    template = jax.eval_shape(lambda shapes: init(shapes, make_optimizer(config.pretrain)), static_net.shapes(net))
-    return folder.checkpointer(STAGE).restore(template).best
+    return folder.checkpointer(STAGE).restore(static_net.shapes(net), part=".best")
 
 
 def init(variables: Any, optimizer: optax.GradientTransformation) -> PretrainState:
     """The state before the first step, from freshly drawn variables."""
-
-    average, best = (jax.tree.map(jnp.copy, variables) for _ in range(2))  # buffers of their own: the state is donated
+    average, best = optim.copied((variables, variables))  # buffers of their own: the state is donated
     opt_state = optimizer.init(variables["params"])
     return PretrainState(variables, average, best, jnp.float32(-1.0), opt_state, jnp.zeros((), jnp.int32))
 
@@ -264,9 +265,23 @@ def make_optimizer(section: ml_collections.ConfigDict) -> optax.GradientTransfor
     return optax.chain(optim.make(section), optim.scale_part("encoder", section.encoder_rate))
 
 
+@functools.lru_cache(maxsize=1)
+def _step(
+    section: ml_collections.FrozenConfigDict,
+    seed: int,
+    net: static_net.StaticNet,
+    teacher_net: static_net.StaticNet | None,
+    class_weights: tuple[float, ...] | None,
+) -> Step:
+    """The step of a run. It is kept: the networks of all folds are trained by one program."""
+    weights = None if class_weights is None else np.array(class_weights, np.float32)
+    loss_fn = pretrain_loss.make(section, net, teacher_net, weights)
+    return make_step(loss_fn, make_optimizer(section), section.polyak, jax.random.key(seed))
+
+
 def make_step(
     loss_fn: pretrain_loss.Loss, optimizer: optax.GradientTransformation, decay: float, rng: jax.Array
-) -> Callable[[PretrainState, types.Clip, Any], tuple[PretrainState, dict[str, jax.Array]]]:
+) -> Step:
     """The jitted training step `(state, clip, teacher variables) -> (state, metrics)`; the state is donated.
 
     `decay` is that of the averaged weights; `rng`, with the step folded in, is for dropout.
