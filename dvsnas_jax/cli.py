@@ -52,7 +52,7 @@ def _run(argv: Sequence[str] | None) -> int:
             given = f"{_PREFIX}{next(iter(overrides))}"
             raise errors.UserError(f"{given}: the command {arguments.command} takes no config; leave it out")
         arguments.overrides = overrides
-        _prepare_jax(arguments)
+        _prepare_jax(arguments, is_program=argv is None)
         _join(arguments)
         code = arguments.run_fn(arguments)
     except errors.UserError as error:
@@ -162,13 +162,16 @@ def _parser() -> common.Parser:
     return parser
 
 
-def _prepare_jax(arguments: Namespace) -> None:
+def _prepare_jax(arguments: Namespace, is_program: bool) -> None:
     """Before JAX is imported, for a command that computes: memory is kept, and compiled programs between runs.
+    `is_program`: the command is all that this process does, which may start once more for large pages.
 
     An existing JAX_COMPILATION_CACHE_DIR is respected.
     """
     if not hasattr(arguments, "no_compile_cache"):
         return
+    if is_program:
+        allocator.restart_with_large_pages()
     allocator.keep_freed_memory()
     if arguments.no_compile_cache:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"

@@ -79,6 +79,7 @@ def run_steps(mesh: jax.sharding.Mesh, num_parts: int, num_genotypes: int, size:
     found = {
         "counts": np.asarray(scores.counts).tolist(),
         "flicker": np.asarray(scores.flicker).tolist(),
+        "changes": np.asarray(scores.changes).tolist(),
         "is_finite": np.asarray(scores.is_finite).tolist(),
         "losses": [],
         "train": [(item.kind, item.is_entry) for item in collectives.find(train.as_text())],

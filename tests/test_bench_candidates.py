@@ -17,7 +17,7 @@ from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_frame, operations
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.train import cell_training, features
+from dvsnas_jax.train import cell_training, clip_scores, features
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `parity`)")
 twins = pytest.importorskip("torch_cell")
@@ -194,8 +194,8 @@ class _Theirs:
             is_constant = before == truth
             flicker += torch.stack([(is_constant & (earlier != found)).sum(), is_constant.sum()])
         counts = counts.view(1, num_classes, num_classes).numpy()
-        rule = reward.Rule(section.stability)
-        return reward.compute(counts, flicker.numpy()[None], np.ones(1, bool), rule)[0]["reward"]
+        found = clip_scores.ClipScores(counts, flicker.numpy()[None], np.zeros((1, 3)), np.ones(1, bool))
+        return reward.compute(found, clip_scores.rule(section))[0]["reward"]
 
 
 def _seconds(call, genotypes: np.ndarray) -> float:

@@ -2,7 +2,11 @@
 
 import functools
 import json
+import os
+import pathlib
 import platform
+import subprocess
+import sys
 import time
 
 import jax
@@ -13,6 +17,8 @@ from dvsnas_jax.bench import nets_speed
 from dvsnas_jax.core import allocator, compilation, errors
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.nets import static_net
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(name="result", scope="module")
@@ -69,6 +75,40 @@ def test_the_command_measures_the_network_of_a_config(tmp_path, capsys, monkeypa
 
 def test_keeping_memory_is_told():
     assert allocator.keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+def test_a_program_starts_once_more_for_large_pages(tmp_path):
+    """The same process, with the system's large pages under what it allocates; a setting of the user's is kept."""
+    pages = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    name, version = platform.libc_ver()
+    if not pages.exists() or "[madvise]" not in pages.read_text() or name != "glibc" or version < "2.35":
+        pytest.skip("the system gives no large pages on request")
+    script = tmp_path / "program.py"
+    script.write_text("""
+import os, re, sys
+sys.path.insert(0, os.getcwd())
+from dvsnas_jax.core import allocator
+print("started", os.getpid(), sys.argv[1:], flush=True)
+allocator.restart_with_large_pages()
+allocator.keep_freed_memory()
+block = bytearray(os.urandom(1)) * (64 << 20)
+held = int(re.search(r"AnonHugePages: *([0-9]+)", open("/proc/self/smaps_rollup").read())[1])
+print(os.environ["GLIBC_TUNABLES"], held >> 10)
+""")
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+
+    def run(**more: str) -> list[list[str]]:
+        command = [sys.executable, str(script), "a b"]
+        done = subprocess.run(command, env=environment | more, capture_output=True, text=True, check=True, cwd=ROOT)
+        return [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+
+    first, second, (setting, megabytes) = run()
+    assert first == second and first[1].endswith("b']")
+    assert setting == "glibc.malloc.hugetlb=1" and int(megabytes) >= 48
+    (_, _, (setting, _)) = run(GLIBC_TUNABLES="glibc.malloc.check=0")
+    assert setting == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    (_, (setting, _)) = run(GLIBC_TUNABLES="glibc.malloc.hugetlb=0")
+    assert setting == "glibc.malloc.hugetlb=0"
 
 
 def test_standard_networks_are_the_published_and_the_default_one():

@@ -14,7 +14,7 @@ from dvsnas_jax.search import reward
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_frame, cost, operation_cost, operations, schedule
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import features
+from dvsnas_jax.train import clip_scores, features
 
 SIZE = (18, 22)
 CHANNELS = 16
@@ -196,13 +196,14 @@ def test_the_settings_of_the_default_config_are_understood():
 def test_a_cell_above_the_target_is_paid_less():
     counts = np.array([[[4, 0], [0, 4]]] * 4)
     macs = [1_000_000, 2_000_000, 8_000_000, 8_000_000]
-    flicker, is_finite = np.zeros((4, 2)), np.array([True, True, True, False])
-    records = reward.compute(counts, flicker, is_finite, reward.Rule(0.0, cost=0.5, cost_target=2.0), macs)
+    nothing, is_finite = np.zeros((4, 2)), np.array([True, True, True, False])
+    found = clip_scores.ClipScores(counts, nothing, np.zeros((4, 3)), is_finite)
+    records = reward.compute(found, clip_scores.Rule(cost=0.5, cost_target=2.0), macs)
     assert [record["reward"] for record in records[:3]] == pytest.approx([1.0, 1.0, 0.5])
     assert [record["macs"] for record in records[:3]] == macs[:3]
     assert records[3]["reward"] is None
-    free = reward.compute(counts, flicker, is_finite, reward.Rule(0.0, cost=0.0, cost_target=2.0), macs)
+    free = reward.compute(found, clip_scores.Rule(cost=0.0, cost_target=2.0), macs)
     assert [record["reward"] for record in free[:3]] == pytest.approx([1.0] * 3)
     assert free[2]["macs"] == 8_000_000
     with pytest.raises(ValueError, match="zip"):
-        reward.compute(counts, flicker, is_finite, reward.Rule(0.0), macs[:3])
+        reward.compute(found, clip_scores.Rule(), macs[:3])

@@ -16,7 +16,7 @@ from dvsnas_jax.data.datasets import labels
 from dvsnas_jax.data.loading import store
 from dvsnas_jax.search import pipeline, reward
 from dvsnas_jax.studies import compare, strategies_search, table_maker
-from dvsnas_jax.train import cell_training, pretrain, require_labels
+from dvsnas_jax.train import cell_training, clip_scores, pretrain, require_labels
 
 SIZE = (16, 12)
 NUM = 12
@@ -238,8 +238,12 @@ def test_a_stability_factor_that_nothing_is_known_for_is_refused(tmp_path):
     assert require_labels.check(config, folder, is_rewarded=True) == NUM // 2  # an older run goes on
     config.search.stability = 0.0
     assert require_labels.check(config, is_rewarded=True) == NUM // 2
+    config.search.reward = "gain"
+    assert "search.reward: must be plain here, as gain counts flicker" in _refused(config, is_rewarded=True)
     config.search.stability, config.data.history = 0.5, "stills"  # whose labels move with them
     assert require_labels.check(config, is_rewarded=True) == NUM // 2
+    config.data.num_frames = 1
+    assert "raise data.num_frames (is 1)" in _refused(config, is_rewarded=True)
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -416,7 +420,8 @@ def test_many_unknown_colours_are_counted_not_listed():
 def test_a_candidate_without_a_scored_pixel_has_a_status_of_its_own():
     counts = np.zeros((2, 3, 3), np.int32)
     counts[1] = np.diag([4, 5, 6])
-    records = reward.compute(counts, np.zeros((2, 2), np.int32), np.array([True, True]), reward.Rule(1.0))
+    found = clip_scores.ClipScores(counts, np.zeros((2, 2)), np.zeros((2, 3)), np.array([True, True]))
+    records = reward.compute(found, clip_scores.Rule(1.0))
     assert records[0] == {"reward": None, "status": "unlabelled"}
     assert records[1]["status"] == "ok" and records[1]["reward"] == 1.0
     assert json.loads(json.dumps(records, allow_nan=False)) == records

@@ -43,7 +43,7 @@ def make_config(kind: str):
 def always_better():
     """In place of the score: every one is above those before, so the last step is kept."""
     numbers = itertools.count()
-    return lambda config: lambda shares: float(next(numbers))
+    return lambda *_: lambda shares: float(next(numbers))
 
 
 class StopAfter:
@@ -206,7 +206,7 @@ def test_without_a_gain_everything_stays(run, tmp_path, monkeypatch, capsys) -> 
     folder = workdir.Workdir(trained.write(tmp_path / "run", "refine", make_config("refine")))
     _, params, space, genotype = cell_training.load_winner(config, folder)
     variables = pretrain.restore(config, folder)
-    monkeypatch.setattr(keeping, "make_score", lambda config: lambda shares: 0.5)
+    monkeypatch.setattr(keeping, "make_score", lambda *_: lambda shares: 0.5)
     with compilation.effort("quick"):
         found = joint.run(config, variables, (space, genotype), params, folder, signals.StopFlag())
     assert found.variables is None and found.params is params

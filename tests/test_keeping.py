@@ -96,7 +96,7 @@ def test_the_best_of_all_validations_is_kept(whole):
     assert [line["step"] for line in lines] == [0, 15, 30, 40]
     scores = [line["miou"] for line in lines]
     assert max(scores) > scores[0] + 0.1 and [line["score"] for line in lines] == scores  # stability is 0
-    own = clip_scores.shares(trained.found.counts[0], trained.found.flicker[0])
+    own = clip_scores.shares(trained.found)
     assert own["miou"] == max(scores)
     assert trained.found.counts.sum() == 3 * 256  # the targets of all meta-validation clips
     # what a search takes for the reward of the retrained cell is of the same counts
@@ -193,7 +193,12 @@ def test_a_score_is_miou_or_the_accuracy_of_rewards_times_stability():
     config = config_lib.load(None, {"search.stability": "2"})
     assert keeping.make_score(config)(shares) == pytest.approx(0.5 * 0.9**2)
     config = config_lib.load(None, {"search.stability": "2", "train.keep_by": "reward"})
-    assert keeping.make_score(config)(shares) == pytest.approx((0.5 * 0.8 * 0.6) ** (1 / 3) * 0.9**2)
+    accuracy = (0.5 * 0.8 * 0.6) ** (1 / 3)
+    assert keeping.make_score(config)(shares) == pytest.approx(accuracy * 0.9**2)
+    shares |= {"followed": 0.2, "change_f1": 0.16}
+    gain = (accuracy - 0.4) / 0.6
+    expected = np.sqrt((gain + np.hypot(gain, 0.01)) / 2 * 0.16) * 0.9**2
+    assert keeping.make_score(config, 0.4)(shares) == pytest.approx(expected)
 
 
 def test_older_run_folders_are_trained_as_they_were():

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from collections.abc import Callable, Iterable
 
 import flax.linen as nn
@@ -139,6 +140,46 @@ def test_every_stride_and_dilation_agrees(is_depthwise):
     for (size, stride, _), (ours, theirs) in zip(cases, run(kernel), strict=True):
         assert ours.shape[1:3] == tuple(-(-n // stride) for n in size)
         _assert_close(ours, theirs)
+
+
+def test_strided_convolutions_of_images_agree():
+    """Kernels of 3 channels, whose rows a CPU copies side by side: strides that do and do not divide, odd sizes, both
+    paddings; bits are not compared, since sums are ordered otherwise. One of 7x7 is not copied."""
+    cases = list(itertools.product([(8, 6), (7, 9), (2, 1)], (2, 3), (False, True)))
+
+    @compilation.jit_once
+    def run(kernel: jax.Array) -> list:
+        found = []
+        for size, stride, is_same in cases:
+            fns = [_on(b, layers.conv, stride=stride, is_same=is_same) for b in ("cpu", "gpu")]
+            outs = [jax.vjp(fn, _normal(2, *size, 3), kernel) for fn in fns]
+            found.append([(out, pull(_normal(*out.shape, seed=9))) for out, pull in outs])
+        return found
+
+    for ours, theirs in run(_normal(3, 3, 3, 4, seed=1)):
+        _assert_close(ours, theirs)
+
+    def primitives(size: int) -> set[str]:
+        fn = functools.partial(layers.conv, stride=2)
+        return set(
+            re.findall(
+                r"dot_general|conv_general_dilated",
+                str(jax.make_jaxpr(fn)(_normal(1, 8, 8, 3), _normal(size, size, 3, 4))),
+            )
+        )
+
+    assert primitives(3) == {"dot_general"} and primitives(7) == {"conv_general_dilated"}
+
+
+def test_the_strongest_channel_is_the_first_of_equals():
+    x = np.array([[3, 3, 1], [0, 2, 2], [-1, -np.inf, -1], [np.nan, 1, 2]], np.float32)[None]
+    for backend in ("cpu", "gpu"):
+        with compilation.target(backend):
+            found = jax.jit(layers.strongest)(x[:, :3])
+        assert found.dtype == np.uint8 and found.tolist() == [[0, 1, 0]]
+    many = _normal(2, 3, 40)
+    np.testing.assert_array_equal(layers.strongest(many), many.argmax(axis=-1))
+    assert jnp.all(jax.jit(layers.strongest)(np.full((1, 2, 3), np.nan, np.float32)) == 0)
 
 
 @pytest.mark.parametrize("is_depthwise", [False, True])

@@ -34,8 +34,8 @@ def on_eight_devices(case: str, folder: pathlib.Path) -> dict:
 
 def assert_same(one: dict, other: dict) -> None:
     """Integers exactly; sums of floats in another order within 1e-5 of the largest, later losses within 1e-4."""
-    assert [one[key] for key in ("counts", "flicker", "is_finite")] == [
-        other[key] for key in ("counts", "flicker", "is_finite")
+    assert [one[key] for key in ("counts", "flicker", "changes", "is_finite")] == [
+        other[key] for key in ("counts", "flicker", "changes", "is_finite")
     ]
     assert other["losses"][0] == pytest.approx(one["losses"][0], rel=1e-6)
     assert other["losses"] == pytest.approx(one["losses"], rel=1e-4)

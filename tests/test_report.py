@@ -214,6 +214,12 @@ def test_search_is_told_in_numbers(run):
     assert "1 without a valid score" in page
 
 
+def test_what_gains_are_made_of_is_told():
+    early, late = ({"step": step, "gain": 0.3, "followed": 0.2, "flicker": 0.1} for step in (0, 4))
+    words = search_parts._gains([early, late | {"gain": -0.05, "followed": 0.11}])
+    assert words.endswith("Last quarter, mean: gain -5.0 %, true changes followed 11.0 %, flicker 10.0 %.")
+
+
 def test_a_random_line_with_weights_of_its_own_is_told(run, tmp_path):
     """The folder above is of an earlier version, which scored it with the weights of the search."""
     shutil.copytree(run[0], tmp_path / "run")

@@ -1,5 +1,6 @@
 """Displaced samples and sums over windows equal the plain definitions, forward and gradient, on every backend."""
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -144,7 +145,7 @@ def _plain_attention(query, keys, values, position):
     return jnp.einsum("bpqh,bqhc->bphc", weights, parts).reshape(values.shape)
 
 
-@pytest.mark.parametrize("window, heads, channels", [(3, 1, 4), (5, 2, 4), (3, 2, 200)])  # 200: sums over channels
+@pytest.mark.parametrize("window, heads, channels", [(3, 1, 4), (5, 2, 4), (3, 2, 200)])  # 200: products of blocks
 def test_attention_equals_the_definition(window, heads, channels):
     """Forward and all four gradients, borders included."""
     args = [_normal(2, 4, 3, channels, seed=seed) for seed in range(3)] + [_normal(window, window, heads, seed=4)]
@@ -157,4 +158,23 @@ def test_attention_of_a_window_larger_than_the_map():
     args = [_normal(1, 2, 3, 4, seed=seed) for seed in range(3)] + [_normal(9, 9, 1, seed=4)]
     expected = _value_and_grad(_plain_attention, *args)
     for ours in _on_both(local_attention.attend, *args):
+        _assert_close(ours, expected, 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "window"), [((4, 33), 16, 5), ((3, 16), 20, 3), ((2, 3), 16, 7), ((3, 4), 4, 3)]
+)
+def test_cosines_equal_the_definition(size, channels, window):
+    """With gradients; rows of more than two blocks of pixels, of just one, and maps smaller than the window."""
+    height, width = size
+    query, keys = (_normal(2, *size, channels, seed=seed) for seed in range(2))
+
+    def plain(query, keys):
+        query, keys = (x / jnp.sqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-3) for x in (query, keys))
+        keys = jnp.pad(keys, ((0, 0), *((window // 2,) * 2,) * 2, (0, 0)))
+        taps = [keys[:, i : i + height, j : j + width] for i in range(window) for j in range(window)]
+        return jnp.stack([jnp.sum(query * tap, -1) for tap in taps], -1)
+
+    expected = _value_and_grad(plain, query, keys)
+    for ours in _on_both(functools.partial(local_attention.cosines, window=window), query, keys):
         _assert_close(ours, expected, 2e-5)

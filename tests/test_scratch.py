@@ -271,6 +271,32 @@ def test_a_killed_search_ends_in_the_same_log_and_compiles_once(parts, tmp_path,
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
 
 
+def test_gains_are_over_a_baseline_on_the_clips_of_the_reward(parts):
+    config = CONFIG.copy_and_resolve_references()
+    config.search.reward = "gain"
+    with compilation.effort("quick"):
+        made = steps.make(supernet_lib.make(SPACE, SETTINGS), config.search, parts.mesh)
+    made = parts.steps._replace(evaluate_shared=made.evaluate_shared)
+    baseline = clip_scores.Baseline(lambda logits: logits, config.search, 0)
+    own = parts._replace(
+        config=config, steps=made, baseline=baseline, val_store=mesh.replicate(parts.mesh, make_store(6, 1))
+    )
+    params = parts.steps.init(jax.random.key(3)).params
+    genotypes = genotype_lib.random(SPACE, np.random.default_rng(1), 2)
+    for record in pipeline.score(own, params, genotypes, 4, floors=[None]):  # four of six clips
+        accuracy = clip_scores.accuracy(record)
+        base = clip_scores.accuracy(pipeline.score_static(own._replace(val_store=first_clips(own.val_store, 4))))
+        assert record["gain"] == pytest.approx((accuracy - base) / (1 - base))
+        assert record["reward"] == clip_scores.reward(record, clip_scores.rule(config.search, base))
+        assert len(record["partial"]) == 1
+    plain = pipeline.score(own._replace(baseline=None), params, genotypes[:1], 4)[0]
+    assert plain["reward"] == clip_scores.accuracy(plain) and "gain" not in plain
+
+
+def first_clips(store: types.FeatureStore, num: int) -> types.FeatureStore:
+    return jax.tree.map(lambda x: x[:num], store)
+
+
 def test_strategies_on_a_budget_take_as_many_optimizer_steps(parts, tmp_path):
     """However many are stopped: within one iteration, of which every candidate takes 4 at most."""
     config, spent = CONFIG.copy_and_resolve_references(), {}

@@ -19,6 +19,7 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, mesh, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import signals
+from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.search import derive, loop, reward, steps
 from dvsnas_jax.space import cell as cell_lib
@@ -170,28 +171,106 @@ def test_a_budget_of_optimizer_steps_ends_the_search(tmp_path: pathlib.Path) -> 
 def test_reward_is_the_geometric_mean_times_stability() -> None:
     counts = np.array([[[3, 1], [0, 4]], [[4, 0], [0, 4]], [[4, 0], [0, 4]]])
     flicker = np.array([[1, 4], [0, 0], [0, 4]])
-    records = reward.compute(counts, flicker, np.array([True, True, False]), reward.Rule(2.0))
+    found = clip_scores.ClipScores(
+        counts, flicker, np.array([[1, 8, 1], [0, 0, 0], [0, 0, 4]]), np.array([True, True, False])
+    )
+    records = reward.compute(found, clip_scores.Rule(2.0))
     miou, fwiou, accuracy = (3 / 4 + 4 / 5) / 2, (3 / 4 + 4 / 5) / 2, (3 / 4 + 4 / 4) / 2
     assert records[0]["reward"] == pytest.approx((miou * fwiou * accuracy) ** (1 / 3) * 0.75**2)
     assert records[0]["accuracy"] == 7 / 8
     assert records[0]["miou"] == pytest.approx(miou) and records[0]["flicker"] == 0.25
-    assert records[1]["reward"] == pytest.approx(1.0)
+    assert records[0]["followed"] == 0.125 and "gain" not in records[0]
+    assert records[1]["reward"] == pytest.approx(1.0) and "followed" not in records[1]
     assert records[2] == {"reward": None, "status": "diverged"}
 
 
 def test_reward_with_all_factors_keeps_every_part() -> None:
     counts, flicker = np.array([[[3, 1], [0, 4]]]), np.array([[2, 8]])
-    rule = reward.Rule(stability=0.5, cost=0.25, cost_target=0.5)
-    record = reward.compute(counts, flicker, np.array([True]), rule, [8_000_000])[0]
+    rule = clip_scores.Rule(stability=0.5, cost=0.25, cost_target=0.5)
+    found = clip_scores.ClipScores(counts, flicker, np.array([[0, 0, 0]]), np.array([True]))
+    record = reward.compute(found, rule, [8_000_000])[0]
     # Class IoU 3/4 and 4/5, frequencies 1/2 and 1/2, class accuracies 3/4 and 1; 1 - 2/8; (0.5 / 8)^(1/4) = 1/2.
     expected = (0.775 * 0.775 * 0.875) ** (1 / 3) * 0.75**0.5 * 0.5
     assert record.pop("reward") == pytest.approx(expected)
     parts = {"miou": 0.775, "fwiou": 0.775, "class_accuracy": 0.875, "accuracy": 0.875, "flicker": 0.25}
     assert record.pop("status") == "ok" and record.pop("macs") == 8_000_000
     assert record == pytest.approx(parts)
-    unequal = reward.compute(np.array([[[1, 0], [1, 6]]]), flicker, np.array([True]), reward.Rule(0.0))[0]
+    found = dataclasses.replace(found, counts=np.array([[[1, 0], [1, 6]]]))
+    unequal = reward.compute(found, clip_scores.Rule())[0]
     assert unequal["fwiou"] == pytest.approx(1 / 8 * 1 / 2 + 7 / 8 * 6 / 7)
     assert unequal["class_accuracy"] == pytest.approx((1 + 6 / 7) / 2) and unequal["accuracy"] == pytest.approx(7 / 8)
+
+
+def gained(counts: list, *, flicker: tuple[int, int], changes: tuple[int, int], base: float) -> dict:
+    """The record of a candidate whose reward is the gain over a baseline of this accuracy."""
+    rows = counts, flicker, (*changes, flicker[0])
+    found = clip_scores.ClipScores(*(np.array([x]) for x in rows), is_finite=np.array([True]))
+    return reward.compute(found, clip_scores.Rule(base=base))[0]
+
+
+def test_gain_is_the_error_taken_away_and_the_changes_followed_without_flicker() -> None:
+    # Everything is right in 9 of 10 pixels of both classes: IoU 9/11, frequencies 1/2, class accuracy 9/10.
+    counts, accuracy = [[9, 1], [1, 9]], (9 / 11 * 9 / 11 * 9 / 10) ** (1 / 3)
+    record = gained(counts, flicker=(2, 15), changes=(3, 5), base=0.5)
+    assert record["gain"] == pytest.approx((accuracy - 0.5) / 0.5) and record["followed"] == 0.6
+    precision, recall = 3 / 5, 3 / 5  # three of the changes that were made are true, three of the true ones were made
+    assert record["change_f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert record["reward"] == pytest.approx(np.sqrt((record["gain"] + np.hypot(record["gain"], 0.01)) / 2 * 0.6))
+    assert record["reward"] == pytest.approx(np.sqrt(record["gain"] * 0.6), rel=1e-3)
+    # Equal gains: the one that flickers less, and the one that follows more, is worth more.
+    assert gained(counts, flicker=(1, 15), changes=(3, 5), base=0.5)["reward"] > record["reward"]
+    assert gained(counts, flicker=(2, 15), changes=(4, 5), base=0.5)["reward"] > record["reward"]
+
+
+def test_who_holds_or_copies_earns_nothing_and_what_is_below_the_baseline_keeps_its_order() -> None:
+    counts, base = [[9, 1], [1, 9]], (9 / 11 * 9 / 11 * 9 / 10) ** (1 / 3)
+
+    def earned(lead: float, flicker: int = 50, followed: int = 10) -> float:
+        """With an accuracy so far above the baseline's; of 1000 pixels 40 change."""
+        return gained(counts, flicker=(flicker, 960), changes=(followed, 40), base=base - lead)["reward"]
+
+    assert earned(0.05) > 0.17 and earned(0.0) < 0.04  # copies the baseline: as accurate, as steady
+    assert earned(0.05, flicker=0, followed=0) == 0.0  # says nothing new, however accurate
+    assert earned(0.05, flicker=140, followed=11) < 0.85 * earned(0.05)  # flickers: follows more by chance
+    below = [earned(-lead) for lead in (0.0, 0.01, 0.02, 0.05, 0.1)]
+    assert all(more > 1.3 * less > 0 for more, less in zip(below, below[1:], strict=False))
+
+
+def test_true_changes_are_counted_as_the_evaluation_counts_them() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (4, 6, 8, 8)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.1] = types.IGNORE
+    labels[:, 2:4] = labels[:, 1:2]  # some last
+    logits = rng.normal(size=(4, 6, 8, 8, 3)).astype(np.float32)
+    own, store = (
+        logits.argmax(axis=-1),
+        types.FeatureStore(types.Features({}, jnp.asarray(logits)), jnp.asarray(labels)),
+    )
+    for ages, near, last in ((0, slice(0, 6), slice(4, 6)), (3, slice(0, 4), slice(0, 4))):
+        count = functools.partial(clip_scores.make_count, lambda _, frames: frames.logits, ages)
+        found = count(do_follow=True)({}, store, np.arange(4, dtype=np.int32)[None])
+        pairs = [(truth[near], said[near]) for truth, said in zip(labels, own, strict=True)]
+        followed = np.sum([metrics.changes_followed(*pair, 2) for pair in pairs], axis=0)
+        false = sum(metrics.flicker(*pair)[0] for pair in pairs)
+        assert found.changes.tolist() == [[*followed, false]] and followed[0] > 20
+        expected = np.sum([metrics.flicker(a[last], b[last]) for a, b in zip(labels, own, strict=True)], axis=0)
+        plain = count()({}, store, np.arange(4, dtype=np.int32)[None])
+        assert found.flicker.tolist() == plain.flicker.tolist() == [expected.tolist()]
+        np.testing.assert_array_equal(found.counts, plain.counts)
+        assert plain.changes.tolist() == [[0, 0, 0]]
+
+
+def test_a_baseline_is_counted_once_and_its_copy_gains_nothing() -> None:
+    store, section, calls = make_store(), config_lib.defaults().search, []
+    baseline = clip_scores.Baseline(lambda logits: calls.append(1) or logits, section, 0)
+    still = dataclasses.replace(store, labels=jnp.zeros_like(store.labels))
+    with pytest.raises(errors.UserError, match="search.reward: must be plain here, as no label changes"):
+        baseline.accuracy(still)
+    assert baseline.accuracy(store) == baseline.accuracy(store) != baseline.accuracy(store, 2) and len(calls) == 2
+    count_fn = clip_scores.make_count(lambda _, frames: frames.logits, do_follow=True)
+    found = clip_scores.of_store(count_fn, {}, store, section)
+    record = reward.compute(found, clip_scores.rule(section, baseline.accuracy(store)))[0]
+    assert record["gain"] == 0.0 and record["reward"] == pytest.approx(np.sqrt(0.005 * record["change_f1"]))
 
 
 def test_derive_takes_the_best_distinct_and_keeps_the_winner() -> None:

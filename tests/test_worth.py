@@ -15,7 +15,7 @@ from dvsnas_jax import cli
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.report import page, why_parts
-from dvsnas_jax.search import reward, simplify, worth
+from dvsnas_jax.search import simplify, worth
 from dvsnas_jax.space import canonical, cell_end
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
@@ -114,11 +114,13 @@ def test_without_what_was_learned_it_is_the_running_average_and_without_history_
 
 def test_worth_and_noise_are_those_of_the_jackknife():
     rng = np.random.default_rng(0)
-    whole, part = (
-        clip_scores.ClipScores(rng.integers(1, 30, (4, 3, 3)), rng.integers(1, 9, (4, 2)) + [0, 9], np.ones(4, bool))
-        for _ in range(2)
-    )
-    found = worth.compare(whole, part, reward.Rule(stability=0.0))
+
+    def draw() -> clip_scores.ClipScores:
+        pairs = rng.integers(1, 9, (4, 2)) + [0, 9], rng.integers(1, 9, (4, 3)) + [0, 9, 0]
+        return clip_scores.ClipScores(rng.integers(1, 30, (4, 3, 3)), *pairs, np.ones(4, bool))
+
+    whole, part, base = draw(), draw(), draw()
+    found = worth.compare(whole, part, clip_scores.Rule())
 
     def miou(counts):
         total = counts.sum(axis=0).astype(float)
@@ -129,8 +131,19 @@ def test_worth_and_noise_are_those_of_the_jackknife():
     assert found["noise"]["miou"] == pytest.approx(np.sqrt(3 / 4 * np.sum((left_out - np.mean(left_out)) ** 2)))
     flickers = [each.flicker.sum(axis=0)[0] / each.flicker.sum(axis=0)[1] for each in (whole, part)]
     assert found["worth"]["flicker"] == pytest.approx(flickers[1] - flickers[0])  # less is better
+    # The gain is over the baseline on the same clips: with one clip left out, over that without it.
+    gained = worth.compare(whole, part, clip_scores.Rule(), base)
+
+    def rewards(chosen):
+        own, other, beside = (jax.tree.map(lambda x: x[chosen].sum(0)[None], each) for each in (whole, part, base))
+        rule = clip_scores.Rule(base=clip_scores.accuracy(clip_scores.shares(beside)))
+        return np.subtract(*(clip_scores.reward(clip_scores.shares(each), rule) for each in (own, other)))
+
+    left_out = [rewards(np.delete(np.arange(4), i)) for i in range(4)]
+    assert gained["worth"]["reward"] == pytest.approx(rewards(np.arange(4)))
+    assert gained["noise"]["reward"] == pytest.approx(np.sqrt(3 / 4 * np.sum((left_out - np.mean(left_out)) ** 2)))
     one = jax.tree.map(lambda x: x[:1], whole)
-    assert worth.compare(one, one, reward.Rule(0.0))["noise"]["miou"] is None
+    assert worth.compare(one, one, clip_scores.Rule())["noise"]["miou"] is None
 
 
 def test_what_is_dead_and_what_is_worth_nothing_is_removed_and_weights_are_kept(store):

@@ -233,6 +233,10 @@ _SEARCH = {
     # the random line: uniformly drawn genotypes, scored with shared weights that took as many steps as those of the
     # search, on uniformly drawn genotypes alone (scratch: each trained alone); 0 = none, which saves those steps
     "num_random": 40,
+    # plain: the accuracy (geometric mean of mIoU, fwIoU and class accuracy); gain: the geometric mean of the share of
+    # the training-free baseline's error that is taken away, and of true changes followed without flicker, which needs
+    # labels on consecutive frames
+    "reward": OneOf("plain", "dvsnas_jax.train.clip_scores:RULES"),
     "stability": 0.0,  # exponent of the stability factor (1 - flicker), needing labels on consecutive frames; 0 = off
     "cost": 0.0,  # exponent of the cost factor, below 1 for a cell of more MACs than cost_target; 0 = off
     "cost_target": 5.0,  # millions of multiply-adds a frame: of the cell; propagate: and of the stages it reads
@@ -287,7 +291,7 @@ _TRAIN = {
     # steps between validations on the meta-validation clips; the best is kept, the untrained cell included. 0 = off:
     # the last is kept
     "eval_every": 100,
-    # what the best has most of, times the stability factor of search.stability: mIoU | the accuracy of rewards
+    # what the best has most of: mIoU, times the stability factor of search.stability | the reward, but for its price
     "keep_by": OneOf("miou", ("miou", "reward")),
     "checkpoint_every": 200,
     # features.folds: steps of a short fit of a retrained cell at the end, on features that are all made by the static

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import types
+from dvsnas_jax.core import compilation, types
 from dvsnas_jax.infer import dispatch
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
@@ -115,11 +115,17 @@ class Model:
         assert self.cell is not None, "the network is used alone"
         return self.cell
 
-    def initial_state(self) -> State:
-        """The state of one video before its first frame; without a cell there is none."""
+    @functools.cached_property
+    def _start(self) -> State:
         if self.cell is None:
             return {}
-        return self.cell.initial_state(static_net.frame_shapes(self.net, self.size)).to_dict()
+        shapes = static_net.frame_shapes(self.net, self.size)
+        start_fn = self.cell.initial_state
+        return compilation.jit_once(lambda: start_fn(shapes).to_dict())()  # one program instead of one an array
+
+    def initial_state(self) -> State:
+        """The state of one video before its first frame; without a cell there is none."""
+        return dict(self._start)
 
     def predict(self, logits: types.Array) -> jax.Array:
         """Logits [B, h, w, K] -> labels u8 [B, H, W]."""

@@ -183,11 +183,14 @@ def shapes(net: StaticNet) -> types.Params:
     return jax.eval_shape(lambda rng: net.init(rng, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
 
 
-@functools.lru_cache(maxsize=16)
 def frame_shapes(net: StaticNet, size: tuple[int, int]) -> types.Features:
-    """What `infer` returns for one frame of this height and width, as shapes; kept, as those of `shapes` are."""
-    frame = jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
-    return jax.eval_shape(functools.partial(infer, net), shapes(net), frame)
+    """What `infer` returns for one frame of this height and width, as shapes; nothing is traced."""
+    grid = (1, *(-(-length // GRID_STRIDE) for length in size))
+    stages = dict(zip(STAGES, encoders.TABLE[net.encoder].channels_fn(net.width), strict=True))
+    channels = {**stages, "decoder": net.decoder_channels, "image": 3}
+    maps: dict[str, Any] = {name: jax.ShapeDtypeStruct((*grid, num), np.float32) for name, num in channels.items()}
+    logits: Any = jax.ShapeDtypeStruct((*grid, net.num_classes), np.float32)
+    return types.Features(maps=maps, logits=logits)
 
 
 def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: str = "decoder") -> types.Features:
@@ -291,4 +294,4 @@ def predict(logits: types.Array, size: tuple[int, ...]) -> jax.Array:
     """The most probable class of every pixel, u8 [B, *size]: logits [B, h, w, K] are interpolated to that height and
     width without aligned corners."""
     full = layers.resize_bilinear(jnp.asarray(logits, jnp.float32), (size[0], size[1]))
-    return jnp.argmax(full, axis=-1).astype(jnp.uint8)
+    return layers.strongest(full)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from dvsnas_jax.space import genotype as genotypes
 from dvsnas_jax.space.drawing import draw
 
 _MAX_PANELS = 12
+_GAIN_PARTS = (("gain", "gain"), ("followed", "true changes followed"), ("flicker", "flicker"))
 
 
 def cell(run: run_files.Run) -> str:
@@ -57,6 +60,8 @@ def _sentences(run: run_files.Run) -> list[str]:
             f"{markup.escape(source)}: {len(records)} candidates were scored; mean reward in the last quarter: "
             f"{np.mean(late):.3f}."
         )
+    if run.config.get("search", {}).get("reward") == "gain":
+        sentences.append(_gains([record for record in run.searched if "gain" in record]))
     num_stopped = sum(map(figures.is_stopped, run.searched))
     if num_stopped:
         sentences.append(f"Stopped early: {num_stopped}; such a candidate counts with the reward that it had then.")
@@ -80,6 +85,20 @@ def _sentences(run: run_files.Run) -> list[str]:
     if num_lost:
         sentences.append(f"{num_lost} without a valid score are left out.")
     return sentences
+
+
+def _gains(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the rewards of a search are made of, where they ask for the gain."""
+    sentence = (
+        "A reward is the geometric mean of the gain, the share of the error of the baseline without training that is "
+        "taken away, and the F1 score of the changes of labels."
+    )
+    if not records:
+        return sentence
+    last = max(record["step"] for record in records)
+    late = [record for record in records if record["step"] >= 0.75 * last]
+    means = [f"{name} {100 * np.mean([each.get(key, 0.0) for each in late]):.1f} %" for key, name in _GAIN_PARTS]
+    return f"{sentence} Last quarter, mean: {', '.join(means)}."
 
 
 def chosen(run: run_files.Run) -> str:

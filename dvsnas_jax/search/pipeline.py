@@ -69,11 +69,14 @@ class Parts(NamedTuple):
     share: float | None = None
     final_fn: Callable[[], feature_store.AnyStore] | None = None  # as that of `cell_training.Material`
     unseen_fn: Callable[[], feature_store.AnyStore] | None = None  # makes features of clips that nothing is chosen on
+    baseline: clip_scores.Baseline | None = None  # that of `averaging.baseline`
 
     @property
     def material(self) -> cell_training.Material:
         """What a cell is trained with."""
-        return cell_training.Material(self.train_store, self.val_store, self.class_weights, self.share, self.final_fn)
+        return cell_training.Material(
+            self.train_store, self.val_store, self.class_weights, self.share, self.final_fn, self.baseline
+        )
 
 
 def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str, Any]:
@@ -116,6 +119,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> dict[str,
                 networks = folds.run(config, folder, stop)
                 share = averaging.starting_share(config, networks.final, folder)
                 parts = assemble(config, strategy, networks, compiled, folder=folder, share=share)
+                parts = parts._replace(baseline=averaging.baseline(config, networks.final, folder))
                 state = run_search(parts, folder, stop)
                 find_winner(parts, networks.final, state, folder, stop)
         return evaluate.run(config, folder)
@@ -269,14 +273,21 @@ def score_shared(parts: Parts, params: types.Params, genotypes: np.ndarray, clip
     def evaluate_fn(group: np.ndarray) -> clip_scores.ClipScores:
         return parts.steps.evaluate_shared(params, genotypes, *feature_store.evaluation(parts.val_store, group))
 
-    return _rewards(parts, clip_scores.add([evaluate_fn(group) for group in clips]), genotypes)
+    return _rewards(parts, clip_scores.add([evaluate_fn(group) for group in clips]), genotypes, int(clips.max()) + 1)
 
 
-def _rewards(parts: Parts, found: clip_scores.ClipScores, genotypes: np.ndarray | None = None) -> list[dict[str, Any]]:
-    """Rewards of what was counted; without genotypes nothing has a price."""
+def _rewards(
+    parts: Parts,
+    found: clip_scores.ClipScores,
+    genotypes: np.ndarray | None = None,
+    num_clips: int | None = None,
+) -> list[dict[str, Any]]:
+    """Rewards of what was counted on the first meta-validation clips (None: all); without genotypes nothing has a
+    price."""
     grid = parts.val_store.grid
     macs = None if genotypes is None else reward.cell_macs(parts.config, parts.space, genotypes, grid)
-    return reward.compute(found.counts, found.flicker, found.is_finite, reward.rule(parts.config.search), macs)
+    base = None if parts.baseline is None else parts.baseline.accuracy(parts.val_store, num_clips)
+    return reward.compute(found, clip_scores.rule(parts.config.search, base), macs)
 
 
 def score_random(parts: Parts, folder: workdir.Workdir, stop: signals.StopFlag) -> None:
@@ -324,7 +335,9 @@ def find_winner(
     cell = worth.Trained(*simplify.genotype_of(config, parts.space, genotype), params)
     about: dict[str, Any] = {"found": genotype_lib.to_dict(parts.space, genotype)}
     if section.simplify == simplify.NOISE:
-        cell, about["simplified"] = simplify.run(config, cell, parts.val_store, is_measured=True)
+        cell, about["simplified"] = simplify.run(
+            config, cell, parts.val_store, is_measured=True, baseline=parts.baseline
+        )
     found = joint.run(config, variables, (cell.space, cell.genotype), cell.params, folder, stop)
     if config.train.joint_control:
         joint.control(config, variables, folder, stop)
@@ -358,6 +371,7 @@ def _score_alone(
     params: types.Params,
     genotypes: np.ndarray | None,
 ) -> dict[str, Any]:
-    count_fn = clip_scores.make_count(unroll_fn, features.settings_of(parts.config).num_ages)
+    do_follow = parts.baseline is not None
+    count_fn = clip_scores.make_count(unroll_fn, features.settings_of(parts.config).num_ages, do_follow)
     found = clip_scores.of_store(count_fn, params, parts.val_store, parts.config.search)
     return _rewards(parts, found, genotypes)[0]

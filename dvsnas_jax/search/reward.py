@@ -1,14 +1,13 @@
-"""From integer counts to the reward of a candidate, part by part (DESIGN: geometric mean, factors)."""
+"""The rewards of candidates, part by part: what `clip_scores` makes of their counts, and the factor of the price."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import types
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cost as cost_lib
@@ -17,51 +16,31 @@ from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.train import clip_scores, features
 
 
-class Rule(NamedTuple):
-    """What a reward is made of besides the accuracy.
-
-    Attributes:
-      stability: exponent of the factor (1 - flicker); 0 = off.
-      cost: exponent of `cost_factor`; 0 = off.
-      cost_target: of `cost_factor`, in millions of multiply-adds.
-    """
-
-    stability: float
-    cost: float = 0.0
-    cost_target: float = 1.0
-
-
-def rule(section: ml_collections.ConfigDict) -> Rule:
-    """That of a section `search`."""
-    return Rule(section.stability, section.cost, section.cost_target)
-
-
 def compute(
-    counts: types.Array, flicker: types.Array, is_finite: types.Array, rule: Rule, macs: Sequence[int] | None = None
+    found: clip_scores.ClipScores, rule: clip_scores.Rule, macs: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Rewards of N candidates.
 
     Args:
-      counts: i32 [N, K, K], confusion counts, rows = truth.
-      flicker: i32 [N, 2], changed and all pixels whose truth did not change.
-      is_finite: bool [N], whether the candidate's logits were finite.
-      rule: how they are weighed.
+      found: what they counted.
+      rule: how that is weighed.
       macs: N multiply-adds of the cell per frame; None: not known, no factor.
 
     Returns:
       N records: reward and its parts, status `ok`; or reward None and status `diverged`, or `unlabelled` where no pixel
       was scored.
     """
-    known_macs = [None] * len(counts) if macs is None else macs
+    known_macs = [None] * len(found.counts) if macs is None else macs
     records: list[dict[str, Any]] = []
-    rows = zip(*map(np.asarray, (counts, flicker, is_finite)), known_macs, strict=True)
-    for count, pair, finite, num_macs in rows:
+    rows = zip(*map(np.asarray, (found.counts, found.is_finite)), known_macs, strict=True)
+    for index, (count, finite, num_macs) in enumerate(rows):
         if not finite or not count.any():
             records.append({"reward": None, "status": "unlabelled" if finite else "diverged"})
             continue
-        parts = clip_scores.shares(count, pair)
-        reward = clip_scores.accuracy(parts)
-        reward *= (1.0 - parts["flicker"]) ** rule.stability
+        parts = clip_scores.shares(found, index)
+        reward = clip_scores.reward(parts, rule)
+        if rule.base is not None:
+            parts["gain"] = clip_scores.gain(parts, rule.base)
         if num_macs is not None:
             parts["macs"] = num_macs
             reward *= cost_factor(num_macs, rule)
@@ -69,7 +48,7 @@ def compute(
     return records
 
 
-def cost_factor(macs: float, rule: Rule) -> float:
+def cost_factor(macs: float, rule: clip_scores.Rule) -> float:
     """(target / MACs)^cost where the MACs exceed the target, else 1.
 
     The hard constraint of MnasNet (Tan et al. 2019, arXiv 1807.11626, equation 2 with alpha = 0, beta = -cost), with

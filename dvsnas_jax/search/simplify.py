@@ -18,7 +18,7 @@ from dvsnas_jax.search import reward, worth
 from dvsnas_jax.space import canonical, cell_end, cost, operations
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import feature_store, features
+from dvsnas_jax.train import clip_scores, feature_store, features
 
 OFF, DEAD, NOISE = "off", "dead", "noise"
 LEVELS = (OFF, DEAD, NOISE)
@@ -71,11 +71,16 @@ def _carried(space: genotype_lib.Space, rows: np.ndarray, params: types.Params) 
 
 
 def run(
-    config: ml_collections.ConfigDict, trained: worth.Trained, store: feature_store.AnyStore, *, is_measured: bool
+    config: ml_collections.ConfigDict,
+    trained: worth.Trained,
+    store: feature_store.AnyStore,
+    *,
+    is_measured: bool,
+    baseline: clip_scores.Baseline | None = None,
 ) -> Simplified:
     """Simplifies a trained cell; `store` has features and labels of held-out clips.
 
-    `is_measured`: what is worth nothing within its noise goes, too.
+    `is_measured`: what is worth nothing within its noise goes, too; `baseline`: see `worth.Bench`.
 
     Raises:
       UserError: that is asked for, and there are not two clips to tell noise from.
@@ -88,7 +93,7 @@ def run(
     gap = worth.difference(config, trained, exact, store)
     if not gap.logits <= ROUNDING * max(1.0, gap.scale):
         raise RuntimeError(f"what was dead changes logits by {gap.logits}: a record of space.operations claims wrong")
-    found, measured = _within_noise(config, exact, store) if is_measured else (exact, None)
+    found, measured = _within_noise(config, exact, store, baseline) if is_measured else (exact, None)
     grid = store.grid
     record = {
         "before": _about(config, trained, grid),
@@ -107,10 +112,13 @@ def _about(config: ml_collections.ConfigDict, trained: worth.Trained, grid: tupl
 
 
 def _within_noise(
-    config: ml_collections.ConfigDict, trained: worth.Trained, store: feature_store.AnyStore
+    config: ml_collections.ConfigDict,
+    trained: worth.Trained,
+    store: feature_store.AnyStore,
+    baseline: clip_scores.Baseline | None,
 ) -> tuple[worth.Trained, dict[str, Any] | None]:
     """The cheapest cell that loses no more than its noise, step by step, and what it loses; None: it stays as it is."""
-    bench = worth.Bench(config, trained, store)
+    bench = worth.Bench(config, trained, store, baseline)
     whole, tokens, measured = bench.count(bench.genotype), bench.genotype, None
 
     def price(rows: np.ndarray) -> tuple[int, int]:
@@ -132,8 +140,7 @@ def _within_noise(
                 break
     if measured is None:
         return trained, None
-    before = worth.values(whole, reward.rule(config.search))
-    return _carried(bench.space, tokens, trained.params), {"whole": before, **measured}
+    return _carried(bench.space, tokens, trained.params), {"whole": bench.values(whole), **measured}
 
 
 def _variants(space: genotype_lib.Space, tokens: np.ndarray) -> Iterator[np.ndarray]:

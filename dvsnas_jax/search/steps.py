@@ -106,7 +106,7 @@ def make(
         init,
         jax.eval_shape(initial, jax.random.key(0)),
         compilation.jit(train_shared, donate_argnums=0, out_shardings=where),
-        compilation.jit(_make_evaluate(supernet, config.batch_parts, mesh, val_rows), out_shardings=where),
+        compilation.jit(_make_evaluate(supernet, config, mesh, val_rows), out_shardings=where),
         compilation.jit(start_alone, out_shardings=where),
         compilation.jit(train_alone, out_shardings=where),
     )
@@ -205,10 +205,13 @@ def make_gradient(
 
 
 def _make_evaluate(
-    supernet: supernet_lib.Supernet, num_parts: int, mesh: jax.sharding.Mesh, rows_spec: PartitionSpec
+    supernet: supernet_lib.Supernet,
+    config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh,
+    rows_spec: PartitionSpec,
 ) -> ScoresFn:
-    """`Steps.evaluate_shared`, not jitted."""
-    ages = supernet.settings.num_ages
+    """`Steps.evaluate_shared`, not jitted; `config` is the `search` section."""
+    ages, do_follow = supernet.settings.num_ages, config.reward == clip_scores.GAIN
 
     def local(
         params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
@@ -219,11 +222,13 @@ def _make_evaluate(
 
         def one(genotype: jax.Array) -> clip_scores.ClipScores:
             unroll_fn = functools.partial(supernet.unroll, params, genotype)
-            return clip_scores.sum_batches(unroll_fn, store, batches, ages)
+            return clip_scores.sum_batches(unroll_fn, store, batches, ages, do_follow)
 
         found = jax.lax.map(one, genotypes)
-        total = mesh_lib.sum_over_data((found.counts, found.flicker, (~found.is_finite).astype(jnp.int32)))
-        return clip_scores.ClipScores(total[0], total[1], total[2] == 0)
+        counts, flicker, changes, num_lost = mesh_lib.sum_over_data(
+            (found.counts, found.flicker, found.changes, (~found.is_finite).astype(jnp.int32))
+        )
+        return clip_scores.ClipScores(counts, flicker, changes, num_lost == 0)
 
     sharded = mesh_lib.map_shards(
         local,
@@ -235,7 +240,7 @@ def _make_evaluate(
     def evaluate_shared(
         params: types.Params, genotypes: jax.Array, store: types.FeatureStore, clips: jax.Array
     ) -> clip_scores.ClipScores:
-        batches = mesh_lib.split_batches(mesh, clips, num_parts)
+        batches = mesh_lib.split_batches(mesh, clips, config.batch_parts)
         scores = sharded(params, mesh_lib.pad_genotypes(mesh, genotypes), store, batches)
         return jax.tree.map(lambda x: mesh_lib.keep_whole(mesh, x)[: genotypes.shape[0]], scores)
 

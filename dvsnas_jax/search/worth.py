@@ -70,7 +70,14 @@ class Bench:
       settings: of the run.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, trained: Trained, store: feature_store.AnyStore) -> None:
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        trained: Trained,
+        store: feature_store.AnyStore,
+        baseline: clip_scores.Baseline | None = None,
+    ) -> None:
+        """`baseline`: what the gain in rewards is measured from, on the same features; None: they ask for none."""
         self.settings, self._store, self._config = features.settings_of(config), store, config
         self.space, self.genotype = _small_space(trained.space, trained.genotype)
         supernet = supernet_lib.make(self.space, self.settings)
@@ -82,7 +89,9 @@ class Bench:
             return supernet.unroll(params, jnp.asarray(genotype), frames)
 
         with compilation.effort(config.compile_effort):
-            self._count_fn = _make_count(of_cell, self.settings.num_ages)
+            self._do_follow = baseline is not None
+            self._count_fn = _make_count(of_cell, self.settings.num_ages, self._do_follow)
+        self._base = None if baseline is None else self.count_network(baseline.logits_fn)
 
     def count(self, genotype: np.ndarray, params: types.Params | None = None) -> clip_scores.ClipScores:
         """What a variant counts on every clip, N = clips; None: with the cell's own weights."""
@@ -91,7 +100,9 @@ class Bench:
     def count_network(self, logits_fn: Callable[[jax.Array], jax.Array]) -> clip_scores.ClipScores:
         """Likewise of logits [T, B, h, w, K] that are made of the static network's alone."""
         with compilation.effort(self._config.compile_effort):
-            count_fn = _make_count(lambda _, frames: logits_fn(jnp.asarray(frames.logits)), self.settings.num_ages)
+            count_fn = _make_count(
+                lambda _, frames: logits_fn(jnp.asarray(frames.logits)), self.settings.num_ages, self._do_follow
+            )
         return self._counted(count_fn, {})
 
     def _counted(self, count_fn: Any, variant: Any) -> clip_scores.ClipScores:
@@ -104,14 +115,18 @@ class Bench:
         self, whole: clip_scores.ClipScores, part: clip_scores.ClipScores
     ) -> dict[str, dict[str, float | None]]:
         """Scores without a part, what it is `worth` and the `noise` of that, each by the names of `SCORES`."""
-        return compare(whole, part, reward.rule(self._config.search))
+        return compare(whole, part, clip_scores.rule(self._config.search), self._base)
+
+    def values(self, counted: clip_scores.ClipScores) -> dict[str, float]:
+        """The `SCORES` of a variant."""
+        return values(counted, clip_scores.rule(self._config.search), self._base)
 
 
-def _make_count(unroll_fn: Callable[[Any, types.Features], jax.Array], ages: int) -> Any:
+def _make_count(unroll_fn: Callable[[Any, types.Features], jax.Array], ages: int, do_follow: bool) -> Any:
     """The jitted `(variant, store, clips i32 [R, 1]) -> ClipScores` of each clip, N = R."""
     return compilation.jit(
         lambda variant, store, clips: clip_scores.each_batch(
-            lambda frames: unroll_fn(variant, frames), store, clips, ages
+            lambda frames: unroll_fn(variant, frames), store, clips, ages, do_follow
         )
     )
 
@@ -131,25 +146,36 @@ def _small_space(space: genotype_lib.Space, genotype: np.ndarray) -> tuple[genot
     return small, genotype_lib.from_dict({**named, "inputs": list(inputs)}, small)[1]
 
 
-def values(counted: clip_scores.ClipScores, rule: reward.Rule) -> dict[str, float]:
-    """The `SCORES` of counts with a leading axis N of clips, over all of them; nan where they have none."""
-    found = reward.compute(
-        np.asarray(counted.counts).sum(axis=0)[None],
-        np.asarray(counted.flicker).sum(axis=0)[None],
-        np.array([np.asarray(counted.is_finite).all()]),
-        rule._replace(cost=0.0),
-    )[0]
+def values(
+    counted: clip_scores.ClipScores, rule: clip_scores.Rule, base: clip_scores.ClipScores | None = None
+) -> dict[str, float]:
+    """The `SCORES` of counts with a leading axis N of clips, over all of them; nan where they have none.
+
+    `base` are those of the baseline on the same clips, where the reward asks for the gain.
+    """
+    if base is not None:
+        rule = rule._replace(base=clip_scores.accuracy(clip_scores.shares(_together(base))))
+    found = reward.compute(_together(counted), rule._replace(cost=0.0))[0]
     return {name: float("nan") if found["reward"] is None else float(found[name]) for name in SCORES}
 
 
+def _together(counted: clip_scores.ClipScores) -> clip_scores.ClipScores:
+    """The counts of clips, N, added up: N = 1."""
+    return jax.tree.map(lambda x: np.asarray(x)[None], clip_scores.total(counted))
+
+
 def compare(
-    whole: clip_scores.ClipScores, part: clip_scores.ClipScores, rule: reward.Rule
+    whole: clip_scores.ClipScores,
+    part: clip_scores.ClipScores,
+    rule: clip_scores.Rule,
+    base: clip_scores.ClipScores | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """See `Bench.compare`: `worth` is above 0 where the part helps; `noise` is None where there is one clip alone."""
     num = len(whole.counts)
 
     def worth(chosen: np.ndarray) -> np.ndarray:
-        scores = [values(jax.tree.map(lambda x: np.asarray(x)[chosen], each), rule) for each in (whole, part)]
+        own, other, beside = (jax.tree.map(lambda x: np.asarray(x)[chosen], each) for each in (whole, part, base))
+        scores = [values(each, rule, beside) for each in (own, other)]
         return np.array([scores[0][name] - scores[1][name] for name in SCORES]) * _SIGNS
 
     everyone = np.arange(num)
@@ -172,14 +198,19 @@ def is_worth_something(found: Mapping[str, Any]) -> bool:
     return any(not worth <= (found["noise"][name] or 0.0) for name, worth in found["worth"].items())
 
 
-def measure(config: ml_collections.ConfigDict, trained: Trained, store: feature_store.AnyStore) -> dict[str, Any]:
-    """What every part of a trained cell is worth on the clips of a store.
+def measure(
+    config: ml_collections.ConfigDict,
+    trained: Trained,
+    store: feature_store.AnyStore,
+    baseline: clip_scores.Baseline | None = None,
+) -> dict[str, Any]:
+    """What every part of a trained cell is worth on the clips of a store; `baseline`: see `Bench`.
 
     Returns:
       `num_clips`, `scores` of the whole cell, and `parts`, each with `kind`, `name`, `how` it was switched off, and
       what `compare` gives.
     """
-    bench = Bench(config, trained, store)
+    bench = Bench(config, trained, store, baseline)
     whole = bench.count(bench.genotype)
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for variant in variants(bench):
@@ -193,8 +224,7 @@ def measure(config: ml_collections.ConfigDict, trained: Trained, store: feature_
         {"kind": BASELINE, "name": name, "how": "", **bench.compare(whole, bench.count_network(logits_fn))}
         for name, logits_fn in networks.items()
     ]
-    scores = values(whole, reward.rule(config.search))
-    return {"num_clips": store.num_clips, "scores": scores, "parts": [*best.values(), *rows]}
+    return {"num_clips": store.num_clips, "scores": bench.values(whole), "parts": [*best.values(), *rows]}
 
 
 def variants(bench: Bench) -> Iterator[Variant]:

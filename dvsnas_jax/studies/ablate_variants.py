@@ -48,14 +48,15 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, *, is_t
     weights = cell_training.class_weights(config, folder) if is_training else None
     space, mesh, strategy, made = _steps(config, weights, is_training=is_training)
     variables = static_network(config, folder)
+    baseline = averaging.baseline(config, variables, folder)
     if is_training:
         compiled = pipeline.Compiled(made, feature_store.everywhere(config.search), weights)
         with signals.stop_on_signal() as stop:  # the flag of the command
             networks = folds.run(config, folder, stop)
         share = averaging.starting_share(config, variables, folder)
-        return pipeline.assemble(config, strategy, networks, compiled, share=share)
+        return pipeline.assemble(config, strategy, networks, compiled, share=share)._replace(baseline=baseline)
     store = mesh_lib.replicate(mesh, validation_features(config, space, variables, None))
-    return pipeline.Parts(config, space, mesh, made, strategy, store, store)
+    return pipeline.Parts(config, space, mesh, made, strategy, store, store, baseline=baseline)
 
 
 def _steps(

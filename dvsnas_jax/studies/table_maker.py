@@ -150,7 +150,8 @@ def assemble(config: ml_collections.ConfigDict, folder: workdir.Workdir, stop: s
     compiled = pipeline.Compiled(steps.make(supernet, config.search, placement.mesh, loss=loss), placement, weights)
     share = averaging.starting_share(config, networks.final, folder)
     parts = pipeline.assemble(config, strategy, networks, compiled, share=share)
-    return parts._replace(unseen_fn=functools.partial(_unseen, config, networks.final, space))
+    unseen_fn = functools.partial(_unseen, config, networks.final, space)
+    return parts._replace(unseen_fn=unseen_fn, baseline=averaging.baseline(config, networks.final, folder))
 
 
 def _unseen(config: ml_collections.ConfigDict, variables: Any, space: genotype_lib.Space) -> feature_store.AnyStore:

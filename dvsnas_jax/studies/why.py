@@ -25,7 +25,7 @@ from dvsnas_jax.search import worth as worth_lib
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.studies import ablate_variants, compare, compare_rows, study_report
-from dvsnas_jax.train import cell_training, features, joint, winners
+from dvsnas_jax.train import averaging, cell_training, clip_scores, features, joint, winners
 
 NAME, WORTH = "ablation_worth", "worth"
 FOLDER, RANDOM = "why", "random_"
@@ -66,6 +66,10 @@ def open_cell(
     return worth_lib.Trained(space, genotype, params), jax.tree.map(jax.numpy.asarray, store), own
 
 
+def _baseline(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> clip_scores.Baseline | None:
+    return averaging.baseline(config, ablate_variants.static_network(config, folder), folder)
+
+
 def measure(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> study_report.Report:
     """What each part of the run's cell is worth, in `ablation_worth.json`, `.md` and a figure.
 
@@ -77,9 +81,10 @@ def measure(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> study
     if winner is not None and known.get("digest") == winner.digest:
         return study_report.Report(known, text(known), [])
     trained, store, _ = open_cell(config, folder)
+    measured = worth_lib.measure(config, trained, store, _baseline(config, folder))
     named = genotype_lib.to_dict(trained.space, trained.genotype)
     digest = genotype_lib.digest(trained.space, trained.genotype)
-    found = {"what": WORTH, "digest": digest, "genotype": named, **worth_lib.measure(config, trained, store)}
+    found = {"what": WORTH, "digest": digest, "genotype": named, **measured}
     return study_report.write(folder.path, NAME, found, text(found), lambda path: draw(found, path), figures="figures")
 
 
@@ -95,7 +100,9 @@ def simplify(
       UserError: see `open_cell`; or noise cannot be told.
     """
     trained, store, own = open_cell(config, folder)
-    found, record = simplify_lib.run(config, trained, store, is_measured=is_measured)
+    found, record = simplify_lib.run(
+        config, trained, store, is_measured=is_measured, baseline=_baseline(config, folder)
+    )
     digest, before = (genotype_lib.digest(each.space, each.genotype) for each in (found, trained))
     if digest != before:
         if own is not None:

@@ -6,6 +6,7 @@ frame's is its own. The share is chosen on the meta-validation clips, once for a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import chex
@@ -21,7 +22,7 @@ from dvsnas_jax.data.loading import pipeline
 from dvsnas_jax.evaluate import metrics
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell_end
-from dvsnas_jax.train import features, pretrain
+from dvsnas_jax.train import clip_scores, features, pretrain
 
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """What is tried, ascending; 1: the static network as it is."""
@@ -67,6 +68,35 @@ def starting_share(config: ml_collections.ConfigDict, variables: Any, folder: wo
     return share_of_run(config, variables, folder) if is_averaging else None
 
 
+def baseline(config: ml_collections.ConfigDict, variables: Any, folder: workdir.Workdir) -> clip_scores.Baseline | None:
+    """What the gain in the rewards of a run is measured from; None where they ask for none.
+
+    Refine: the running average with the share of the run (`zoo:ema`). Propagate: the logits of the last key frame, at
+    the interval of the schedule (`zoo:hold`). Args and errors: see `share_of_run`.
+    """
+    if config.search.reward != clip_scores.GAIN:
+        return None
+    ages = features.settings_of(config).num_ages
+    share = share_of_run(config, variables, folder) if not ages else 1.0
+
+    def held(logits: jax.Array) -> jax.Array:
+        return logits[np.arange(len(logits)) // ages * ages]
+
+    def averaged(logits: jax.Array) -> jax.Array:
+        return jnp.stack([*_averages(logits, share)])
+
+    return clip_scores.Baseline(held if ages else averaged, config.search, ages)
+
+
+def _averages(logits: jax.Array, share: jax.Array | float) -> Iterator[jax.Array]:
+    """The running average after each frame of logits [T, ...]."""
+    average = logits[0]
+    yield average
+    for frame in logits[1:]:
+        average = share * frame + (1 - share) * average
+        yield average
+
+
 def known_share(folder: workdir.Workdir) -> float | None:
     """The share that `share_of_run` keeps in a run folder, None where it was not chosen yet."""
     return float(folder.read_json(FILE)["share"]) if (folder.path / FILE).is_file() else None
@@ -106,9 +136,7 @@ def _counts(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """i32 [S, K, K] of logits [T, B, h, w, K] and labels [B, H, W]."""
 
     def of_share(share: jax.Array) -> jax.Array:
-        average = logits[0]
-        for frame in logits[1:]:
-            average = share * frame + (1 - share) * average
+        *_, average = _averages(logits, share)
         # Clip by clip: many at the size of the labels need not fit into memory.
         found = jax.lax.map(lambda one: static_net.predict(one[None], labels.shape[1:])[0], average)
         return metrics.confusion(labels, found, logits.shape[-1])

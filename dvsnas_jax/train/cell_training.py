@@ -56,6 +56,7 @@ class Material(NamedTuple):
       share: of the static network in the average that a refining cell starts from; None: the default.
       final_fn: makes features of the meta-training clips that are all by the static network of the run; None: those of
         `store` are.
+      baseline: of `averaging.baseline`.
     """
 
     store: feature_store.AnyStore
@@ -63,6 +64,7 @@ class Material(NamedTuple):
     class_weights: np.ndarray | None = None
     share: float | None = None
     final_fn: Callable[[], feature_store.AnyStore] | None = None
+    baseline: clip_scores.Baseline | None = None
 
 
 class Trained(NamedTuple):
@@ -169,7 +171,8 @@ def material(
         placement = feature_store.Placement(mesh, 1, feature_store.HOST, "features for validation: on the host")
         validation = feature_store.place(placement, feature_cache.Memory(found), len(held_out))
     share = averaging.starting_share(config, networks.final, folder)
-    return Material(store, validation, class_weights(config, folder), share, final_fn)
+    baseline = averaging.baseline(config, networks.final, folder)
+    return Material(store, validation, class_weights(config, folder), share, final_fn, baseline)
 
 
 def train_cell(
@@ -239,9 +242,10 @@ def _fit(
         state = training_loop.fit(state, stage, step_fn=step, batches_fn=batches)
         return Trained(calibrate(state.average))
     assert material.validation is not None, "no meta-validation clips to choose the best on"
-    count_fn = clip_scores.make_count(cell.unroll, settings.num_ages)
+    count_fn = clip_scores.make_count(cell.unroll, settings.num_ages, material.baseline is not None)
     count = functools.partial(clip_scores.of_store, count_fn, store=material.validation, section=config.search)
-    validation = keeping.Validation(calibrate, count, keeping.make_score(config))
+    base = material.baseline.accuracy(material.validation) if material.baseline is not None else None
+    validation = keeping.Validation(calibrate, count, keeping.make_score(config, base))
     kept = keeping.fit(keeping.start(state), stage, section.eval_every, validation, step_fn=step, batches_fn=batches)
     params = calibrate(kept.best)
     return Trained(params, count(params))

@@ -32,7 +32,17 @@ from dvsnas_jax.data.loading import example_order, pipeline, prefetch
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_loss, clip_scores, features, keeping, losses, optim, pretrain, training_loop
+from dvsnas_jax.train import (
+    averaging,
+    cell_loss,
+    clip_scores,
+    features,
+    keeping,
+    losses,
+    optim,
+    pretrain,
+    training_loop,
+)
 
 STAGE, CONTROL = "joint", "static_longer"
 """Stages of metrics.jsonl: `joint_DIGEST` of a cell and its network; the control, the static network by itself."""
@@ -99,12 +109,12 @@ def run(
     digest, cell = genotype_lib.digest(*genotype), cell_lib.make(*genotype, settings)
     parts = _parts(config, variables, features.needed_maps(genotype[0], config), folder, cell)
     start = {**_trained(parts, variables), _CELL: cell_lib.without_statistics(params)}
-    validation = _validation(parts)
+    validation = _validation(parts, variables, averaging.baseline(config, variables, folder))
     kept = _fit(parts, start, validation, f"{STAGE}_{digest}", (folder, stop))
     before = validation.count_fn(jax.device_get({**start, _CELL: params}))
     best = validation.calibrate_fn(kept.best)
     found = validation.count_fn(best)
-    scores = [validation.score_fn(clip_scores.shares(each.counts[0], each.flicker[0])) for each in (before, found)]
+    scores = [validation.score_fn(clip_scores.shares(each)) for each in (before, found)]
     if not int(kept.best_step) or not scores[1] > scores[0]:
         _note(f"train.joint: no gain over the retrained cell, which stays as it is (score {scores[0]:.4f})")
         return Joint(None, params)
@@ -118,7 +128,8 @@ def control(config: ml_collections.ConfigDict, variables: Any, folder: workdir.W
     """The static network by itself trained on for `train.joint` steps, in the same way: what `run` is to be compared
     with. Its variables, the best on meta-validation, are kept in the run folder; the start is one of them."""
     parts = _parts(config, variables, features.needed_maps(features.space_of(config), config), folder, None)
-    kept = _fit(parts, _trained(parts, variables), _validation(parts), CONTROL, (folder, stop))
+    validation = _validation(parts, variables, averaging.baseline(config, variables, folder))
+    kept = _fit(parts, _trained(parts, variables), validation, CONTROL, (folder, stop))
     own = _variables(kept.best, parts.fixed)
     _save(folder, f"{CONTROL}_best", own)
     return own
@@ -275,8 +286,9 @@ def _make_step(parts: _Parts, optimizer: optax.GradientTransformation) -> Step:
     return compilation.jit(step, donate_argnums=0)
 
 
-def _validation(parts: _Parts) -> keeping.Validation:
-    """Scores on all meta-validation clips by features of the network as it is then."""
+def _validation(parts: _Parts, variables: Any, baseline: clip_scores.Baseline | None) -> keeping.Validation:
+    """Scores on all meta-validation clips by features of the network as it is then; gains are over the baseline of the
+    network as it was, of `variables`."""
     config, cell, settings = parts.config, parts.cell, features.settings_of(parts.config)
     _, held_out = pretrain.split_clips(config)
     clips = features.select(config, held_out)
@@ -285,7 +297,8 @@ def _validation(parts: _Parts) -> keeping.Validation:
         del params
         return jnp.asarray(frames.logits)
 
-    count_fn = clip_scores.make_count(alone if cell is None else cell.unroll, settings.num_ages)
+    unroll_fn = alone if cell is None else cell.unroll
+    count_fn = clip_scores.make_count(unroll_fn, settings.num_ages, baseline is not None)
 
     @compilation.jit
     def moments(params: types.Params, fixed: Any, clip: types.Clip) -> Any:
@@ -308,4 +321,5 @@ def _validation(parts: _Parts) -> keeping.Validation:
         store = features.build(config, _variables(params, parts.fixed), clips, parts.names)
         return clip_scores.of_store(count_fn, params.get(_CELL, {}), store, config.search)
 
-    return keeping.Validation(calibrate, count, keeping.make_score(config))
+    base = None if baseline is None else baseline.accuracy(features.build(config, variables, clips, parts.names))
+    return keeping.Validation(calibrate, count, keeping.make_score(config, base))

@@ -51,15 +51,17 @@ class Validation(NamedTuple):
     score_fn: Callable[[dict[str, float]], float]
 
 
-def make_score(config: ml_collections.ConfigDict) -> Callable[[dict[str, float]], float]:
-    """What decides, of `clip_scores.shares`: mIoU, or the accuracy of rewards, times the stability factor of rewards.
+def make_score(config: ml_collections.ConfigDict, base: float | None = None) -> Callable[[dict[str, float]], float]:
+    """What decides, of `clip_scores.shares`: the reward, or mIoU times the stability factor of rewards.
 
-    The factor of the price is left out: it is the same for all steps of a cell.
+    The factor of the price is left out: it is the same for all steps of a cell. `base`: that of `clip_scores.Rule`.
     """
+    rule = clip_scores.rule(config.search, base)
 
     def score(shares: dict[str, float]) -> float:
-        value = shares["miou"] if config.train.keep_by == "miou" else clip_scores.accuracy(shares)
-        return value * (1.0 - shares["flicker"]) ** config.search.stability
+        if config.train.keep_by == "reward":
+            return clip_scores.reward(shares, rule)
+        return shares["miou"] * (1.0 - shares["flicker"]) ** rule.stability
 
     return score
 
@@ -117,7 +119,7 @@ def _scored(validation: Validation, average: types.Params) -> tuple[float, dict[
             "train.eval_every: no pixel of the meta-validation clips that is scored has a label; label them, or set it "
             "to 0 (the last weights are then kept)"
         )
-    shares = clip_scores.shares(found.counts[0], found.flicker[0])
+    shares = clip_scores.shares(found)
     return (validation.score_fn(shares) if found.is_finite[0] else -np.inf), shares
 
 

@@ -248,8 +248,7 @@ def restore(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> Any |
     if not is_trained(config, folder):
         return None
     net = static_net.make(config.net, pipeline.class_table(config.data).num_classes)
-    template = jax.eval_shape(lambda shapes: init(shapes, make_optimizer(config.pretrain)), static_net.shapes(net))
-    return folder.checkpointer(STAGE).restore(template).best
+    return folder.checkpointer(STAGE).restore(static_net.shapes(net), part=".best")
 
 
 def init(variables: Any, optimizer: optax.GradientTransformation) -> PretrainState:

@@ -13,7 +13,7 @@ from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data import coverage, datasets
 from dvsnas_jax.data.loading import store, whole_videos
-from dvsnas_jax.train import features, mixture, pretrain, teachers
+from dvsnas_jax.train import clip_scores, features, mixture, pretrain, teachers
 
 
 def check(
@@ -35,7 +35,7 @@ def check(
 
     Raises:
       UserError: too few clips, or no labelled pixel where the run trains or measures, or masks that the config reads
-        wrongly, or a stability factor that nothing is known for.
+        wrongly, or a reward that asks for stability, of which nothing is known.
     """
     data = config.data
     targets = store.index(data, "train", data.num_frames).places[:, -1]
@@ -47,10 +47,15 @@ def check(
         )
     mixture.check(config)
     teachers.make(config)  # says so where it is not there
+    asking = _asking_for_pairs(config)
+    if asking and data.num_frames < 2:
+        raise errors.UserError(
+            f"{asking}, which needs clips of two frames or more: raise data.num_frames (is {data.num_frames})"
+        )
     if datasets.of(data).is_computed:
         return len(targets)
-    if config.search.stability > 0 and (folder is None or not folder.is_begun()):  # an older run goes on without
-        _require_pairs(config, held_out)
+    if asking and (folder is None or not folder.is_begun()):  # an older run goes on without
+        _require_pairs(config, held_out, asking)
     if is_evaluated:
         whole_videos.find(data, config.evaluate.split)  # says so where there are none
     names = dict.fromkeys(("train", *([config.evaluate.split] if is_evaluated else [])))
@@ -108,7 +113,15 @@ def _require_classes(data: ml_collections.ConfigDict, names: list[str]) -> list[
     return notes
 
 
-def _require_pairs(config: ml_collections.ConfigDict, held_out: np.ndarray) -> None:
+def _asking_for_pairs(config: ml_collections.ConfigDict) -> str:
+    """Which key needs labels on consecutive frames, in words; empty: none does."""
+    section = config.search
+    if section.reward == clip_scores.GAIN:
+        return "search.reward: must be plain here, as gain counts flicker and true changes"
+    return "search.stability: must be 0 here, as it counts flicker" if section.stability > 0 else ""
+
+
+def _require_pairs(config: ml_collections.ConfigDict, held_out: np.ndarray, asking: str) -> None:
     """Whether flicker can be seen on the meta-validation clips: two consecutive scored frames with labels."""
     data, ages = config.data, features.settings_of(config).num_ages
     if data.history == "stills":  # labels move with their frame
@@ -119,8 +132,8 @@ def _require_pairs(config: ml_collections.ConfigDict, held_out: np.ndarray) -> N
     near = slice(0, ages + 1) if ages else slice(-2, None)
     if not (has_label[:, near][:, 1:] & has_label[:, near][:, :-1]).any():
         raise errors.UserError(
-            "search.stability: must be 0 here, as no clip that rewards are measured on has labels on two consecutive "
-            "frames, which flicker is counted on: set it to 0, label those frames, or set data.history to 'stills'"
+            f"{asking}, and no clip that rewards are measured on has labels on two consecutive frames: change the key, "
+            "label those frames, or set data.history to 'stills'"
         )
 
 

@@ -74,8 +74,10 @@ class Checkpointer:
             found = sorted(ocp.utils.checkpoint_steps(self.path)) if os.path.isdir(self.path) else []
         return json.loads(distributed.tell(json.dumps(found)))
 
-    def restore(self, template: Any, step: int | None = None) -> Any:
+    def restore(self, template: Any, step: int | None = None, *, part: str = "") -> Any:
         """Restores a tree, bit for bit what was saved, of a step (None: the latest).
+
+        `part`: the path of a field of what was saved, such as `.best`: that alone, whose `template` is given.
 
         The leaves of `template` give path, shape and dtype: a JAX array (its sharding is kept), a
         `jax.ShapeDtypeStruct`, a NumPy array or a Python scalar. A UserError where there is no such checkpoint, it is
@@ -104,7 +106,7 @@ class Checkpointer:
                 raise _damaged(where, " ".join(str(error).split())[:200]) from None
         if zlib.crc32(data.tobytes()) != index["crc32"]:
             raise _damaged(where, "checksum differs")
-        return _unpack(template, index["leaves"], data, where)
+        return _unpack(template, index["leaves"], data, (where, part))
 
     def close(self) -> None:
         """Frees Orbax' threads."""
@@ -156,19 +158,20 @@ def _num_bytes(leaf: tuple[str, list[int], str]) -> int:
     return jnp.dtype(name).itemsize * int(np.prod(shape, dtype=np.int64))
 
 
-def _unpack(template: Any, leaves: list[Any], data: np.ndarray, where: str) -> Any:
-    """The inverse of `_pack`, checked against a template."""
+def _unpack(template: Any, leaves: list[Any], data: np.ndarray, place: tuple[str, str]) -> Any:
+    """The inverse of `_pack`, checked against a template; `place`: the folder, and `part` of `restore`."""
+    where, part = place
     wanted, structure = jax.tree_util.tree_flatten_with_path(template)
-    saved = {path: (tuple(shape), dtype) for path, shape, dtype in leaves}
-    paths = [jax.tree_util.keystr(path) for path, _ in wanted]
+    saved = {path: (tuple(shape), dtype) for path, shape, dtype in leaves if _is_in(path, part)}
+    paths = [part + jax.tree_util.keystr(path) for path, _ in wanted]
     for path in [*(p for p in paths if p not in saved), *(p for p in saved if p not in set(paths))]:
         holder = "only the program" if path in paths else "only the checkpoint"
         raise errors.UserError(f"{where}: checkpoint of another tree: {holder} has {path}; use another --workdir")
     arrays, start = {}, 1
-    for path, (shape, name) in saved.items():
-        dtype = jnp.dtype(name)
-        stop = start + _num_bytes((path, list(shape), name))
-        arrays[path] = np.frombuffer(data[start:stop].tobytes(), dtype).reshape(shape).copy()
+    for path, shape, name in leaves:
+        stop = start + _num_bytes((path, shape, name))
+        if path in saved:
+            arrays[path] = np.frombuffer(data[start:stop].tobytes(), jnp.dtype(name)).reshape(shape).copy()
         start = stop
     restored = []
     for path, (_, leaf) in zip(paths, wanted, strict=True):
@@ -181,6 +184,11 @@ def _unpack(template: Any, leaves: list[Any], data: np.ndarray, where: str) -> A
             )
         restored.append(_like(arrays[path], leaf))
     return jax.tree_util.tree_unflatten(structure, restored)
+
+
+def _is_in(path: str, part: str) -> bool:
+    """Whether a leaf is of a part: `.best` is no beginning of `.best_miou`."""
+    return path.startswith(part) and (not part or path[len(part) :][:1] in ("", ".", "["))
 
 
 def _like(array: np.ndarray, leaf: Any) -> Any:

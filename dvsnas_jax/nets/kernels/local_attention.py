@@ -18,6 +18,8 @@ from jax import lax
 from dvsnas_jax.nets.kernels import layers, precision
 
 _MAX_TERMS = 256  # products that are added up side by side: more compile too long
+_MIN_CHANNELS = 16  # from which on a CPU's products of blocks are faster than sums over the channels
+_BLOCK = 16  # pixels of a row whose products with all keys around them are one matrix
 _LENGTH_EPS = 1e-3  # of the squared length of a pixel's channels: zeros are like nothing
 _LOOPED_SUM = 7  # from this window on, a CPU loops over the rows of a window where it adds up its taps
 
@@ -84,8 +86,10 @@ def scores(query: jax.Array, keys: jax.Array, window: int, is_looped: bool) -> j
 
     Returns f32 [k * k, N, h, w], the taps row by row. `is_looped`: over the taps, which else are side by side.
     """
-    padded = _pad(keys, window, 1)
-    if is_looped and window * keys.shape[3] <= _MAX_TERMS:
+    padded, channels = _pad(keys, window, 1), keys.shape[3]
+    if is_looped and channels >= _MIN_CHANNELS and window > 1:
+        return _scores_by_block(query, padded, window)
+    if is_looped and window * channels <= _MAX_TERMS:
         return _scores_by_image(query, padded, window)
 
     def tap_fn(tap: jax.Array | int) -> jax.Array:
@@ -113,6 +117,26 @@ def _scores_by_image(query: jax.Array, padded: jax.Array, window: int) -> jax.Ar
 
     found = lax.map(image_fn, (query, padded))
     return jnp.moveaxis(found.reshape(query.shape[0], window * window, height, width), 1, 0)
+
+
+def _scores_by_block(query: jax.Array, padded: jax.Array, window: int) -> jax.Array:
+    """`scores` as matrix products: `_BLOCK` pixels of a row with every key that one of them sees. On a CPU 1.5 times as
+    fast with 24 channels, 10 times with 64, though a pixel's own window is less than half of each product."""
+    batch, height, width, channels = query.shape
+    num_blocks, seen = -(-width // _BLOCK), _BLOCK + window - 1
+    rest = ((0, 0), (0, 0), (0, num_blocks * _BLOCK - width), (0, 0))
+    blocks = jnp.pad(query, rest).reshape(batch, height, num_blocks, _BLOCK, channels)
+    padded = jnp.pad(padded, rest)
+    keys = jnp.stack([padded[:, :, i * _BLOCK : i * _BLOCK + seen] for i in range(num_blocks)], axis=2)
+    keys = jnp.concatenate([keys[:, top : top + height] for top in range(window)], axis=3)
+    found = jnp.einsum(
+        "bhnqc,bhnkc->bhnqk", blocks, keys, preferred_element_type=precision.at_least_float32(query[:0]).dtype
+    )
+    found = jnp.moveaxis(found.reshape(*blocks.shape[:4], window, seen), 4, 0)
+    # Pixel q sees the keys q .. q + window - 1: with a key more in each row, they are the first of every row.
+    flat = jnp.pad(found.reshape(*found.shape[:4], _BLOCK * seen), ((0, 0),) * 4 + ((0, _BLOCK),))
+    own = flat.reshape(*found.shape[:5], seen + 1)[..., :window].reshape(window, batch, height, -1, window)
+    return jnp.moveaxis(own[:, :, :, :width], 4, 1).reshape(window * window, batch, height, width)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

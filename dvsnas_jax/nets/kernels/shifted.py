@@ -17,6 +17,7 @@ from jax import lax
 from dvsnas_jax.nets.kernels import precision, winograd
 
 _MAX_COLUMNS = 1 << 18  # values of an image that taps may see side by side: 1 MiB
+_FEW_COLUMNS = 32  # values of an image that a strided kernel sees, up to which they are copied side by side
 _MAX_TURNED = 1 << 12  # values of a matrix whose gradient is computed transposed
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _MAX_FOLDED = 1 << 15  # values of a map whose rows are added up side by side; larger ones gained nothing measurable
@@ -77,7 +78,25 @@ def _dense(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     has_many = min(kernel.shape[2:]) >= winograd.MIN_CHANNELS and x.dtype == jnp.float32
     if kernel.shape[:2] == (3, 3) and geometry.stride == geometry.dilation == 1 and has_many:
         return winograd.conv_3x3(x, kernel)
+    if geometry.stride > 1 and geometry.dilation == 1 and math.prod(kernel.shape[:3]) <= _FEW_COLUMNS:
+        return _strided_rows(x, kernel, geometry)
     return lax_conv(x, kernel, geometry)
+
+
+def _strided_rows(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """A strided convolution of few channels, as of an image, as one product: what a row of the kernel sees lies side by
+    side in memory, so that it is copied in pieces of `stride` pixels (on a CPU twice as fast as `lax`'s)."""
+    kh, kw, cin, cout = kernel.shape
+    stride, out = geometry.stride, tuple(-(-length // geometry.stride) for length in x.shape[1:3])
+    padded, num_pieces = _padded(x, (kh, kw), geometry), -(-kw // stride)
+    lengths = (out[0] - 1) * stride + kh, (out[1] + num_pieces - 1) * stride
+    ends = [max(length - have, 0) for length, have in zip(lengths, padded.shape[1:3], strict=True)]
+    padded = jnp.pad(padded, ((0, 0), (0, ends[0]), (0, ends[1]), (0, 0)))[:, : lengths[0], : lengths[1]]
+    cells = padded.reshape(*padded.shape[:2], -1, stride * cin)
+    pieces = [cells[:, :, first : first + out[1]] for first in range(num_pieces)]
+    rows = jnp.concatenate(pieces, axis=-1)[..., : kw * cin]
+    columns = [rows[:, top : top + (out[0] - 1) * stride + 1 : stride] for top in range(kh)]
+    return jnp.concatenate(columns, axis=-1) @ kernel.reshape(-1, cout)
 
 
 def _dense_backward(geometry: Geometry, residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
