@@ -20,10 +20,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _LONGEST_FIRST = (
-    "ablate", "static_net", "search", "layers", "operations", "propagate", "compare", "gumbel", "pipeline",
-    "readme", "evidence", "bench_search", "mesh", "scratch",
-    "streaming", "stream", "predictor", "distributed", "cost", "report", "coverage", "torch_weights", "bench_nets",
-    "ppo", "doctor", "data", "zoo", "rendezvous", "launch",
+    "pipeline", "ablate", "streaming", "gumbel", "table", "static_net", "prepare", "parity", "joint", "shared_layers",
+    "space", "strategies", "rendezvous", "builders", "distributed", "keeping", "worth", "compare", "search",
+    "earlier_stages", "propagate", "readme", "operations", "bench_search", "report", "folds", "evidence", "zoo",
+    "torch_weights", "mesh", "data", "paper_configs", "doctor", "ppo", "stream", "cell_end", "cli", "canonical",
+    "layers", "scratch", "bench_accelerator", "launch",
 )  # fmt: skip
 """Of the files with the most work; the others, which follow, fill what two processes leave."""
 

@@ -1,11 +1,10 @@
 """Ablation: the pure function over masks, one-token neighbours, searches under masks, stops, the command."""
 
-import collections
-import contextlib
 import doctest
 import json
 from collections.abc import Callable
 
+import compilations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,22 +103,6 @@ def folder(searched, parts, monkeypatch, tmp_path):
     (tmp_path / "checkpoints").symlink_to(searched.path / "checkpoints")
     monkeypatch.setattr(ablate_variants, "assemble", lambda *_, is_training: parts)
     return workdir.Workdir(tmp_path)
-
-
-@contextlib.contextmanager
-def count_compilations():
-    """Counts the programs that are compiled, by the name of their function."""
-    counts: collections.Counter[str] = collections.Counter()
-
-    def listen(event: str, duration: float, **kwargs) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            counts[kwargs["fun_name"]] += 1
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield counts
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 # --- the pure function --------------------------------------------------------------------------------------------
@@ -333,7 +316,7 @@ def test_another_mask_compiles_nothing(name):
         )
 
     play(whole)
-    with count_compilations() as counts:
+    with compilations.count() as counts:
         for index in range(4):
             mask = np.arange(4) != index
             masked = whole.with_mask(mask)
@@ -440,10 +423,10 @@ def test_a_stopped_replace_goes_on(folder):
 
 def test_leave_one_out_is_one_compilation_for_all_searches(folder):
     ablate_variants.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4, limit=0)
-    with count_compilations() as counts:
+    with compilations.count() as counts:
         jax.jit(lambda x: x + 1)(np.ones(3, np.float32))
     assert counts.total() == 1, "it counts"
-    with count_compilations() as counts:  # the searches that are masked run what the whole one compiled
+    with compilations.count() as counts:  # the searches that are masked run what the whole one compiled
         records = ablate_variants.leave_one_out(CONFIG, folder, signals.StopFlag(), num_steps=4)
     assert not counts, counts
     assert [record["without"] for record in records] == [None, *OPERATIONS]

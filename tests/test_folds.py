@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import compilations
 import jax
 import numpy as np
 import pytest
@@ -182,7 +183,9 @@ def test_a_stopped_run_ends_as_one_that_was_not(trained, tmp_path, capsys) -> No
         assert told[0].startswith("features.folds: 3 of 3 more static networks are trained now, 9 optimizer steps in")
         assert "3 for each network): about" in told[0] and "at the rate of the static network of this run" in told[0]
         assert told[2] == "features.folds: network 2 of 3, trained on 5 clips, for the features of 3 others"
-        found = folds.run(config, folder, signals.StopFlag())
+        with compilations.count() as counts:
+            found = folds.run(config, folder, signals.StopFlag())
+    assert not counts["jit(step)"], "all networks, and one that goes on, take the steps of one program"
     told = capsys.readouterr().err
     assert "2 of 3 more static networks" in told and "5 optimizer steps" in told and "as much time again" in told
     jax.tree.map(np.testing.assert_array_equal, found, networks)

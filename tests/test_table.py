@@ -1,6 +1,7 @@
 """The tabular benchmark: its file, its rows, and its making with real (tiny) trainings."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import types as types_lib
@@ -50,16 +51,20 @@ def make_store(seed: int, num_clips: int = 4) -> types.FeatureStore:
     return types.FeatureStore(features=types.Features(logits=maps.pop("logits"), maps=maps), labels=labels)
 
 
+@functools.cache
+def _steps(devices: jax.sharding.Mesh) -> steps.Steps:
+    """Compiled once for all tests."""
+    with compilation.effort("quick"):
+        return steps.make(supernet_lib.make(SPACE, SETTINGS), make_config().search, devices)
+
+
 @pytest.fixture
 def parts(monkeypatch) -> pipeline.Parts:
     """The parts of a search on features that no network made."""
     config = make_config()
     monkeypatch.setattr(features, "settings_of", lambda config: SETTINGS)
-    supernet, here = supernet_lib.make(SPACE, SETTINGS), mesh.make()
-    strategy = types_lib.SimpleNamespace(op_mask=np.ones(3, bool))
-    with compilation.effort("quick"):
-        made = steps.make(supernet, config.search, here)
-    return pipeline.Parts(config, SPACE, here, made, strategy, make_store(0), make_store(1))
+    here, strategy = mesh.make(), types_lib.SimpleNamespace(op_mask=np.ones(3, bool))
+    return pipeline.Parts(config, SPACE, here, _steps(here), strategy, make_store(0), make_store(1))
 
 
 def test_a_table_survives_its_file(tmp_path):
@@ -179,15 +184,18 @@ def test_the_trainer_takes_the_steps_of_a_plain_loop(parts):
         targets = losses.subsample_labels(labels, 4)
         return losses.cross_entropy(supernet.unroll(params, genotype, batch), targets)[0]
 
-    gradient = compilation.jit_once(jax.grad(loss_fn))
+    @compilation.jit_once
+    def step(params, state, average, genotype, clips, index):
+        updates, state = optimizer.update(jax.grad(loss_fn)(params, genotype, clips), state, params)
+        params = optax.apply_updates(params, updates)
+        return params, state, optim.polyak(0.5, average, params, index)
+
     for genotype in (np.asarray([[0, 1, 1, 2, 0]], np.int32), np.asarray([[1, 1, 2, 0, 0]], np.int32)):
         params = jax.tree.map(lambda x: x[1], trainer.initial)
         found = trainer.train(params, genotype, parts.train_store, trainer.clips[1])
         average, state = params, optimizer.init(params)
         for index, clips in enumerate(trainer.clips[1]):
-            updates, state = optimizer.update(gradient(params, genotype, clips), state, params)
-            params = optax.apply_updates(params, updates)
-            average = optim.polyak(0.5, average, params, index)
+            params, state, average = step(params, state, average, genotype, clips, index)
         for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(average), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)  # Adam enlarges the rounding of tiny gradients
     assert trainer.train._cache_size() == 1  # one program for all genotypes

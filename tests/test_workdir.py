@@ -187,6 +187,16 @@ def test_checkpoint_round_trip_is_bit_exact(tmp_path):
     np.testing.assert_array_equal(other.restore(shape)["a"], np.arange(6).reshape(2, 3))
 
 
+def test_what_is_restored_is_free_to_move_where_the_template_is(tmp_path):
+    """Else a resumed training would compile its step once more."""
+    free = jnp.arange(3.0)
+    tree = {"free": free, "bound": jax.device_put(free, jax.devices()[0]), "shape": jax.ShapeDtypeStruct((3,), "f4")}
+    saver = workdir.Workdir(tmp_path).checkpointer("stage")
+    saver.save(1, {**tree, "shape": free})
+    found = saver.restore(tree)
+    assert {name: leaf.committed for name, leaf in found.items()} == {"free": False, "bound": True, "shape": False}
+
+
 def test_checkpoint_of_another_tree_names_the_leaf(tmp_path):
     saver = workdir.Workdir(tmp_path).checkpointer("stage")
     with pytest.raises(errors.UserError, match="no checkpoint"):
