@@ -145,7 +145,8 @@ def test_maps_have_ceiled_strides_and_the_stated_channels(size, changes):
     for name, stride in strides.items():
         assert features.maps[name].shape == (2, *(-(-n // stride) for n in size), channels[name])
     assert features.logits.shape == (2, *(-(-n // 4) for n in size), 11)
-    gridded = jax.eval_shape(static_net.to_grid, features, images)
+    frames = jax.ShapeDtypeStruct(images.shape, jnp.uint8)
+    gridded = jax.eval_shape(functools.partial(static_net.infer, net), _shapes(net), frames)
     assert gridded.maps.keys() == channels.keys() - {"logits"}
     for name, leaf in gridded.maps.items():
         assert leaf.shape == (*features.logits.shape[:3], channels[name])

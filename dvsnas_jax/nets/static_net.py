@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, cast
 
 import flax.linen as nn
@@ -45,6 +45,7 @@ class StaticNet(nn.Module):
     dropout: float = 0.0
     has_auxiliary: bool = False
     dtype: Any = jnp.float32
+    stage_reduction: int = 1  # of `infer` alone
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, last: str = "decoder") -> types.Features:
@@ -109,7 +110,7 @@ def make(config: ml_collections.ConfigDict, num_classes: int) -> StaticNet:
         num_classes, encoder=config.encoder, width=float(config.width), expand_first=config.expand_first,
         stride_in_1x1=config.stride_in_1x1, output_stride=config.output_stride, is_norm_frozen=config.freeze_norm,
         decoder=config.decoder, decoder_channels=config.decoder_channels, dropout=float(config.dropout),
-        has_auxiliary=config.auxiliary, dtype=DTYPES[config.dtype],
+        has_auxiliary=config.auxiliary, dtype=DTYPES[config.dtype], stage_reduction=config.stage_reduction,
     )  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def shapes(net: StaticNet) -> types.Params:
 
 def frame_shapes(net: StaticNet, size: tuple[int, int]) -> types.Features:
     """What `infer` returns for one frame of this height and width, as shapes; nothing is traced."""
-    grid = (1, *(-(-length // GRID_STRIDE) for length in size))
+    grid = 1, *grid_size(size)
     stages = dict(zip(STAGES, encoders.TABLE[net.encoder].channels_fn(net.width), strict=True))
     channels = {**stages, "decoder": net.decoder_channels, "image": 3}
     maps: dict[str, Any] = {name: jax.ShapeDtypeStruct((*grid, num), np.float32) for name, num in channels.items()}
@@ -197,16 +198,24 @@ def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: st
     """Segments frames u8 [B, H, W, 3] with the running statistics; all maps at the grid, float32.
 
     `last`: `stageN`: only the encoder as far as that stage, see `StaticNet.__call__`; `image`: not even that, only the
-    map `image`.
+    map `image`. The stages, and `image`, are those of images reduced by `net.stage_reduction`; the others never.
     """
     images = normalise(net, frames)
+    grid = grid_size(images.shape[1:3])
+    small = images
+    if net.stage_reduction > 1:
+        small = layers.average_to_grid(images, reduced(net, images.shape[1:3]))
+    image = layers.average_to_grid(small, grid).astype(net.dtype)
     if last == "image":
-        batch, *size = images.shape[:3]
-        rows, columns = (-(-length // GRID_STRIDE) for length in size)
-        image = layers.average_to_grid(images, (rows, columns))
-        return types.Features(maps={"image": image}, logits=jnp.zeros((batch, rows, columns, 0)))
-    features = to_grid(cast(types.Features, net.apply(variables, images, train=False, last=last)), images)
-    return jax.tree.map(lambda x: x.astype(jnp.float32), features)
+        return types.Features({"image": image.astype(jnp.float32)}, jnp.zeros((len(images), *grid, 0)))
+    found = cast(types.Features, net.apply(variables, images if last == "decoder" else small, train=False, last=last))
+    maps, logits = dict(found.maps), found.logits
+    if last == "decoder" and net.stage_reduction > 1:
+        maps |= cast(types.Features, net.apply(variables, small, train=False, last=STAGES[-1])).maps
+    elif last != "decoder":
+        logits = jnp.zeros((len(images), *grid, 0))
+    at_grid = {name: layers.resize_bilinear(jnp.asarray(x), grid) for name, x in maps.items()}
+    return jax.tree.map(lambda x: x.astype(jnp.float32), types.Features({**at_grid, "image": image}, logits))
 
 
 def fold(net: StaticNet, variables: types.Params) -> types.Params:
@@ -240,17 +249,30 @@ def needed(net: StaticNet, variables: types.Params, last: str) -> types.Params:
 
 
 def feature_channels(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, int]:
-    """Channels of every map of `to_grid`, and of `logits`, of the network of a config's section `net`."""
+    """Channels of every map of `infer`, and of `logits`, of the network of a config's section `net`."""
     stages = dict(zip(STAGES, encoders.TABLE[config.encoder].channels_fn(config.width), strict=True))
     return {**stages, "decoder": config.decoder_channels, "logits": num_classes, "image": 3}
 
 
+def grid_size(size: Iterable[int]) -> tuple[int, int]:
+    """Rows and columns of the grid of images of this height and width."""
+    rows, columns = (-(-length // GRID_STRIDE) for length in size)
+    return rows, columns
+
+
+def reduced(net: StaticNet, size: Iterable[int]) -> tuple[int, int]:
+    """Height and width of the images whose stages a cell reads, of frames of this height and width."""
+    height, width = (-(-length // net.stage_reduction) for length in size)
+    return height, width
+
+
 @functools.cache
 def num_macs(net: StaticNet, size: tuple[int, int], last: str = "decoder") -> int:
-    """Multiply-adds of all convolutions for one image of this height and width as far as `last` (see `infer`), without
-    running anything."""
+    """Multiply-adds of all convolutions for one frame of this height and width as far as `last` (see `infer`), without
+    running anything. As far as `decoder`, those of the network itself: without the stages of a reduced image."""
     if last == "image":
         return 0
+    size = size if last == "decoder" else reduced(net, size)
     total = 0
 
     def count_fn(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -279,15 +301,6 @@ def normalise(net: StaticNet, frames: types.Array) -> jax.Array:
         layers.per_channel(jnp.asarray(values, jnp.float32), frames.ndim) for values in (record.mean, record.std)
     )
     return (frames.astype(jnp.float32) / 255 - mean) / std
-
-
-def to_grid(features: types.Features, images: jax.Array) -> types.Features:
-    """Brings all maps to the grid, that of `stage1` and of the decoder (bilinearly, half-pixel centres), and adds
-    `image`, the network's input f32 [B, H, W, 3] shrunk to it; the logits are unchanged."""
-    size = (features.maps["stage1"].shape[1], features.maps["stage1"].shape[2])
-    maps = {name: layers.resize_bilinear(jnp.asarray(x), size) for name, x in features.maps.items()}
-    image = layers.average_to_grid(images, size).astype(features.logits.dtype)
-    return types.Features(maps={**maps, "image": image}, logits=features.logits)
 
 
 def predict(logits: types.Array, size: tuple[int, ...]) -> jax.Array:

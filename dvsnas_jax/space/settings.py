@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import ml_collections
 
+from dvsnas_jax.core import errors
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell_frame, projections
 from dvsnas_jax.space import schedule as schedule_lib
@@ -18,6 +19,11 @@ def of(config: ml_collections.ConfigDict, num_classes: int) -> cell_frame.CellSe
       UserError: a value is out of range.
     """
     schedule = config.schedule
+    if config.space.mode == "refine" and config.net.stage_reduction > 1:
+        raise errors.UserError(
+            "net.stage_reduction: in mode refine all frames pass the network at full size, so that reduced ones would "
+            "cost more; set it to 1, or space.mode to propagate"
+        )
     names = (
         "channels",
         "max_offset",
