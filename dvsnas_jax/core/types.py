@@ -56,7 +56,7 @@ class Features:
 
     Attributes:
       maps: name -> [B, h, w, C_name]: `decoder`, `stage1` .. `stage4`, `image` (the normalised
-        frame averaged to the grid). All at one grid after `static_net.infer`. Of a frame that only passed the first
+        frame averaged to the grid). All at the cell's grid after `static_net.infer`. Of one that only passed the first
         encoder stages: those, and `image`.
       logits: [B, h, w, K], at stride 4; K = 0 where the frame only passed the first encoder stages.
     """

@@ -22,7 +22,7 @@ from dvsnas_jax.nets.weights import pretrained, weights_folder
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 """The encoder's maps that other packages see, at strides 4, 8, 16 and 32 (or 16)."""
 GRID_STRIDE = 4
-"""Pixels of a cell of the grid, per axis: of the decoder, the logits and `stage1`."""
+"""Pixels of a cell of the grid, per axis: of the decoder, the logits and `stage1`, where no stage is reduced."""
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -186,11 +186,11 @@ def shapes(net: StaticNet) -> types.Params:
 
 def frame_shapes(net: StaticNet, size: tuple[int, int]) -> types.Features:
     """What `infer` returns for one frame of this height and width, as shapes; nothing is traced."""
-    grid = 1, *grid_size(size)
+    grid = 1, *grid_size(reduced(net, size))
     stages = dict(zip(STAGES, encoders.TABLE[net.encoder].channels_fn(net.width), strict=True))
     channels = {**stages, "decoder": net.decoder_channels, "image": 3}
     maps: dict[str, Any] = {name: jax.ShapeDtypeStruct((*grid, num), np.float32) for name, num in channels.items()}
-    logits: Any = jax.ShapeDtypeStruct((*grid, net.num_classes), np.float32)
+    logits: Any = jax.ShapeDtypeStruct((1, *grid_size(size), net.num_classes), np.float32)
     return types.Features(maps=maps, logits=logits)
 
 
@@ -198,22 +198,24 @@ def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: st
     """Segments frames u8 [B, H, W, 3] with the running statistics; all maps at the grid, float32.
 
     `last`: `stageN`: only the encoder as far as that stage, see `StaticNet.__call__`; `image`: not even that, only the
-    map `image`. The stages, and `image`, are those of images reduced by `net.stage_reduction`; the others never.
+    map `image`. Where `net.stage_reduction` is n, the stages and `image` are those of images of 1/n of the height and
+    width, and the grid is that of their `stage1`: the decoder's map is averaged to it. The logits stay at stride 4.
     """
     images = normalise(net, frames)
-    grid = grid_size(images.shape[1:3])
-    small = images
+    size, small = grid_size(images.shape[1:3]), images
     if net.stage_reduction > 1:
         small = layers.average_to_grid(images, reduced(net, images.shape[1:3]))
+    grid = grid_size(small.shape[1:3])
     image = layers.average_to_grid(small, grid).astype(net.dtype)
     if last == "image":
-        return types.Features({"image": image.astype(jnp.float32)}, jnp.zeros((len(images), *grid, 0)))
+        return types.Features({"image": image.astype(jnp.float32)}, jnp.zeros((len(images), *size, 0)))
     found = cast(types.Features, net.apply(variables, images if last == "decoder" else small, train=False, last=last))
     maps, logits = dict(found.maps), found.logits
     if last == "decoder" and net.stage_reduction > 1:
         maps |= cast(types.Features, net.apply(variables, small, train=False, last=STAGES[-1])).maps
+        maps["decoder"] = layers.average_to_grid(jnp.asarray(maps["decoder"]), grid)
     elif last != "decoder":
-        logits = jnp.zeros((len(images), *grid, 0))
+        logits = jnp.zeros((len(images), *size, 0))
     at_grid = {name: layers.resize_bilinear(jnp.asarray(x), grid) for name, x in maps.items()}
     return jax.tree.map(lambda x: x.astype(jnp.float32), types.Features({**at_grid, "image": image}, logits))
 
@@ -261,7 +263,7 @@ def grid_size(size: Iterable[int]) -> tuple[int, int]:
 
 
 def reduced(net: StaticNet, size: Iterable[int]) -> tuple[int, int]:
-    """Height and width of the images whose stages a cell reads, of frames of this height and width."""
+    """Height and width of the images whose stages cells read, of frames of this height and width."""
     height, width = (-(-length // net.stage_reduction) for length in size)
     return height, width
 

@@ -38,7 +38,7 @@ def supernet_cost(
 ) -> counts.Cost:
     """The cost of one frame of a genotype i32 [L, 5] in the supernet: all layers run, those that nothing reads too.
 
-    `size`: height and width of the grid.
+    `size`: height and width of the logits.
     """
     rows = genotype_lib.validate(space, genotype)
     sizes = cost.sizes_of(settings, size, is_sliced=False)
@@ -46,7 +46,8 @@ def supernet_cost(
     if settings.is_propagating or ("prev_state" in projected and "decoder" not in projected):
         projected.append("decoder")  # it starts the state
     total = counts.conv(sizes, sizes.channels, sizes.channels)
-    total += cell_end.cost(settings.end, sizes, settings.num_classes, is_propagating=settings.is_propagating)
+    full = dataclasses.replace(sizes, height=size[0], width=size[1])
+    total += cell_end.cost(settings.end, sizes, settings.num_classes, is_propagating=settings.is_propagating, full=full)
     for name in projected:
         total += counts.conv(sizes, settings.input_channels(name), sizes.channels)
     for row in rows:
@@ -62,7 +63,7 @@ def image_sizes(config: ml_collections.ConfigDict) -> tuple[tuple[int, int], tup
 
 
 def grid(size: tuple[int, int]) -> tuple[int, int]:
-    """The feature grid of frames of that size."""
+    """The grid of the logits of frames of that size."""
     rows, columns = (-(-length // static_net.GRID_STRIDE) for length in size)
     return rows, columns
 

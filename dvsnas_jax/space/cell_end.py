@@ -106,7 +106,8 @@ def logits(
 
     Args:
       params: of `init`; which of them there are says how the cell ends.
-      output: the cell's, [B, h, w, C]; None: it has none, only the baseline is left.
+      output: the cell's, [B, h, w, C], or at a coarser grid, from which the heads are interpolated; None: it has none,
+        only the baseline is left.
       state: before the frame.
       features: of the frame; propagate: without logits.
       scope: the cell's, with its largest displacement.
@@ -114,36 +115,48 @@ def logits(
     before, current = jnp.asarray(state.logits), jnp.asarray(features.logits)
     if output is not None and "motion" not in params:
         found = _head(params, output)
-        return found if state.is_propagating else current + found
+        return layers.resize_bilinear(found, before.shape[1:3]) if state.is_propagating else current + found
     motion = None
     if output is not None:
         motion = layers.conv(output, params["motion"]["kernel"].astype(output.dtype))
         motion += layers.per_channel(params["motion"]["bias"].astype(output.dtype), 4)
-        before = sampling.warp_bilinear(before, scope.max_offset * jnp.tanh(motion[..., :2]))
+        before = sampling.warp_bilinear(before, _offsets(motion[..., :2], before.shape, scope))
     if state.is_propagating:
-        return before if output is None else before + _head(params, output)
+        return before if output is None else before + layers.resize_bilinear(_head(params, output), before.shape[1:3])
     odds = precision.at_least_float32(params["share"] + (0 if motion is None else motion[..., 2:]))
     gate = jnp.where(state.is_first[:, None, None, None], 1, jax.nn.sigmoid(odds)).astype(current.dtype)
     mixed = before + gate * (current - before)
     return mixed if output is None else mixed + _head(params, output)
 
 
-def cost(end: str, sizes: counts.Sizes, num_classes: int, *, is_propagating: bool) -> counts.Cost:
-    """What the end of a cell costs for a frame; propagate: one that is no key frame."""
+def cost(
+    end: str, sizes: counts.Sizes, num_classes: int, *, is_propagating: bool, full: counts.Sizes | None = None
+) -> counts.Cost:
+    """What the end of a cell costs for a frame; propagate: one that is no key frame. `full`: of the logits, where their
+    grid is finer than the cell's."""
     head = counts.conv(sizes, sizes.channels, num_classes) + counts.Cost(params=num_classes)
+    full = full or sizes
+    is_finer, interpolation = full.pixels > sizes.pixels, 8  # of a value: two of the other axis, each of two
     if end == CLASSIFIER:  # a bias, and refine: the static network's logits
-        return head + counts.each(sizes, 1 if is_propagating else 2, num_classes)
+        return head + counts.each(full, (1 if is_propagating else 2) + interpolation * is_finer, num_classes)
     total, num = counts.Cost(), 2 if is_propagating else 3
     if end == HEADS:
         total += (
             counts.conv(sizes, sizes.channels, num, _KERNEL) + counts.Cost(params=num) + counts.each(sizes, num + 2, 1)
         )
-        total += counts.samples(sizes, channels=num_classes) + counts.moved(sizes, num_classes, 2, num_classes)
-        total += head + counts.each(sizes, 2, num_classes) + counts.moved(sizes, num_classes)
+        total += counts.samples(full, channels=num_classes) + counts.moved(full, num_classes, 2, num_classes)
+        total += head + counts.each(full, 2, num_classes) + counts.moved(full, num_classes)
+        total += counts.each(full, interpolation * is_finer, num_classes + 2)
     if not is_propagating:  # the sigmoid and the mean of both
         total += counts.Cost(params=1) + counts.each(sizes, 4 if end == HEADS else 0, 1)
         total += counts.each(sizes, 3, num_classes) + counts.moved(sizes, *[num_classes] * (1 if end == HEADS else 3))
     return total
+
+
+def _offsets(motion: jax.Array, shape: tuple[int, ...], scope: operations.CellScope) -> jax.Array:
+    """Displacements [B, h, w, 2] of logits of this shape, in cells of their grid; the bound is in those of `motion`."""
+    scale = -(-shape[1] // motion.shape[1])
+    return layers.resize_bilinear(scale * scope.max_offset * jnp.tanh(motion), (shape[1], shape[2]))
 
 
 def _head(params: Params, output: jax.Array) -> jax.Array:

@@ -35,6 +35,7 @@ class CellSettings:
       max_offset: as `attention_window`, `attention_heads` and `correlation_window`, of `operations.CellScope`.
       mode: one of `MODES`.
       cut: propagate: the deepest encoder stage that every frame passes.
+      reduction: propagate: how much coarser than the logits, per axis, the grid is that the cell works at.
       schedule: propagate: which frames are key frames.
       end: one of `cell_end.ENDS`.
     """
@@ -47,6 +48,7 @@ class CellSettings:
     correlation_window: int = 7
     mode: str = "refine"
     cut: str = "stage2"
+    reduction: int = 1
     schedule: schedule_lib.Schedule = schedule_lib.Schedule()
     end: str = cell_end.HEADS
 
@@ -61,6 +63,17 @@ class CellSettings:
         if self.attention_heads < 1 or self.channels % self.attention_heads:
             raise errors.UserError(
                 f"space.attention_heads: must divide space.channels ({self.channels}), got {self.attention_heads}"
+            )
+
+        if self.reduction > 1 and not self.is_propagating:
+            raise errors.UserError(
+                "net.stage_reduction: in mode refine every frame passes the network at full size, reduced ones would "
+                "cost more; set it to 1, or space.mode to propagate"
+            )
+        if self.reduction > 1 and self.schedule.has_regions:
+            raise errors.UserError(
+                f"net.stage_reduction: regions (schedule.kind={self.schedule.kind}) are cut out at full size; set it "
+                "to 1, or schedule.kind to fixed or adaptive"
             )
 
     def scope(self, record: operations.Moments | None = None) -> operations.CellScope:
@@ -152,7 +165,7 @@ def initial_state(settings: CellSettings, features: types.Features, inputs: Iter
     logits, schedule = features.logits, settings.schedule
     num, has_reference = logits.shape[0], settings.is_propagating and schedule.is_learned
     return types.CellState(
-        state=jnp.zeros((*logits.shape[:3], settings.channels), logits.dtype),
+        state=jnp.zeros((*features.maps["decoder"].shape[:3], settings.channels), logits.dtype),
         decoder=jnp.zeros_like(features.maps["decoder"]),
         logits=jnp.zeros_like(logits),
         image=jnp.zeros_like(features.maps["image"]),
@@ -252,8 +265,9 @@ class Ports:
         merged = merge(self.key_frame(before, features, start), after, is_key)
         if log_odds is None:
             return merged, no_loss
-        is_different = after.logits.argmax(axis=-1) != features.logits.argmax(axis=-1)
-        return merged, schedule_lib.error_loss(log_odds, jnp.asarray(is_different), ~jnp.asarray(before.is_first))
+        is_different = jnp.asarray(after.logits.argmax(axis=-1) != features.logits.argmax(axis=-1))
+        shares = layers.average_to_grid(is_different[..., None].astype(jnp.float32), log_odds.shape[1:])[..., 0]
+        return merged, schedule_lib.error_loss(log_odds, shares, ~jnp.asarray(before.is_first))
 
 
 def due(
@@ -274,9 +288,11 @@ def due(
 
 def merge(key: types.CellState, other: types.CellState, is_key: jax.Array) -> types.CellState:
     """The state of `key_frame` where `is_key`, bool [B, rows, columns], that of `output` elsewhere."""
-    mask = schedule_lib.spread(is_key, (key.logits.shape[1], key.logits.shape[2]))
     names = ("state", "decoder", "logits", *(["reference"] if key.reference is not None else []))
-    picked: dict[str, Any] = {name: jnp.where(mask, getattr(key, name), getattr(other, name)) for name in names}
+    picked: dict[str, Any] = {}
+    for name in names:
+        ours, theirs = getattr(key, name), getattr(other, name)
+        picked[name] = jnp.where(schedule_lib.spread(is_key, ours.shape[1:3]), ours, theirs)
     return dataclasses.replace(other, **picked, age=jnp.where(is_key, _age(key), _age(other)))
 
 

@@ -16,9 +16,9 @@ from dvsnas_jax.space import schedule as schedule_lib
 
 
 def sizes_of(settings: cell_frame.CellSettings, size: tuple[int, int], *, is_sliced: bool) -> counts.Sizes:
-    """What the costs of the parts depend on, for a grid of so many rows and columns."""
+    """What the costs of the parts depend on, for logits of so many rows and columns."""
     return counts.Sizes(
-        *size,
+        *(-(-length // settings.reduction) for length in size),
         settings.channels,
         settings.attention_window,
         settings.attention_heads,
@@ -45,13 +45,14 @@ def of(
       space: what the genotype refers to.
       genotype: integers [L, 5].
       settings: sizes of the cell.
-      size: height and width of the grid.
+      size: height and width of the logits.
       backend: "cpu", "gpu" or "tpu", None: the one in use; only `padding` and `elementwise` (so `flops`) depend on it.
     """
     rows = genotype_lib.validate(space, genotype)
     sizes = sizes_of(settings, size, is_sliced=(backend or jax.default_backend()) == "cpu")
     live = live_layers(space, rows)
-    total = _output(len(genotype_lib.loose_ends(space, rows)), settings, sizes)
+    full = dataclasses.replace(sizes, height=size[0], width=size[1])
+    total = _output(len(genotype_lib.loose_ends(space, rows)), settings, sizes, full)
     if not settings.has_output:
         return total
     total += _inputs(space, rows, live, settings, sizes)
@@ -109,9 +110,9 @@ def _inputs(
     return total
 
 
-def _output(num_loose: int, settings: cell_frame.CellSettings, sizes: counts.Sizes) -> counts.Cost:
+def _output(num_loose: int, settings: cell_frame.CellSettings, sizes: counts.Sizes, full: counts.Sizes) -> counts.Cost:
     """The mean of the loose ends, its projection, the end, the prediction of errors."""
-    total = cell_end.cost(settings.end, sizes, settings.num_classes, is_propagating=settings.is_propagating)
+    total = cell_end.cost(settings.end, sizes, settings.num_classes, is_propagating=settings.is_propagating, full=full)
     if settings.has_output:
         total += counts.each(sizes, num_loose) + (counts.maps(sizes, num_loose + 1) if num_loose > 1 else counts.Cost())
         total += counts.conv(sizes, sizes.channels, sizes.channels) + counts.norm_relu(sizes)

@@ -106,7 +106,8 @@ def _raw_input(name: str, state: types.CellState, features: types.Features, maps
         return past(lambda: features.maps[stage], state.stages[stage])
     if name == "prev_logits":
         fn, sources = past(lambda: features.logits, state.logits)
-        return lambda *sources: jax.nn.softmax(fn(*sources)), sources
+        grid = state.state.shape[1:3]
+        return lambda *sources: layers.average_to_grid(jax.nn.softmax(fn(*sources)), grid), sources
     if name == "prev_state":
         return past(lambda: maps["decoder"], state.state)
     if name == "logits":

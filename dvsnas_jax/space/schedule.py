@@ -147,12 +147,12 @@ def predict_error(params: Params, current: jax.Array, reference: jax.Array) -> j
     return (found + layers.per_channel(params["output_bias"], 4))[..., 0]
 
 
-def error_loss(log_odds: jax.Array, is_different: jax.Array, is_counted: jax.Array) -> jax.Array:
-    """Cross-entropy f32 [] of `predict_error`'s log-odds with whether labels do differ, bool [B, h, w].
+def error_loss(log_odds: jax.Array, shares: jax.Array, is_counted: jax.Array) -> jax.Array:
+    """Cross-entropy f32 [] of `predict_error`'s log-odds with the share of each cell's labels that differ, [B, h, w].
 
     `is_counted` is bool [B]: a first frame has nothing to predict from.
     """
-    losses = jax.nn.softplus(log_odds) - is_different.astype(jnp.float32) * log_odds
+    losses = jax.nn.softplus(log_odds) - shares * log_odds
     return jnp.mean(jnp.mean(losses, axis=(1, 2)) * is_counted.astype(jnp.float32))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import ml_collections
 
-from dvsnas_jax.core import errors
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell_frame, projections
 from dvsnas_jax.space import schedule as schedule_lib
@@ -19,11 +18,6 @@ def of(config: ml_collections.ConfigDict, num_classes: int) -> cell_frame.CellSe
       UserError: a value is out of range.
     """
     schedule = config.schedule
-    if config.space.mode == "refine" and config.net.stage_reduction > 1:
-        raise errors.UserError(
-            "net.stage_reduction: in mode refine all frames pass the network at full size, so that reduced ones would "
-            "cost more; set it to 1, or space.mode to propagate"
-        )
     names = (
         "channels",
         "max_offset",
@@ -36,6 +30,7 @@ def of(config: ml_collections.ConfigDict, num_classes: int) -> cell_frame.CellSe
     )
     return cell_frame.CellSettings(
         feature_channels=static_net.feature_channels(config.net, num_classes),
+        reduction=config.net.stage_reduction,
         schedule=schedule_lib.Schedule(schedule.kind, schedule.interval, schedule.threshold, tuple(schedule.grid)),
         **{name: config.space[name] for name in names},
     )

@@ -8,7 +8,6 @@ The table holds all finished jobs of the folder: what a command adds stands besi
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -244,7 +243,13 @@ def frame_cost(
     found: dict[str, float] = {"parameters": static_size + cell_size, "macs": full + macs}
     if settings.is_propagating:
         cheap = static_net.num_macs(net, size, settings_lib.depth(cell.inputs, settings))
-        start = math.prod(grid) * settings.input_channels("decoder") * settings.channels if settings.has_output else 0
+        start = (
+            cost.sizes_of(settings, grid, is_sliced=False).pixels
+            * settings.input_channels("decoder")
+            * settings.channels
+            if settings.has_output
+            else 0
+        )
         fixed = dataclasses.replace(settings, schedule=settings.schedule.without_head())
         head = macs - cost.of(space, genotype, fixed, grid).macs
         # A learned schedule looks at the cheap maps before it decides; a key frame then starts from the pixels again.

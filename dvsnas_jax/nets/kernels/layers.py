@@ -244,6 +244,8 @@ def average_to_grid(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     bilinear; in the type of x."""
     batch, height, width, channels = x.shape
     rows, cols = size
+    if (rows, cols) == (height, width):
+        return x
     if height % rows or width % cols:
         return jax.image.resize(x, (batch, rows, cols, channels), "bilinear", antialias=True)
     cell = height // rows, width // cols
