@@ -55,7 +55,7 @@ def of(
     total = _output(len(genotype_lib.loose_ends(space, rows)), settings, sizes, full)
     if not settings.has_output:
         return total
-    total += _inputs(space, rows, live, settings, sizes)
+    total += _inputs(space, rows, live, settings, sizes, full)
     for layer in range(space.num_layers):
         for part in layer_parts(space, rows[layer], sizes):
             total += part if layer in live else counts.Cost(params=part.params)
@@ -85,6 +85,7 @@ def _inputs(
     live: set[int],
     settings: cell_frame.CellSettings,
     sizes: counts.Sizes,
+    full: counts.Sizes,
 ) -> counts.Cost:
     """The projections: parameters of all that the cell holds, the work of those that a live layer reads."""
     held = set(cell_lib.used_inputs(space, rows))
@@ -98,10 +99,12 @@ def _inputs(
     total, has_weights = counts.Cost(), set()
     for name in sorted(held):
         channels = settings.input_channels(name)
-        softmax = 4 if name in ("logits", "prev_logits") else 0
+        # A softmax; where their grid is finer, the mean over each cell.
+        is_logits, is_finer = name in ("logits", "prev_logits"), full.pixels > sizes.pixels
+        softmax = counts.each(full, 4 + is_finer, channels) if is_logits else counts.Cost()
         # The difference of two images, or the choice between what was and, at the first frame, what is.
         is_choice = name.startswith("prev_") and not settings.is_propagating
-        prepared = counts.each(sizes, softmax + (2 if name == "image_diff" else int(is_choice)), channels)
+        prepared = softmax + counts.each(sizes, 2 if name == "image_diff" else int(is_choice), channels)
         part = counts.conv(sizes, channels, sizes.channels) + counts.norm(sizes) + prepared
         weights = projections.weights_of(name)
         part = dataclasses.replace(part, params=0 if weights in has_weights else part.params)

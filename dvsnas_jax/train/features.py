@@ -121,15 +121,18 @@ def compute(
     """What `build` returns, as host arrays."""
     num_clips, num_frames = clip.labels.shape[:2]
     frames = np.asarray(clip.frames).reshape(-1, *clip.frames.shape[2:])
-    parts = []
+    merged: Any = None  # in place from the first batch on: parts that are joined later would need twice the memory
     with progress.bar(len(frames), "features") as bar:
         for found in make_forward(config)(variables, frames):
             kept = types.Features(maps={name: found.maps[name] for name in names}, logits=found.logits)
-            parts.append(jax.device_get(jax.tree.map(lambda x: x.astype(jnp.bfloat16), kept)))
-            bar.update(min(BATCH_FRAMES, len(frames) - bar.count))
-    merged = jax.tree.map(
-        lambda *xs: np.concatenate(xs)[: len(frames)].reshape(num_clips, num_frames, *xs[0].shape[1:]), *parts
-    )
+            part = jax.device_get(jax.tree.map(lambda x: x.astype(jnp.bfloat16), kept))
+            if merged is None:
+                merged = jax.tree.map(lambda x: np.empty((len(frames), *x.shape[1:]), x.dtype), part)
+            rows = slice(bar.count, min(bar.count + BATCH_FRAMES, len(frames)))
+            for whole, new in zip(jax.tree.leaves(merged), jax.tree.leaves(part), strict=True):
+                whole[rows] = new[: rows.stop - rows.start]
+            bar.update(rows.stop - rows.start)
+    merged = jax.tree.map(lambda x: x.reshape(num_clips, num_frames, *x.shape[1:]), merged)
     return types.FeatureStore(features=merged, labels=np.asarray(clip.labels))
 
 
