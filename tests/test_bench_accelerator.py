@@ -205,13 +205,13 @@ def test_kernels_are_compared_by_values():
 
 def test_the_largest_cost_is_the_dear_product():
     def fn(x: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, 4, lambda _, y: jnp.tanh(y @ x), x)
+        return jax.lax.fori_loop(0, 4, lambda _, y: jnp.maximum(y @ x, 0) / 600, x)
 
-    x = jnp.ones((400, 400))
+    x = jnp.ones((600, 600))  # its product takes a hundred times as long as all else: a busy machine changes no order
     compiled = jax.jit(fn).lower(x).compile()
     compiled(x).block_until_ready()
     first, *others = profiles.record(lambda: compiled(x), compiled.as_text(), calls=2)
-    assert first["kind"] in ("dot_general", "tanh")  # where XLA joins both
+    assert first["kind"] in ("dot_general", "max", "div")  # where XLA joins them
     assert first["share"] > 0.5 and 0 < first["op_ms"] <= first["ms"]
     assert all(other["kind"] not in ("while", "call") and other["ms"] <= first["ms"] for other in others)
 
