@@ -45,19 +45,21 @@ def _static() -> tuple:
     return variables, compilation.jit_once(lambda: static_net.infer(net, variables, FRAMES, "stage1").maps["stage1"])()
 
 
-def _jitted(kind: str, threshold: float = 0.5) -> jitted.Jitted:
+def _jitted(kind: str, threshold: float = 0.5, reduction: int = 1) -> jitted.Jitted:
     config = config_lib.defaults()
     config.data.update({"height": 34, "width": 70})
     config.net.update(NET)
+    config.net.stage_reduction = reduction
     config.space.update({"mode": "propagate", "cut": "stage1", "channels": 4, "inputs": SPACE.inputs})
     config.schedule.update({"kind": kind, "interval": 4, "threshold": threshold, "grid": (1, 2)})
     settings = features.settings_of(config)
     variables, cheap = _static()
     cell = cell_lib.make(SPACE, GENOTYPE, settings)
     params = compilation.jit_once(cell.init)(jax.random.key(1))
-    shape = (2, 1, 9, 18)
+    sizes = {"logits": (9, 18)}
     drawn = {
-        name: np.random.default_rng(1).normal(size=(*shape, channels)).astype(np.float32)
+        name: np.random.default_rng(1).normal(size=(2, 1, *sizes.get(name, grid), channels)).astype(np.float32)
+        for grid in [(9, 18) if reduction == 1 else (5, 9)]
         for name, channels in settings.feature_channels.items()
     }
     logits = drawn.pop("logits")
@@ -73,10 +75,10 @@ def _jitted(kind: str, threshold: float = 0.5) -> jitted.Jitted:
     return jitted.Jitted(programs.model_of(config, settings, variables, cell, params))
 
 
-@pytest.mark.parametrize("kind", ["fixed", "adaptive", "regions"])
-def test_streaming_equals_segmenting_whole_sequences(kind):
+@pytest.mark.parametrize(("kind", "reduction"), [("fixed", 1), ("adaptive", 1), ("regions", 1), ("adaptive", 2)])
+def test_streaming_equals_segmenting_whole_sequences(kind, reduction):
     with compilation.effort("quick"):
-        model = _jitted(kind)
+        model = _jitted(kind, reduction=reduction)
         whole = model.segment(FRAMES)
         labels, shares = model.follow(FRAMES)
         assert labels.shape == whole.static.shape == FRAMES.shape[:3]
