@@ -303,9 +303,10 @@ def environment() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The words that started the process, the program by its name alone."""
+    """The words that started the process, the program by its name alone (`dvsnas`, too, where it runs as a module)."""
     program, *words = sys.argv or [""]
-    return shlex.join([pathlib.Path(program).name, *words])
+    name = pathlib.Path(program).name
+    return shlex.join(["dvsnas" if name == "__main__.py" else name, *words])
 
 
 def _git_commit() -> str | None:
