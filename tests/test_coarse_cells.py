@@ -1,4 +1,4 @@
-"""Cells that work at a coarser grid than the logits that they move and correct (`net.stage_reduction`)."""
+"""Cells that work at a coarser grid than the logits that they move and correct (`net.grid_stride`)."""
 
 import dataclasses
 
@@ -13,7 +13,6 @@ from test_space import loss_and_logits, randomised
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.nets.kernels import layers
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import cell_end, cell_frame, cost, projections
 from dvsnas_jax.space import schedule as schedule_lib
@@ -30,44 +29,39 @@ def _coarse(num_frames: int) -> types.Features:
 
 
 @pytest.mark.parametrize("size", [(32, 48), (36, 44)])
-def test_what_a_network_shows_of_a_frame(size: tuple[int, int]) -> None:
-    """Stages of the frame at half the size, the decoder averaged to their grid, the logits as they are."""
+def test_maps_come_at_the_grid_and_logits_do_not(size: tuple[int, int]) -> None:
     config = config_lib.defaults().net
     config.update({"width": 0.25, "decoder_channels": 8})
     net = static_net.make(config, 5)
-    half = net.clone(stage_reduction=2)
+    coarse = net.clone(grid_stride=8)
     variables = static_net.init(net, jax.random.key(0))
     frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3)).astype(np.uint8)
     grid = tuple(-(-length // 8) for length in size)
 
     @jax.jit
-    def expected(variables):
-        full = static_net.infer(net, variables, frames)
-        images = static_net.normalise(net, frames)
-        small = images.reshape(2, size[0] // 2, 2, size[1] // 2, 2, 3).mean((2, 4))
-        found = net.apply(variables, small, train=False).maps
-        maps = {name: layers.resize_bilinear(found[name], grid) for name in static_net.STAGES}
-        decoder = layers.average_to_grid(full.maps["decoder"], grid)
-        return types.Features({**maps, "decoder": decoder, "image": layers.average_to_grid(small, grid)}, full.logits)
+    def infer(variables):
+        found = [static_net.infer(coarse, variables, frames, last) for last in ("decoder", "stage2", "image")]
+        return *found, net.apply(variables, static_net.normalise(net, frames), train=False)
 
-    one = jax.jit(lambda v: (static_net.infer(half, v, frames), static_net.infer(half, v, frames, "stage2")))
-    whole, cheap = one(variables)
-    wanted = expected(variables)
-    assert whole.maps.keys() == wanted.maps.keys() and cheap.maps.keys() == {"stage1", "stage2", "image"}
-    for name, leaf in wanted.maps.items():
-        np.testing.assert_allclose(whole.maps[name], leaf, atol=1e-4, rtol=1e-4)
-        if name in cheap.maps:
-            np.testing.assert_allclose(cheap.maps[name], leaf, atol=1e-4, rtol=1e-4)
-    np.testing.assert_array_equal(whole.logits, wanted.logits)
-    assert cheap.logits.shape == (2, *whole.logits.shape[1:3], 0)
-    shapes = static_net.frame_shapes(half, size)
+    whole, cheap, image, own = infer(variables)
+    assert cheap.maps.keys() == {"stage1", "stage2", "image"} and image.maps.keys() == {"image"}
+    for name, leaf in whole.maps.items():
+        assert leaf.shape[1:3] == grid
+        for other in (cheap, image):
+            if name in other.maps:
+                np.testing.assert_allclose(other.maps[name], leaf, atol=1e-5)
+    if size == (32, 48):  # whole cells of 2 x 2
+        for name in ("stage1", "decoder"):
+            mean = np.asarray(own.maps[name]).reshape(2, grid[0], 2, grid[1], 2, -1).mean((2, 4))
+            np.testing.assert_allclose(whole.maps[name], mean, atol=1e-5)
+        np.testing.assert_allclose(whole.maps["stage2"], own.maps["stage2"], atol=1e-6)
+    np.testing.assert_allclose(whole.logits, own.logits, atol=1e-6)
+    assert cheap.logits.shape == image.logits.shape == (2, *whole.logits.shape[1:3], 0)
+    shapes = static_net.frame_shapes(coarse, size)
     assert {name: leaf.shape[1:] for name, leaf in shapes.maps.items()} == {
         name: leaf.shape[1:] for name, leaf in whole.maps.items()
     }
     assert shapes.logits.shape[1:] == whole.logits.shape[1:]
-    small = -(-size[0] // 2), -(-size[1] // 2)
-    assert static_net.num_macs(half, size, "stage2") == static_net.num_macs(net, small, "stage2")
-    assert static_net.num_macs(half, size) == static_net.num_macs(net, size)
 
 
 def test_heads_are_interpolated_to_the_logits() -> None:
@@ -90,6 +84,20 @@ def test_heads_are_interpolated_to_the_logits() -> None:
     moved = features.logits[0][:, :, np.minimum(np.arange(12) + 2, 11)]
     ramp = np.clip((np.arange(12) + 0.5) / 2 - 0.5, 0, 5)
     np.testing.assert_allclose(found, moved + ramp[:, None] * np.eye(5)[3], atol=1e-5)
+
+
+def test_a_gate_is_interpolated_too() -> None:
+    settings = dataclasses.replace(COARSE, mode="refine")
+    features = _coarse(2)
+    before, current = features.logits
+    first = cell_frame.initial_state(settings, _frame(features, 0), ())
+    state = dataclasses.replace(first, logits=before, is_first=jnp.zeros(2, bool))
+    params = cell_end.init(jax.random.key(0), "heads", 8, 5, is_propagating=False)
+    output = jnp.zeros((2, 4, 6, 8)).at[:, :, :, 0].set(jnp.arange(6.0))
+    params["motion"]["kernel"] = params["motion"]["kernel"].at[1, 1, 0, 2].set(1.0)
+    found = cell_end.logits(params, output, state, _frame(features, 1), settings.scope())
+    odds = params["share"] + np.clip((np.arange(12) + 0.5) / 2 - 0.5, 0, 5)[:, None]
+    np.testing.assert_allclose(found, before + (current - before) / (1 + np.exp(-odds)), atol=1e-5)
 
 
 def test_the_supernet_is_the_cell_and_a_stream_is_the_clip() -> None:
@@ -154,13 +162,11 @@ def test_a_coarser_cell_costs_a_quarter_but_for_its_end() -> None:
     assert coarse.macs == small.macs < fine.macs / 3 and coarse.flops > small.flops
 
 
-def test_what_it_does_not_go_with() -> None:
+def test_regions_are_refused() -> None:
     config = config_lib.defaults()
-    config.net.stage_reduction = 2
-    with pytest.raises(errors.UserError, match="net.stage_reduction: in mode refine"):
-        settings_lib.of(config, 5)
-    config.space.update({"mode": "propagate", "inputs": ("prev_logits", "stage1")})
+    config.net.grid_stride = 8
     assert settings_lib.of(config, 5).reduction == 2
+    config.space.update({"mode": "propagate", "inputs": ("prev_logits", "stage1")})
     config.schedule.kind = "regions"
-    with pytest.raises(errors.UserError, match="net.stage_reduction: regions"):
+    with pytest.raises(errors.UserError, match="net.grid_stride: regions"):
         settings_lib.of(config, 5)

@@ -45,11 +45,11 @@ def _static() -> tuple:
     return variables, compilation.jit_once(lambda: static_net.infer(net, variables, FRAMES, "stage1").maps["stage1"])()
 
 
-def _jitted(kind: str, threshold: float = 0.5, reduction: int = 1) -> jitted.Jitted:
+def _jitted(kind: str, threshold: float = 0.5, grid_stride: int = 4) -> jitted.Jitted:
     config = config_lib.defaults()
     config.data.update({"height": 34, "width": 70})
     config.net.update(NET)
-    config.net.stage_reduction = reduction
+    config.net.grid_stride = grid_stride
     config.space.update({"mode": "propagate", "cut": "stage1", "channels": 4, "inputs": SPACE.inputs})
     config.schedule.update({"kind": kind, "interval": 4, "threshold": threshold, "grid": (1, 2)})
     settings = features.settings_of(config)
@@ -59,7 +59,7 @@ def _jitted(kind: str, threshold: float = 0.5, reduction: int = 1) -> jitted.Jit
     sizes = {"logits": (9, 18)}
     drawn = {
         name: np.random.default_rng(1).normal(size=(2, 1, *sizes.get(name, grid), channels)).astype(np.float32)
-        for grid in [(9, 18) if reduction == 1 else (5, 9)]
+        for grid in [(9, 18) if grid_stride == 4 else (5, 9)]
         for name, channels in settings.feature_channels.items()
     }
     logits = drawn.pop("logits")
@@ -75,10 +75,10 @@ def _jitted(kind: str, threshold: float = 0.5, reduction: int = 1) -> jitted.Jit
     return jitted.Jitted(programs.model_of(config, settings, variables, cell, params))
 
 
-@pytest.mark.parametrize(("kind", "reduction"), [("fixed", 1), ("adaptive", 1), ("regions", 1), ("adaptive", 2)])
-def test_streaming_equals_segmenting_whole_sequences(kind, reduction):
+@pytest.mark.parametrize(("kind", "grid_stride"), [("fixed", 4), ("adaptive", 4), ("regions", 4), ("adaptive", 8)])
+def test_streaming_equals_segmenting_whole_sequences(kind, grid_stride):
     with compilation.effort("quick"):
-        model = _jitted(kind, reduction=reduction)
+        model = _jitted(kind, grid_stride=grid_stride)
         whole = model.segment(FRAMES)
         labels, shares = model.follow(FRAMES)
         assert labels.shape == whole.static.shape == FRAMES.shape[:3]

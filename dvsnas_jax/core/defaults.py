@@ -84,9 +84,9 @@ _NET = {
     "expand_first": True,  # MobileNetV2: 1x1 expansion in the first block (torchvision: False)
     "stride_in_1x1": False,  # ResNet bottlenecks: stride in the first 1x1 (2015) instead of the 3x3 (v1.5)
     "output_stride": OneOf(32, (16, 32)),  # of the deepest map; 16: dilated (DeepLabv3+ as published)
-    # propagate: cells see the stages of frames of 1/n of the height and width and work at stride 4n; what the network
-    # itself says of key frames, and the logits that a cell moves and corrects, stay at full size
-    "stage_reduction": OneOf(1, (1, 2, 4)),
+    # pixels between neighbours, per axis, of the maps that cells see and work at; the logits that they move and correct
+    # stay at stride 4. A cell at 8 costs a quarter
+    "grid_stride": OneOf(4, (4, 8, 16)),
     "freeze_norm": False,  # training keeps the encoder's running statistics and normalises by them
     "decoder": OneOf("refinenet", "dvsnas_jax.nets.decoders:TABLE"),
     "decoder_channels": 64,  # 256 as published, for both

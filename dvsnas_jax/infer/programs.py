@@ -295,6 +295,6 @@ def crop(bounds: tuple[int, int], pixels: int) -> tuple[int, int, int, int, int]
     First pixel and number of pixels of the crop; first cell of the region in the crop and in the whole; its cells.
     """
     first, last = bounds
-    start = max(first * static_net.GRID_STRIDE - HALO, 0)
-    stop = min(last * static_net.GRID_STRIDE + HALO, pixels)
-    return start, stop - start, first - start // static_net.GRID_STRIDE, first, last - first
+    start = max(first * static_net.LOGITS_STRIDE - HALO, 0)
+    stop = min(last * static_net.LOGITS_STRIDE + HALO, pixels)
+    return start, stop - start, first - start // static_net.LOGITS_STRIDE, first, last - first

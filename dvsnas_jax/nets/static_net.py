@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import flax.linen as nn
@@ -21,8 +21,8 @@ from dvsnas_jax.nets.weights import pretrained, weights_folder
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 """The encoder's maps that other packages see, at strides 4, 8, 16 and 32 (or 16)."""
-GRID_STRIDE = 4
-"""Pixels of a cell of the grid, per axis: of the decoder, the logits and `stage1`, where no stage is reduced."""
+LOGITS_STRIDE = 4
+"""Pixels between neighbours, per axis, of the logits, the decoder's map and `stage1`."""
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -45,7 +45,7 @@ class StaticNet(nn.Module):
     dropout: float = 0.0
     has_auxiliary: bool = False
     dtype: Any = jnp.float32
-    stage_reduction: int = 1  # of `infer` alone
+    grid_stride: int = 4  # of `infer` alone
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, last: str = "decoder") -> types.Features:
@@ -110,7 +110,7 @@ def make(config: ml_collections.ConfigDict, num_classes: int) -> StaticNet:
         num_classes, encoder=config.encoder, width=float(config.width), expand_first=config.expand_first,
         stride_in_1x1=config.stride_in_1x1, output_stride=config.output_stride, is_norm_frozen=config.freeze_norm,
         decoder=config.decoder, decoder_channels=config.decoder_channels, dropout=float(config.dropout),
-        has_auxiliary=config.auxiliary, dtype=DTYPES[config.dtype], stage_reduction=config.stage_reduction,
+        has_auxiliary=config.auxiliary, dtype=DTYPES[config.dtype], grid_stride=config.grid_stride,
     )  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def shapes(net: StaticNet) -> types.Params:
 
 def frame_shapes(net: StaticNet, size: tuple[int, int]) -> types.Features:
     """What `infer` returns for one frame of this height and width, as shapes; nothing is traced."""
-    grid = 1, *grid_size(reduced(net, size))
+    grid = 1, *grid_of(net, size)
     stages = dict(zip(STAGES, encoders.TABLE[net.encoder].channels_fn(net.width), strict=True))
     channels = {**stages, "decoder": net.decoder_channels, "image": 3}
     maps: dict[str, Any] = {name: jax.ShapeDtypeStruct((*grid, num), np.float32) for name, num in channels.items()}
@@ -197,27 +197,20 @@ def frame_shapes(net: StaticNet, size: tuple[int, int]) -> types.Features:
 def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: str = "decoder") -> types.Features:
     """Segments frames u8 [B, H, W, 3] with the running statistics; all maps at the grid, float32.
 
-    `last`: `stageN`: only the encoder as far as that stage, see `StaticNet.__call__`; `image`: not even that, only the
-    map `image`. Where `net.stage_reduction` is n, the stages and `image` are those of images of 1/n of the height and
-    width, and the grid is that of their `stage1`: the decoder's map is averaged to it. The logits stay at stride 4.
+    The grid is that of `net.grid_stride`: finer maps are averaged to it, coarser ones interpolated. The logits stay at
+    stride 4. `last`: `stageN`: only the encoder as far as that stage, see `StaticNet.__call__`; `image`: not even that,
+    only the map `image`, the normalised frame.
     """
     images = normalise(net, frames)
-    size, small = grid_size(images.shape[1:3]), images
-    if net.stage_reduction > 1:
-        small = layers.average_to_grid(images, reduced(net, images.shape[1:3]))
-    grid = grid_size(small.shape[1:3])
-    image = layers.average_to_grid(small, grid).astype(net.dtype)
+    size = images.shape[1], images.shape[2]
+    grid, nothing = grid_of(net, size), jnp.zeros((len(images), *grid_size(size), 0))
+    image = layers.average_to_grid(images, grid)
     if last == "image":
-        return types.Features({"image": image.astype(jnp.float32)}, jnp.zeros((len(images), *size, 0)))
-    found = cast(types.Features, net.apply(variables, images if last == "decoder" else small, train=False, last=last))
-    maps, logits = dict(found.maps), found.logits
-    if last == "decoder" and net.stage_reduction > 1:
-        maps |= cast(types.Features, net.apply(variables, small, train=False, last=STAGES[-1])).maps
-        maps["decoder"] = layers.average_to_grid(jnp.asarray(maps["decoder"]), grid)
-    elif last != "decoder":
-        logits = jnp.zeros((len(images), *size, 0))
-    at_grid = {name: layers.resize_bilinear(jnp.asarray(x), grid) for name, x in maps.items()}
-    return jax.tree.map(lambda x: x.astype(jnp.float32), types.Features({**at_grid, "image": image}, logits))
+        return types.Features(maps={"image": image}, logits=nothing)
+    found = cast(types.Features, net.apply(variables, images, train=False, last=last))
+    maps = {name: layers.to_grid(jnp.asarray(x), grid) for name, x in found.maps.items()}
+    features = types.Features(maps={**maps, "image": image.astype(net.dtype)}, logits=found.logits)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), features)
 
 
 def fold(net: StaticNet, variables: types.Params) -> types.Params:
@@ -238,7 +231,7 @@ def needed(net: StaticNet, variables: types.Params, last: str) -> types.Params:
     """
     if last == "image":
         return {}
-    images = jax.ShapeDtypeStruct((1, 2 * GRID_STRIDE, 2 * GRID_STRIDE, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, 2 * LOGITS_STRIDE, 2 * LOGITS_STRIDE, 3), jnp.float32)
     init_fn = functools.partial(net.init, train=False, last=last)
     read = jax.eval_shape(init_fn, jax.random.key(0), images)
     if blocks.FOLDED in variables:
@@ -256,25 +249,23 @@ def feature_channels(config: ml_collections.ConfigDict, num_classes: int) -> dic
     return {**stages, "decoder": config.decoder_channels, "logits": num_classes, "image": 3}
 
 
-def grid_size(size: Iterable[int]) -> tuple[int, int]:
-    """Rows and columns of the grid of images of this height and width."""
-    rows, columns = (-(-length // GRID_STRIDE) for length in size)
+def grid_size(size: tuple[int, int], stride: int = LOGITS_STRIDE) -> tuple[int, int]:
+    """Rows and columns of the maps at this stride of images of this height and width."""
+    rows, columns = (-(-length // stride) for length in size)
     return rows, columns
 
 
-def reduced(net: StaticNet, size: Iterable[int]) -> tuple[int, int]:
-    """Height and width of the images whose stages cells read, of frames of this height and width."""
-    height, width = (-(-length // net.stage_reduction) for length in size)
-    return height, width
+def grid_of(net: StaticNet, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the maps that `infer` returns for frames of this height and width."""
+    return grid_size(size, net.grid_stride)
 
 
 @functools.cache
 def num_macs(net: StaticNet, size: tuple[int, int], last: str = "decoder") -> int:
-    """Multiply-adds of all convolutions for one frame of this height and width as far as `last` (see `infer`), without
-    running anything. As far as `decoder`, those of the network itself: without the stages of a reduced image."""
+    """Multiply-adds of all convolutions for one image of this height and width as far as `last` (see `infer`), without
+    running anything."""
     if last == "image":
         return 0
-    size = size if last == "decoder" else reduced(net, size)
     total = 0
 
     def count_fn(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

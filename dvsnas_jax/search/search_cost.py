@@ -64,8 +64,7 @@ def image_sizes(config: ml_collections.ConfigDict) -> tuple[tuple[int, int], tup
 
 def grid(size: tuple[int, int]) -> tuple[int, int]:
     """The grid of the logits of frames of that size."""
-    rows, columns = (-(-length // static_net.GRID_STRIDE) for length in size)
-    return rows, columns
+    return static_net.grid_size(size)
 
 
 def of_genotypes(config: ml_collections.ConfigDict, genotypes: np.ndarray) -> dict[str, float]:

@@ -113,20 +113,22 @@ def logits(
       scope: the cell's, with its largest displacement.
     """
     before, current = jnp.asarray(state.logits), jnp.asarray(features.logits)
+    size = before.shape[1], before.shape[2]
     if output is not None and "motion" not in params:
-        found = _head(params, output)
-        return layers.resize_bilinear(found, before.shape[1:3]) if state.is_propagating else current + found
+        found = _head(params, output, size)
+        return found if state.is_propagating else current + found
     motion = None
     if output is not None:
         motion = layers.conv(output, params["motion"]["kernel"].astype(output.dtype))
         motion += layers.per_channel(params["motion"]["bias"].astype(output.dtype), 4)
-        before = sampling.warp_bilinear(before, _offsets(motion[..., :2], before.shape, scope))
+        before = sampling.warp_bilinear(before, _offsets(motion[..., :2], size, scope))
     if state.is_propagating:
-        return before if output is None else before + layers.resize_bilinear(_head(params, output), before.shape[1:3])
-    odds = precision.at_least_float32(params["share"] + (0 if motion is None else motion[..., 2:]))
+        return before if output is None else before + _head(params, output, size)
+    more = 0 if motion is None else layers.resize_bilinear(motion[..., 2:], size)
+    odds = precision.at_least_float32(params["share"] + more)
     gate = jnp.where(state.is_first[:, None, None, None], 1, jax.nn.sigmoid(odds)).astype(current.dtype)
     mixed = before + gate * (current - before)
-    return mixed if output is None else mixed + _head(params, output)
+    return mixed if output is None else mixed + _head(params, output, size)
 
 
 def cost(
@@ -146,19 +148,20 @@ def cost(
         )
         total += counts.samples(full, channels=num_classes) + counts.moved(full, num_classes, 2, num_classes)
         total += head + counts.each(full, 2, num_classes) + counts.moved(full, num_classes)
-        total += counts.each(full, interpolation * is_finer, num_classes + 2)
+        total += counts.each(full, interpolation * is_finer, num_classes + num)
     if not is_propagating:  # the sigmoid and the mean of both
-        total += counts.Cost(params=1) + counts.each(sizes, 4 if end == HEADS else 0, 1)
-        total += counts.each(sizes, 3, num_classes) + counts.moved(sizes, *[num_classes] * (1 if end == HEADS else 3))
+        total += counts.Cost(params=1) + counts.each(full, 4 if end == HEADS else 0, 1)
+        total += counts.each(full, 3, num_classes) + counts.moved(full, *[num_classes] * (1 if end == HEADS else 3))
     return total
 
 
-def _offsets(motion: jax.Array, shape: tuple[int, ...], scope: operations.CellScope) -> jax.Array:
-    """Displacements [B, h, w, 2] of logits of this shape, in cells of their grid; the bound is in those of `motion`."""
-    scale = -(-shape[1] // motion.shape[1])
-    return layers.resize_bilinear(scale * scope.max_offset * jnp.tanh(motion), (shape[1], shape[2]))
+def _offsets(motion: jax.Array, size: tuple[int, int], scope: operations.CellScope) -> jax.Array:
+    """Displacements [B, *size, 2] of logits, in cells of their grid; the bound is in those of the grid of `motion`."""
+    scale = -(-size[0] // motion.shape[1])
+    return layers.resize_bilinear(scale * scope.max_offset * jnp.tanh(motion), size)
 
 
-def _head(params: Params, output: jax.Array) -> jax.Array:
-    found = layers.conv(output, params["head"]["kernel"].astype(output.dtype))
+def _head(params: Params, output: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """A value for each class [B, *size, K]."""
+    found = layers.resize_bilinear(layers.conv(output, params["head"]["kernel"].astype(output.dtype)), size)
     return found + layers.per_channel(params["head"]["bias"].astype(output.dtype), 4)

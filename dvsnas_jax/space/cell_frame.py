@@ -35,7 +35,7 @@ class CellSettings:
       max_offset: as `attention_window`, `attention_heads` and `correlation_window`, of `operations.CellScope`.
       mode: one of `MODES`.
       cut: propagate: the deepest encoder stage that every frame passes.
-      reduction: propagate: how much coarser than the logits, per axis, the grid is that the cell works at.
+      reduction: how much coarser than the logits, per axis, the grid is that the cell works at.
       schedule: propagate: which frames are key frames.
       end: one of `cell_end.ENDS`.
     """
@@ -65,15 +65,10 @@ class CellSettings:
                 f"space.attention_heads: must divide space.channels ({self.channels}), got {self.attention_heads}"
             )
 
-        if self.reduction > 1 and not self.is_propagating:
-            raise errors.UserError(
-                "net.stage_reduction: in mode refine every frame passes the network at full size, reduced ones would "
-                "cost more; set it to 1, or space.mode to propagate"
-            )
         if self.reduction > 1 and self.schedule.has_regions:
             raise errors.UserError(
-                f"net.stage_reduction: regions (schedule.kind={self.schedule.kind}) are cut out at full size; set it "
-                "to 1, or schedule.kind to fixed or adaptive"
+                f"net.grid_stride: regions (schedule.kind={self.schedule.kind}) are joined at the grid of the logits; "
+                "set it to 4, or schedule.kind to fixed or adaptive"
             )
 
     def scope(self, record: operations.Moments | None = None) -> operations.CellScope:

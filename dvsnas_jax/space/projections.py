@@ -106,15 +106,19 @@ def _raw_input(name: str, state: types.CellState, features: types.Features, maps
         return past(lambda: features.maps[stage], state.stages[stage])
     if name == "prev_logits":
         fn, sources = past(lambda: features.logits, state.logits)
-        grid = state.state.shape[1:3]
-        return lambda *sources: layers.average_to_grid(jax.nn.softmax(fn(*sources)), grid), sources
+        return lambda *sources: _shares(fn(*sources), state), sources
     if name == "prev_state":
         return past(lambda: maps["decoder"], state.state)
     if name == "logits":
-        return jax.nn.softmax, (features.logits,)
+        return functools.partial(_shares, state=state), (features.logits,)
     if name == "image_diff":
         return lambda own, before: jnp.where(first, 0, own - before), (features.maps["image"], state.image)
     return jnp.asarray, (features.maps[name],)
+
+
+def _shares(logits: types.Array, state: types.CellState) -> jax.Array:
+    """The probabilities of logits [B, h, w, K], averaged to the grid of the cell."""
+    return layers.average_to_grid(jax.nn.softmax(logits), (state.state.shape[1], state.state.shape[2]))
 
 
 def dependent(*, is_propagating: bool) -> set[str]:
@@ -151,7 +155,7 @@ def of_clip(
         return jnp.concatenate([jnp.where(first, own[0], earlier)[None], own[:-1]])
 
     raw: dict[str, Raw] = {
-        "logits": (jax.nn.softmax, (features.logits,)),
+        "logits": (jax.vmap(functools.partial(_shares, state=state)), (features.logits,)),
         "image_diff": (lambda own, earlier: own - before(own, earlier), (features.maps["image"], state.image)),
         "prev_decoder": (before, (features.maps["decoder"], state.decoder)),
         **{f"prev_{name}": (before, (features.maps[name], earlier)) for name, earlier in state.stages.items()},

@@ -239,6 +239,11 @@ def strongest(x: jax.Array) -> jax.Array:
     return found
 
 
+def to_grid(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """[B, h, w, C] -> [B, *size, C]: averaged where that is smaller, else interpolated."""
+    return average_to_grid(x, size) if x.shape[1] > size[0] else resize_bilinear(x, size)
+
+
 def average_to_grid(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Shrinks [B, H, W, C] to [B, *size, C]: the mean over each cell where the sizes divide, else antialiased
     bilinear; in the type of x."""
