@@ -44,7 +44,8 @@ def test_maps_come_at_the_grid_and_logits_do_not(size: tuple[int, int]) -> None:
         return *found, net.apply(variables, static_net.normalise(net, frames), train=False)
 
     whole, cheap, image, own = infer(variables)
-    assert cheap.maps.keys() == {"stage1", "stage2", "image"} and image.maps.keys() == {"image"}
+    assert cheap.maps.keys() == {"stage1", "stage2", "image", "patches"}
+    assert image.maps.keys() == {"image", "patches"}
     for name, leaf in whole.maps.items():
         assert leaf.shape[1:3] == grid
         for other in (cheap, image):
@@ -55,6 +56,12 @@ def test_maps_come_at_the_grid_and_logits_do_not(size: tuple[int, int]) -> None:
             mean = np.asarray(own.maps[name]).reshape(2, grid[0], 2, grid[1], 2, -1).mean((2, 4))
             np.testing.assert_allclose(whole.maps[name], mean, atol=1e-5)
         np.testing.assert_allclose(whole.maps["stage2"], own.maps["stage2"], atol=1e-6)
+    images = np.asarray(static_net.normalise(net, frames))
+    inner = images[:, 8:16, 16:24].reshape(2, -1)  # the pixels of cell (1, 2), row by row
+    np.testing.assert_allclose(whole.maps["patches"][:, 1, 2], inner, atol=1e-6)
+    corner = whole.maps["patches"][:, -1, 0].reshape(2, 8, 8, 3)  # where it ends, its last row goes on
+    rows = np.minimum(np.arange(8 * (grid[0] - 1), 8 * grid[0]), size[0] - 1)
+    np.testing.assert_allclose(corner, images[:, rows, :8], atol=1e-6)
     np.testing.assert_allclose(whole.logits, own.logits, atol=1e-6)
     assert cheap.logits.shape == image.logits.shape == (2, *whole.logits.shape[1:3], 0)
     shapes = static_net.frame_shapes(coarse, size)

@@ -22,7 +22,7 @@ SPACE = genotype_lib.Space(inputs=genotype_lib.REFINE_INPUTS, num_layers=4)
 SETTINGS = cell_frame.CellSettings(
     channels=CHANNELS,
     feature_channels={
-        "decoder": 24, "logits": 11, "image": 3, "stage1": 12, "stage2": 16, "stage3": 20, "stage4": 28,
+        "decoder": 24, "logits": 11, "image": 3, "stage1": 12, "stage2": 16, "stage3": 20, "stage4": 28, "patches": 48,
     },
 )  # fmt: skip
 TOLERANCE = 0.05
@@ -107,7 +107,7 @@ def test_a_frame_between_key_frames_costs_what_xla_counts(kind, reduction, monke
     space = genotype_lib.Space(inputs=settings.provided(), num_layers=3)
     size = reduction * SIZE[0], reduction * SIZE[1]
     frame = dataclasses.replace(feature_shapes(), logits=jax.ShapeDtypeStruct((1, *size, 11), jnp.float32))
-    cheap = {name: frame.maps[name] for name in ("stage1", "stage2", "image")}
+    cheap = {name: frame.maps[name] for name in ("stage1", "stage2", "image", "patches")}
     between = types.Features(maps=cheap, logits=jax.ShapeDtypeStruct((1, *size, 0), jnp.float32))
     for genotype in genotype_lib.random(space, np.random.default_rng(1), 2):
         cell = cell_lib.make(space, genotype, settings)

@@ -13,7 +13,7 @@ from test_space import loss_and_logits, randomised
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import types
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cell_frame, operations, projections
+from dvsnas_jax.space import cell_frame, neighbours, operations, projections
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.space import supernet as supernet_lib
@@ -96,6 +96,23 @@ def test_a_stream_keeps_what_the_cell_reads_and_equals_the_clip() -> None:
         state = types.CellState.from_dict(state.to_dict())
     plain = cell_lib.make(SPACE, np.array([[1, 3, 1, 1, 1], [1, 4, 1, 1, 1]], np.int32), WIDE)
     assert not jax.eval_shape(plain.initial_state, _frame(features, 0)).stages
+
+
+def test_patches_of_the_frame_before_are_compared_alike() -> None:
+    """They are kept as stages are, pass the projection of this frame's, and need no encoder."""
+    names = ("patches", "prev_patches")
+    assert projections.earlier_stages(names) == ("patches",) and projections.weights_of("prev_patches") == "patches"
+    assert settings_lib.depth(names, SETTINGS) == "image"
+    config = config_lib.defaults()
+    config.space.update({"mode": "propagate", "inputs": ("prev_patches", "prev_decoder")})
+    assert features_lib.needed_maps(features_lib.space_of(config), config) == ("decoder", "image", "patches")
+    assert features_lib.settings_of(config).input_channels("prev_patches") == 48
+    settings = dataclasses.replace(WIDE, feature_channels={**CHANNELS, "patches": 12})
+    params = jax.jit(lambda rng: cell_frame.init(rng, settings, names))(jax.random.key(0))
+    assert params["inputs"]["patches"]["kernel"].shape == (1, 1, 12, 8) and "prev_patches" not in params["inputs"]
+    space = dataclasses.replace(SPACE, inputs=names, num_layers=1)
+    without = neighbours.without_history(space, np.array([[1, 0, 1, 1, 0]], np.int32))
+    assert genotype_lib.to_dict(*without)["layers"][0]["in"] == ["patches", "patches"]
 
 
 def test_what_they_need() -> None:

@@ -158,7 +158,7 @@ def test_the_encoder_costs_more_the_deeper_it_goes_and_its_first_maps_are_the_sa
     variables, _ = _static()
     infer = jax.jit(functools.partial(static_net.infer, net), static_argnums=2)
     whole = infer(variables, FRAMES[:1], "decoder")
-    for last, names in (("stage2", {"stage1", "stage2", "image"}), ("image", {"image"})):
+    for last, names in (("stage2", {"stage1", "stage2", "image", "patches"}), ("image", {"image", "patches"})):
         part = infer(variables, FRAMES[:1], last)
         assert set(part.maps) == names and part.logits.shape == (1, 9, 18, 0)
         for name in names:

@@ -55,9 +55,9 @@ class Features:
     """What the static network knows of one frame.
 
     Attributes:
-      maps: name -> [B, h, w, C_name]: `decoder`, `stage1` .. `stage4`, `image` (the normalised
-        frame averaged to the grid). All at the cell's grid after `static_net.infer`. Of one that only passed the first
-        encoder stages: those, and `image`.
+      maps: name -> [B, h, w, C_name]: `decoder`, `stage1` .. `stage4`, `image` (the normalised frame averaged to the
+        grid), `patches` (its pixels, `static_net.to_patches`). All at the cell's grid after `static_net.infer`. Of one
+        that only passed the first encoder stages: those, and what needs none.
       logits: [B, h, w, K], at stride 4; K = 0 where the frame only passed the first encoder stages.
     """
 
@@ -99,7 +99,7 @@ class CellState:
       is_first: bool [B], nothing was seen yet: `prev_*` are the current frame's own values.
       age: propagate: i32 [B, rows, columns], frames since each region was computed by the static network, -1 = never.
       reference: propagate with a learned schedule: [B, h, w, C_cut], the deepest cheap map of that frame.
-      stages: the encoder's maps [B, h, w, C_stage] at t - 1 that a cell reads as `prev_stageN`, by the names `stageN`.
+      stages: maps [B, h, w, C] at t - 1 that a cell reads as `prev_stageN` or `prev_patches`, named without `prev_`.
       is_propagating: the mode, not an array; None above is what it does not have.
     """
 

@@ -20,7 +20,7 @@ from dvsnas_jax.core import compilation, types
 from dvsnas_jax.infer import dispatch
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import cell_frame
+from dvsnas_jax.space import cell_frame, projections
 from dvsnas_jax.space import schedule as schedule_lib
 from dvsnas_jax.space import settings as settings_lib
 
@@ -168,7 +168,8 @@ class Model:
         cheap = self._infer(weights, frame, self.depth)
         log_odds = cell_frame.due(weights["cell"]["ports"], self.settings, types.CellState.from_dict(state), cheap)[1]
         assert log_odds is not None, "the schedule is learned"
-        return dict(cheap.maps), self.settings.schedule.scores(log_odds)
+        read = {*map(projections.weights_of, self._cell.inputs), self.settings.cut, "image"}
+        return {name: x for name, x in cheap.maps.items() if name in read}, self.settings.schedule.scores(log_odds)
 
     def paint(self, region: Region, weights: Any, canvas: Any, frame: jax.Array, places: types.Array) -> Any:
         pixels = jax.lax.dynamic_slice(frame, (0, places[0], places[1], 0), (1, *region.crop_size, 3))

@@ -188,7 +188,7 @@ def frame_shapes(net: StaticNet, size: tuple[int, int]) -> types.Features:
     """What `infer` returns for one frame of this height and width, as shapes; nothing is traced."""
     grid = 1, *grid_of(net, size)
     stages = dict(zip(STAGES, encoders.TABLE[net.encoder].channels_fn(net.width), strict=True))
-    channels = {**stages, "decoder": net.decoder_channels, "image": 3}
+    channels = {**stages, "decoder": net.decoder_channels, "image": 3, "patches": 3 * net.grid_stride**2}
     maps: dict[str, Any] = {name: jax.ShapeDtypeStruct((*grid, num), np.float32) for name, num in channels.items()}
     logits: Any = jax.ShapeDtypeStruct((1, *grid_size(size), net.num_classes), np.float32)
     return types.Features(maps=maps, logits=logits)
@@ -199,18 +199,31 @@ def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: st
 
     The grid is that of `net.grid_stride`: finer maps are averaged to it, coarser ones interpolated. The logits stay at
     stride 4. `last`: `stageN`: only the encoder as far as that stage, see `StaticNet.__call__`; `image`: not even that,
-    only the map `image`, the normalised frame.
+    only the maps that need no network, `image`, the normalised frame, and `patches`, see `to_patches`.
     """
     images = normalise(net, frames)
     size = images.shape[1], images.shape[2]
     grid, nothing = grid_of(net, size), jnp.zeros((len(images), *grid_size(size), 0))
-    image = layers.average_to_grid(images, grid)
+    plain = {"image": layers.average_to_grid(images, grid), "patches": to_patches(images, net.grid_stride)}
     if last == "image":
-        return types.Features(maps={"image": image}, logits=nothing)
+        return types.Features(maps=plain, logits=nothing)
     found = cast(types.Features, net.apply(variables, images, train=False, last=last))
     maps = {name: layers.to_grid(jnp.asarray(x), grid) for name, x in found.maps.items()}
-    features = types.Features(maps={**maps, "image": image.astype(net.dtype)}, logits=found.logits)
-    return jax.tree.map(lambda x: x.astype(jnp.float32), features)
+    maps |= {name: x.astype(net.dtype) for name, x in plain.items()}
+    return jax.tree.map(lambda x: x.astype(jnp.float32), types.Features(maps=maps, logits=found.logits))
+
+
+def to_patches(images: jax.Array, stride: int) -> jax.Array:
+    """The pixels of each cell of a grid as its channels: [B, H, W, C] -> [B, h, w, C * stride^2], row by row.
+
+    A projection of them is a convolution of as many pixels at that stride. Images that are no whole number of cells are
+    continued by their last row and column.
+    """
+    batch, height, width, channels = images.shape
+    rows, columns = grid_size((height, width), stride)
+    padding = (0, 0), (0, rows * stride - height), (0, columns * stride - width), (0, 0)
+    cells = jnp.pad(images, padding, mode="edge").reshape(batch, rows, stride, columns, stride, channels)
+    return cells.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, -1)
 
 
 def fold(net: StaticNet, variables: types.Params) -> types.Params:
@@ -246,7 +259,8 @@ def needed(net: StaticNet, variables: types.Params, last: str) -> types.Params:
 def feature_channels(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, int]:
     """Channels of every map of `infer`, and of `logits`, of the network of a config's section `net`."""
     stages = dict(zip(STAGES, encoders.TABLE[config.encoder].channels_fn(config.width), strict=True))
-    return {**stages, "decoder": config.decoder_channels, "logits": num_classes, "image": 3}
+    plain = {"logits": num_classes, "image": 3, "patches": 3 * config.grid_stride**2}
+    return {**stages, "decoder": config.decoder_channels, **plain}
 
 
 def grid_size(size: tuple[int, int], stride: int = LOGITS_STRIDE) -> tuple[int, int]:

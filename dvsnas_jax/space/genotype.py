@@ -27,7 +27,7 @@ FIELDS = ("in_a", "in_b", "op_a", "op_b", "agg")
 REFINE_INPUTS = (
     "prev_state", "prev_decoder", "prev_logits", "decoder", "logits",
     "stage1", "stage2", "stage3", "stage4", "image_diff",
-    "prev_stage1", "prev_stage2", "prev_stage3", "prev_stage4",
+    "prev_stage1", "prev_stage2", "prev_stage3", "prev_stage4", "patches", "prev_patches",
 )  # fmt: skip
 FIRST_OPERATIONS = (
     "none", "skip", "conv_1x1", "conv_3x3", "sep_conv_3x3", "sep_conv_5x5", "conv_3x3_dil3", "conv_3x3_dil12",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.space import operations
+from dvsnas_jax.space import operations, projections
 
 _REPLACED_FIRST: dict[str, Callable[[str], Any]] = {
     "op": lambda name: (not operations.OPERATIONS[name].is_zero, not operations.OPERATIONS[name].is_identity),
@@ -19,7 +19,7 @@ _REPLACED_FIRST: dict[str, Callable[[str], Any]] = {
 """What a token of each kind is replaced by before all else: nothing, the map as it is; the plain sum."""
 _NOW = {
     "prev_state": "decoder", "prev_decoder": "decoder", "prev_logits": "logits",
-    **{name: name.removeprefix("prev_") for name in genotype_lib.REFINE_INPUTS if name.startswith("prev_stage")},
+    **{f"prev_{name}": name for name in projections.earlier_stages(genotype_lib.REFINE_INPUTS)},
 }  # fmt: skip
 """What a map of the frame before is replaced by in a cell without history: the current frame's."""
 

@@ -24,13 +24,13 @@ ProjectFn = Callable[[str, Callable[..., types.Array], tuple[types.Array, ...]],
 
 
 def weights_of(name: str) -> str:
-    """The input whose projection an input passes: `prev_stageN` that of `stageN`, so that both can be compared; every
-    other one its own."""
-    return name.removeprefix("prev_") if name.startswith("prev_stage") else name
+    """The input whose projection an input passes: `prev_stageN` that of `stageN`, and `prev_patches` that of `patches`,
+    so that both can be compared; every other one its own."""
+    return name.removeprefix("prev_") if name.startswith(("prev_stage", "prev_patches")) else name
 
 
 def earlier_stages(inputs: Iterable[str]) -> tuple[str, ...]:
-    """The stages whose maps of the frame before these inputs are, in order."""
+    """The stages (and `patches`) whose maps of the frame before these inputs are, in order."""
     return tuple(sorted(weights_of(name) for name in inputs if weights_of(name) != name))
 
 

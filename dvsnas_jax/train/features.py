@@ -95,7 +95,7 @@ def needed_maps(space: genotype_lib.Space, config: ml_collections.ConfigDict) ->
     names = {
         "decoder",
         "image",
-        *(name for name in map(projections.weights_of, space.inputs) if name.startswith("stage")),
+        *(name for name in map(projections.weights_of, space.inputs) if name.startswith(("stage", "patches"))),
     }
     settings = settings_of(config)
     if settings.is_propagating and settings.schedule.is_learned:
