@@ -162,12 +162,19 @@ def test_attention_of_a_window_larger_than_the_map():
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "window"), [((4, 33), 16, 5), ((3, 16), 20, 3), ((2, 3), 16, 7), ((3, 4), 4, 3)]
+    ("num", "size", "channels", "window"),
+    [
+        (2, (4, 33), 16, 5),
+        (2, (3, 16), 20, 3),
+        (2, (2, 3), 16, 7),
+        (2, (3, 4), 4, 3),
+        (1, (3, 4), 4, 5),  # one image: sums of planes
+    ],
 )
-def test_cosines_equal_the_definition(size, channels, window):
+def test_cosines_equal_the_definition(num, size, channels, window):
     """With gradients; rows of more than two blocks of pixels, of just one, and maps smaller than the window."""
     height, width = size
-    query, keys = (_normal(2, *size, channels, seed=seed) for seed in range(2))
+    query, keys = (_normal(num, *size, channels, seed=seed) for seed in range(2))
 
     def plain(query, keys):
         query, keys = (x / jnp.sqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-3) for x in (query, keys))
