@@ -171,6 +171,14 @@ def test_strided_convolutions_of_images_agree():
     assert primitives(3) == {"dot_general"} and primitives(7) == {"conv_general_dilated"}
 
 
+@pytest.mark.parametrize(("size", "channels"), [((12, 20), 3), ((6, 5), 11), ((3, 15), 2), ((7, 20), 4), ((3, 5), 19)])
+def test_the_strongest_of_an_interpolation(size, channels):
+    """Whole multiples of either axis, plane by plane, and any other size."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, channels)).astype(np.float32)
+    expected = layers.resize_bilinear(jnp.asarray(x), size).argmax(axis=-1)
+    np.testing.assert_array_equal(jax.jit(layers.strongest_at, static_argnums=1)(x, size), expected)
+
+
 def test_the_strongest_channel_is_the_first_of_equals():
     x = np.array([[3, 3, 1], [0, 2, 2], [-1, -np.inf, -1], [np.nan, 1, 2]], np.float32)[None]
     for backend in ("cpu", "gpu"):

@@ -313,5 +313,4 @@ def normalise(net: StaticNet, frames: types.Array) -> jax.Array:
 def predict(logits: types.Array, size: tuple[int, ...]) -> jax.Array:
     """The most probable class of every pixel, u8 [B, *size]: logits [B, h, w, K] are interpolated to that height and
     width without aligned corners."""
-    full = layers.resize_bilinear(jnp.asarray(logits, jnp.float32), (size[0], size[1]))
-    return layers.strongest(full)
+    return layers.strongest_at(jnp.asarray(logits, jnp.float32), (size[0], size[1]))

@@ -232,10 +232,44 @@ def strongest(x: jax.Array) -> jax.Array:
     if not is_cpu() or x.shape[-1] > _MAX_COMPARED:
         return jnp.argmax(x, axis=-1).astype(jnp.uint8)
     # XLA's CPU backend runs `argmax` pixel by pixel: with 19 channels this is 4 times as fast.
-    best, found = x[..., 0], jnp.zeros(x.shape[:-1], jnp.uint8)
-    for channel in range(1, x.shape[-1]):
-        is_larger = x[..., channel] > best
-        best, found = jnp.where(is_larger, x[..., channel], best), jnp.where(is_larger, jnp.uint8(channel), found)
+    return _strongest_plane([x[..., channel] for channel in range(x.shape[-1])])
+
+
+def strongest_at(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """`strongest` of `resize_bilinear`: [B, h, w, C] -> u8 [B, *size]."""
+    batch, height, width, channels = x.shape
+    if not is_cpu() or channels > _MAX_COMPARED or size[0] % height or size[1] % width:
+        return strongest(resize_bilinear(x, size))
+    # Pixels at the same place of a cell have the same weights, so a channel is a plane that moves as a whole: twice as
+    # fast with 11 channels, 3 times with 19.
+    planes = jnp.pad(jnp.moveaxis(x, 3, 0), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    planes = jax.lax.optimization_barrier(planes)
+    rows, columns = _places(size[0] // height), _places(size[1] // width)
+    lines = jnp.stack(
+        [planes[:, :, i : i + height] * (1 - part) + planes[:, :, i + 1 : i + 1 + height] * part for i, part in rows], 3
+    )
+    lines = jax.lax.optimization_barrier(lines.reshape(channels, batch, size[0], width + 2))
+    found = [
+        _strongest_plane(
+            [line[:, :, i : i + width] * (1 - part) + line[:, :, i + 1 : i + 1 + width] * part for line in lines]
+        )
+        for i, part in columns
+    ]
+    return jnp.stack(found, axis=-1).reshape(batch, *size)
+
+
+def _places(factor: int) -> list[tuple[int, np.float32]]:
+    """Of each of so many pixels in a cell: its left neighbour, from the cell before on, and the weight of the right."""
+    position = (np.arange(factor) + 0.5) / factor + 0.5
+    return [(int(place), np.float32(place - int(place))) for place in position]
+
+
+def _strongest_plane(planes: list[jax.Array]) -> jax.Array:
+    """At every place the number of the first plane with the largest value, u8."""
+    best, found = planes[0], jnp.zeros(planes[0].shape, jnp.uint8)
+    for number, plane in enumerate(planes[1:], start=1):
+        is_larger = plane > best
+        best, found = jnp.where(is_larger, plane, best), jnp.where(is_larger, jnp.uint8(number), found)
     return found
 
 
