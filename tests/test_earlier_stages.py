@@ -68,7 +68,7 @@ def test_the_map_of_the_frame_before_passes_the_same_projection() -> None:
     project_fn = projections.make_project(params, operations.CellScope())
     first, second = _frame(features, 0), _frame(features, 1)
     state = jax.jit(lambda frame: cell_frame.initial_state(WIDE, frame, names))(first)
-    assert list(state.stages) == ["stage1"]
+    assert list(state.maps) == ["stage1"]
     inputs_of = jax.jit(lambda *args: projections.cell_inputs(*args, names, project_fn))
     own = inputs_of(state, first)
     np.testing.assert_array_equal(own["prev_stage1"], own["stage1"])  # a first frame is its own history
@@ -87,7 +87,7 @@ def test_a_stream_keeps_what_the_cell_reads_and_equals_the_clip() -> None:
     expected = jax.jit(cell.unroll)(params, features)
     restart, advance, initial = map(jax.jit, (cell.restart, cell.advance, cell.initial_state))
     state = initial(_frame(features, 0))
-    assert set(state.to_dict()) - {"state", "decoder", "logits", "image", "is_first", "age"} == {"stage1", "stage2"}
+    assert set(state.to_dict()) - {"state", "decoder", "logits", "is_first", "age"} == {"stage1", "stage2"}
     for index in range(5):
         frame = _frame(features, index)
         is_key = index % WIDE.schedule.interval == 0
@@ -95,13 +95,14 @@ def test_a_stream_keeps_what_the_cell_reads_and_equals_the_clip() -> None:
         np.testing.assert_allclose(state.logits, expected[index], atol=1e-5)
         state = types.CellState.from_dict(state.to_dict())
     plain = cell_lib.make(SPACE, np.array([[1, 3, 1, 1, 1], [1, 4, 1, 1, 1]], np.int32), WIDE)
-    assert not jax.eval_shape(plain.initial_state, _frame(features, 0)).stages
+    assert not jax.eval_shape(plain.initial_state, _frame(features, 0)).maps
+    assert projections.compared(["image_diff", "prev_stage2", "stage1"]) == ("image", "stage2")
 
 
 def test_patches_of_the_frame_before_are_compared_alike() -> None:
     """They are kept as stages are, pass the projection of this frame's, and need no encoder."""
     names = ("patches", "prev_patches")
-    assert projections.earlier_stages(names) == ("patches",) and projections.weights_of("prev_patches") == "patches"
+    assert projections.compared(names) == ("patches",) and projections.weights_of("prev_patches") == "patches"
     assert settings_lib.depth(names, SETTINGS) == "image"
     config = config_lib.defaults()
     config.space.update({"mode": "propagate", "inputs": ("prev_patches", "prev_decoder")})

@@ -95,36 +95,35 @@ class CellState:
       state: [B, h, w, C], the cell's own output at t - 1.
       decoder: [B, h, w, C_decoder], the static network's decoder map at t - 1 (propagate: of the last key frame).
       logits: [B, h, w, K], the cell's logits at t - 1 (the static network's after a key frame).
-      image: [B, h, w, 3], the normalised frame at t - 1, averaged to the grid.
       is_first: bool [B], nothing was seen yet: `prev_*` are the current frame's own values.
       age: propagate: i32 [B, rows, columns], frames since each region was computed by the static network, -1 = never.
       reference: propagate with a learned schedule: [B, h, w, C_cut], the deepest cheap map of that frame.
-      stages: maps [B, h, w, C] at t - 1 that a cell reads as `prev_stageN` or `prev_patches`, named without `prev_`.
+      maps: [B, h, w, C], those at t - 1 that a cell compares with the frame's own: `image` for `image_diff`, and what
+        it reads as `prev_stageN` or `prev_patches`, named without `prev_`.
       is_propagating: the mode, not an array; None above is what it does not have.
     """
 
     state: Array
     decoder: Array
     logits: Array
-    image: Array
     is_first: Array
     age: Array | None = None
     reference: Array | None = None
-    stages: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    maps: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     is_propagating: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def to_dict(self) -> dict[str, Array]:
         """Its arrays by name, for what is told plain containers alone."""
-        arrays = {name: value for name, value in vars(self).items() if name not in ("is_propagating", "stages")}
-        return {name: value for name, value in (arrays | dict(self.stages)).items() if value is not None}
+        arrays = {name: value for name, value in vars(self).items() if name not in ("is_propagating", "maps")}
+        return {name: value for name, value in (arrays | dict(self.maps)).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Array]) -> CellState:
         """The inverse of `to_dict`."""
         own = {field.name for field in dataclasses.fields(cls)}
-        stages = {name: value for name, value in values.items() if name not in own}
+        maps = {name: value for name, value in values.items() if name not in own}
         arrays = {name: value for name, value in values.items() if name in own}
-        return cls(**arrays, stages=stages, is_propagating="age" in values)
+        return cls(**arrays, maps=maps, is_propagating="age" in values)
 
 
 @jax.tree_util.register_dataclass

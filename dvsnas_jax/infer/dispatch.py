@@ -75,10 +75,16 @@ class Dispatch:
         run, schedule = self._programs, self._schedule
         if schedule is None:
             return run["step"](state, frame)
+
+        def other(seen: Any) -> tuple[State, jax.Array]:
+            """The cell's frame; what the state has of the last key frame stays, and is no result of the program."""
+            after, labels = run["other"](state, seen)
+            return {**state, **after}, labels
+
         age = self._array(state["age"])
         is_due = (age < 0) | (age + 1 >= schedule["interval"])
         if not schedule["is_learned"]:
-            return self._choose(is_due.any(), lambda: run["key"](state, frame), lambda: run["other"](state, frame))
+            return self._choose(is_due.any(), lambda: run["key"](state, frame), lambda: other(frame))
         maps, shares = run["look"](state, frame)
         is_due = is_due | (self._array(shares) > schedule["threshold"])
 
@@ -91,7 +97,7 @@ class Dispatch:
                 lambda: run["join"](state, maps, self._paint(state, frame, is_due[0]), is_due),
             )
 
-        return self._choose(is_due.any(), compute, lambda: run["other"](state, maps))
+        return self._choose(is_due.any(), compute, lambda: other(maps))
 
     def _paint(self, state: State, frame: Any, is_due: Any) -> list[Any]:
         """Decoder map and logits of the static network on the regions that are due, zeros elsewhere."""

@@ -27,6 +27,8 @@ from dvsnas_jax.space import settings as settings_lib
 State = dispatch.State
 Stepped = tuple[State, jax.Array]
 """A state, and labels u8 [B, H, W]."""
+_OF_KEY_FRAMES = ("decoder", "reference")
+"""Entries of a state that other frames leave as they are: to return them would copy them."""
 HALO = 32
 """Pixels around a region that the static network sees as well."""
 
@@ -162,7 +164,8 @@ class Model:
         return self.other_seen(weights, state, self._infer(weights, frame, self.depth).maps)
 
     def other_seen(self, weights: Any, state: State, maps: Any) -> Stepped:
-        return self._labelled(self._advanced(weights, state, maps))
+        after, labels = self._labelled(self._advanced(weights, state, maps))
+        return {name: value for name, value in after.items() if name not in _OF_KEY_FRAMES}, labels
 
     def look(self, weights: Any, state: State, frame: jax.Array) -> tuple[Any, jax.Array]:
         cheap = self._infer(weights, frame, self.depth)
@@ -226,7 +229,8 @@ def make(model: Model) -> dict[str, Program]:
     """All programs of a model by name.
 
     `static`: `(frame) -> labels`, the network alone. Refine: `step`: `(state, frame) -> (state, labels)`. Propagate:
-    `key` the same, for a key frame; `other`, for the others, where the schedule is fixed. Where it is learned:
+    `key` the same, for a key frame; `other`, for the others, where the schedule is fixed: of the state only what these
+    change. Where it is learned:
     `look`: `(state, frame) -> (maps, shares)`, the cheap maps and the predicted share of differing labels f32
     [B, rows, columns], and `other`: `(state, maps) -> (state, labels)`. Regions, in addition: `paintN`:
     `(canvas, frame, places) -> canvas`, decoder map and logits with one more region computed (`Region.places`), and

@@ -163,11 +163,10 @@ def initial_state(settings: CellSettings, features: types.Features, inputs: Iter
         state=jnp.zeros((*features.maps["decoder"].shape[:3], settings.channels), logits.dtype),
         decoder=jnp.zeros_like(features.maps["decoder"]),
         logits=jnp.zeros_like(logits),
-        image=jnp.zeros_like(features.maps["image"]),
         is_first=jnp.ones((num,), bool),
         age=jnp.full((num, *schedule.regions), -1, jnp.int32) if settings.is_propagating else None,
         reference=jnp.zeros_like(features.maps[settings.cut]) if has_reference else None,
-        stages={name: jnp.zeros_like(features.maps[name]) for name in projections.earlier_stages(inputs)},
+        maps={name: jnp.zeros_like(features.maps[name]) for name in projections.compared(inputs)},
         is_propagating=settings.is_propagating,
     )
 
@@ -195,9 +194,8 @@ class Ports:
             state,
             state=state.state if new is None else new,
             logits=cell_end.logits(self.params, new, state, features, self.scope),
-            image=features.maps["image"],
             is_first=jnp.zeros_like(state.is_first),
-            stages={name: features.maps[name] for name in state.stages},
+            maps={name: features.maps[name] for name in state.maps},
         )
         if state.is_propagating:
             return dataclasses.replace(after, age=_age(state) + 1)
@@ -219,11 +217,10 @@ class Ports:
             state=start,
             decoder=features.maps["decoder"],
             logits=features.logits,
-            image=features.maps["image"],
             is_first=jnp.zeros_like(state.is_first),
             age=jnp.zeros_like(_age(state)),
             reference=None if state.reference is None else features.maps[self.settings.cut],
-            stages={name: features.maps[name] for name in state.stages},
+            maps={name: features.maps[name] for name in state.maps},
         )
 
     def finish(

@@ -19,7 +19,7 @@ _REPLACED_FIRST: dict[str, Callable[[str], Any]] = {
 """What a token of each kind is replaced by before all else: nothing, the map as it is; the plain sum."""
 _NOW = {
     "prev_state": "decoder", "prev_decoder": "decoder", "prev_logits": "logits",
-    **{f"prev_{name}": name for name in projections.earlier_stages(genotype_lib.REFINE_INPUTS)},
+    **{name: now for name in genotype_lib.REFINE_INPUTS if (now := projections.weights_of(name)) != name},
 }  # fmt: skip
 """What a map of the frame before is replaced by in a cell without history: the current frame's."""
 

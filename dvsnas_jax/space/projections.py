@@ -29,9 +29,11 @@ def weights_of(name: str) -> str:
     return name.removeprefix("prev_") if name.startswith(("prev_stage", "prev_patches")) else name
 
 
-def earlier_stages(inputs: Iterable[str]) -> tuple[str, ...]:
-    """The stages (and `patches`) whose maps of the frame before these inputs are, in order."""
-    return tuple(sorted(weights_of(name) for name in inputs if weights_of(name) != name))
+def compared(inputs: Iterable[str]) -> tuple[str, ...]:
+    """The maps of the frame before that these inputs are or are made of, in order: what `CellState.maps` keeps."""
+    names = list(inputs)
+    found = {weights_of(name) for name in names if weights_of(name) != name}
+    return tuple(sorted(found | {"image"} if "image_diff" in names else found))
 
 
 def project(params: Params, name: str, x: types.Array, scope: operations.CellScope) -> jax.Array:
@@ -103,7 +105,7 @@ def _raw_input(name: str, state: types.CellState, features: types.Features, maps
         return past(lambda: features.maps["decoder"], state.decoder)
     if weights_of(name) != name:
         stage = weights_of(name)
-        return past(lambda: features.maps[stage], state.stages[stage])
+        return past(lambda: features.maps[stage], state.maps[stage])
     if name == "prev_logits":
         fn, sources = past(lambda: features.logits, state.logits)
         return lambda *sources: _shares(fn(*sources), state), sources
@@ -112,7 +114,7 @@ def _raw_input(name: str, state: types.CellState, features: types.Features, maps
     if name == "logits":
         return functools.partial(_shares, state=state), (features.logits,)
     if name == "image_diff":
-        return lambda own, before: jnp.where(first, 0, own - before), (features.maps["image"], state.image)
+        return lambda own, before: jnp.where(first, 0, own - before), (features.maps["image"], state.maps["image"])
     return jnp.asarray, (features.maps[name],)
 
 
@@ -156,10 +158,11 @@ def of_clip(
 
     raw: dict[str, Raw] = {
         "logits": (jax.vmap(functools.partial(_shares, state=state)), (features.logits,)),
-        "image_diff": (lambda own, earlier: own - before(own, earlier), (features.maps["image"], state.image)),
         "prev_decoder": (before, (features.maps["decoder"], state.decoder)),
-        **{f"prev_{name}": (before, (features.maps[name], earlier)) for name, earlier in state.stages.items()},
+        **{f"prev_{name}": (before, (features.maps[name], earlier)) for name, earlier in state.maps.items()},
     }
+    if "prev_image" in raw:
+        raw["image_diff"] = lambda own, earlier: own - before(own, earlier), raw["prev_image"][1]
 
     def make(name: str) -> ClipInput:
         prepare, sources = raw[name] if name in raw else (lambda x: x, (features.maps[name],))

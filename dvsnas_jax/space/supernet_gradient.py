@@ -223,8 +223,8 @@ class Clip:
     def _slim(self, state: types.CellState) -> types.CellState:
         """A state without the maps that `_own` and `_after` do not read: less to keep of every frame."""
         nothing = state.logits[..., :0]
-        decoder, stages = state.decoder if state.is_propagating else nothing, dict.fromkeys(state.stages, nothing)
-        return dataclasses.replace(state, decoder=decoder, image=nothing, stages=stages)
+        decoder = state.decoder if state.is_propagating else nothing
+        return dataclasses.replace(state, decoder=decoder, maps=dict.fromkeys(state.maps, nothing))
 
     def _own(
         self,
