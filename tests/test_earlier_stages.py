@@ -1,6 +1,7 @@
 """The inputs `prev_stageN`: the encoder's maps of the frame before, seen as those of this frame are."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -78,22 +79,26 @@ def test_the_map_of_the_frame_before_passes_the_same_projection() -> None:
     assert np.abs(np.asarray(later["stage1"]) - own["stage1"]).max() > 0.1
 
 
-def test_a_stream_keeps_what_the_cell_reads_and_equals_the_clip() -> None:
-    """Frames between key frames have the cheap maps alone; a state crosses borders as a plain dict."""
+@pytest.mark.parametrize("is_projected", [False, True])
+def test_a_stream_keeps_what_the_cell_reads_and_equals_the_clip(is_projected: bool) -> None:
+    """Frames between key frames have the cheap maps alone; a state crosses borders as a plain dict, with the network's
+    maps or what the cell made of them."""
     genotype, features = np.array(GENOTYPES["a stage and the one before"], np.int32), _features(5)
     cell = cell_lib.make(SPACE, genotype, WIDE)
     params = randomised(jax.jit(cell.init)(jax.random.key(0)), 2)
     params = cell_lib.freeze_norm(params, jax.jit(cell.moments)(params, features))
     expected = jax.jit(cell.unroll)(params, features)
-    restart, advance, initial = map(jax.jit, (cell.restart, cell.advance, cell.initial_state))
-    state = initial(_frame(features, 0))
+    restart, advance = jax.jit(cell.restart), jax.jit(cell.advance)
+    state = jax.jit(functools.partial(cell.initial_state, is_projected=is_projected))(_frame(features, 0))
+    for name, own in (("decoder", state.decoder), ("stage1", state.maps["stage1"]), ("stage2", state.maps["stage2"])):
+        assert own.shape[-1] == (WIDE.channels if is_projected else CHANNELS[name])
     assert set(state.to_dict()) - {"state", "decoder", "logits", "is_first", "age"} == {"stage1", "stage2"}
     for index in range(5):
         frame = _frame(features, index)
         is_key = index % WIDE.schedule.interval == 0
         state = restart(params, state, frame) if is_key else advance(params, state, _cheap(frame))
         np.testing.assert_allclose(state.logits, expected[index], atol=1e-5)
-        state = types.CellState.from_dict(state.to_dict())
+        state = types.CellState.from_dict(state.to_dict(), is_projected=is_projected)
     plain = cell_lib.make(SPACE, np.array([[1, 3, 1, 1, 1], [1, 4, 1, 1, 1]], np.int32), WIDE)
     assert not jax.eval_shape(plain.initial_state, _frame(features, 0)).maps
     assert projections.compared(["image_diff", "prev_stage2", "stage1"]) == ("image", "stage2")

@@ -101,6 +101,8 @@ class CellState:
       maps: [B, h, w, C], those at t - 1 that a cell compares with the frame's own: `image` for `image_diff`, and what
         it reads as `prev_stageN` or `prev_patches`, named without `prev_`.
       is_propagating: the mode, not an array; None above is what it does not have.
+      is_projected: propagate, not an array: `maps` but for `image`, and `decoder` where the cell reads it, are as the
+        cell projects them, [B, h, w, C], so that each is projected once. Only where the statistics are running ones.
     """
 
     state: Array
@@ -111,19 +113,23 @@ class CellState:
     reference: Array | None = None
     maps: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     is_propagating: bool = dataclasses.field(default=False, metadata={"static": True})
+    is_projected: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def to_dict(self) -> dict[str, Array]:
         """Its arrays by name, for what is told plain containers alone."""
-        arrays = {name: value for name, value in vars(self).items() if name not in ("is_propagating", "maps")}
+        arrays = {name: value for name, value in vars(self).items() if name not in _NO_ARRAYS}
         return {name: value for name, value in (arrays | dict(self.maps)).items() if value is not None}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Array]) -> CellState:
+    def from_dict(cls, values: Mapping[str, Array], *, is_projected: bool = False) -> CellState:
         """The inverse of `to_dict`."""
         own = {field.name for field in dataclasses.fields(cls)}
         maps = {name: value for name, value in values.items() if name not in own}
         arrays = {name: value for name, value in values.items() if name in own}
-        return cls(**arrays, maps=maps, is_propagating="age" in values)
+        return cls(**arrays, maps=maps, is_propagating="age" in values, is_projected=is_projected)
+
+
+_NO_ARRAYS = ("maps", "is_propagating", "is_projected")
 
 
 @jax.tree_util.register_dataclass

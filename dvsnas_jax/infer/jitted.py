@@ -108,5 +108,5 @@ def _follow(
         return state, (logits, share)
 
     clip = jax.tree.map(lambda x: x[:, None], found)  # of one video
-    after, (logits, shares) = jax.lax.scan(step, types.CellState.from_dict(state), clip)
+    after, (logits, shares) = jax.lax.scan(step, model.cell_state(state), clip)
     return after.to_dict(), (static, predict(logits[:, 0]), shares)

@@ -118,11 +118,16 @@ class Model:
         return self.cell
 
     @functools.cached_property
+    def _is_projected(self) -> bool:
+        """Regions are joined from the network's own maps."""
+        return self.settings.is_propagating and not self.settings.schedule.has_regions
+
+    @functools.cached_property
     def _start(self) -> State:
         if self.cell is None:
             return {}
         shapes = static_net.frame_shapes(self.net, self.size)
-        start_fn = self.cell.initial_state
+        start_fn = functools.partial(self.cell.initial_state, is_projected=self._is_projected)
         return compilation.jit_once(lambda: start_fn(shapes).to_dict())()  # one program instead of one an array
 
     def initial_state(self) -> State:
@@ -142,11 +147,15 @@ class Model:
     def _advanced(self, weights: Any, state: State, maps: Any) -> types.CellState:
         """The state after a frame by the cell alone, from its cheap maps."""
         cheap = types.Features(maps=maps, logits=jnp.zeros((*maps["image"].shape[:3], 0)))
-        return self._cell.advance(weights["cell"], types.CellState.from_dict(state), cheap)
+        return self._cell.advance(weights["cell"], self.cell_state(state), cheap)
 
     def _restarted(self, weights: Any, state: State, found: types.Features) -> types.CellState:
         """The state after a frame by the static network."""
-        return self._cell.restart(weights["cell"], types.CellState.from_dict(state), found)
+        return self._cell.restart(weights["cell"], self.cell_state(state), found)
+
+    def cell_state(self, state: State) -> types.CellState:
+        """A state as the cell takes it."""
+        return types.CellState.from_dict(state, is_projected=self._is_projected)
 
     def static(self, weights: Any, frame: jax.Array) -> jax.Array:
         return self.predict(self._infer(weights, frame).logits)
@@ -169,7 +178,7 @@ class Model:
 
     def look(self, weights: Any, state: State, frame: jax.Array) -> tuple[Any, jax.Array]:
         cheap = self._infer(weights, frame, self.depth)
-        log_odds = cell_frame.due(weights["cell"]["ports"], self.settings, types.CellState.from_dict(state), cheap)[1]
+        log_odds = cell_frame.due(weights["cell"]["ports"], self.settings, self.cell_state(state), cheap)[1]
         assert log_odds is not None, "the schedule is learned"
         read = {*map(projections.weights_of, self._cell.inputs), self.settings.cut, "image"}
         return {name: x for name, x in cheap.maps.items() if name in read}, self.settings.schedule.scores(log_odds)

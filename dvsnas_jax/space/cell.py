@@ -48,9 +48,9 @@ class Cell:
             return {"ports": {name: ports[name] for name in ("share", "schedule") if name in ports}, "layers": {}}
         return _select(space, self._rows, {"ports": ports, "layers": layers})
 
-    def initial_state(self, features: types.Features) -> types.CellState:
-        """The state before the first frame."""
-        return cell_frame.initial_state(self._settings, features, self.inputs)
+    def initial_state(self, features: types.Features, *, is_projected: bool = False) -> types.CellState:
+        """The state before the first frame; `is_projected`: see `CellState`."""
+        return cell_frame.initial_state(self._settings, features, self.inputs, is_projected=is_projected)
 
     def step(
         self, params: Params, state: types.CellState, features: types.Features
@@ -123,7 +123,7 @@ class Cell:
         inputs = projections.cell_inputs(state, features, self.inputs, project_fn)
         outputs = self._run_layers(params["layers"], inputs, state.state, self._settings.scope(record))
         mean = functools.reduce(jnp.add, [outputs[layer] for layer in self._loose]) / len(self._loose)
-        return ports.output(mean, state, features)
+        return ports.output(mean, state, features, inputs)
 
     def merge(self, restarted: types.CellState, advanced: types.CellState, is_key: jax.Array) -> types.CellState:
         """Propagate: one state of two, region by region, `is_key` bool [B, rows, columns]."""

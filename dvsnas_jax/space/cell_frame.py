@@ -154,20 +154,29 @@ def init(rng: jax.Array, settings: CellSettings, inputs: Iterable[str]) -> Param
     return params
 
 
-def initial_state(settings: CellSettings, features: types.Features, inputs: Iterable[str]) -> types.CellState:
+def initial_state(
+    settings: CellSettings, features: types.Features, inputs: Iterable[str], *, is_projected: bool = False
+) -> types.CellState:
     """The state before the first frame (all zeros, `is_first`) of a cell that may read these inputs, shaped after one
-    frame's features."""
+    frame's features; `is_projected`: see `CellState`."""
+    names = list(inputs)
+
+    def zeros(name: str, is_read: bool) -> jax.Array:
+        like = jnp.zeros_like(features.maps[name])
+        return jnp.zeros((*like.shape[:3], settings.channels), like.dtype) if is_projected and is_read else like
+
     logits, schedule = features.logits, settings.schedule
     num, has_reference = logits.shape[0], settings.is_propagating and schedule.is_learned
     return types.CellState(
         state=jnp.zeros((*features.maps["decoder"].shape[:3], settings.channels), logits.dtype),
-        decoder=jnp.zeros_like(features.maps["decoder"]),
+        decoder=zeros("decoder", "prev_decoder" in names),
         logits=jnp.zeros_like(logits),
         is_first=jnp.ones((num,), bool),
         age=jnp.full((num, *schedule.regions), -1, jnp.int32) if settings.is_propagating else None,
         reference=jnp.zeros_like(features.maps[settings.cut]) if has_reference else None,
-        maps={name: jnp.zeros_like(features.maps[name]) for name in projections.compared(inputs)},
+        maps={name: zeros(name, name != "image") for name in projections.compared(names)},
         is_propagating=settings.is_propagating,
+        is_projected=is_projected,
     )
 
 
@@ -179,11 +188,17 @@ class Ports:
     settings: CellSettings
     scope: operations.CellScope
 
-    def output(self, mean: jax.Array | None, state: types.CellState, features: types.Features) -> types.CellState:
+    def output(
+        self,
+        mean: jax.Array | None,
+        state: types.CellState,
+        features: types.Features,
+        inputs: Mapping[str, jax.Array] | None = None,
+    ) -> types.CellState:
         """The state after a frame; propagate: one that is no key frame.
 
         The mean of the loose ends, [B, h, w, C], is projected to the cell's output, whose end makes the logits. None:
-        the cell has nothing beside its baseline.
+        the cell has nothing beside its baseline. `inputs` are the cell's, projected.
         """
         new = None
         if mean is not None:
@@ -195,7 +210,7 @@ class Ports:
             state=state.state if new is None else new,
             logits=cell_end.logits(self.params, new, state, features, self.scope),
             is_first=jnp.zeros_like(state.is_first),
-            maps={name: features.maps[name] for name in state.maps},
+            maps={name: self._kept(name, state, features, inputs) for name in state.maps},
         )
         if state.is_propagating:
             return dataclasses.replace(after, age=_age(state) + 1)
@@ -212,16 +227,32 @@ class Ports:
             start = jnp.asarray(state.state)
         elif start is None:
             start = projections.project(self.params, "decoder", features.maps["decoder"], self.scope)
+        decoder = features.maps["decoder"]
+        if state.is_projected and "prev_decoder" in self.params.get("inputs", {}):
+            decoder = projections.project(self.params, "prev_decoder", decoder, self.scope)
         return dataclasses.replace(
             state,
             state=start,
-            decoder=features.maps["decoder"],
+            decoder=decoder,
             logits=features.logits,
             is_first=jnp.zeros_like(state.is_first),
             age=jnp.zeros_like(_age(state)),
             reference=None if state.reference is None else features.maps[self.settings.cut],
-            maps={name: features.maps[name] for name in state.maps},
+            maps={name: self._kept(name, state, features) for name in state.maps},
         )
+
+    def _kept(
+        self,
+        name: str,
+        state: types.CellState,
+        features: types.Features,
+        inputs: Mapping[str, jax.Array] | None = None,
+    ) -> types.Array:
+        """What the state keeps of a frame's map for the next one."""
+        if not state.is_projected or name == "image":
+            return features.maps[name]
+        known = inputs or {}
+        return known[name] if name in known else projections.project(self.params, name, features.maps[name], self.scope)
 
     def finish(
         self,

@@ -86,6 +86,8 @@ def cell_inputs(
     encoder stages (propagate), it cannot be the first: its own values do not exist.
     """
     maps, wanted = dict(known or {}), list(names)
+    if state.is_projected:
+        maps |= {"prev_decoder": state.decoder, **{f"prev_{name}": x for name, x in state.maps.items()}}
     for name in ["decoder"] * ("prev_state" in wanted and "decoder" in features.maps) + wanted:
         if name not in maps:
             maps[name] = project_fn(name, *_raw_input(name, state, features, maps))
