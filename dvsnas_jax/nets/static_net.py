@@ -203,7 +203,7 @@ def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: st
     """
     images = normalise(net, frames)
     size = images.shape[1], images.shape[2]
-    grid, nothing = grid_of(net, size), jnp.zeros((len(images), *grid_size(size), 0))
+    grid, nothing = grid_of(net, size), jnp.zeros((images.shape[0], *grid_size(size), 0))
     plain = {"image": layers.average_to_grid(images, grid), "patches": to_patches(images, net.grid_stride)}
     if last == "image":
         return types.Features(maps=plain, logits=nothing)

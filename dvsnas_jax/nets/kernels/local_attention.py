@@ -57,7 +57,7 @@ def cosines(query: jax.Array, keys: jax.Array, window: int) -> jax.Array:
     """Of the angles between each pixel of the query [B, h, w, C] and the keys in the window of k x k around it, 0
     outside the map: [B, h, w, k * k] in the type of the query, the taps row by row."""
     num_products = window * window * query.shape[3]
-    if layers.is_cpu() and len(query) == 1 and num_products <= _MAX_PRODUCTS:
+    if layers.is_cpu() and query.shape[0] == 1 and num_products <= _MAX_PRODUCTS:
         return _cosines_of_planes(query, keys, window)
     return _cosines(query, keys, window)
 
