@@ -2,7 +2,8 @@
 
 `onnx/NAME.onnx` is one program of `infer.programs` for one video, its weights inside. Inputs and outputs have names:
 `frame` u8 [1, H, W, 3] RGB, `labels` u8 [1, H, W], and the state as `state_NAME`; the first frame takes what the
-manifest's `state` says (a shape and a value for each). An output `next_state_NAME` is the next input `state_NAME`.
+manifest's `state` says (a shape and a value for each). An output `next_state_NAME` is the next input `state_NAME`,
+and a part of the state without such an output stays as it was.
 Refine: `step`. Propagate: `key` for key frames and `other` for the rest; with a learned schedule `look` first, see
 `dispatch.Dispatch.step`.
 """
