@@ -136,6 +136,10 @@ def test_due_by_age():
 
 
 def test_regions_share_the_grid_evenly():
+    """And so many are computed by themselves as, with 4 cells around them, are at most 0.8 of the frame."""
+    for grid, size, expected in (((2, 2), (60, 80), 2), ((2, 2), (24, 32), 1), ((1, 2), (4, 6), 0), ((3, 3), (90, 120), 4)):
+        assert schedule_lib.Schedule(kind="regions", grid=grid).most_regions(size) == expected
+    assert schedule_lib.Schedule(kind="adaptive").most_regions((60, 80)) == 0
     assert schedule_lib.region_bounds(45, 2) == [(0, 23), (23, 45)]
     assert schedule_lib.region_bounds(6, 4) == [(0, 2), (2, 3), (3, 5), (5, 6)]
     x = jnp.arange(12.0).reshape(1, 3, 4)

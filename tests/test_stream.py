@@ -126,10 +126,11 @@ def test_who_goes_first_pays_no_more_than_the_other(monkeypatch):
 
 
 def test_a_region_is_computed_from_its_own_surroundings():
-    """Its crop: the region with 32 pixels around it, in whole grid cells."""
-    assert programs.crop((0, 9), 70) == (0, 68, 0, 0, 9)
-    assert programs.crop((9, 18), 70) == (4, 66, 8, 9, 9)
-    assert programs.crop((0, 9), 34) == (0, 34, 0, 0, 9)
+    """Its crop: the region with 16 pixels around it, in whole cells of the stage that it goes on from."""
+    assert programs.crop((0, 9), 70, "stage1") == (0, 52, 0, 0, 9)
+    assert programs.crop((9, 18), 70, "stage1") == (20, 50, 4, 9, 9)
+    assert programs.crop((9, 18), 70, "stage2") == (16, 54, 5, 9, 9)
+    assert programs.crop((0, 9), 34, "stage3") == (0, 34, 0, 0, 9)
 
 
 @pytest.mark.parametrize(

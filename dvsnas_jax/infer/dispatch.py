@@ -77,23 +77,34 @@ class Dispatch:
             return run["step"](state, frame)
         age = self._array(state["age"])
         is_due = (age < 0) | (age + 1 >= schedule["interval"])
-        if not schedule["is_learned"]:
-            return self._choose(is_due.any(), lambda: run["key"](state, frame), lambda: run["other"](state, frame))
-        maps, shares = run["look"](state, frame)
-        is_due = is_due | (self._array(shares) > schedule["threshold"])
+        most = schedule.get("most_regions", is_due[0].size - 1 if self._regions else 0)  # folders of before lack it
+
+        def look() -> tuple[State, jax.Array]:
+            if not schedule["is_learned"]:
+                return run["other"](state, frame)
+            maps, shares = run["look"](state, frame)
+            return self._decided(state, frame, maps, (is_due | (self._array(shares) > schedule["threshold"]), most))
+
+        return self._choose(is_due.sum() > most, lambda: run["key"](state, frame), look)
+
+    def _decided(self, state: State, frame: Any, maps: Any, due: tuple[Any, int]) -> tuple[State, jax.Array]:
+        """What a look at a frame decided: which regions are due, and of how many the whole frame is computed."""
+        run, (is_due, most) = self._programs, due
+        # Exported folders of before compute key frames and regions from the frame, as if nothing had looked at it.
+        key, seen = (run["rest"], maps) if "rest" in run else (run["key"], frame)
 
         def compute() -> tuple[State, jax.Array]:
             if not self._regions:
-                return run["key"](state, frame)
+                return key(state, seen)
             return self._choose(
-                is_due.all(),
-                lambda: run["key"](state, frame),
-                lambda: run["join"](state, maps, self._paint(state, frame, is_due[0]), is_due),
+                is_due.sum() > most,
+                lambda: key(state, seen),
+                lambda: run["join"](state, maps, self._paint(state, seen, is_due[0]), is_due),
             )
 
         return self._choose(is_due.any(), compute, lambda: run["other"](state, maps))
 
-    def _paint(self, state: State, frame: Any, is_due: Any) -> list[Any]:
+    def _paint(self, state: State, seen: Any, is_due: Any) -> list[Any]:
         """Decoder map and logits of the static network on the regions that are due, zeros elsewhere."""
         canvas = [jnp.zeros_like(state[name]) for name in ("decoder", "logits")]
         for row, column in np.ndindex(is_due.shape):
@@ -101,7 +112,7 @@ class Dispatch:
             paint, places = self._programs[region["program"]], np.array(region["places"], np.int32)
             canvas = self._choose(
                 is_due[row, column],
-                lambda whole=canvas, paint=paint, places=places: list(paint(whole, frame, places)),
+                lambda whole=canvas, paint=paint, places=places: list(paint(whole, seen, places)),
                 lambda whole=canvas: whole,
             )
         return canvas

@@ -27,15 +27,14 @@ from dvsnas_jax.space import settings as settings_lib
 State = dispatch.State
 Stepped = tuple[State, jax.Array]
 """A state, and labels u8 [B, H, W]."""
-HALO = 32
-"""Pixels around a region that the static network sees as well."""
 
 
 class Region(NamedTuple):
     """How one region of a frame is computed by the static network: by the program of this name.
 
-    `places` are first row and column of the crop (pixels), of the region in the crop and in the whole (grid cells);
-    `crop_size` is height and width of the crop, pixels, `shape` that of the region, grid cells.
+    The first stages of the encoder are those of the whole frame; what is deeper sees a crop. `places` are first row and
+    column of the crop (pixels), of the region in the crop and in the whole (grid cells); `crop_size` is height and
+    width of the crop, pixels, `shape` that of the region, grid cells.
     """
 
     program: str
@@ -159,20 +158,32 @@ class Model:
         return self._labelled(self._restarted(weights, state, self._infer(weights, frame)))
 
     def other(self, weights: Any, state: State, frame: jax.Array) -> Stepped:
-        return self.other_seen(weights, state, self._infer(weights, frame, self.depth).maps)
-
-    def other_seen(self, weights: Any, state: State, maps: Any) -> Stepped:
-        return self._labelled(self._advanced(weights, state, maps))
+        return self._labelled(self._advanced(weights, state, self._infer(weights, frame, self.depth).maps))
 
     def look(self, weights: Any, state: State, frame: jax.Array) -> tuple[Any, jax.Array]:
-        cheap = self._infer(weights, frame, self.depth)
+        maps = static_net.first_stages(self.net, weights["static"], frame, self.depth)
+        cheap = types.Features(maps=static_net.on_grid(maps), logits=jnp.zeros((*maps["image"].shape[:3], 0)))
         log_odds = cell_frame.due(weights["cell"]["ports"], self.settings, types.CellState.from_dict(state), cheap)[1]
         assert log_odds is not None, "the schedule is learned"
-        return dict(cheap.maps), self.settings.schedule.scores(log_odds)
+        return maps, self.settings.schedule.scores(log_odds)
 
-    def paint(self, region: Region, weights: Any, canvas: Any, frame: jax.Array, places: types.Array) -> Any:
-        pixels = jax.lax.dynamic_slice(frame, (0, places[0], places[1], 0), (1, *region.crop_size, 3))
-        found = self._infer(weights, pixels)
+    def other_looked(self, weights: Any, state: State, maps: Any) -> Stepped:
+        return self._labelled(self._advanced(weights, state, static_net.on_grid(maps)))
+
+    def rest(self, weights: Any, state: State, maps: Any) -> Stepped:
+        found = static_net.finish(self.net, weights["static"], maps)
+        whole = types.Features(maps={**static_net.on_grid(maps), **found.maps}, logits=found.logits)
+        return self._labelled(self._restarted(weights, state, whole))
+
+    def paint(self, region: Region, weights: Any, canvas: Any, maps: Any, places: types.Array) -> Any:
+        stages = {}
+        for name, x in maps.items():
+            if name != "image":
+                stride = static_net.GRID_STRIDE * 2 ** static_net.STAGES.index(name)
+                size = (-(-pixels // stride) for pixels in region.crop_size)
+                first = (0, places[0] // stride, places[1] // stride, 0)
+                stages[name] = jax.lax.dynamic_slice(x, first, (1, *size, x.shape[-1]))
+        found = static_net.finish(self.net, weights["static"], stages)
         painted = []
         for whole, part in zip(canvas, (found.maps["decoder"], found.logits), strict=True):
             inner = jax.lax.dynamic_slice(part, (0, places[2], places[3], 0), (1, *region.shape, part.shape[-1]))
@@ -180,8 +191,9 @@ class Model:
         return tuple(painted)
 
     def join(self, weights: Any, state: State, maps: Any, canvas: Any, is_due: jax.Array) -> Stepped:
-        full = types.Features(maps={**maps, "decoder": canvas[0]}, logits=canvas[1])
-        restarted, advanced = self._restarted(weights, state, full), self._advanced(weights, state, maps)
+        cheap = static_net.on_grid(maps)
+        full = types.Features(maps={**cheap, "decoder": canvas[0]}, logits=canvas[1])
+        restarted, advanced = self._restarted(weights, state, full), self._advanced(weights, state, cheap)
         return self._labelled(self._cell.merge(restarted, advanced, is_due))
 
 
@@ -210,6 +222,7 @@ def describe(model: Model) -> dict[str, Any]:
     schedule, plan = model.settings.schedule, None
     if model.settings.is_propagating:
         plan = {**dataclasses.asdict(schedule), "grid": list(schedule.grid), "is_learned": schedule.is_learned}
+        plan["most_regions"] = schedule.most_regions(_grid(model))
     regions = [[{"program": each.program, "places": each.places} for each in row] for row in _regions(model)]
     state = {name: _constant(value) for name, value in model.initial_state().items()}
     return {"schedule": plan, "state": state, "regions": regions}
@@ -227,8 +240,9 @@ def make(model: Model) -> dict[str, Program]:
     `static`: `(frame) -> labels`, the network alone. Refine: `step`: `(state, frame) -> (state, labels)`. Propagate:
     `key` the same, for a key frame; `other`, for the others, where the schedule is fixed. Where it is learned:
     `look`: `(state, frame) -> (maps, shares)`, the cheap maps and the predicted share of differing labels f32
-    [B, rows, columns], and `other`: `(state, maps) -> (state, labels)`. Regions, in addition: `paintN`:
-    `(canvas, frame, places) -> canvas`, decoder map and logits with one more region computed (`Region.places`), and
+    [B, rows, columns], `other`: `(state, maps) -> (state, labels)`, and `rest`, the same for a key frame, which goes on
+    from these maps. Regions, where some are computed by themselves, in addition: `paintN`:
+    `(canvas, maps, places) -> canvas`, decoder map and logits with one more region computed (`Region.places`), and
     `join`: `(state, maps, canvas, is_due) -> (state, labels)`.
     """
     state, frame = model.initial_state(), jax.ShapeDtypeStruct((1, *model.size, 3), jnp.uint8)
@@ -242,13 +256,14 @@ def make(model: Model) -> dict[str, Program]:
         return {**made, "other": Program(model.other, first_stages, (state, frame))}
     look = Program(model.look, first_stages, (state, frame), outputs=("maps", "shares"))
     maps, shares = jax.eval_shape(look.fn, look.weights, *look.args)
-    made |= {"look": look, "other": Program(model.other_seen, own, (state, maps), inputs=("state", "maps"))}
+    looked = functools.partial(Program, args=(state, maps), inputs=("state", "maps"))
+    made |= {"look": look, "other": looked(model.other_looked, own), "rest": looked(model.rest, alone | own)}
     regions = {region.program: region for row in _regions(model) for region in row}
     if regions:
         canvas = [jax.ShapeDtypeStruct(state[name].shape, jnp.float32) for name in ("decoder", "logits")]
         paint = functools.partial(
-            Program, weights=alone, args=(canvas, frame, jax.ShapeDtypeStruct((6,), np.int32)), is_batched=False,
-            inputs=("canvas", "frame", "places"), outputs=("canvas",),
+            Program, weights=alone, args=(canvas, maps, jax.ShapeDtypeStruct((6,), np.int32)), is_batched=False,
+            inputs=("canvas", "maps", "places"), outputs=("canvas",),
         )  # fmt: skip
         made |= {name: paint(functools.partial(model.paint, region)) for name, region in regions.items()}
         args = (state, maps, canvas, jax.ShapeDtypeStruct(shares.shape, bool))
@@ -269,10 +284,16 @@ def next_frame(model: Model) -> Program:
     return made["key"]._replace(fn=step, is_batched=not plan["regions"])
 
 
+def _grid(model: Model) -> tuple[int, int]:
+    """Rows and columns of the grid."""
+    shape = static_net.frame_shapes(model.net, model.size).logits.shape
+    return shape[1], shape[2]
+
+
 def _regions(model: Model) -> list[list[Region]]:
-    """Of each row and column of regions, how it is computed; [] where the schedule has no regions."""
-    schedule, names = model.settings.schedule, dict[Any, str]()
-    if model.cell is None or not schedule.has_regions:
+    """How each region of a frame is computed by itself, [rows][columns]; [] where none is."""
+    schedule, names, grid = model.settings.schedule, dict[Any, str](), _grid(model)
+    if model.cell is None or not schedule.most_regions(grid):
         return []
 
     def region(rows: tuple[int, ...], cols: tuple[int, ...]) -> Region:
@@ -281,20 +302,20 @@ def _regions(model: Model) -> list[list[Region]]:
         return Region(name, (rows[0], cols[0], rows[2], cols[2], rows[3], cols[3]), crop_size, shape)
 
     all_rows, all_cols = (
-        [crop(bounds, pixels) for bounds in schedule_lib.region_bounds(length, num)]
-        for length, num, pixels in zip(
-            model.initial_state()["logits"].shape[1:3], schedule.regions, model.size, strict=True
-        )
+        [crop(bounds, pixels, model.depth) for bounds in schedule_lib.region_bounds(length, num)]
+        for length, num, pixels in zip(grid, schedule.regions, model.size, strict=True)
     )
     return [[region(rows, cols) for cols in all_cols] for rows in all_rows]
 
 
-def crop(bounds: tuple[int, int], pixels: int) -> tuple[int, int, int, int, int]:
-    """What is cut out along an axis of so many pixels for a region (first and last + 1 grid cell) with its halo.
+def crop(bounds: tuple[int, int], pixels: int, depth: str) -> tuple[int, int, int, int, int]:
+    """What is cut out along an axis of so many pixels for a region (first and last + 1 grid cell) with its halo, in
+    whole cells of the stage `depth`.
 
     First pixel and number of pixels of the crop; first cell of the region in the crop and in the whole; its cells.
     """
-    first, last = bounds
-    start = max(first * static_net.GRID_STRIDE - HALO, 0)
-    stop = min(last * static_net.GRID_STRIDE + HALO, pixels)
-    return start, stop - start, first - start // static_net.GRID_STRIDE, first, last - first
+    stride = static_net.GRID_STRIDE * 2 ** static_net.STAGES.index(depth)
+    cells = -(-pixels // static_net.GRID_STRIDE)
+    start, stop = (edge * static_net.GRID_STRIDE for edge in schedule_lib.surroundings(bounds, cells))
+    start, stop = start // stride * stride, min(-(-stop // stride) * stride, pixels)
+    return start, stop - start, bounds[0] - start // static_net.GRID_STRIDE, bounds[0], bounds[1] - bounds[0]

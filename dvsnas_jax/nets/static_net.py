@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import flax.linen as nn
@@ -47,20 +47,23 @@ class StaticNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool, last: str = "decoder") -> types.Features:
+    def __call__(
+        self, images: jax.Array, train: bool, last: str = "decoder", found: Mapping[str, jax.Array] | None = None
+    ) -> types.Features:
         """Segments frames.
 
         Args:
           images: f32 [B, H, W, 3], as `normalise` gives them.
           train: normalise by the batch and update the running statistics (`mutable=["batch_stats"]`).
           last: `stageN`: stop after that stage of the encoder; there are no deeper maps then, and no logits (K = 0).
+          found: the stages that were computed so before, to go on from; of the images nothing is read then.
 
         Returns:
           Maps `stage1` .. `stage4` at strides 4, 8, 16, `output_stride` and `decoder` at stride 4, logits
           [B, h, w, K] at stride 4, all in `dtype`. In training, where there is an auxiliary classifier, also the map
           `auxiliary`: its logits at stride 16.
         """
-        maps = self._encoder()(images, train, last)
+        maps = self._encoder()(images, train, last, found)
         found = {name: maps[name] for name in STAGES if name in maps}
         if last in STAGES:
             return types.Features(maps=found, logits=jnp.zeros((*found["stage1"].shape[:3], 0), self.dtype))
@@ -207,6 +210,28 @@ def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: st
         return types.Features(maps={"image": image}, logits=jnp.zeros((batch, rows, columns, 0)))
     features = to_grid(cast(types.Features, net.apply(variables, images, train=False, last=last)), images)
     return jax.tree.map(lambda x: x.astype(jnp.float32), features)
+
+
+def first_stages(net: StaticNet, variables: types.Params, frames: types.Array, last: str) -> dict[str, jax.Array]:
+    """The encoder's own maps of frames u8 [B, H, W, 3] as far as the stage `last`, as `finish` goes on from them; and
+    `image`, as `infer` gives it."""
+    maps = cast(types.Features, net.apply(variables, normalise(net, frames), train=False, last=last)).maps
+    return cast(dict[str, jax.Array], {**maps, "image": infer(net, variables, frames, "image").maps["image"]})
+
+
+def on_grid(maps: Mapping[str, types.Array]) -> dict[str, jax.Array]:
+    """What `infer` gives, from maps of `first_stages`."""
+    size = (maps["stage1"].shape[1], maps["stage1"].shape[2])
+    return {name: layers.resize_bilinear(jnp.asarray(x), size).astype(jnp.float32) for name, x in maps.items()}
+
+
+def finish(net: StaticNet, variables: types.Params, maps: Mapping[str, types.Array]) -> types.Features:
+    """The map `decoder` and the logits, f32 at the grid, of frames (or crops of them) from maps of `first_stages`."""
+    stages = {name: jnp.asarray(x) for name, x in maps.items() if name != "image"}
+    unread = jnp.zeros((1, 1, 1, 3))
+    found = cast(types.Features, net.apply(variables, unread, train=False, found=stages))
+    decoder = on_grid({"stage1": stages["stage1"], "decoder": found.maps["decoder"]})["decoder"]
+    return types.Features(maps={"decoder": decoder}, logits=jnp.asarray(found.logits, jnp.float32))
 
 
 def fold(net: StaticNet, variables: types.Params) -> types.Params:

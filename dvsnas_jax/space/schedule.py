@@ -10,6 +10,7 @@ network's, and a frame whose predicted share exceeds the threshold becomes a key
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,11 @@ from dvsnas_jax.space import operations
 
 Params = dict[str, Any]
 
+HALO = 4
+"""Grid cells around a region that the deep stages of the static network see as well; the first stages see all."""
+PAYING_SHARE = 0.8
+"""Of a frame: regions that, with what is around them, are more than this cost no less than the whole frame, since the
+cell runs besides."""
 ERROR_CHANNELS = 16
 """Of the hidden map of the head that predicts errors."""
 
@@ -97,6 +103,19 @@ class Schedule:
         """Rows and columns of what is decided by itself; the whole frame: (1, 1)."""
         return self.grid if self.has_regions else (1, 1)
 
+    def most_regions(self, size: tuple[int, int]) -> int:
+        """How many regions of a grid of so many rows and columns are computed by themselves; of more, the whole frame.
+
+        0: none, so that decisions are for whole frames, as they are where the kind has no regions.
+        """
+        if not self.has_regions:
+            return 0
+        sides = (
+            max(stop - start for start, stop in (surroundings(bounds, length) for bounds in region_bounds(length, num)))
+            for length, num in zip(size, self.grid, strict=True)
+        )
+        return int(PAYING_SHARE * math.prod(size) / math.prod(sides))
+
     def scores(self, log_odds: types.Array) -> jax.Array:
         """What is compared with the threshold, f32 [B, rows, columns], of a learned schedule's `predict_error`."""
         score_fn = TABLE[self.kind].score_fn
@@ -157,7 +176,7 @@ def error_loss(log_odds: jax.Array, is_different: jax.Array, is_counted: jax.Arr
 
 
 def due(schedule: Schedule, age: types.Array, log_odds: types.Array | None) -> Any:
-    """Which regions have to be computed by the static network, bool [B, rows, columns].
+    """Which regions have to be computed by the static network, bool [B, rows, columns]; all where it is too many.
 
     Args:
       schedule: of the cell.
@@ -165,13 +184,22 @@ def due(schedule: Schedule, age: types.Array, log_odds: types.Array | None) -> A
       log_odds: f32 [B, h, w] of `predict_error`; None: the interval decides alone, in NumPy where `age` is.
     """
     is_due = (age < 0) | (age + 1 >= schedule.interval)
-    return is_due if log_odds is None else is_due | (schedule.scores(log_odds) > schedule.threshold)
+    if log_odds is None:
+        return is_due
+    is_due = is_due | (schedule.scores(log_odds) > schedule.threshold)
+    most = schedule.most_regions((log_odds.shape[1], log_odds.shape[2]))
+    return is_due | (is_due.sum(axis=(1, 2), keepdims=True) > most)
 
 
 def region_bounds(size: int, num: int) -> list[tuple[int, int]]:
     """First and last + 1 grid row (or column) of each of `num` regions that share `size` rows evenly."""
     edges = [-(-size * index // num) for index in range(num + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def surroundings(bounds: tuple[int, int], size: int) -> tuple[int, int]:
+    """First and last + 1 grid row (or column), of so many, of a region with its halo."""
+    return max(bounds[0] - HALO, 0), min(bounds[1] + HALO, size)
 
 
 def spread(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
