@@ -100,9 +100,9 @@ def test_predicted_errors_are_learned_and_decide(kind):
     schedule = schedule_lib.Schedule(kind=kind, interval=100, threshold=0.5, grid=(1, 2))
     params = schedule_lib.init(jax.random.key(1), schedule, 4)
     rng = np.random.default_rng(0)
-    reference = jnp.asarray(rng.normal(size=(16, 4, 6, 4)), jnp.float32)
+    reference = jnp.asarray(rng.normal(size=(16, 4, 18, 4)), jnp.float32)  # wide enough for one region by itself
     is_moved = jnp.asarray(rng.random((16, 1, 2)) < 0.5)
-    spread = schedule_lib.spread(is_moved, (4, 6))
+    spread = schedule_lib.spread(is_moved, (4, 18))
     current = reference + 2.0 * spread
 
     @jax.jit
@@ -120,9 +120,12 @@ def test_predicted_errors_are_learned_and_decide(kind):
         losses.append(float(loss))
     assert losses[0] == pytest.approx(np.log(2), rel=1e-5) and losses[-1] < 0.15
     age = jnp.ones((16, *schedule.regions), jnp.int32)
-    found = schedule_lib.due(schedule, age, schedule_lib.predict_error(params, current, reference))
+    whole = schedule_lib.predict_error(params, current, reference)
+    log_odds = schedule_lib.predict_error(params, current, reference, 2)
+    np.testing.assert_allclose(log_odds, whole[:, ::2, ::2], atol=1e-5)  # what decides is every second row and column
+    found = schedule_lib.due(schedule, age, log_odds, (4, 18))
     if kind == "regions":
-        np.testing.assert_array_equal(found, is_moved)
+        np.testing.assert_array_equal(found, is_moved)  # one of two by itself, or both
     else:
         share = np.asarray(is_moved).mean(axis=(1, 2))
         np.testing.assert_array_equal(np.asarray(found)[share != 0.5, 0, 0], share[share != 0.5] == 1)
@@ -136,8 +139,13 @@ def test_due_by_age():
 
 
 def test_regions_share_the_grid_evenly():
-    """And so many are computed by themselves as, with 4 cells around them, are at most 0.8 of the frame."""
-    for grid, size, expected in (((2, 2), (60, 80), 2), ((2, 2), (24, 32), 1), ((1, 2), (4, 6), 0), ((3, 3), (90, 120), 4)):
+    """And so many are computed by themselves as, with 4 cells around them and 0.17 each, are below 0.94 of a frame."""
+    for grid, size, expected in (
+        ((2, 2), (60, 80), 1),
+        ((2, 2), (90, 120), 2),
+        ((1, 2), (4, 6), 0),
+        ((3, 3), (90, 120), 2),
+    ):
         assert schedule_lib.Schedule(kind="regions", grid=grid).most_regions(size) == expected
     assert schedule_lib.Schedule(kind="adaptive").most_regions((60, 80)) == 0
     assert schedule_lib.region_bounds(45, 2) == [(0, 23), (23, 45)]
