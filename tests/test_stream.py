@@ -125,6 +125,54 @@ def test_who_goes_first_pays_no_more_than_the_other(monkeypatch):
         assert len({calls[60 + 2 * frame] for frame in range(0, 30, interval)}) == 2
 
 
+def test_what_is_said_of_the_time_of_a_propagating_cell():
+    def times(*medians):
+        return {kind: {"count": 2, "median": ms} for kind, ms in zip(("key", "cell"), medians, strict=False)}
+
+    static = {"ms_per_frame": 10.0, "latency": times(10.0)}
+    plan = {"is_learned": False, "kind": "fixed", "grid": [2, 2], "has_regions": False, "most_regions": 0}
+    cheap, dear = ({"ms_per_frame": ms, "latency": times(10.0, 2 * ms - 10)} for ms in (7.0, 12.0))
+    line = (
+        "mean time of a frame 0.70 of the static network's 10.0 ms (2 key frames of 10.0 ms, 2 cell frames of 4.0 ms)"
+    )
+    assert timing.propagating(plan, static, cheap) == [line]
+    assert timing.propagating(None, static, cheap) == timing.propagating(plan, static, None) == []
+    regions = {**plan, "is_learned": True, "kind": "regions", "has_regions": True}
+    first, second = timing.propagating(regions, static, dear)
+    assert first.startswith("warning: mean time of a frame 1.20 of") and "raise schedule.threshold" in first
+    assert "at this size one of 2x2 regions" in second and "whole frames are decided" in second
+    assert "take a smaller cell" in timing.propagating(plan, static, dear)[0]
+
+
+def test_many_regions_are_a_key_frame_and_frames_that_are_due_anyway_are_not_looked_at():
+    """By programs that say what they were asked for, a grid of 2x2 regions of which one is computed by itself."""
+    calls, shares = [], np.zeros((1, 2, 2), np.float32)
+
+    def program(name, result):
+        return lambda *args: calls.append(name) or result
+
+    state = {"age": np.full((1, 2, 2), 1), "decoder": np.zeros(1), "logits": np.zeros(1)}
+    made = {name: program(name, name) for name in ("key", "rest", "other", "join")}
+    made |= {"look": lambda state, frame: calls.append("look") or ("maps", shares), "paint0": program("paint0", [0, 0])}
+    row = [{"program": "paint0", "places": [0] * 6}] * 2
+    schedule = {"interval": 4, "threshold": 0.5, "is_learned": True, "most_regions": 1}
+    model = dispatch.Dispatch({"schedule": schedule, "regions": [row, row], "state": {}}, made)
+    for due, age, expected in (
+        ((0, 0, 0, 0), 1, "look other"), ((1, 0, 0, 0), 1, "look paint0 join"), ((1, 1, 0, 0), 1, "look rest"),
+        ((0, 0, 0, 0), 3, "key"), ((0, 0, 0, 0), -1, "key"),
+    ):  # fmt: skip
+        calls.clear()
+        shares[:] = np.reshape(due, (1, 2, 2))
+        model.step({**state, "age": np.full((1, 2, 2), age)}, "frame")
+        assert " ".join(calls) == expected
+    older = {"schedule": {**schedule}, "regions": [row, row], "state": {}}
+    del older["schedule"]["most_regions"], made["rest"]  # an exported folder of before: two regions are computed
+    calls.clear()
+    shares[:] = np.reshape((1, 1, 0, 0), (1, 2, 2))
+    dispatch.Dispatch(older, made).step(state, "frame")
+    assert calls == ["look", "paint0", "paint0", "join"]
+
+
 def test_a_region_is_computed_from_its_own_surroundings():
     """Its crop: the region with 16 pixels around it, in whole cells of the stage that it goes on from."""
     assert programs.crop((0, 9), 70, "stage1") == (0, 52, 0, 0, 9)

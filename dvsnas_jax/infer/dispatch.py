@@ -56,6 +56,17 @@ class Dispatch:
         """Whether key frames differ from others."""
         return self._schedule is not None
 
+    @property
+    def schedule(self) -> Mapping[str, Any] | None:
+        """What the plan says of key frames; refine: None."""
+        found: Mapping[str, Any] | None = self._schedule
+        return found
+
+    @property
+    def programs(self) -> Mapping[str, Callable[..., Any]]:
+        """The programs by name, see `programs.make`."""
+        return self._programs
+
     def initial_state(self, batch_size: int = 1) -> State:
         """The state of so many videos before their first frames."""
         return {
@@ -99,12 +110,12 @@ class Dispatch:
             return self._choose(
                 is_due.sum() > most,
                 lambda: key(state, seen),
-                lambda: run["join"](state, maps, self._paint(state, seen, is_due[0]), is_due),
+                lambda: run["join"](state, maps, self.paint(state, seen, is_due[0]), is_due),
             )
 
         return self._choose(is_due.any(), compute, lambda: run["other"](state, maps))
 
-    def _paint(self, state: State, seen: Any, is_due: Any) -> list[Any]:
+    def paint(self, state: State, seen: Any, is_due: Any) -> list[Any]:
         """Decoder map and logits of the static network on the regions that are due, zeros elsewhere."""
         canvas = [jnp.zeros_like(state[name]) for name in ("decoder", "logits")]
         for row, column in np.ndindex(is_due.shape):

@@ -179,8 +179,8 @@ class Model:
         stages = {}
         for name, x in maps.items():
             if name != "image":
-                stride = static_net.GRID_STRIDE * 2 ** static_net.STAGES.index(name)
-                size = (-(-pixels // stride) for pixels in region.crop_size)
+                stride = next(s for s in (4, 8, 16, 32) if _cells(self.size, s) == x.shape[1:3])
+                size = _cells(region.crop_size, stride)
                 first = (0, places[0] // stride, places[1] // stride, 0)
                 stages[name] = jax.lax.dynamic_slice(x, first, (1, *size, x.shape[-1]))
         found = static_net.finish(self.net, weights["static"], stages)
@@ -222,7 +222,7 @@ def describe(model: Model) -> dict[str, Any]:
     schedule, plan = model.settings.schedule, None
     if model.settings.is_propagating:
         plan = {**dataclasses.asdict(schedule), "grid": list(schedule.grid), "is_learned": schedule.is_learned}
-        plan["most_regions"] = schedule.most_regions(_grid(model))
+        plan |= {"has_regions": schedule.has_regions, "most_regions": schedule.most_regions(_grid(model))}
     regions = [[{"program": each.program, "places": each.places} for each in row] for row in _regions(model)]
     state = {name: _constant(value) for name, value in model.initial_state().items()}
     return {"schedule": plan, "state": state, "regions": regions}
@@ -282,6 +282,11 @@ def next_frame(model: Model) -> Program:
         return dispatch.Dispatch(plan, bound, is_traced=True).step(state, frame)
 
     return made["key"]._replace(fn=step, is_batched=not plan["regions"])
+
+
+def _cells(pixels: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width of a map of so many pixels."""
+    return -(-pixels[0] // stride), -(-pixels[1] // stride)
 
 
 def _grid(model: Model) -> tuple[int, int]:
