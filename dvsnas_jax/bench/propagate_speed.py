@@ -122,7 +122,8 @@ def _parts(model: programs.Model, frame: np.ndarray) -> Calls:
     whole = compilation.jit(functools.partial(static_net.infer, net))(folded, frame)
     start = jax.jit(cell.initial_state)(whole)
     state = jax.jit(cell.restart)(model.params, start, whole)
-    cheap = types.Features(maps=whole.maps, logits=whole.logits[..., :0])
+    names = {*static_net.STAGES, "image"}  # a map `decoder` would make it a frame of the static network
+    cheap = types.Features(maps={name: whole.maps[name] for name in names}, logits=whole.logits[..., :0])
     labels_fn = compilation.jit(model.predict)
     calls["cell"] = functools.partial(compilation.jit(cell.advance), model.params, state, cheap)
     calls["labels"] = functools.partial(labels_fn, whole.logits)

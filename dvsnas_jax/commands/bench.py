@@ -70,7 +70,7 @@ def _bench(arguments: argparse.Namespace) -> int | None:
         _check_writable(arguments.json)
     if arguments.profile:
         output_files.check_folder(arguments.profile, flag="--profile")
-    result = _PARTS[arguments.part](arguments)
+    result: dict[str, Any] = _PARTS[arguments.part](arguments)
     if arguments.part not in ("nets", "search") and "parts" not in result:  # they print a table
         common.print_summary(result)
     if arguments.json:

@@ -191,8 +191,9 @@ def frame_shapes(net: StaticNet, size: tuple[int, int]) -> types.Features:
     grid = (1, *(-(-length // GRID_STRIDE) for length in size))
     stages = dict(zip(STAGES, encoders.TABLE[net.encoder].channels_fn(net.width), strict=True))
     channels = {**stages, "decoder": net.decoder_channels, "image": 3}
-    maps = {name: jax.ShapeDtypeStruct((*grid, num), np.float32) for name, num in channels.items()}
-    return types.Features(maps=maps, logits=jax.ShapeDtypeStruct((*grid, net.num_classes), np.float32))
+    maps: dict[str, Any] = {name: jax.ShapeDtypeStruct((*grid, num), np.float32) for name, num in channels.items()}
+    logits: Any = jax.ShapeDtypeStruct((*grid, net.num_classes), np.float32)
+    return types.Features(maps=maps, logits=logits)
 
 
 def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: str = "decoder") -> types.Features:
