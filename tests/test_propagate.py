@@ -100,9 +100,9 @@ def test_predicted_errors_are_learned_and_decide(kind):
     schedule = schedule_lib.Schedule(kind=kind, interval=100, threshold=0.5, grid=(1, 2))
     params = schedule_lib.init(jax.random.key(1), schedule, 4)
     rng = np.random.default_rng(0)
-    reference = jnp.asarray(rng.normal(size=(16, 4, 18, 4)), jnp.float32)  # wide enough for one region by itself
+    reference = jnp.asarray(rng.normal(size=(16, 4, 6, 4)), jnp.float32)
     is_moved = jnp.asarray(rng.random((16, 1, 2)) < 0.5)
-    spread = schedule_lib.spread(is_moved, (4, 18))
+    spread = schedule_lib.spread(is_moved, (4, 6))
     current = reference + 2.0 * spread
 
     @jax.jit
@@ -123,7 +123,7 @@ def test_predicted_errors_are_learned_and_decide(kind):
     whole = schedule_lib.predict_error(params, current, reference)
     log_odds = schedule_lib.predict_error(params, current, reference, 2)
     np.testing.assert_allclose(log_odds, whole[:, ::2, ::2], atol=1e-5)  # what decides is every second row and column
-    found = schedule_lib.due(schedule, age, log_odds, (4, 18))
+    found = schedule_lib.due(schedule, age, log_odds)
     if kind == "regions":
         np.testing.assert_array_equal(found, is_moved)  # one of two by itself, or both
     else:
@@ -138,16 +138,25 @@ def test_due_by_age():
         np.testing.assert_array_equal(found[:, 0, 0], np.array(expected, bool))
 
 
+@pytest.mark.parametrize(
+    ("effort", "expected"),
+    [("quick", ([0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1])), ("full", ([0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0]))],
+)
+def test_so_many_regions_are_due_that_the_frame_is(effort, expected):
+    """None, one and two of 2x2 that are predicted to differ everywhere; and of a rule for frames the mean decides."""
+    log_odds = np.full((3, 4, 6), -9.0, np.float32)
+    log_odds[1:, :2, 3:] = 9.0
+    log_odds[2, 2:, :3] = 9.0
+    schedule = schedule_lib.Schedule(kind="regions", threshold=0.5, effort=effort)
+    found = schedule_lib.due(schedule, jnp.ones((3, 2, 2), jnp.int32), log_odds)
+    np.testing.assert_array_equal(np.asarray(found).reshape(3, 4), expected)
+    assert schedule.most_regions == {"quick": 1, "full": 3}[effort]
+    frames = schedule_lib.Schedule(kind="adaptive", threshold=0.3, effort=effort)
+    found = schedule_lib.due(frames, jnp.ones((3, 1, 1), jnp.int32), log_odds)
+    assert np.asarray(found).ravel().tolist() == [False, False, True] and frames.most_regions == 0
+
+
 def test_regions_share_the_grid_evenly():
-    """And so many are computed by themselves as, with 4 cells around them and 0.17 each, are below 0.94 of a frame."""
-    for grid, size, expected in (
-        ((2, 2), (60, 80), 1),
-        ((2, 2), (90, 120), 2),
-        ((1, 2), (4, 6), 0),
-        ((3, 3), (90, 120), 2),
-    ):
-        assert schedule_lib.Schedule(kind="regions", grid=grid).most_regions(size) == expected
-    assert schedule_lib.Schedule(kind="adaptive").most_regions((60, 80)) == 0
     assert schedule_lib.region_bounds(45, 2) == [(0, 23), (23, 45)]
     assert schedule_lib.region_bounds(6, 4) == [(0, 2), (2, 3), (3, 5), (5, 6)]
     x = jnp.arange(12.0).reshape(1, 3, 4)
@@ -232,6 +241,7 @@ def test_training_ignores_what_is_not_learned_yet():
     ("make", "text"),
     [
         (lambda: schedule_lib.Schedule(kind="adaptve"), "schedule.kind: unknown 'adaptve', allowed are fixed"),
+        (lambda: schedule_lib.Schedule(effort="fast"), "schedule.effort: unknown 'fast', allowed are quick, full"),
         (lambda: schedule_lib.Schedule(interval=0), "schedule.interval: a schedule needs key frames"),
         (lambda: schedule_lib.Schedule(threshold=1.0), "schedule.threshold: must lie between 0 and 1"),
         (lambda: schedule_lib.Schedule(grid=(0, 2)), "schedule.grid: needs two numbers"),

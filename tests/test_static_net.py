@@ -390,3 +390,26 @@ def test_folded_variables_give_the_same_maps(encoder):
     np.testing.assert_array_equal(cheap.maps["stage2"].shape, plain.maps["stage2"].shape)
     np.testing.assert_allclose(cheap.maps["stage2"], plain.maps["stage2"], atol=1e-5)
     assert len(jax.tree.leaves(first)) < len(jax.tree.leaves(folded))
+
+
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", "efficientnet_lite0", "resnet18"])
+@pytest.mark.parametrize("last, stride", [("stage2", 32), ("stage4", 16)])
+def test_a_network_goes_on_from_its_first_stages(encoder, last, stride):
+    """As if it had run at once, and the shapes of what it gives are known without that."""
+    config = config_lib.defaults().net
+    config.update({"encoder": encoder, "width": 0.125, "decoder_channels": 8, "output_stride": stride})
+    net, frames = static_net.make(config, 5), np.random.default_rng(0).integers(0, 255, (1, 34, 70, 3), np.uint8)
+    variables = static_net.init(net, jax.random.key(0))
+
+    @compilation.jit_once
+    def both(variables):
+        whole, maps = static_net.infer(net, variables, frames), static_net.first_stages(net, variables, frames, last)
+        return whole, static_net.on_grid(maps), static_net.finish(net, variables, maps)
+
+    whole, cheap, found = both(variables)
+    expected = static_net.frame_shapes(net, (34, 70))
+    jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), whole, expected)
+    np.testing.assert_allclose(found.logits, whole.logits, atol=1e-4)
+    for name, map_ in {**cheap, **found.maps}.items():
+        np.testing.assert_allclose(map_, whole.maps[name], atol=1e-4)
+    assert last in cheap and set(found.maps) == {"decoder"}

@@ -125,12 +125,60 @@ def test_who_goes_first_pays_no_more_than_the_other(monkeypatch):
         assert len({calls[60 + 2 * frame] for frame in range(0, 30, interval)}) == 2
 
 
+def test_a_propagating_cell_that_costs_more_than_it_saves_is_told():
+    def times(*medians):
+        return {kind: {"count": 2, "median": ms} for kind, ms in zip(("key", "cell"), medians, strict=False)}
+
+    static = {"ms_per_frame": 10.0, "latency": times(10.0)}
+    fixed, learned = {"is_learned": False}, {"is_learned": True}
+    cheap, dear = ({"ms_per_frame": ms, "latency": times(10.0, 2 * ms - 10)} for ms in (7.0, 12.0))
+    said = (
+        "warning: a frame takes 1.20 of the static network's 10.0 ms on the mean (2 key frames of 10.0 ms, 2 cell "
+        "frames of 14.0 ms): the static network on every frame costs less; "
+    )
+    assert timing.slower(fixed, static, dear) == said + "take a smaller cell"
+    assert timing.slower(learned, static, dear) == said + "raise schedule.threshold, or set schedule.kind=fixed"
+    for case in ((fixed, static, cheap), (None, static, dear), (fixed, static, None), (fixed, {}, dear)):
+        assert timing.slower(*case) == ""
+    assert timing.share_of_static(static, cheap) == 0.7 and timing.share_of_static(static, {}) is None
+
+
+def test_many_regions_are_a_key_frame_and_frames_that_are_due_anyway_are_not_looked_at():
+    """By programs that say what they were asked for, a grid of 2x2 regions of which one is computed by itself."""
+    calls, shares = [], np.zeros((1, 2, 2), np.float32)
+
+    def program(name, result):
+        return lambda *args: calls.append(f"{name} {args[1]}" if name == "paint0" else name) or result
+
+    state = {"age": np.full((1, 2, 2), 1), "decoder": np.zeros(1), "logits": np.zeros(1)}
+    made = {name: program(name, name) for name in ("key", "rest", "other", "join")}
+    made |= {"look": lambda state, frame: calls.append("look") or ("maps", shares), "paint0": program("paint0", [0, 0])}
+    row = [{"program": "paint0", "places": [0] * 6}] * 2
+    schedule = {"interval": 4, "threshold": 0.5, "is_learned": True, "most_regions": 1, "cuts_maps": True}
+    model = dispatch.Dispatch({"schedule": schedule, "regions": [row, row], "state": {}}, made)
+    for due, age, expected in (
+        ((0, 0, 0, 0), 1, "look other"), ((1, 0, 0, 0), 1, "look paint0 maps join"), ((1, 1, 0, 0), 1, "look rest"),
+        ((0, 0, 0, 0), 3, "key"), ((0, 0, 0, 0), -1, "key"),
+    ):  # fmt: skip
+        calls.clear()
+        shares[:] = np.reshape(due, (1, 2, 2))
+        model.step({**state, "age": np.full((1, 2, 2), age)}, "frame")
+        assert " ".join(calls) == expected
+    older = {"schedule": {**schedule}, "regions": [row, row], "state": {}}
+    del older["schedule"]["most_regions"], older["schedule"]["cuts_maps"], made["rest"]  # an exported folder of before
+    calls.clear()
+    shares[:] = np.reshape((1, 1, 0, 0), (1, 2, 2))
+    dispatch.Dispatch(older, made).step(state, "frame")
+    assert calls == ["look", "paint0 frame", "paint0 frame", "join"]
+
+
 def test_a_region_is_computed_from_its_own_surroundings():
-    """Its crop: the region with 16 pixels around it, in whole cells of the stage that it goes on from."""
-    assert programs.crop((0, 9), 70, "stage1") == (0, 52, 0, 0, 9)
-    assert programs.crop((9, 18), 70, "stage1") == (20, 50, 4, 9, 9)
-    assert programs.crop((9, 18), 70, "stage2") == (16, 54, 5, 9, 9)
-    assert programs.crop((0, 9), 34, "stage3") == (0, 34, 0, 0, 9)
+    """Its crop: the region with 16 or 32 pixels around it, in whole cells of the map that it goes on from."""
+    assert programs.crop((0, 9), 70, 16, 4) == (0, 52, 0, 0, 9)
+    assert programs.crop((9, 18), 70, 16, 4) == (20, 50, 4, 9, 9)
+    assert programs.crop((9, 18), 70, 16, 8) == (16, 54, 5, 9, 9)
+    assert programs.crop((0, 9), 34, 16, 16) == (0, 34, 0, 0, 9)
+    assert programs.crop((9, 18), 70, 32, 4) == (4, 66, 8, 9, 9)
 
 
 @pytest.mark.parametrize(

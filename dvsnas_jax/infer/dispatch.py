@@ -56,6 +56,17 @@ class Dispatch:
         """Whether key frames differ from others."""
         return self._schedule is not None
 
+    @property
+    def schedule(self) -> Mapping[str, Any] | None:
+        """What the plan says of key frames; refine: None."""
+        found: Mapping[str, Any] | None = self._schedule
+        return found
+
+    @property
+    def programs(self) -> Mapping[str, Callable[..., Any]]:
+        """The programs by name, see `programs.make`."""
+        return self._programs
+
     def initial_state(self, batch_size: int = 1) -> State:
         """The state of so many videos before their first frames."""
         return {
@@ -77,32 +88,36 @@ class Dispatch:
             return run["step"](state, frame)
         age = self._array(state["age"])
         is_due = (age < 0) | (age + 1 >= schedule["interval"])
-        most = schedule.get("most_regions", is_due[0].size - 1 if self._regions else 0)  # folders of before lack it
 
         def look() -> tuple[State, jax.Array]:
             if not schedule["is_learned"]:
                 return run["other"](state, frame)
             maps, shares = run["look"](state, frame)
-            return self._decided(state, frame, maps, (is_due | (self._array(shares) > schedule["threshold"]), most))
+            return self.decided(state, frame, maps, is_due | (self._array(shares) > schedule["threshold"]))
 
-        return self._choose(is_due.sum() > most, lambda: run["key"](state, frame), look)
+        return self._choose(self._is_whole(is_due), lambda: run["key"](state, frame), look)
 
-    def _decided(self, state: State, frame: Any, maps: Any, due: tuple[Any, int]) -> tuple[State, jax.Array]:
-        """What a look at a frame decided: which regions are due, and of how many the whole frame is computed."""
-        run, (is_due, most) = self._programs, due
-        # Exported folders of before compute key frames and regions from the frame, as if nothing had looked at it.
-        key, seen = (run["rest"], maps) if "rest" in run else (run["key"], frame)
+    def _is_whole(self, is_due: Any) -> Any:
+        """Whether so many regions are due that the whole frame is computed."""
+        return is_due.sum() > self._schedule.get("most_regions", is_due[0].size - 1)  # older exported folders: all
 
-        def compute() -> tuple[State, jax.Array]:
+    def decided(self, state: State, frame: Any, maps: Any, is_due: Any) -> tuple[State, jax.Array]:
+        """A frame after a look at it, which gave its cheap maps, with the regions that are due."""
+        run = self._programs
+
+        def whole() -> tuple[State, jax.Array]:
+            return run["rest"](state, maps) if "rest" in run else run["key"](state, frame)  # older exported folders
+
+        def some() -> tuple[State, jax.Array]:
+            seen = maps if self._schedule.get("cuts_maps") else frame
+            return run["join"](state, maps, self._paint(state, seen, is_due[0]), is_due)
+
+        def part() -> tuple[State, jax.Array]:
             if not self._regions:
-                return key(state, seen)
-            return self._choose(
-                is_due.sum() > most,
-                lambda: key(state, seen),
-                lambda: run["join"](state, maps, self._paint(state, seen, is_due[0]), is_due),
-            )
+                return run["other"](state, maps)
+            return self._choose(is_due.any(), some, lambda: run["other"](state, maps))
 
-        return self._choose(is_due.any(), compute, lambda: run["other"](state, maps))
+        return self._choose(self._is_whole(is_due), whole, part)
 
     def _paint(self, state: State, seen: Any, is_due: Any) -> list[Any]:
         """Decoder map and logits of the static network on the regions that are due, zeros elsewhere."""

@@ -27,14 +27,15 @@ from dvsnas_jax.space import settings as settings_lib
 State = dispatch.State
 Stepped = tuple[State, jax.Array]
 """A state, and labels u8 [B, H, W]."""
+HALO = {True: 16, False: 32}
+"""Pixels around a region that the static network sees as well; its first stages see all where their maps are cut."""
 
 
 class Region(NamedTuple):
     """How one region of a frame is computed by the static network: by the program of this name.
 
-    The first stages of the encoder are those of the whole frame; what is deeper sees a crop. `places` are first row and
-    column of the crop (pixels), of the region in the crop and in the whole (grid cells); `crop_size` is height and
-    width of the crop, pixels, `shape` that of the region, grid cells.
+    `places` are first row and column of the crop (pixels), of the region in the crop and in the whole (grid cells);
+    `crop_size` is height and width of the crop, pixels, `shape` that of the region, grid cells.
     """
 
     program: str
@@ -110,6 +111,11 @@ class Model:
         return settings_lib.depth(self._cell.inputs, self.settings)
 
     @property
+    def cuts_maps(self) -> bool:
+        """Whether regions are cut out of the first stages' maps, not out of the frame."""
+        return self.settings.schedule.look.cuts_maps
+
+    @property
     def _cell(self) -> cell_lib.Cell:
         assert self.cell is not None, "the network is used alone"
         return self.cell
@@ -175,15 +181,17 @@ class Model:
         whole = types.Features(maps={**static_net.on_grid(maps), **found.maps}, logits=found.logits)
         return self._labelled(self._restarted(weights, state, whole))
 
-    def paint(self, region: Region, weights: Any, canvas: Any, maps: Any, places: types.Array) -> Any:
-        stages = {}
-        for name, x in maps.items():
-            if name != "image":
-                stride = static_net.GRID_STRIDE * 2 ** static_net.STAGES.index(name)
-                size = (-(-pixels // stride) for pixels in region.crop_size)
-                first = (0, places[0] // stride, places[1] // stride, 0)
-                stages[name] = jax.lax.dynamic_slice(x, first, (1, *size, x.shape[-1]))
-        found = static_net.finish(self.net, weights["static"], stages)
+    def paint(self, region: Region, weights: Any, canvas: Any, seen: Any, places: types.Array) -> Any:
+        def cut(x: jax.Array) -> jax.Array:
+            stride = next(s for s in (1, 4, 8, 16, 32) if _cells(self.size, s) == x.shape[1:3])
+            first = (0, places[0] // stride, places[1] // stride, 0)
+            return jax.lax.dynamic_slice(x, first, (1, *_cells(region.crop_size, stride), x.shape[-1]))
+
+        if self.cuts_maps:
+            stages = {name: cut(x) for name, x in seen.items() if name != "image"}
+            found = static_net.finish(self.net, weights["static"], stages)
+        else:
+            found = self._infer(weights, cut(seen))
         painted = []
         for whole, part in zip(canvas, (found.maps["decoder"], found.logits), strict=True):
             inner = jax.lax.dynamic_slice(part, (0, places[2], places[3], 0), (1, *region.shape, part.shape[-1]))
@@ -222,7 +230,7 @@ def describe(model: Model) -> dict[str, Any]:
     schedule, plan = model.settings.schedule, None
     if model.settings.is_propagating:
         plan = {**dataclasses.asdict(schedule), "grid": list(schedule.grid), "is_learned": schedule.is_learned}
-        plan["most_regions"] = schedule.most_regions(_grid(model))
+        plan |= {"most_regions": schedule.most_regions, "cuts_maps": model.cuts_maps}
     regions = [[{"program": each.program, "places": each.places} for each in row] for row in _regions(model)]
     state = {name: _constant(value) for name, value in model.initial_state().items()}
     return {"schedule": plan, "state": state, "regions": regions}
@@ -241,9 +249,9 @@ def make(model: Model) -> dict[str, Program]:
     `key` the same, for a key frame; `other`, for the others, where the schedule is fixed. Where it is learned:
     `look`: `(state, frame) -> (maps, shares)`, the cheap maps and the predicted share of differing labels f32
     [B, rows, columns], `other`: `(state, maps) -> (state, labels)`, and `rest`, the same for a key frame, which goes on
-    from these maps. Regions, where some are computed by themselves, in addition: `paintN`:
-    `(canvas, maps, places) -> canvas`, decoder map and logits with one more region computed (`Region.places`), and
-    `join`: `(state, maps, canvas, is_due) -> (state, labels)`.
+    from these maps. Regions, in addition: `paintN`: `(canvas, seen, places) -> canvas`, decoder map and logits with
+    one more region computed (`Region.places`) from the maps or the frame (`Model.cuts_maps`), and `join`:
+    `(state, maps, canvas, is_due) -> (state, labels)`.
     """
     state, frame = model.initial_state(), jax.ShapeDtypeStruct((1, *model.size, 3), jnp.uint8)
     alone, own = {"static": model.folded}, {"cell": model.params}
@@ -261,9 +269,10 @@ def make(model: Model) -> dict[str, Program]:
     regions = {region.program: region for row in _regions(model) for region in row}
     if regions:
         canvas = [jax.ShapeDtypeStruct(state[name].shape, jnp.float32) for name in ("decoder", "logits")]
+        seen = ("maps", maps) if model.cuts_maps else ("frame", frame)
         paint = functools.partial(
-            Program, weights=alone, args=(canvas, maps, jax.ShapeDtypeStruct((6,), np.int32)), is_batched=False,
-            inputs=("canvas", "maps", "places"), outputs=("canvas",),
+            Program, weights=alone, args=(canvas, seen[1], jax.ShapeDtypeStruct((6,), np.int32)), is_batched=False,
+            inputs=("canvas", seen[0], "places"), outputs=("canvas",),
         )  # fmt: skip
         made |= {name: paint(functools.partial(model.paint, region)) for name, region in regions.items()}
         args = (state, maps, canvas, jax.ShapeDtypeStruct(shares.shape, bool))
@@ -284,16 +293,15 @@ def next_frame(model: Model) -> Program:
     return made["key"]._replace(fn=step, is_batched=not plan["regions"])
 
 
-def _grid(model: Model) -> tuple[int, int]:
-    """Rows and columns of the grid."""
-    shape = static_net.frame_shapes(model.net, model.size).logits.shape
-    return shape[1], shape[2]
+def _cells(pixels: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width of a map of so many pixels."""
+    return -(-pixels[0] // stride), -(-pixels[1] // stride)
 
 
 def _regions(model: Model) -> list[list[Region]]:
-    """How each region of a frame is computed by itself, [rows][columns]; [] where none is."""
-    schedule, names, grid = model.settings.schedule, dict[Any, str](), _grid(model)
-    if model.cell is None or not schedule.most_regions(grid):
+    """Of each row and column of regions, how it is computed; [] where the schedule has no regions."""
+    schedule, names = model.settings.schedule, dict[Any, str]()
+    if model.cell is None or not schedule.most_regions:
         return []
 
     def region(rows: tuple[int, ...], cols: tuple[int, ...]) -> Region:
@@ -301,21 +309,24 @@ def _regions(model: Model) -> list[list[Region]]:
         name = names.setdefault((crop_size, shape), f"paint{len(names)}")
         return Region(name, (rows[0], cols[0], rows[2], cols[2], rows[3], cols[3]), crop_size, shape)
 
+    depth = static_net.STAGES.index(model.depth) if model.cuts_maps else 0
+    cut = functools.partial(crop, halo=HALO[model.cuts_maps], stride=static_net.GRID_STRIDE * 2**depth)
     all_rows, all_cols = (
-        [crop(bounds, pixels, model.depth) for bounds in schedule_lib.region_bounds(length, num)]
-        for length, num, pixels in zip(grid, schedule.regions, model.size, strict=True)
+        [cut(bounds, pixels) for bounds in schedule_lib.region_bounds(length, num)]
+        for length, num, pixels in zip(
+            model.initial_state()["logits"].shape[1:3], schedule.regions, model.size, strict=True
+        )
     )
     return [[region(rows, cols) for cols in all_cols] for rows in all_rows]
 
 
-def crop(bounds: tuple[int, int], pixels: int, depth: str) -> tuple[int, int, int, int, int]:
-    """What is cut out along an axis of so many pixels for a region (first and last + 1 grid cell) with its halo, in
-    whole cells of the stage `depth`.
+def crop(bounds: tuple[int, int], pixels: int, halo: int, stride: int) -> tuple[int, int, int, int, int]:
+    """What is cut out along an axis of so many pixels for a region (first and last + 1 grid cell) with its halo
+    (pixels), in whole cells of a map of that stride.
 
     First pixel and number of pixels of the crop; first cell of the region in the crop and in the whole; its cells.
     """
-    stride = static_net.GRID_STRIDE * 2 ** static_net.STAGES.index(depth)
-    cells = -(-pixels // static_net.GRID_STRIDE)
-    start, stop = (edge * static_net.GRID_STRIDE for edge in schedule_lib.surroundings(bounds, cells))
-    start, stop = start // stride * stride, min(-(-stop // stride) * stride, pixels)
-    return start, stop - start, bounds[0] - start // static_net.GRID_STRIDE, bounds[0], bounds[1] - bounds[0]
+    first, last = bounds
+    start = max(first * static_net.GRID_STRIDE - halo, 0) // stride * stride
+    stop = min(-(-(last * static_net.GRID_STRIDE + halo) // stride) * stride, pixels)
+    return start, stop - start, first - start // static_net.GRID_STRIDE, first, last - first

@@ -55,8 +55,8 @@ class StaticNet(nn.Module):
         Args:
           images: f32 [B, H, W, 3], as `normalise` gives them.
           train: normalise by the batch and update the running statistics (`mutable=["batch_stats"]`).
-          last: `stageN`: stop after that stage of the encoder; there are no deeper maps then, and no logits (K = 0).
-          found: the stages that were computed so before, to go on from; of the images nothing is read then.
+          last: `stageN`: stop after that stage of the encoder; there are all its maps then, and no logits (K = 0).
+          found: the maps from `stage1` on that were computed so before, to go on from; the images are not read then.
 
         Returns:
           Maps `stage1` .. `stage4` at strides 4, 8, 16, `output_stride` and `decoder` at stride 4, logits
@@ -64,9 +64,9 @@ class StaticNet(nn.Module):
           `auxiliary`: its logits at stride 16.
         """
         maps = self._encoder()(images, train, last, found)
-        found = {name: maps[name] for name in STAGES if name in maps}
         if last in STAGES:
-            return types.Features(maps=found, logits=jnp.zeros((*found["stage1"].shape[:3], 0), self.dtype))
+            return types.Features(maps=maps, logits=jnp.zeros((*maps["stage1"].shape[:3], 0), self.dtype))
+        found = {name: maps[name] for name in STAGES}
         found["decoder"] = self._decoder()(maps, train)
         logits = blocks.Classifier(self.num_classes, dtype=self.dtype, name="classifier")(found["decoder"])
         if self.has_auxiliary and (train or self.is_initializing()):
@@ -208,21 +208,26 @@ def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: st
         rows, columns = (-(-length // GRID_STRIDE) for length in size)
         image = layers.average_to_grid(images, (rows, columns))
         return types.Features(maps={"image": image}, logits=jnp.zeros((batch, rows, columns, 0)))
-    features = to_grid(cast(types.Features, net.apply(variables, images, train=False, last=last)), images)
+    found = cast(types.Features, net.apply(variables, images, train=False, last=last))
+    maps = {name: x for name, x in found.maps.items() if name in (*STAGES, "decoder")}
+    features = to_grid(types.Features(maps=maps, logits=found.logits), images)
     return jax.tree.map(lambda x: x.astype(jnp.float32), features)
 
 
 def first_stages(net: StaticNet, variables: types.Params, frames: types.Array, last: str) -> dict[str, jax.Array]:
-    """The encoder's own maps of frames u8 [B, H, W, 3] as far as the stage `last`, as `finish` goes on from them; and
-    `image`, as `infer` gives it."""
-    maps = cast(types.Features, net.apply(variables, normalise(net, frames), train=False, last=last)).maps
-    return cast(dict[str, jax.Array], {**maps, "image": infer(net, variables, frames, "image").maps["image"]})
+    """The encoder's own maps of frames u8 [B, H, W, 3] from `stage1` as far as the stage `last`, as `finish` goes on
+    from them (a decoder may read some between stages); and `image`, as `infer` gives it."""
+    found = cast(types.Features, net.apply(variables, normalise(net, frames), train=False, last=last)).maps
+    names = list(found)
+    maps = {name: jnp.asarray(found[name]) for name in names[names.index("stage1") :]}
+    return {**maps, "image": jnp.asarray(infer(net, variables, frames, "image").maps["image"])}
 
 
 def on_grid(maps: Mapping[str, types.Array]) -> dict[str, jax.Array]:
     """What `infer` gives, from maps of `first_stages`."""
-    size = (maps["stage1"].shape[1], maps["stage1"].shape[2])
-    return {name: layers.resize_bilinear(jnp.asarray(x), size).astype(jnp.float32) for name, x in maps.items()}
+    size, names = (maps["stage1"].shape[1], maps["stage1"].shape[2]), (*STAGES, "decoder", "image")
+    grown = {name: layers.resize_bilinear(jnp.asarray(x), size) for name, x in maps.items() if name in names}
+    return {name: x.astype(jnp.float32) for name, x in grown.items()}
 
 
 def finish(net: StaticNet, variables: types.Params, maps: Mapping[str, types.Array]) -> types.Features:

@@ -246,15 +246,14 @@ class Ports:
         no_loss = jnp.zeros(())
         if not self.settings.is_propagating:
             return after, no_loss
+        is_key, log_odds = due(self.params, self.settings, before, features)
         if is_training:
             is_key = schedule_lib.due(self.settings.schedule, _age(before), None)
-        else:
-            is_key = due(self.params, self.settings, before, features)[0]
         merged = merge(self.key_frame(before, features, start), after, is_key)
-        log_odds = predicted(self.params, self.settings, before, features)
         if log_odds is None:
             return merged, no_loss
-        is_different = after.logits.argmax(axis=-1) != features.logits.argmax(axis=-1)
+        places = slice(None, None, self.settings.schedule.look.stride)
+        is_different = (after.logits.argmax(axis=-1) != features.logits.argmax(axis=-1))[:, places, places]
         return merged, schedule_lib.error_loss(log_odds, jnp.asarray(is_different), ~jnp.asarray(before.is_first))
 
 
@@ -264,21 +263,13 @@ def due(
     """Which regions of a frame the static network has to compute (propagate); the cheap maps are enough.
 
     Returns:
-      bool [B, rows, columns], and the `predicted` log-odds that decided.
+      bool [B, rows, columns], and the log-odds of `schedule.predict_error` (None where the schedule predicts nothing).
     """
-    log_odds = predicted(params, settings, state, features, schedule_lib.LOOK_STRIDE)
-    size = state.logits.shape[1], state.logits.shape[2]
-    return schedule_lib.due(settings.schedule, _age(state), log_odds, size), log_odds
-
-
-def predicted(
-    params: Params, settings: CellSettings, state: types.CellState, features: types.Features, stride: int = 1
-) -> jax.Array | None:
-    """`schedule.predict_error` of a frame; None where the schedule predicts nothing."""
-    if state.reference is None:
-        return None
-    current, reference = jnp.asarray(features.maps[settings.cut]), jnp.asarray(state.reference)
-    return schedule_lib.predict_error(params["schedule"], current, reference, stride)
+    log_odds = None
+    if state.reference is not None:
+        current, reference = jnp.asarray(features.maps[settings.cut]), jnp.asarray(state.reference)
+        log_odds = schedule_lib.predict_error(params["schedule"], current, reference, settings.schedule.look.stride)
+    return schedule_lib.due(settings.schedule, _age(state), log_odds), log_odds
 
 
 def merge(key: types.CellState, other: types.CellState, is_key: jax.Array) -> types.CellState:

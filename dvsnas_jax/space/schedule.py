@@ -24,14 +24,6 @@ from dvsnas_jax.space import operations
 
 Params = dict[str, Any]
 
-HALO = 4
-"""Grid cells around a region that the deep stages of the static network see as well; the first stages see all."""
-CROP_OVERHEAD, PAYING_SHARE = 0.17, 0.94
-"""As shares of what follows the first stages on a whole frame: what a crop costs beside its share of the frame, and
-what all crops may cost to be cheaper than the frame, as the cell runs besides. Measured at 240x320 on two CPU cores."""
-LOOK_STRIDE = 2
-"""A frame is decided by every second row and column of what the head predicts: a quarter of its work, which was a
-tenth of the static network's time."""
 ERROR_CHANNELS = 16
 """Of the hidden map of the head that predicts errors."""
 
@@ -41,6 +33,31 @@ def region_means(x: jax.Array, regions: tuple[int, int]) -> jax.Array:
     rows, columns = (region_bounds(size, num) for size, num in zip(x.shape[1:], regions, strict=True))
     means = [x[:, top:end, left:right].mean(axis=(1, 2)) for top, end in rows for left, right in columns]
     return jnp.stack(means, axis=1).reshape(-1, *regions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """What a learned rule spends on a frame.
+
+    Attributes:
+      stride: it decides by every so many rows and columns of what the head predicts.
+      cuts_maps: regions are computed from the first stages' maps of the whole frame, which were computed for the
+        decision; else from the frame.
+      most_regions: so many regions of a frame at most are computed by themselves; of more, the whole frame. None: all
+        but all.
+    """
+
+    stride: int
+    cuts_maps: bool
+    most_regions: int | None
+
+
+EFFORTS = {
+    # The head at all places takes a tenth of the static network's time. Two of 2x2 regions with their surroundings take
+    # as long as the frame that the static network goes on with (240x320 and 360x480, CPU).
+    "quick": Effort(stride=2, cuts_maps=True, most_regions=1),
+    "full": Effort(stride=1, cuts_maps=False, most_regions=None),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +90,20 @@ class Schedule:
       interval: longest distance of two key frames.
       threshold: predicted share of differing labels from which a frame or region is computed anew.
       grid: rows and columns of the regions, where the kind has them.
+      effort: a name of `EFFORTS`.
     """
 
     kind: str = "fixed"
     interval: int = 5
     threshold: float = 0.1
     grid: tuple[int, int] = (2, 2)
+    effort: str = "quick"
 
     def __post_init__(self) -> None:
         if self.kind not in TABLE:
             raise errors.UserError(f"schedule.kind: unknown {self.kind!r}, allowed are {', '.join(TABLE)}")
+        if self.effort not in EFFORTS:
+            raise errors.UserError(f"schedule.effort: unknown {self.effort!r}, allowed are {', '.join(EFFORTS)}")
         if self.interval < 1:
             raise errors.UserError(
                 f"schedule.interval: a schedule needs key frames, give at least 1 (every frame), got {self.interval}"
@@ -106,18 +127,16 @@ class Schedule:
         """Rows and columns of what is decided by itself; the whole frame: (1, 1)."""
         return self.grid if self.has_regions else (1, 1)
 
-    def most_regions(self, size: tuple[int, int]) -> int:
-        """How many regions of a grid of so many rows and columns are computed by themselves; of more, the whole frame.
+    @property
+    def look(self) -> Effort:
+        """What it spends on a frame."""
+        return EFFORTS[self.effort]
 
-        0: none, so that decisions are for whole frames, as they are where the kind has no regions.
-        """
-        if not self.has_regions:
-            return 0
-        sides = (
-            max(stop - start for start, stop in (surroundings(bounds, length) for bounds in region_bounds(length, num)))
-            for length, num in zip(size, self.grid, strict=True)
-        )
-        return int(PAYING_SHARE / (math.prod(sides) / math.prod(size) + CROP_OVERHEAD))
+    @property
+    def most_regions(self) -> int:
+        """So many regions of a frame are computed by themselves at most; of more, the whole frame. 0: no regions."""
+        most, but_one = self.look.most_regions, math.prod(self.regions) - 1
+        return but_one if most is None else min(most, but_one)
 
     def scores(self, log_odds: types.Array) -> jax.Array:
         """What is compared with the threshold, f32 [B, rows, columns], of a learned schedule's `predict_error`."""
@@ -151,7 +170,8 @@ def head_cost(schedule: Schedule, sizes: counts.Sizes, channels: int) -> counts.
     """What the head costs a frame that is no key frame."""
     if not schedule.is_learned:
         return counts.Cost()
-    few = dataclasses.replace(sizes, height=-(-sizes.height // LOOK_STRIDE), width=-(-sizes.width // LOOK_STRIDE))
+    stride = schedule.look.stride
+    few = dataclasses.replace(sizes, height=-(-sizes.height // stride), width=-(-sizes.width // stride))
     work = counts.conv(few, 2 * channels, ERROR_CHANNELS, 3) + counts.conv(few, ERROR_CHANNELS, 1)
     per_value = counts.each(sizes, 1, channels) + counts.each(few, 2, ERROR_CHANNELS) + counts.each(few, 1, 1)
     return work + per_value + counts.Cost(params=ERROR_CHANNELS + 1)
@@ -179,32 +199,25 @@ def error_loss(log_odds: jax.Array, is_different: jax.Array, is_counted: jax.Arr
     return jnp.mean(jnp.mean(losses, axis=(1, 2)) * is_counted.astype(jnp.float32))
 
 
-def due(schedule: Schedule, age: types.Array, log_odds: types.Array | None, size: tuple[int, int] = (1, 1)) -> Any:
-    """Which regions have to be computed by the static network, bool [B, rows, columns]; all where it is too many.
+def due(schedule: Schedule, age: types.Array, log_odds: types.Array | None) -> Any:
+    """Which regions have to be computed by the static network, bool [B, rows, columns]; all, where it is too many.
 
     Args:
       schedule: of the cell.
       age: i32 [B, rows, columns], frames since the region was; below 0: never.
-      log_odds: f32 [B, h, w] of `predict_error`, of any stride; None: the interval decides alone, in NumPy where `age`
-        is.
-      size: rows and columns of the grid, where the kind has regions.
+      log_odds: f32 [B, h, w] of `predict_error`; None: the interval decides alone, in NumPy where `age` is.
     """
     is_due = (age < 0) | (age + 1 >= schedule.interval)
     if log_odds is None:
         return is_due
     is_due = is_due | (schedule.scores(log_odds) > schedule.threshold)
-    return is_due | (is_due.sum(axis=(1, 2), keepdims=True) > schedule.most_regions(size))
+    return is_due | (is_due.sum(axis=(1, 2), keepdims=True) > schedule.most_regions)
 
 
 def region_bounds(size: int, num: int) -> list[tuple[int, int]]:
     """First and last + 1 grid row (or column) of each of `num` regions that share `size` rows evenly."""
     edges = [-(-size * index // num) for index in range(num + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))
-
-
-def surroundings(bounds: tuple[int, int], size: int) -> tuple[int, int]:
-    """First and last + 1 grid row (or column), of so many, of a region with its halo."""
-    return max(bounds[0] - HALO, 0), min(bounds[1] + HALO, size)
 
 
 def spread(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
