@@ -45,12 +45,12 @@ def _static() -> tuple:
     return variables, compilation.jit_once(lambda: static_net.infer(net, variables, FRAMES, "stage1").maps["stage1"])()
 
 
-def _jitted(kind: str, threshold: float = 0.5) -> jitted.Jitted:
+def _model(kind: str, threshold: float = 0.5, effort: str = "quick") -> programs.Model:
     config = config_lib.defaults()
     config.data.update({"height": 34, "width": 70})
     config.net.update(NET)
     config.space.update({"mode": "propagate", "cut": "stage1", "channels": 4, "inputs": SPACE.inputs})
-    config.schedule.update({"kind": kind, "interval": 4, "threshold": threshold, "grid": (1, 2)})
+    config.schedule.update({"kind": kind, "interval": 4, "threshold": threshold, "grid": (1, 2), "effort": effort})
     settings = features.settings_of(config)
     variables, cheap = _static()
     cell = cell_lib.make(SPACE, GENOTYPE, settings)
@@ -70,13 +70,13 @@ def _jitted(kind: str, threshold: float = 0.5) -> jitted.Jitted:
         head["output"] = head["output"] + 1.0
         log_odds = schedule_lib.predict_error(head, cheap[1:], jnp.broadcast_to(cheap[:1], cheap[1:].shape))
         head["output_bias"] = head["output_bias"] - jnp.median(log_odds)
-    return jitted.Jitted(programs.model_of(config, settings, variables, cell, params))
+    return programs.model_of(config, settings, variables, cell, params)
 
 
 @pytest.mark.parametrize("kind", ["fixed", "adaptive", "regions"])
 def test_streaming_equals_segmenting_whole_sequences(kind):
     with compilation.effort("quick"):
-        model = _jitted(kind)
+        model = jitted.Jitted(_model(kind))
         whole = model.segment(FRAMES)
         labels, shares = model.follow(FRAMES)
         assert labels.shape == whole.static.shape == FRAMES.shape[:3]
@@ -179,6 +179,30 @@ def test_a_region_is_computed_from_its_own_surroundings():
     assert programs.crop((9, 18), 70, 16, 8) == (16, 54, 5, 9, 9)
     assert programs.crop((0, 9), 34, 16, 16) == (0, 34, 0, 0, 9)
     assert programs.crop((9, 18), 70, 32, 4) == (4, 66, 8, 9, 9)
+
+
+@pytest.mark.parametrize("effort", ["quick", "full"])
+def test_a_region_is_cut_out_of_the_maps_or_of_the_frame(effort):
+    """The right one of two, with its 4 or 8 cells around it, beside slices made by hand; nothing else is touched."""
+    model = _model("regions", effort=effort)
+    made, ((_, region),) = programs.make(model), programs.describe(model)["regions"]
+    weights, frame, left = made[region["program"]].weights, FRAMES[:1], {"quick": 20, "full": 4}[effort]
+    blank = [jnp.full((1, 9, 18, channels), 7.0) for channels in (8, 11)]
+
+    @compilation.jit_once
+    def both():
+        maps = static_net.first_stages(model.net, weights["static"], frame, "stage1")
+        if effort == "quick":
+            part = {"stage1": maps["stage1"][:, :, left // 4 :]}
+            found = static_net.finish(model.net, weights["static"], part)
+        else:
+            found, maps = static_net.infer(model.net, weights["static"], frame[:, :, left:]), frame
+        painted = made[region["program"]].fn(weights, blank, maps, np.array(region["places"], np.int32))
+        return painted, (found.maps["decoder"], found.logits)
+
+    for whole, part in zip(*both(), strict=True):
+        np.testing.assert_allclose(whole[:, :, 9:], part[:, :, 9 - left // 4 :], atol=1e-4)
+        np.testing.assert_array_equal(whole[:, :, :9], 7.0)
 
 
 @pytest.mark.parametrize(
