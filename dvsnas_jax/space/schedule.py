@@ -54,7 +54,7 @@ class Effort:
 
 EFFORTS = {
     # The head at all places takes a tenth of the static network's time. Two of 2x2 regions with their surroundings take
-    # as long as the frame that the static network goes on with (240x320 and 360x480, CPU).
+    # as long as the frame that the static network goes on with (240x320, CPU).
     "quick": Effort(stride=2, cuts_maps=True, most_regions=1),
     "full": Effort(stride=1, cuts_maps=False, most_regions=None),
 }
