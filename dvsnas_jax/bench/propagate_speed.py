@@ -37,7 +37,9 @@ def run(config: ml_collections.ConfigDict, word: str, repeats: int = 20) -> dict
       UserError: the mode is not propagate, or the config does not fit the cell.
     """
     if config.space.mode != "propagate":
-        raise errors.UserError(f"bench cell: space.mode is {config.space.mode!r}, only propagate has parts to time")
+        raise errors.UserError(
+            f"bench cell: space.mode is {config.space.mode!r}, only propagate has parts to time; set it so"
+        )
     config = config.copy_and_resolve_references()
     if word.startswith(zoo.PREFIX):
         config.schedule.kind = zoo.get(word).schedule
