@@ -167,3 +167,25 @@ def test_speed_beside_pytorch(name, part, limit):
     ratio = best["ours"] / best["theirs"]
     print(f"{name} {part}: {best['ours']:.1f} ms, PyTorch {best['theirs']:.1f} ms, ratio {ratio:.2f}")
     assert ratio < limit
+
+
+@pytest.mark.parametrize("kind", ["fixed", "regions"])
+def test_the_frames_of_a_propagating_cell_and_their_parts(kind, capsys, tmp_path):
+    name = {"fixed": "zoo:dff", "regions": "zoo:dvsnet"}[kind]
+    words = ["compile_effort=quick", "data.height=32", "data.width=96", "net.encoder=resnet18", "net.width=0.125",
+             "net.decoder_channels=8", "space.mode=propagate", "space.channels=4", "schedule.interval=4",
+             "schedule.grid=1,2"]  # fmt: skip
+    overrides = [f"--config.{word}" for word in words]
+    assert cli.main(["bench", "cell", f"--genotype={name}", *overrides, f"--json={tmp_path / 'x.json'}"]) == 0
+    found = json.loads((tmp_path / "x.json").read_text())
+    rows = {row["name"]: row for row in (*found["frames"], *found["parts"])}
+    looks = [f"look, {what} due" for what in ("nothing", "one region", "all")]
+    others, parts = ["other frame"] if kind == "fixed" else looks, {"encoder to stage1", "cell", "labels"}
+    assert list(rows)[: 2 + len(others)] == ["static network", "key frame", *others] and set(rows) >= parts
+    for mean, other in zip(found["means"], others[::2], strict=True):
+        assert mean["ms"] == pytest.approx((rows["key frame"]["ms"] + 3 * rows[other]["ms"]) / 4)
+        assert mean["of_static"] == pytest.approx(mean["ms"] / rows["static network"]["ms"])
+    assert all(0 < row["ms"] <= row["p95"] for row in rows.values())
+    assert f"schedule {kind}, key frame every 4, 96x32" in capsys.readouterr().out
+    assert cli.main(["bench", "cell", "--config.space.mode=refine"]) == 2
+    assert "only propagate has parts" in capsys.readouterr().err

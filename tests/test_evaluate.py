@@ -17,8 +17,9 @@ from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.data.loading import pipeline, whole_videos
 from dvsnas_jax.deploy import run_model
-from dvsnas_jax.evaluate import baselines, evaluation, metrics, score_tables
+from dvsnas_jax.evaluate import baselines, evaluation, metrics, score_tables, timing
 from dvsnas_jax.nets import static_net
+from dvsnas_jax.train import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +291,28 @@ def test_held_labels_and_ages_beside_a_propagating_cell():
     (head,) = (number for number, line in enumerate(lines) if line.startswith("mIoU, frames since key"))
     assert lines[head].split()[-4:] == ["0", "1", "2", "3"] and len(lines[head + 1 : head + 4]) == 3
     assert lines[head + 3].split()[-4:] == [f"{100 * row['miou']:.1f}" for row in expected.values()]
+
+
+def test_a_trained_cell_is_timed_on_a_held_out_clip_there_and_back(monkeypatch, capsys):
+    folder, seen = workdir.Workdir(trained.evaluated("fixed").path), []
+    config = folder.config().copy_and_resolve_references().unlock()
+    assert evaluation.trained_time(config, folder) is None  # latency_frames is 0
+    config.evaluate.latency_frames, config.data.num_frames = 2, 3
+
+    def measured(model, frames, num):
+        seen.append((frames, num))
+        row = {"count": 2, "median": 5.0}
+        return {"static": {"ms_per_frame": 4.0}, "cell": {"ms_per_frame": 5.0, "latency": {"key": row}}}
+
+    monkeypatch.setattr(timing, "measure", measured)
+    assert evaluation.trained_time(config, folder) == 1.25
+    assert "warning: a frame takes 1.25 of the static network's 4.0 ms" in capsys.readouterr().err
+    (frames, num), (first, *_) = seen[0], pretrain.split_clips(config)[1]
+    clip = pipeline.load_clips(config.data, split="train", num_frames=3, indices=[first]).frames[0]
+    np.testing.assert_array_equal(frames, clip[[0, 1, 2, 1]])
+    assert num == 10
+    config.space.mode = "refine"
+    assert evaluation.trained_time(config, folder) is None
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import trained
 import dvsnas_jax
 from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import workdir
+from dvsnas_jax.nets import static_net
+from dvsnas_jax.train import pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -133,3 +135,23 @@ def test_a_run_folder_needs_no_tensorflow(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ.copy())
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), run.labels[0][1])
+
+
+def test_a_network_is_traced_for_its_weights_and_for_its_program_alone(monkeypatch):
+    """What a first frame waits for: shapes of maps and of the first state are computed, not traced."""
+    path, calls, infer = trained.evaluated("fixed").path, [], static_net.infer
+
+    def counted(net, *args):
+        calls.append("program")
+        return infer(net, *args)
+
+    def whole(*args, **kwargs):
+        raise AssertionError("the state of a training was asked for")
+
+    monkeypatch.setattr(static_net, "infer", counted)
+    monkeypatch.setattr(pretrain, "init", whole)
+    segmenter = dvsnas_jax.load(path)
+    state = segmenter.init()
+    assert not calls
+    segmenter.step(state, trained.frames("fixed")[0])
+    assert calls == ["program"]

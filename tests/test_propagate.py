@@ -120,9 +120,12 @@ def test_predicted_errors_are_learned_and_decide(kind):
         losses.append(float(loss))
     assert losses[0] == pytest.approx(np.log(2), rel=1e-5) and losses[-1] < 0.15
     age = jnp.ones((16, *schedule.regions), jnp.int32)
-    found = schedule_lib.due(schedule, age, schedule_lib.predict_error(params, current, reference))
+    whole = schedule_lib.predict_error(params, current, reference)
+    log_odds = schedule_lib.predict_error(params, current, reference, 2)
+    np.testing.assert_allclose(log_odds, whole[:, ::2, ::2], atol=1e-5)  # what decides is every second row and column
+    found = schedule_lib.due(schedule, age, log_odds)
     if kind == "regions":
-        np.testing.assert_array_equal(found, is_moved)
+        np.testing.assert_array_equal(found, is_moved)  # one of two by itself, or both
     else:
         share = np.asarray(is_moved).mean(axis=(1, 2))
         np.testing.assert_array_equal(np.asarray(found)[share != 0.5, 0, 0], share[share != 0.5] == 1)
@@ -133,6 +136,24 @@ def test_due_by_age():
     for interval, expected in ((1, [1, 1, 1, 1, 1]), (3, [1, 0, 0, 1, 1]), (4, [1, 0, 0, 0, 1])):
         found = schedule_lib.due(schedule_lib.Schedule(interval=interval), age, None)
         np.testing.assert_array_equal(found[:, 0, 0], np.array(expected, bool))
+
+
+@pytest.mark.parametrize(
+    ("effort", "expected"),
+    [("quick", ([0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1])), ("full", ([0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0]))],
+)
+def test_so_many_regions_are_due_that_the_frame_is(effort, expected):
+    """None, one and two of 2x2 that are predicted to differ everywhere; and of a rule for frames the mean decides."""
+    log_odds = np.full((3, 4, 6), -9.0, np.float32)
+    log_odds[1:, :2, 3:] = 9.0
+    log_odds[2, 2:, :3] = 9.0
+    schedule = schedule_lib.Schedule(kind="regions", threshold=0.5, effort=effort)
+    found = schedule_lib.due(schedule, jnp.ones((3, 2, 2), jnp.int32), log_odds)
+    np.testing.assert_array_equal(np.asarray(found).reshape(3, 4), expected)
+    assert schedule.most_regions == {"quick": 1, "full": 3}[effort]
+    frames = schedule_lib.Schedule(kind="adaptive", threshold=0.3, effort=effort)
+    found = schedule_lib.due(frames, jnp.ones((3, 1, 1), jnp.int32), log_odds)
+    assert np.asarray(found).ravel().tolist() == [False, False, True] and frames.most_regions == 0
 
 
 def test_regions_share_the_grid_evenly():
@@ -220,6 +241,7 @@ def test_training_ignores_what_is_not_learned_yet():
     ("make", "text"),
     [
         (lambda: schedule_lib.Schedule(kind="adaptve"), "schedule.kind: unknown 'adaptve', allowed are fixed"),
+        (lambda: schedule_lib.Schedule(effort="fast"), "schedule.effort: unknown 'fast', allowed are quick, full"),
         (lambda: schedule_lib.Schedule(interval=0), "schedule.interval: a schedule needs key frames"),
         (lambda: schedule_lib.Schedule(threshold=1.0), "schedule.threshold: must lie between 0 and 1"),
         (lambda: schedule_lib.Schedule(grid=(0, 2)), "schedule.grid: needs two numbers"),

@@ -393,3 +393,31 @@ def test_folded_variables_give_the_same_maps(encoder):
     np.testing.assert_array_equal(cheap.maps["stage2"].shape, plain.maps["stage2"].shape)
     np.testing.assert_allclose(cheap.maps["stage2"], plain.maps["stage2"], atol=1e-5)
     assert len(jax.tree.leaves(first)) < len(jax.tree.leaves(folded))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "last", "stride"),
+    [("mobilenet_v2", "stage2", 32), ("efficientnet_lite0", "stage4", 16), ("resnet18", "stage3", 16)],
+)
+def test_an_encoder_goes_on_from_its_first_stages(encoder, last, stride):
+    """As if it had run at once, without the images; and the shapes of what the network gives are known without it."""
+    config = config_lib.defaults().net
+    config.update({"encoder": encoder, "width": 0.125, "decoder_channels": 8, "output_stride": stride})
+    net, frames = static_net.make(config, 5), np.random.default_rng(0).integers(0, 255, (1, 34, 70, 3), np.uint8)
+    variables = static_net.init(net, jax.random.key(0))
+
+    @compilation.jit_once
+    def both(variables):
+        maps = static_net.first_stages(net, variables, frames, last)
+        stages = {name: x for name, x in maps.items() if name != "image"}
+        found = net.apply(variables, jnp.zeros((1, 1, 1, 3)), train=False, last="stage4", found=stages)
+        return static_net.infer(net, variables, frames, "stage4").maps, static_net.on_grid(maps), found.maps
+
+    with compilation.effort("quick"):
+        whole, cheap, found = both(variables)
+    assert set(cheap) == {"image", *static_net.STAGES[: static_net.STAGES.index(last) + 1]}
+    for name, map_ in {**static_net.on_grid(found), **cheap}.items():
+        np.testing.assert_allclose(map_, whole[name], atol=1e-5)
+    traced = jax.eval_shape(lambda: static_net.infer(net, variables, frames))
+    expected = static_net.frame_shapes(net, (34, 70))
+    jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), traced, expected)

@@ -45,13 +45,13 @@ def _static() -> tuple:
     return variables, compilation.jit_once(lambda: static_net.infer(net, variables, FRAMES, "stage1").maps["stage1"])()
 
 
-def _jitted(kind: str, threshold: float = 0.5, grid_stride: int = 4) -> jitted.Jitted:
+def _model(kind: str, threshold: float = 0.5, effort: str = "quick", grid_stride: int = 4) -> programs.Model:
     config = config_lib.defaults()
     config.data.update({"height": 34, "width": 70})
     config.net.update(NET)
     config.net.grid_stride = grid_stride
     config.space.update({"mode": "propagate", "cut": "stage1", "channels": 4, "inputs": SPACE.inputs})
-    config.schedule.update({"kind": kind, "interval": 4, "threshold": threshold, "grid": (1, 2)})
+    config.schedule.update({"kind": kind, "interval": 4, "threshold": threshold, "grid": (1, 2), "effort": effort})
     settings = features.settings_of(config)
     variables, cheap = _static()
     cell = cell_lib.make(SPACE, GENOTYPE, settings)
@@ -72,13 +72,13 @@ def _jitted(kind: str, threshold: float = 0.5, grid_stride: int = 4) -> jitted.J
         head["output"] = head["output"] + 1.0
         log_odds = schedule_lib.predict_error(head, cheap[1:], jnp.broadcast_to(cheap[:1], cheap[1:].shape))
         head["output_bias"] = head["output_bias"] - jnp.median(log_odds)
-    return jitted.Jitted(programs.model_of(config, settings, variables, cell, params))
+    return programs.model_of(config, settings, variables, cell, params)
 
 
 @pytest.mark.parametrize(("kind", "grid_stride"), [("fixed", 4), ("adaptive", 4), ("regions", 4), ("adaptive", 8)])
 def test_streaming_equals_segmenting_whole_sequences(kind, grid_stride):
     with compilation.effort("quick"):
-        model = _jitted(kind, grid_stride=grid_stride)
+        model = jitted.Jitted(_model(kind, grid_stride=grid_stride))
         whole = model.segment(FRAMES)
         labels, shares = model.follow(FRAMES)
         assert labels.shape == whole.static.shape == FRAMES.shape[:3]
@@ -127,11 +127,84 @@ def test_who_goes_first_pays_no_more_than_the_other(monkeypatch):
         assert len({calls[60 + 2 * frame] for frame in range(0, 30, interval)}) == 2
 
 
+def test_a_propagating_cell_that_costs_more_than_it_saves_is_told():
+    def times(*medians):
+        return {kind: {"count": 2, "median": ms} for kind, ms in zip(("key", "cell"), medians, strict=False)}
+
+    static = {"ms_per_frame": 10.0, "latency": times(10.0)}
+    fixed, learned = {"is_learned": False}, {"is_learned": True}
+    cheap, dear = ({"ms_per_frame": ms, "latency": times(10.0, 2 * ms - 10)} for ms in (7.0, 12.0))
+    said = (
+        "warning: a frame takes 1.20 of the static network's 10.0 ms on the mean (2 key frames of 10.0 ms, 2 cell "
+        "frames of 14.0 ms): the static network on every frame costs less; "
+    )
+    assert timing.slower(fixed, static, dear) == said + "take a smaller cell"
+    assert timing.slower(learned, static, dear) == said + "raise schedule.threshold, or set schedule.kind=fixed"
+    for case in ((fixed, static, cheap), (None, static, dear), (fixed, static, None), (fixed, {}, dear)):
+        assert timing.slower(*case) == ""
+    assert timing.share_of_static(static, cheap) == 0.7 and timing.share_of_static(static, {}) is None
+
+
+def test_many_regions_are_a_key_frame_and_frames_that_are_due_anyway_are_not_looked_at():
+    """By programs that say what they were asked for, a grid of 2x2 regions of which one is computed by itself."""
+    calls, shares = [], np.zeros((1, 2, 2), np.float32)
+
+    def program(name, result):
+        return lambda *args: calls.append(f"{name} {args[1]}" if name == "paint0" else name) or result
+
+    state = {"age": np.full((1, 2, 2), 1), "decoder": np.zeros(1), "logits": np.zeros(1)}
+    made = {name: program(name, name) for name in ("key", "rest", "other", "join")}
+    made |= {"look": lambda state, frame: calls.append("look") or ("maps", shares), "paint0": program("paint0", [0, 0])}
+    row = [{"program": "paint0", "places": [0] * 6}] * 2
+    schedule = {"interval": 4, "threshold": 0.5, "is_learned": True, "most_regions": 1, "cuts_maps": True}
+    model = dispatch.Dispatch({"schedule": schedule, "regions": [row, row], "state": {}}, made)
+    for due, age, expected in (
+        ((0, 0, 0, 0), 1, "look other"), ((1, 0, 0, 0), 1, "look paint0 maps join"), ((1, 1, 0, 0), 1, "look rest"),
+        ((0, 0, 0, 0), 3, "key"), ((0, 0, 0, 0), -1, "key"),
+    ):  # fmt: skip
+        calls.clear()
+        shares[:] = np.reshape(due, (1, 2, 2))
+        model.step({**state, "age": np.full((1, 2, 2), age)}, "frame")
+        assert " ".join(calls) == expected
+    older = {"schedule": {**schedule}, "regions": [row, row], "state": {}}
+    del older["schedule"]["most_regions"], older["schedule"]["cuts_maps"], made["rest"]  # an exported folder of before
+    calls.clear()
+    shares[:] = np.reshape((1, 1, 0, 0), (1, 2, 2))
+    dispatch.Dispatch(older, made).step(state, "frame")
+    assert calls == ["look", "paint0 frame", "paint0 frame", "join"]
+
+
 def test_a_region_is_computed_from_its_own_surroundings():
-    """Its crop: the region with 32 pixels around it, in whole grid cells."""
-    assert programs.crop((0, 9), 70) == (0, 68, 0, 0, 9)
-    assert programs.crop((9, 18), 70) == (4, 66, 8, 9, 9)
-    assert programs.crop((0, 9), 34) == (0, 34, 0, 0, 9)
+    """Its crop: the region with 16 or 32 pixels around it, in whole cells of the map that it goes on from."""
+    assert programs.crop((0, 9), 70, 16, 4) == (0, 52, 0, 0, 9)
+    assert programs.crop((9, 18), 70, 16, 4) == (20, 50, 4, 9, 9)
+    assert programs.crop((9, 18), 70, 16, 8) == (16, 54, 5, 9, 9)
+    assert programs.crop((0, 9), 34, 16, 16) == (0, 34, 0, 0, 9)
+    assert programs.crop((9, 18), 70, 32, 4) == (4, 66, 8, 9, 9)
+
+
+@pytest.mark.parametrize("effort", ["quick", "full"])
+def test_a_region_is_cut_out_of_the_maps_or_of_the_frame(effort):
+    """The right one of two, with its 4 or 8 cells around it, beside slices made by hand; nothing else is touched."""
+    model = _model("regions", effort=effort)
+    made, ((_, region),) = programs.make(model), programs.describe(model)["regions"]
+    weights, frame, left = made[region["program"]].weights, FRAMES[:1], {"quick": 20, "full": 4}[effort]
+    blank = [jnp.full((1, 9, 18, channels), 7.0) for channels in (8, 11)]
+
+    @compilation.jit_once
+    def both():
+        maps = static_net.first_stages(model.net, weights["static"], frame, "stage1")
+        if effort == "quick":
+            part = {"stage1": maps["stage1"][:, :, left // 4 :]}
+            found = static_net.finish(model.net, weights["static"], part)
+        else:
+            found, maps = static_net.infer(model.net, weights["static"], frame[:, :, left:]), frame
+        painted = made[region["program"]].fn(weights, blank, maps, np.array(region["places"], np.int32))
+        return painted, (found.maps["decoder"], found.logits)
+
+    for whole, part in zip(*both(), strict=True):
+        np.testing.assert_allclose(whole[:, :, 9:], part[:, :, 9 - left // 4 :], atol=1e-4)
+        np.testing.assert_array_equal(whole[:, :, :9], 7.0)
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,11 @@ def test_checkpoint_round_trip_is_bit_exact(tmp_path):
     other = workdir.Workdir(tmp_path).checkpointer("shapes")
     other.save(1, {"a": jnp.arange(6, dtype=jnp.int32).reshape(2, 3)})
     np.testing.assert_array_equal(other.restore(shape)["a"], np.arange(6).reshape(2, 3))
+    other.save(2, {"best": {"a": np.arange(3)}, "bestow": np.ones(2), "last": {"a": np.zeros(3, np.int64)}})
+    part = other.restore({"a": np.zeros(3, np.int64)}, part="['best']")
+    np.testing.assert_array_equal(part["a"], np.arange(3))
+    with pytest.raises(errors.UserError, match=r"only the checkpoint has \['best'\]\['a'\]"):
+        other.restore({}, part="['best']")
 
 
 def test_what_is_restored_is_free_to_move_where_the_template_is(tmp_path):

@@ -16,17 +16,23 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.bench import compile_sizes, kernel_variants, lowered, nets_speed, search_speed, stopwatch
+from dvsnas_jax.bench import (
+    compile_sizes,
+    kernel_variants,
+    lowered,
+    nets_speed,
+    propagate_speed,
+    search_speed,
+    stopwatch,
+)
 from dvsnas_jax.core import compilation, presets
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import json_text, workdir
 from dvsnas_jax.deploy import load, run_model, stablehlo
-from dvsnas_jax.infer import artifact, jitted, programs
+from dvsnas_jax.infer import artifact, jitted
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import zoo
-from dvsnas_jax.train import features
 
 _CROP = 321
 _TINY = {
@@ -157,7 +163,7 @@ def _export(is_tiny: bool) -> dict[str, Any]:
     """A network and a cell of drawn weights: exported, read back, run beside the programs of this process."""
     config = _export_config(is_tiny)
     space, genotype = zoo.genotype(zoo.get(_MEMBER))
-    model = _model(config, space, genotype)
+    model = propagate_speed.drawn(config, space, genotype)
     rng, num = np.random.default_rng(0), 2 * config.schedule.interval
     frames = rng.integers(0, 256, (num, *model.size, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
@@ -193,22 +199,6 @@ def _export_config(is_tiny: bool) -> ml_collections.ConfigDict:
         changes |= {**small, "space.channels": "8", "schedule.interval": "2"}
     changes["space.inputs"] = ",".join(zoo.get(_MEMBER).genotype["inputs"])
     return config_lib.load(None, changes)
-
-
-def _model(config: ml_collections.ConfigDict, space: genotype_lib.Space, genotype: np.ndarray) -> programs.Model:
-    """Drawn weights, the statistics of every normalisation 0 and 1: no training, no data."""
-    settings = features.settings_of(config)
-    net, cell = static_net.make(config.net, settings.num_classes), cell_lib.make(space, genotype, settings)
-    variables = static_net.init(net, jax.random.key(0))
-    leaves, tree = jax.tree.flatten(compilation.jit_once(cell.init)(jax.random.key(1)))
-    rng = np.random.default_rng(1)  # the heads start at zero, and would hide what is before them
-    params = jax.tree.unflatten(tree, [np.asarray(x + 0.1 * rng.normal(size=x.shape), x.dtype) for x in leaves])
-    frame = static_net.frame_shapes(net, (config.data.height, config.data.width))
-    clip = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), frame)
-    shapes = jax.eval_shape(cell.moments, params, clip)
-    moments = {path: (jnp.zeros(mean.shape), jnp.ones(var.shape))
-               for path, (mean, var) in shapes.items()}  # fmt: skip
-    return programs.model_of(config, settings, variables, cell, cell_lib.freeze_norm(params, moments))
 
 
 def _followed(dispatch: Any, frames: np.ndarray) -> dict[str, Any]:

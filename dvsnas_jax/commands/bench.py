@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from dvsnas_jax.commands import common
@@ -28,6 +29,7 @@ _SEARCH_NUMBERS = (
 _OPTIONS = {
     "search": ("paper-size", "profile", *(name for name, _, _ in _SEARCH_NUMBERS)),
     "accelerator": ("tiny", "only", "minutes"),
+    "cell": ("genotype",),
 }
 """Options that only one part takes."""
 
@@ -47,6 +49,8 @@ def register(add: common.Add) -> None:
     for name, default, text in _SEARCH_NUMBERS:
         search.add_argument(f"--{name}", type=type(default), metavar="N", help=f"{text} (default {default:g})")
     search.add_argument("--profile", metavar="DIR", help="write a profile of three optimizer steps there")
+    cell = bench.add_argument_group("of `cell`", "with a --config of mode propagate: kinds of frames and their parts")
+    cell.add_argument("--genotype", metavar="FILE", help="genotype JSON, or zoo:NAME (default zoo:dff)")
     check = bench.add_argument_group("of `accelerator`", "parts that are in the file of --output are not done again")
     check.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     check.add_argument("--only", metavar="PART,..", help="these parts (default: all)")
@@ -54,7 +58,7 @@ def register(add: common.Add) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int | None:
-    if arguments.part not in ("data", "nets", "search") and (arguments.config or arguments.overrides):
+    if arguments.part not in ("data", "nets", "search", "cell") and (arguments.config or arguments.overrides):
         raise errors.UserError(f"bench {arguments.part}: takes no config; leave --config out")
     for part, names in _OPTIONS.items():
         for name in names if part != arguments.part else ():
@@ -68,7 +72,7 @@ def _bench(arguments: argparse.Namespace) -> int | None:
     if arguments.profile:
         output_files.check_folder(arguments.profile, flag="--profile")
     result = _PARTS[arguments.part](arguments)
-    if arguments.part not in ("nets", "search"):  # they print a table
+    if arguments.part not in ("nets", "search", "cell"):  # they print tables
         common.print_summary(result)
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json_text.dumps(result, indent=1) + "\n")
@@ -114,10 +118,16 @@ def _controller(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cell(arguments: argparse.Namespace) -> dict[str, Any]:
-    del arguments
-    from dvsnas_jax.bench import cell_speed
+    """The training step of cells of the standard size, or the frames of one cell that propagates at a config's."""
+    from dvsnas_jax.bench import cell_speed, propagate_speed
 
-    return cell_speed.run()
+    if not (arguments.config or arguments.overrides or arguments.genotype):
+        result = cell_speed.run()
+        common.print_summary(result)
+        return result
+    result = propagate_speed.run(common.load_config(arguments), arguments.genotype or "zoo:dff")
+    print(propagate_speed.table(result))
+    return result
 
 
 def _data(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -181,7 +191,7 @@ def _nets(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-_PARTS = {
+_PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "controller": _controller, "cell": _cell, "data": _data, "nets": _nets, "search": _search,
     "accelerator": _accelerator,
 }  # fmt: skip

@@ -86,7 +86,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
     folder = common.open_workdir(arguments.workdir)
     is_scored = not arguments.genotype and not cell_training.has_cell(folder) and require_labels.is_scorable(config)
-    common.print_summary(cell_training.run(config, folder, arguments.genotype))
+    made = cell_training.run(config, folder, arguments.genotype)
+    share = evaluation.trained_time(config, folder) if arguments.genotype else None
+    common.print_summary(made if share is None else {**made, "time_share": share})
     if is_scored:
         print(score_tables.summary(evaluation.run(config, folder)))
 

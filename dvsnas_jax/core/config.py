@@ -30,6 +30,7 @@ BEFORE: dict[str, Any] = {
     "data.still_noise": "history",
     "search.meta_val": "random",
     "space.end": "classifier",
+    "schedule.effort": "full",
     "train.loss": "plain",
     "train.frames": "all",
     "train.eval_every": 0,

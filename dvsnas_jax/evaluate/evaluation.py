@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from dvsnas_jax.data.loading import pipeline, whole_videos
 from dvsnas_jax.deploy import run_model
 from dvsnas_jax.evaluate import baselines, metrics, timing
 from dvsnas_jax.infer import artifact, dispatch, jitted, programs
-from dvsnas_jax.train import claims, winners
+from dvsnas_jax.train import claims, pretrain, winners
 
 RESULT = "evaluation.json"
 STRIP, CLIP = "figures/strip.npz", "figures/clip.npz"
@@ -165,7 +166,36 @@ def _evaluate(
         for name, times in timing.measure(model, sequences[0].frames, section.latency_frames).items():
             if result[name] is not None:
                 result[name] |= times
+        _tell_time(model, result["static"], result["cell"])
     return result
+
+
+def _tell_time(model: dispatch.Dispatch, static: dict[str, Any], cell: dict[str, Any] | None) -> None:
+    """A propagating cell's scores get its time over the static network's as `time_share`; above 1 it is said."""
+    if line := timing.slower(model.schedule, static, cell):
+        print(line, file=sys.stderr)
+    if cell is not None and model.is_propagating:
+        cell["time_share"] = timing.share_of_static(static, cell)
+
+
+def trained_time(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> float | None:
+    """Mean time of a frame with the trained cell of a run over the static network's, on a held-out clip.
+
+    The clip is followed to its end and back, `timing.FEW_FRAMES` frames. None where the mode has no key frames, or
+    `evaluate.latency_frames` is 0.
+    """
+    if config.space.mode != "propagate" or not config.evaluate.latency_frames or not distributed.is_main():
+        return None
+    model = run_model.jit(config, run_model.read(config, folder)[0])
+    training, held_out = pretrain.split_clips(config)
+    first = np.concatenate([held_out, training])[:1]
+    clip = pipeline.load_clips(config.data, split="train", num_frames=config.data.num_frames, indices=first)
+    frames = np.asarray(clip.frames)[0]
+    frames = np.concatenate([frames, frames[-2:0:-1]])
+    times = timing.measure(model, frames, timing.FEW_FRAMES)
+    _tell_time(model, times["static"], times["cell"])
+    share: float = times["cell"]["time_share"]
+    return share
 
 
 def score(

@@ -14,6 +14,8 @@ from dvsnas_jax.infer import dispatch
 
 ASSUMED = 0.1
 """Noise of a difference whose single times are not known, as a share of the time itself."""
+FEW_FRAMES = 10
+"""Of a held-out clip, when a cell was trained: two key frames of the default interval."""
 _MIN_FRAMES = 5
 """Fewer frames say nothing of their noise."""
 _NUM_DRAWS = 400
@@ -138,6 +140,32 @@ def _draw(static: np.ndarray, kinds: list[Mapping[str, Any]]) -> np.ndarray:
     is_paired = sum(part.shape[1] for part in pairs) == total
     redrawn = np.concatenate(pairs, axis=1) if is_paired else rng.choice(static, (_NUM_DRAWS, len(static)))
     return mean - np.median(redrawn, axis=1)
+
+
+def share_of_static(static: Mapping[str, Any], cell: Mapping[str, Any]) -> float | None:
+    """The mean time of a frame with the cell over the static network's; None where one of them was not taken."""
+    alone, with_cell = static.get("ms_per_frame"), cell.get("ms_per_frame")
+    return with_cell / alone if _is_time(alone) and _is_time(with_cell) else None
+
+
+def slower(schedule: Mapping[str, Any] | None, static: Mapping[str, Any], cell: Mapping[str, Any] | None) -> str:
+    """The line to say where a propagating cell costs more time than it saves, else empty.
+
+    Args:
+      schedule: `dispatch.Dispatch.schedule`.
+      static: as in `change`; `cell` likewise.
+    """
+    share = None if schedule is None or cell is None else share_of_static(static, cell)
+    if schedule is None or cell is None or share is None or share <= 1:
+        return ""
+    kinds = ", ".join(
+        f"{row['count']} {kind} frames of {row['median']:.1f} ms" for kind, row in cell["latency"].items()
+    )
+    advice = "raise schedule.threshold, or set schedule.kind=fixed" if schedule["is_learned"] else "take a smaller cell"
+    return (
+        f"warning: a frame takes {share:.2f} of the static network's {static['ms_per_frame']:.1f} ms on the mean "
+        f"({kinds}): the static network on every frame costs less; {advice}"
+    )
 
 
 def sentence(found: Change, static_ms: float) -> str:

@@ -56,6 +56,17 @@ class Dispatch:
         """Whether key frames differ from others."""
         return self._schedule is not None
 
+    @property
+    def schedule(self) -> Mapping[str, Any] | None:
+        """What the plan says of key frames; refine: None."""
+        found: Mapping[str, Any] | None = self._schedule
+        return found
+
+    @property
+    def programs(self) -> Mapping[str, Callable[..., Any]]:
+        """The programs by name, see `programs.make`."""
+        return self._programs
+
     def initial_state(self, batch_size: int = 1) -> State:
         """The state of so many videos before their first frames."""
         return {
@@ -75,31 +86,45 @@ class Dispatch:
         run, schedule = self._programs, self._schedule
         if schedule is None:
             return run["step"](state, frame)
-
-        def other(seen: Any) -> tuple[State, jax.Array]:
-            """The cell's frame; what the state has of the last key frame stays, and is no result of the program."""
-            after, labels = run["other"](state, seen)
-            return {**state, **after}, labels
-
         age = self._array(state["age"])
         is_due = (age < 0) | (age + 1 >= schedule["interval"])
-        if not schedule["is_learned"]:
-            return self._choose(is_due.any(), lambda: run["key"](state, frame), lambda: other(frame))
-        maps, shares = run["look"](state, frame)
-        is_due = is_due | (self._array(shares) > schedule["threshold"])
 
-        def compute() -> tuple[State, jax.Array]:
+        def look() -> tuple[State, jax.Array]:
+            if not schedule["is_learned"]:
+                return self._other(state, frame)
+            maps, shares = run["look"](state, frame)
+            return self.decided(state, frame, maps, is_due | (self._array(shares) > schedule["threshold"]))
+
+        return self._choose(self._is_whole(is_due), lambda: run["key"](state, frame), look)
+
+    def _other(self, state: State, seen: Any) -> tuple[State, jax.Array]:
+        """The cell's frame; what the state has of the last key frame stays, and is no result of the program."""
+        after, labels = self._programs["other"](state, seen)
+        return {**state, **after}, labels
+
+    def _is_whole(self, is_due: Any) -> Any:
+        """Whether so many regions are due that the whole frame is computed."""
+        return is_due.sum() > self._schedule.get("most_regions", is_due[0].size - 1)  # older exported folders: all
+
+    def decided(self, state: State, frame: Any, maps: Any, is_due: Any) -> tuple[State, jax.Array]:
+        """A frame after a look at it, which gave its cheap maps, with the regions that are due."""
+        run = self._programs
+
+        def whole() -> tuple[State, jax.Array]:
+            return run["rest"](state, maps) if "rest" in run else run["key"](state, frame)  # older exported folders
+
+        def some() -> tuple[State, jax.Array]:
+            seen = maps if self._schedule.get("cuts_maps") else frame
+            return run["join"](state, maps, self._paint(state, seen, is_due[0]), is_due)
+
+        def part() -> tuple[State, jax.Array]:
             if not self._regions:
-                return run["key"](state, frame)
-            return self._choose(
-                is_due.all(),
-                lambda: run["key"](state, frame),
-                lambda: run["join"](state, maps, self._paint(state, frame, is_due[0]), is_due),
-            )
+                return self._other(state, maps)
+            return self._choose(is_due.any(), some, lambda: self._other(state, maps))
 
-        return self._choose(is_due.any(), compute, lambda: other(maps))
+        return self._choose(self._is_whole(is_due), whole, part)
 
-    def _paint(self, state: State, frame: Any, is_due: Any) -> list[Any]:
+    def _paint(self, state: State, seen: Any, is_due: Any) -> list[Any]:
         """Decoder map and logits of the static network on the regions that are due, zeros elsewhere."""
         canvas = [jnp.zeros_like(state[name]) for name in ("decoder", "logits")]
         for row, column in np.ndindex(is_due.shape):
@@ -107,7 +132,7 @@ class Dispatch:
             paint, places = self._programs[region["program"]], np.array(region["places"], np.int32)
             canvas = self._choose(
                 is_due[row, column],
-                lambda whole=canvas, paint=paint, places=places: list(paint(whole, frame, places)),
+                lambda whole=canvas, paint=paint, places=places: list(paint(whole, seen, places)),
                 lambda whole=canvas: whole,
             )
         return canvas

@@ -29,8 +29,8 @@ Stepped = tuple[State, jax.Array]
 """A state, and labels u8 [B, H, W]."""
 _OF_KEY_FRAMES = ("decoder", "reference")
 """Entries of a state that other frames leave as they are: to return them would copy them."""
-HALO = 32
-"""Pixels around a region that the static network sees as well."""
+HALO = {True: 16, False: 32}
+"""Pixels around a region that the static network sees as well; its first stages see all where their maps are cut."""
 
 
 class Region(NamedTuple):
@@ -113,6 +113,11 @@ class Model:
         return settings_lib.depth(self._cell.inputs, self.settings)
 
     @property
+    def cuts_maps(self) -> bool:
+        """Whether regions are cut out of the first stages' maps, not out of the frame."""
+        return self.settings.schedule.look.cuts_maps
+
+    @property
     def _cell(self) -> cell_lib.Cell:
         assert self.cell is not None, "the network is used alone"
         return self.cell
@@ -170,22 +175,41 @@ class Model:
         return self._labelled(self._restarted(weights, state, self._infer(weights, frame)))
 
     def other(self, weights: Any, state: State, frame: jax.Array) -> Stepped:
-        return self.other_seen(weights, state, self._infer(weights, frame, self.depth).maps)
+        return self._unchanged(self._advanced(weights, state, self._infer(weights, frame, self.depth).maps))
 
-    def other_seen(self, weights: Any, state: State, maps: Any) -> Stepped:
-        after, labels = self._labelled(self._advanced(weights, state, maps))
-        return {name: value for name, value in after.items() if name not in _OF_KEY_FRAMES}, labels
+    def _unchanged(self, after: types.CellState) -> Stepped:
+        """Of a frame that is no key frame."""
+        found, labels = self._labelled(after)
+        return {name: value for name, value in found.items() if name not in _OF_KEY_FRAMES}, labels
 
     def look(self, weights: Any, state: State, frame: jax.Array) -> tuple[Any, jax.Array]:
-        cheap = self._infer(weights, frame, self.depth)
+        maps = static_net.first_stages(self.net, weights["static"], frame, self.depth)
+        if "patches" not in map(projections.weights_of, self._cell.inputs):
+            del maps["patches"]
+        cheap = types.Features(maps=static_net.on_grid(maps), logits=jnp.zeros((*maps["image"].shape[:3], 0)))
         log_odds = cell_frame.due(weights["cell"]["ports"], self.settings, self.cell_state(state), cheap)[1]
         assert log_odds is not None, "the schedule is learned"
-        read = {*map(projections.weights_of, self._cell.inputs), self.settings.cut, "image"}
-        return {name: x for name, x in cheap.maps.items() if name in read}, self.settings.schedule.scores(log_odds)
+        return maps, self.settings.schedule.scores(log_odds)
 
-    def paint(self, region: Region, weights: Any, canvas: Any, frame: jax.Array, places: types.Array) -> Any:
-        pixels = jax.lax.dynamic_slice(frame, (0, places[0], places[1], 0), (1, *region.crop_size, 3))
-        found = self._infer(weights, pixels)
+    def other_looked(self, weights: Any, state: State, maps: Any) -> Stepped:
+        return self._unchanged(self._advanced(weights, state, static_net.on_grid(maps)))
+
+    def rest(self, weights: Any, state: State, maps: Any) -> Stepped:
+        found = static_net.finish(self.net, weights["static"], maps)
+        whole = types.Features(maps={**static_net.on_grid(maps), **found.maps}, logits=found.logits)
+        return self._labelled(self._restarted(weights, state, whole))
+
+    def paint(self, region: Region, weights: Any, canvas: Any, seen: Any, places: types.Array) -> Any:
+        def cut(x: jax.Array) -> jax.Array:
+            stride = next(s for s in (1, 4, 8, 16, 32) if _cells(self.size, s) == x.shape[1:3])
+            first = (0, places[0] // stride, places[1] // stride, 0)
+            return jax.lax.dynamic_slice(x, first, (1, *_cells(region.crop_size, stride), x.shape[-1]))
+
+        if self.cuts_maps:
+            stages = {name: cut(x) for name, x in seen.items() if name not in static_net.PLAIN}
+            found = static_net.finish(self.net, weights["static"], stages)
+        else:
+            found = self._infer(weights, cut(seen))
         painted = []
         for whole, part in zip(canvas, (found.maps["decoder"], found.logits), strict=True):
             inner = jax.lax.dynamic_slice(part, (0, places[2], places[3], 0), (1, *region.shape, part.shape[-1]))
@@ -193,8 +217,9 @@ class Model:
         return tuple(painted)
 
     def join(self, weights: Any, state: State, maps: Any, canvas: Any, is_due: jax.Array) -> Stepped:
-        full = types.Features(maps={**maps, "decoder": canvas[0]}, logits=canvas[1])
-        restarted, advanced = self._restarted(weights, state, full), self._advanced(weights, state, maps)
+        cheap = static_net.on_grid(maps)
+        full = types.Features(maps={**cheap, "decoder": canvas[0]}, logits=canvas[1])
+        restarted, advanced = self._restarted(weights, state, full), self._advanced(weights, state, cheap)
         return self._labelled(self._cell.merge(restarted, advanced, is_due))
 
 
@@ -223,6 +248,7 @@ def describe(model: Model) -> dict[str, Any]:
     schedule, plan = model.settings.schedule, None
     if model.settings.is_propagating:
         plan = {**dataclasses.asdict(schedule), "grid": list(schedule.grid), "is_learned": schedule.is_learned}
+        plan |= {"most_regions": schedule.most_regions, "cuts_maps": model.cuts_maps}
     regions = [[{"program": each.program, "places": each.places} for each in row] for row in _regions(model)]
     state = {name: _constant(value) for name, value in model.initial_state().items()}
     return {"schedule": plan, "state": state, "regions": regions}
@@ -241,9 +267,10 @@ def make(model: Model) -> dict[str, Program]:
     `key` the same, for a key frame; `other`, for the others, where the schedule is fixed: of the state only what these
     change. Where it is learned:
     `look`: `(state, frame) -> (maps, shares)`, the cheap maps and the predicted share of differing labels f32
-    [B, rows, columns], and `other`: `(state, maps) -> (state, labels)`. Regions, in addition: `paintN`:
-    `(canvas, frame, places) -> canvas`, decoder map and logits with one more region computed (`Region.places`), and
-    `join`: `(state, maps, canvas, is_due) -> (state, labels)`.
+    [B, rows, columns], `other`: `(state, maps) -> (state, labels)`, and `rest`, the same for a key frame, which goes on
+    from these maps. Regions, in addition: `paintN`: `(canvas, seen, places) -> canvas`, decoder map and logits with
+    one more region computed (`Region.places`) from the maps or the frame (`Model.cuts_maps`), and `join`:
+    `(state, maps, canvas, is_due) -> (state, labels)`.
     """
     state, frame = model.initial_state(), jax.ShapeDtypeStruct((1, *model.size, 3), jnp.uint8)
     alone, own = {"static": model.folded}, {"cell": model.params}
@@ -256,13 +283,15 @@ def make(model: Model) -> dict[str, Program]:
         return {**made, "other": Program(model.other, first_stages, (state, frame))}
     look = Program(model.look, first_stages, (state, frame), outputs=("maps", "shares"))
     maps, shares = jax.eval_shape(look.fn, look.weights, *look.args)
-    made |= {"look": look, "other": Program(model.other_seen, own, (state, maps), inputs=("state", "maps"))}
+    looked = functools.partial(Program, args=(state, maps), inputs=("state", "maps"))
+    made |= {"look": look, "other": looked(model.other_looked, own), "rest": looked(model.rest, alone | own)}
     regions = {region.program: region for row in _regions(model) for region in row}
     if regions:
         canvas = [jax.ShapeDtypeStruct(state[name].shape, jnp.float32) for name in ("decoder", "logits")]
+        seen = ("maps", maps) if model.cuts_maps else ("frame", frame)
         paint = functools.partial(
-            Program, weights=alone, args=(canvas, frame, jax.ShapeDtypeStruct((6,), np.int32)), is_batched=False,
-            inputs=("canvas", "frame", "places"), outputs=("canvas",),
+            Program, weights=alone, args=(canvas, seen[1], jax.ShapeDtypeStruct((6,), np.int32)), is_batched=False,
+            inputs=("canvas", seen[0], "places"), outputs=("canvas",),
         )  # fmt: skip
         made |= {name: paint(functools.partial(model.paint, region)) for name, region in regions.items()}
         args = (state, maps, canvas, jax.ShapeDtypeStruct(shares.shape, bool))
@@ -283,10 +312,15 @@ def next_frame(model: Model) -> Program:
     return made["key"]._replace(fn=step, is_batched=not plan["regions"])
 
 
+def _cells(pixels: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width of a map of so many pixels."""
+    return -(-pixels[0] // stride), -(-pixels[1] // stride)
+
+
 def _regions(model: Model) -> list[list[Region]]:
     """Of each row and column of regions, how it is computed; [] where the schedule has no regions."""
     schedule, names = model.settings.schedule, dict[Any, str]()
-    if model.cell is None or not schedule.has_regions:
+    if model.cell is None or not schedule.most_regions:
         return []
 
     def region(rows: tuple[int, ...], cols: tuple[int, ...]) -> Region:
@@ -294,8 +328,10 @@ def _regions(model: Model) -> list[list[Region]]:
         name = names.setdefault((crop_size, shape), f"paint{len(names)}")
         return Region(name, (rows[0], cols[0], rows[2], cols[2], rows[3], cols[3]), crop_size, shape)
 
+    depth = static_net.STAGES.index(model.depth) if model.cuts_maps else 0
+    cut = functools.partial(crop, halo=HALO[model.cuts_maps], stride=static_net.LOGITS_STRIDE * 2**depth)
     all_rows, all_cols = (
-        [crop(bounds, pixels) for bounds in schedule_lib.region_bounds(length, num)]
+        [cut(bounds, pixels) for bounds in schedule_lib.region_bounds(length, num)]
         for length, num, pixels in zip(
             model.initial_state()["logits"].shape[1:3], schedule.regions, model.size, strict=True
         )
@@ -303,12 +339,13 @@ def _regions(model: Model) -> list[list[Region]]:
     return [[region(rows, cols) for cols in all_cols] for rows in all_rows]
 
 
-def crop(bounds: tuple[int, int], pixels: int) -> tuple[int, int, int, int, int]:
-    """What is cut out along an axis of so many pixels for a region (first and last + 1 grid cell) with its halo.
+def crop(bounds: tuple[int, int], pixels: int, halo: int, stride: int) -> tuple[int, int, int, int, int]:
+    """What is cut out along an axis of so many pixels for a region (first and last + 1 grid cell) with its halo
+    (pixels), in whole cells of a map of that stride.
 
     First pixel and number of pixels of the crop; first cell of the region in the crop and in the whole; its cells.
     """
     first, last = bounds
-    start = max(first * static_net.LOGITS_STRIDE - HALO, 0)
-    stop = min(last * static_net.LOGITS_STRIDE + HALO, pixels)
+    start = max(first * static_net.LOGITS_STRIDE - halo, 0) // stride * stride
+    stop = min(-(-(last * static_net.LOGITS_STRIDE + halo) // stride) * stride, pixels)
     return start, stop - start, first - start // static_net.LOGITS_STRIDE, first, last - first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import flax.linen as nn
@@ -21,6 +21,8 @@ from dvsnas_jax.nets.weights import pretrained, weights_folder
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 """The encoder's maps that other packages see, at strides 4, 8, 16 and 32 (or 16)."""
+PLAIN = ("image", "patches")
+"""Maps that need no network."""
 LOGITS_STRIDE = 4
 """Pixels between neighbours, per axis, of the logits, the decoder's map and `stage1`."""
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -48,23 +50,26 @@ class StaticNet(nn.Module):
     grid_stride: int = 4  # of `infer` alone
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool, last: str = "decoder") -> types.Features:
+    def __call__(
+        self, images: jax.Array, train: bool, last: str = "decoder", found: Mapping[str, jax.Array] | None = None
+    ) -> types.Features:
         """Segments frames.
 
         Args:
           images: f32 [B, H, W, 3], as `normalise` gives them.
           train: normalise by the batch and update the running statistics (`mutable=["batch_stats"]`).
-          last: `stageN`: stop after that stage of the encoder; there are no deeper maps then, and no logits (K = 0).
+          last: `stageN`: stop after that stage of the encoder; there are all its maps then, and no logits (K = 0).
+          found: the maps from `stage1` on that were computed so before, to go on from; the images are not read then.
 
         Returns:
           Maps `stage1` .. `stage4` at strides 4, 8, 16, `output_stride` and `decoder` at stride 4, logits
           [B, h, w, K] at stride 4, all in `dtype`. In training, where there is an auxiliary classifier, also the map
           `auxiliary`: its logits at stride 16.
         """
-        maps = self._encoder()(images, train, last)
-        found = {name: maps[name] for name in STAGES if name in maps}
+        maps = self._encoder()(images, train, last, found)
         if last in STAGES:
-            return types.Features(maps=found, logits=jnp.zeros((*found["stage1"].shape[:3], 0), self.dtype))
+            return types.Features(maps=maps, logits=jnp.zeros((*maps["stage1"].shape[:3], 0), self.dtype))
+        found = {name: maps[name] for name in STAGES}
         found["decoder"] = self._decoder()(maps, train)
         logits = blocks.Classifier(self.num_classes, dtype=self.dtype, name="classifier")(found["decoder"])
         if self.has_auxiliary and (train or self.is_initializing()):
@@ -208,7 +213,8 @@ def infer(net: StaticNet, variables: types.Params, frames: types.Array, last: st
     if last == "image":
         return types.Features(maps=plain, logits=nothing)
     found = cast(types.Features, net.apply(variables, images, train=False, last=last))
-    maps = {name: layers.to_grid(jnp.asarray(x), grid) for name, x in found.maps.items()}
+    own = {name: jnp.asarray(x) for name, x in found.maps.items() if name in (*STAGES, "decoder")}
+    maps = {name: layers.to_grid(x, grid) for name, x in own.items()}
     maps |= {name: x.astype(net.dtype) for name, x in plain.items()}
     return jax.tree.map(lambda x: x.astype(jnp.float32), types.Features(maps=maps, logits=found.logits))
 
@@ -224,6 +230,35 @@ def to_patches(images: jax.Array, stride: int) -> jax.Array:
     padding = (0, 0), (0, rows * stride - height), (0, columns * stride - width), (0, 0)
     cells = jnp.pad(images, padding, mode="edge").reshape(batch, rows, stride, columns, stride, channels)
     return cells.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, -1)
+
+
+def first_stages(net: StaticNet, variables: types.Params, frames: types.Array, last: str) -> dict[str, jax.Array]:
+    """The encoder's own maps of frames u8 [B, H, W, 3] from `stage1` as far as the stage `last`, as `finish` goes on
+    from them (a decoder may read some between stages); and `image` and `patches`, as `infer` gives them."""
+    found = cast(types.Features, net.apply(variables, normalise(net, frames), train=False, last=last)).maps
+    names = list(found)
+    maps = {name: jnp.asarray(found[name]) for name in names[names.index("stage1") :]}
+    return {**maps, **{name: jnp.asarray(x) for name, x in infer(net, variables, frames, "image").maps.items()}}
+
+
+def on_grid(maps: Mapping[str, types.Array]) -> dict[str, jax.Array]:
+    """What `infer` gives, from maps of `first_stages`."""
+    grid, names = (maps["image"].shape[1], maps["image"].shape[2]), (*STAGES, *PLAIN)
+    found = {name: layers.to_grid(jnp.asarray(x), grid) for name, x in maps.items() if name in names}
+    return {name: x.astype(jnp.float32) for name, x in found.items()}
+
+
+def finish(net: StaticNet, variables: types.Params, maps: Mapping[str, types.Array]) -> types.Features:
+    """The map `decoder` and the logits, f32, of frames from maps of `first_stages`; of crops of them, without `PLAIN`,
+    the map as it is."""
+    stages = {name: jnp.asarray(x) for name, x in maps.items() if name not in PLAIN}
+    unread = jnp.zeros((1, 1, 1, 3))
+    found = cast(types.Features, net.apply(variables, unread, train=False, found=stages))
+    decoder = jnp.asarray(found.maps["decoder"])
+    if "image" in maps:
+        decoder = layers.to_grid(decoder, (maps["image"].shape[1], maps["image"].shape[2]))
+    logits = jnp.asarray(found.logits, jnp.float32)
+    return types.Features(maps={"decoder": decoder.astype(jnp.float32)}, logits=logits)
 
 
 def fold(net: StaticNet, variables: types.Params) -> types.Params:

@@ -50,6 +50,7 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]], *, is_refining: bool = F
         ("flicker, %", "flicker", 2, False),
         ("true changes followed, %", "changes_followed", 1, True),
         ("ms per frame", "ms_per_frame", 1, False),
+        ("mean time, % of the static network’s", "time_share", 0, False),
     ]
     change = timing.change(scores.get("static") or {}, scores.get("cell") or {}, is_refining=is_refining)
     for label, key, decimals, is_higher_better in plan:

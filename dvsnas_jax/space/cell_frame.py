@@ -288,8 +288,11 @@ class Ports:
         merged = merge(self.key_frame(before, features, start), after, is_key)
         if log_odds is None:
             return merged, no_loss
+        places, grid = slice(None, None, self.settings.schedule.look.stride), after.state.shape[1:3]
         is_different = jnp.asarray(after.logits.argmax(axis=-1) != features.logits.argmax(axis=-1))
-        shares = layers.average_to_grid(is_different[..., None].astype(jnp.float32), log_odds.shape[1:])[..., 0]
+        shares = layers.average_to_grid(is_different[..., None].astype(jnp.float32), (grid[0], grid[1]))[
+            :, places, places, 0
+        ]
         return merged, schedule_lib.error_loss(log_odds, shares, ~jnp.asarray(before.is_first))
 
 
@@ -299,13 +302,12 @@ def due(
     """Which regions of a frame the static network has to compute (propagate); the cheap maps are enough.
 
     Returns:
-      bool [B, rows, columns], and the log-odds f32 [B, h, w] that the cell's labels would differ (None where the
-      schedule does not predict them).
+      bool [B, rows, columns], and the log-odds of `schedule.predict_error` (None where the schedule predicts nothing).
     """
     log_odds = None
     if state.reference is not None:
         current, reference = jnp.asarray(features.maps[settings.cut]), jnp.asarray(state.reference)
-        log_odds = schedule_lib.predict_error(params["schedule"], current, reference)
+        log_odds = schedule_lib.predict_error(params["schedule"], current, reference, settings.schedule.look.stride)
     return schedule_lib.due(settings.schedule, _age(state), log_odds), log_odds
 
 

@@ -10,6 +10,7 @@ network's, and a frame whose predicted share exceeds the threshold becomes a key
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,31 @@ def region_means(x: jax.Array, regions: tuple[int, int]) -> jax.Array:
     rows, columns = (region_bounds(size, num) for size, num in zip(x.shape[1:], regions, strict=True))
     means = [x[:, top:end, left:right].mean(axis=(1, 2)) for top, end in rows for left, right in columns]
     return jnp.stack(means, axis=1).reshape(-1, *regions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """What a learned rule spends on a frame.
+
+    Attributes:
+      stride: it decides by every so many rows and columns of what the head predicts.
+      cuts_maps: regions are computed from the first stages' maps of the whole frame, which were computed for the
+        decision; else from the frame.
+      most_regions: so many regions of a frame at most are computed by themselves; of more, the whole frame. None: all
+        but all.
+    """
+
+    stride: int
+    cuts_maps: bool
+    most_regions: int | None
+
+
+EFFORTS = {
+    # The head at all places takes a tenth of the static network's time. Two of 2x2 regions with their surroundings take
+    # as long as the frame that the static network goes on with (240x320, CPU).
+    "quick": Effort(stride=2, cuts_maps=True, most_regions=1),
+    "full": Effort(stride=1, cuts_maps=False, most_regions=None),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +90,20 @@ class Schedule:
       interval: longest distance of two key frames.
       threshold: predicted share of differing labels from which a frame or region is computed anew.
       grid: rows and columns of the regions, where the kind has them.
+      effort: a name of `EFFORTS`.
     """
 
     kind: str = "fixed"
     interval: int = 5
     threshold: float = 0.1
     grid: tuple[int, int] = (2, 2)
+    effort: str = "quick"
 
     def __post_init__(self) -> None:
         if self.kind not in TABLE:
             raise errors.UserError(f"schedule.kind: unknown {self.kind!r}, allowed are {', '.join(TABLE)}")
+        if self.effort not in EFFORTS:
+            raise errors.UserError(f"schedule.effort: unknown {self.effort!r}, allowed are {', '.join(EFFORTS)}")
         if self.interval < 1:
             raise errors.UserError(
                 f"schedule.interval: a schedule needs key frames, give at least 1 (every frame), got {self.interval}"
@@ -96,6 +126,17 @@ class Schedule:
     def regions(self) -> tuple[int, int]:
         """Rows and columns of what is decided by itself; the whole frame: (1, 1)."""
         return self.grid if self.has_regions else (1, 1)
+
+    @property
+    def look(self) -> Effort:
+        """What it spends on a frame."""
+        return EFFORTS[self.effort]
+
+    @property
+    def most_regions(self) -> int:
+        """So many regions of a frame are computed by themselves at most; of more, the whole frame. 0: no regions."""
+        most, but_one = self.look.most_regions, math.prod(self.regions) - 1
+        return but_one if most is None else min(most, but_one)
 
     def scores(self, log_odds: types.Array) -> jax.Array:
         """What is compared with the threshold, f32 [B, rows, columns], of a learned schedule's `predict_error`."""
@@ -129,19 +170,21 @@ def head_cost(schedule: Schedule, sizes: counts.Sizes, channels: int) -> counts.
     """What the head costs a frame that is no key frame."""
     if not schedule.is_learned:
         return counts.Cost()
-    work = counts.conv(sizes, 2 * channels, ERROR_CHANNELS, 3) + counts.conv(sizes, ERROR_CHANNELS, 1)
-    per_value = counts.each(sizes, 1, channels) + counts.each(sizes, 2, ERROR_CHANNELS) + counts.each(sizes, 1, 1)
+    stride = schedule.look.stride
+    few = dataclasses.replace(sizes, height=-(-sizes.height // stride), width=-(-sizes.width // stride))
+    work = counts.conv(few, 2 * channels, ERROR_CHANNELS, 3) + counts.conv(few, ERROR_CHANNELS, 1)
+    per_value = counts.each(sizes, 1, channels) + counts.each(few, 2, ERROR_CHANNELS) + counts.each(few, 1, 1)
     return work + per_value + counts.Cost(params=ERROR_CHANNELS + 1)
 
 
-def predict_error(params: Params, current: jax.Array, reference: jax.Array) -> jax.Array:
+def predict_error(params: Params, current: jax.Array, reference: jax.Array, stride: int = 1) -> jax.Array:
     """Log-odds f32 [B, h, w] that the cell's label of a grid cell will differ from the static network's.
 
     `current` [B, h, w, C] is the deepest cheap map of this frame, `reference` the same when the place was last a key
-    frame.
+    frame. `stride`: of so many rows and columns one is predicted, [B, ceil(h / stride), ceil(w / stride)].
     """
     both = jnp.concatenate([current - reference, current], axis=-1)
-    hidden = layers.conv(both, params["hidden"].astype(both.dtype))
+    hidden = layers.conv(both, params["hidden"].astype(both.dtype), stride=stride)
     hidden = jax.nn.relu(hidden + layers.per_channel(params["hidden_bias"].astype(both.dtype), 4))
     found = layers.conv(hidden, params["output"].astype(both.dtype)).astype(jnp.float32)
     return (found + layers.per_channel(params["output_bias"], 4))[..., 0]
@@ -157,7 +200,7 @@ def error_loss(log_odds: jax.Array, shares: jax.Array, is_counted: jax.Array) ->
 
 
 def due(schedule: Schedule, age: types.Array, log_odds: types.Array | None) -> Any:
-    """Which regions have to be computed by the static network, bool [B, rows, columns].
+    """Which regions have to be computed by the static network, bool [B, rows, columns]; all, where it is too many.
 
     Args:
       schedule: of the cell.
@@ -165,7 +208,10 @@ def due(schedule: Schedule, age: types.Array, log_odds: types.Array | None) -> A
       log_odds: f32 [B, h, w] of `predict_error`; None: the interval decides alone, in NumPy where `age` is.
     """
     is_due = (age < 0) | (age + 1 >= schedule.interval)
-    return is_due if log_odds is None else is_due | (schedule.scores(log_odds) > schedule.threshold)
+    if log_odds is None:
+        return is_due
+    is_due = is_due | (schedule.scores(log_odds) > schedule.threshold)
+    return is_due | (is_due.sum(axis=(1, 2), keepdims=True) > schedule.most_regions)
 
 
 def region_bounds(size: int, num: int) -> list[tuple[int, int]]:

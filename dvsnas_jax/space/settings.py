@@ -31,7 +31,7 @@ def of(config: ml_collections.ConfigDict, num_classes: int) -> cell_frame.CellSe
     return cell_frame.CellSettings(
         feature_channels=static_net.feature_channels(config.net, num_classes),
         reduction=config.net.grid_stride // static_net.LOGITS_STRIDE,
-        schedule=schedule_lib.Schedule(schedule.kind, schedule.interval, schedule.threshold, tuple(schedule.grid)),
+        schedule=schedule_lib.Schedule(**{**schedule, "grid": tuple(schedule.grid)}),
         **{name: config.space[name] for name in names},
     )
 

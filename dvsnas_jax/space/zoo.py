@@ -291,7 +291,7 @@ _MEMBERS = (
         idea="each region takes the segmentation network or a warped segmentation, by its expected confidence",
         differs="Offsets from the segmentation that is carried on and the current frame's first stage in place of a "
         "flow network, and `warp` adds the latter. The expected confidence comes from the schedule's own predictor; "
-        "regions are the cells of `config.schedule.grid`, computed with 32 pixels around them.",
+        "regions are the cells of `config.schedule.grid`, whose deep stages see 16 pixels around them.",
     ),
     Member(
         name="ema",

@@ -8,6 +8,7 @@ The table holds all finished jobs of the folder: what a command adds stands besi
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -83,7 +84,10 @@ def train_and_score(
         found = evaluation.score(model, _Degraded(sequences), table, own.evaluate)
         record = {name: found[name] for name in ("num_frames", "static", "cell")}
         if own.evaluate.latency_frames:
-            record["times"] = timing.measure(model, sequences[0].frames, own.evaluate.latency_frames)
+            times = timing.measure(model, sequences[0].frames, own.evaluate.latency_frames)
+            if line := timing.slower(model.schedule, times["static"], times["cell"]):
+                print(f"{entry.name}: {line}", file=sys.stderr)
+            record["times"] = times
         return {**record, "cost": frame_cost(own, entry.space, entry.genotype, found["cell"]["key_share"])}
 
     return score

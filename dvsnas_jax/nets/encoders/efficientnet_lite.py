@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -57,18 +58,25 @@ class EfficientNetLite(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool, last: str = "stage4") -> dict[str, jax.Array]:
+    def __call__(
+        self, images: jax.Array, train: bool, last: str = "stage4", found: Mapping[str, jax.Array] | None = None
+    ) -> dict[str, jax.Array]:
         """f32 [B, H, W, 3] -> maps by the names in `STAGES`, as far as `last`; sizes are ceil(n / stride), step by
-        step."""
+        step. `found`: see `encoder.Encoder.make_fn`."""
         norm = {"is_same": True, "epsilon": NORM_EPSILON, "is_frozen": self.is_frozen, "dtype": self.dtype}
         stem = encoder.scaled(STEM_CHANNELS, self.width)
-        x = blocks.ConvNorm(stem, size=3, stride=2, **norm, name="stem")(images, train)
-        maps: dict[str, jax.Array] = {}
+        maps: dict[str, jax.Array] = dict(found or {})
+        done, x = encoder.resumed([name for *_, name in STAGES], maps)
+        if x is None:
+            x = blocks.ConvNorm(stem, size=3, stride=2, **norm, name="stem")(images, train)
         reached, dilation = 2, 1
         for stage, (expansion, channels, _, first_stride, size, name) in enumerate(STAGES):
             is_dilated = first_stride > 1 and reached == self.output_stride
             stride = 1 if is_dilated else first_stride
             reached *= stride
+            if stage < done:
+                dilation *= 2 if is_dilated else 1
+                continue
             for block in range(_num_blocks(stage, self.depth)):
                 is_wide = is_dilated and block > 0  # the first block still sees the grid's old spacing
                 x = blocks.InvertedResidual(

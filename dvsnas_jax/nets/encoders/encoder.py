@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from dvsnas_jax.nets import decoders
 from dvsnas_jax.nets.decoders import decoder
@@ -55,7 +56,8 @@ class Encoder:
       name: what `config.net.encoder` calls it.
       make_fn: (width, output_stride, is_frozen, dtype, name, and `options`) -> module. It takes f32 images
         [B, H, W, 3], `train` and `last` and gives maps by name, `stage1` .. `stage4` among them, at strides 4, 8, 16
-        and output_stride; none after the one that `last` names.
+        and output_stride; none after the one that `last` names. `found`: stages that it gave for these images, to go
+        on from.
       channels_fn: width -> channels of the four stages.
       options: further attributes of `static_net.StaticNet` that `make_fn` takes.
       output_strides: that it can do.
@@ -84,6 +86,12 @@ class Encoder:
     def decoder_for(self, name: str) -> decoder.Decoder:
         """The decoder of this name on this encoder."""
         return self.own_decoders.get(name) or decoders.TABLE[name]
+
+
+def resumed(names: Sequence[str], found: Mapping[str, jax.Array]) -> tuple[int, jax.Array | None]:
+    """How many stages of these names are done where some maps are there, and the deepest of the maps; 0 and None."""
+    done = max((index + 1 for index, name in enumerate(names) if name in found), default=0)
+    return done, found[names[done - 1]] if done else None
 
 
 def scaled(channels: int, width: float) -> int:

@@ -5,6 +5,7 @@ Projections are linear. The first block has its 1x1 expansion (as in light-weigh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -38,18 +39,25 @@ class MobileNetV2(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool, last: str = "stage4") -> dict[str, jax.Array]:
+    def __call__(
+        self, images: jax.Array, train: bool, last: str = "stage4", found: Mapping[str, jax.Array] | None = None
+    ) -> dict[str, jax.Array]:
         """f32 [B, H, W, 3] -> maps by the names in `STAGES`, as far as `last`; sizes are ceil(n / stride), step by
-        step."""
+        step. `found`: see `encoder.Encoder.make_fn`."""
         shared: dict[str, Any] = {"is_frozen": self.is_frozen, "dtype": self.dtype}
         stem = encoder.scaled(STEM_CHANNELS, self.width)
-        x = blocks.ConvNorm(stem, size=3, stride=2, **shared, name="layer1")(images, train)
-        maps: dict[str, jax.Array] = {}
+        maps: dict[str, jax.Array] = dict(found or {})
+        done, x = encoder.resumed([name for *_, name in STAGES], maps)
+        if x is None:
+            x = blocks.ConvNorm(stem, size=3, stride=2, **shared, name="layer1")(images, train)
         reached, dilation = 2, 1
         for index, (expansion, channels, num_blocks, first_stride, name) in enumerate(STAGES, start=2):
             is_dilated = first_stride > 1 and reached == self.output_stride
             stride = 1 if is_dilated else first_stride
             reached *= stride
+            if index - 2 < done:
+                dilation *= 2 if is_dilated else 1
+                continue
             for block in range(num_blocks):
                 # The first block still sees the grid's old spacing, the later ones its doubled one (as torchvision).
                 is_wide = is_dilated and block > 0

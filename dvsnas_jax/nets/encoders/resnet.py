@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -66,14 +67,20 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool, last: str = "stage4") -> dict[str, jax.Array]:
-        """f32 [B, H, W, 3] -> maps `stage1` .. `stage4`, as far as `last`."""
+    def __call__(
+        self, images: jax.Array, train: bool, last: str = "stage4", found: Mapping[str, jax.Array] | None = None
+    ) -> dict[str, jax.Array]:
+        """f32 [B, H, W, 3] -> maps `stage1` .. `stage4`, as far as `last`; `found`: see `encoder.Encoder.make_fn`."""
         shared: dict[str, Any] = {"is_frozen": self.is_frozen, "dtype": self.dtype}
         stem = {"size": 7, "stride": 2, "activation_fn": blocks.relu, **shared}
-        x = blocks.ConvNorm(encoder.scaled(STEM_CHANNELS, self.width), **stem, name="conv1")(images, train)
-        x = layers.max_pool(x, 3, stride=2)
-        maps: dict[str, jax.Array] = {}
+        maps: dict[str, jax.Array] = dict(found or {})
+        done, x = encoder.resumed([f"stage{index}" for index in (1, 2, 3, 4)], maps)
+        if x is None:
+            x = blocks.ConvNorm(encoder.scaled(STEM_CHANNELS, self.width), **stem, name="conv1")(images, train)
+            x = layers.max_pool(x, 3, stride=2)
         for index, (num, channels) in enumerate(zip(self.num_blocks, STAGE_CHANNELS, strict=True), start=1):
+            if index <= done:
+                continue
             is_dilated = index == 4 and self.output_stride == 16
             for block in range(num):
                 x = Block(
