@@ -409,14 +409,14 @@ def test_an_encoder_goes_on_from_its_first_stages(encoder, last, stride):
     @compilation.jit_once
     def both(variables):
         maps = static_net.first_stages(net, variables, frames, last)
-        stages = {name: x for name, x in maps.items() if name != "image"}
+        stages = {name: x for name, x in maps.items() if name not in static_net.PLAIN}
         found = net.apply(variables, jnp.zeros((1, 1, 1, 3)), train=False, last="stage4", found=stages)
         return static_net.infer(net, variables, frames, "stage4").maps, static_net.on_grid(maps), found.maps
 
     with compilation.effort("quick"):
         whole, cheap, found = both(variables)
-    assert set(cheap) == {"image", *static_net.STAGES[: static_net.STAGES.index(last) + 1]}
-    for name, map_ in {**static_net.on_grid(found), **cheap}.items():
+    assert set(cheap) == {*static_net.PLAIN, *static_net.STAGES[: static_net.STAGES.index(last) + 1]}
+    for name, map_ in {**static_net.on_grid({**found, "image": whole["image"]}), **cheap}.items():
         np.testing.assert_allclose(map_, whole[name], atol=1e-5)
     traced = jax.eval_shape(lambda: static_net.infer(net, variables, frames))
     expected = static_net.frame_shapes(net, (34, 70))

@@ -153,7 +153,7 @@ def test_many_regions_are_a_key_frame_and_frames_that_are_due_anyway_are_not_loo
         return lambda *args: calls.append(f"{name} {args[1]}" if name == "paint0" else name) or result
 
     state = {"age": np.full((1, 2, 2), 1), "decoder": np.zeros(1), "logits": np.zeros(1)}
-    made = {name: program(name, name) for name in ("key", "rest", "other", "join")}
+    made = {name: program(name, name) for name in ("key", "rest", "join")} | {"other": program("other", ({}, "labels"))}
     made |= {"look": lambda state, frame: calls.append("look") or ("maps", shares), "paint0": program("paint0", [0, 0])}
     row = [{"program": "paint0", "places": [0] * 6}] * 2
     schedule = {"interval": 4, "threshold": 0.5, "is_learned": True, "most_regions": 1, "cuts_maps": True}
