@@ -17,8 +17,10 @@ from dvsnas_jax.space import schedule as schedule_lib
 
 def sizes_of(settings: cell_frame.CellSettings, size: tuple[int, int], *, is_sliced: bool) -> counts.Sizes:
     """What the costs of the parts depend on, for logits of so many rows and columns."""
+    rows, columns = (-(-length // settings.reduction) for length in size)
     return counts.Sizes(
-        *(-(-length // settings.reduction) for length in size),
+        rows,
+        columns,
         settings.channels,
         settings.attention_window,
         settings.attention_heads,

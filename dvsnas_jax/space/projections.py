@@ -87,7 +87,8 @@ def cell_inputs(
     """
     maps, wanted = dict(known or {}), list(names)
     if state.is_projected:
-        maps |= {"prev_decoder": state.decoder, **{f"prev_{name}": x for name, x in state.maps.items()}}
+        kept = {"decoder": state.decoder, **state.maps}
+        maps |= {f"prev_{name}": jnp.asarray(x) for name, x in kept.items()}
     for name in ["decoder"] * ("prev_state" in wanted and "decoder" in features.maps) + wanted:
         if name not in maps:
             maps[name] = project_fn(name, *_raw_input(name, state, features, maps))
