@@ -53,8 +53,8 @@ class Effort:
 
 
 EFFORTS = {
-    # The head at all places takes a tenth of the static network's time. Two of 2x2 regions with their surroundings take
-    # as long as the frame that the static network goes on with (240x320, CPU).
+    # Of the static network's time at 240x320 on a CPU, with the look: no region 0.44 (full: 0.49), one of 2x2 0.92,
+    # all 1.12. A second one by itself would take more than all (docs/speed.md).
     "quick": Effort(stride=2, cuts_maps=True, most_regions=1),
     "full": Effort(stride=1, cuts_maps=False, most_regions=None),
 }
