@@ -21,9 +21,10 @@ def get_config():
     presets.lite_network(config)
     config.space.mode = "propagate"
     config.space.inputs = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff", "prev_stage2")
-    config.space.update({"channels": 32, "correlation_window": 7})
+    # With 32 channels and a window of 7 a cell takes a sixth more time, and is no better after as many steps.
+    config.space.update({"channels": 24, "correlation_window": 5})
     config.schedule.interval = 5
-    presets.camvid_search(config, cache_clips=240)
+    presets.camvid_search(config, cache_clips=360)
     # Candidates are trained alone, and the hand-designed cells are the first: weights that all share rank too roughly.
     # None is stopped early: cells that match need 80 steps to pass those that do not, after 20 they are behind.
     config.search.update({"strategy": "predictor", "first": ("zoo",), "mode": "scratch"})
@@ -32,7 +33,7 @@ def get_config():
     config.controller.predictor_draws = 6
     config.search.cost = 0.1
     config.search.cost_target = 330.0  # of the static network's 955 million: a propagated frame at 0.35 of it
-    config.train.steps = 500
+    config.train.steps = 800
     config.train.teacher_weight = 0.5
     config.train.teacher_frames = "all"
     return config
