@@ -11,7 +11,7 @@ from test_space import INPUTS, SETTINGS, loss_and_logits, make_features, randomi
 
 from dvsnas_jax.core import types
 from dvsnas_jax.space import cell as cell_lib
-from dvsnas_jax.space import conditional, operations, shared_layers, supernet_gradient
+from dvsnas_jax.space import cell_frame, conditional, operations, shared_layers, supernet_gradient
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
 
@@ -113,7 +113,8 @@ def test_the_gradient_reaches_the_state_before_a_frame():
     cut = cell_lib.gather_params(SPACE, genotype, params)
     features = make_features(2)
     frames = [jax.tree.map(lambda x, t=t: x[t], features) for t in range(2)]
-    state, _ = jax.jit(lambda cut, frame: cell.step(cut, cell.initial_state(frame), frame))(cut, frames[0])
+    start = cell_frame.initial_state(SETTINGS, frames[0], INPUTS)  # with all that the supernet may read
+    state, _ = jax.jit(cell.step)(cut, start, frames[0])
 
     def slopes(step) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         def loss_fn(own: tuple[jax.Array, jax.Array]) -> jax.Array:

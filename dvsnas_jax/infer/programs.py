@@ -115,7 +115,7 @@ class Model:
     @property
     def cuts_maps(self) -> bool:
         """Whether regions are cut out of the first stages' maps, not out of the frame."""
-        return self.settings.schedule.look.cuts_maps
+        return self.settings.schedule.look.cuts_maps and static_net.goes_on(self.net)
 
     @property
     def _cell(self) -> cell_lib.Cell:
@@ -267,10 +267,10 @@ def make(model: Model) -> dict[str, Program]:
     `key` the same, for a key frame; `other`, for the others, where the schedule is fixed: of the state only what these
     change. Where it is learned:
     `look`: `(state, frame) -> (maps, shares)`, the cheap maps and the predicted share of differing labels f32
-    [B, rows, columns], `other`: `(state, maps) -> (state, labels)`, and `rest`, the same for a key frame, which goes on
-    from these maps. Regions, in addition: `paintN`: `(canvas, seen, places) -> canvas`, decoder map and logits with
-    one more region computed (`Region.places`) from the maps or the frame (`Model.cuts_maps`), and `join`:
-    `(state, maps, canvas, is_due) -> (state, labels)`.
+    [B, rows, columns], `other`: `(state, maps) -> (state, labels)`, and where the encoder can go on from these maps
+    `rest`, the same for a key frame. Regions, in addition: `paintN`: `(canvas, seen, places) -> canvas`, decoder map
+    and logits with one more region computed (`Region.places`) from the maps or the frame (`Model.cuts_maps`), and
+    `join`: `(state, maps, canvas, is_due) -> (state, labels)`.
     """
     state, frame = model.initial_state(), jax.ShapeDtypeStruct((1, *model.size, 3), jnp.uint8)
     alone, own = {"static": model.folded}, {"cell": model.params}
@@ -284,7 +284,9 @@ def make(model: Model) -> dict[str, Program]:
     look = Program(model.look, first_stages, (state, frame), outputs=("maps", "shares"))
     maps, shares = jax.eval_shape(look.fn, look.weights, *look.args)
     looked = functools.partial(Program, args=(state, maps), inputs=("state", "maps"))
-    made |= {"look": look, "other": looked(model.other_looked, own), "rest": looked(model.rest, alone | own)}
+    made |= {"look": look, "other": looked(model.other_looked, own)}
+    if static_net.goes_on(model.net):
+        made["rest"] = looked(model.rest, alone | own)
     regions = {region.program: region for row in _regions(model) for region in row}
     if regions:
         canvas = [jax.ShapeDtypeStruct(state[name].shape, jnp.float32) for name in ("decoder", "logits")]

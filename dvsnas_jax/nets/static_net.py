@@ -66,7 +66,7 @@ class StaticNet(nn.Module):
           [B, h, w, K] at stride 4, all in `dtype`. In training, where there is an auxiliary classifier, also the map
           `auxiliary`: its logits at stride 16.
         """
-        maps = self._encoder()(images, train, last, found)
+        maps = self._encoder()(images, train, last, **({} if found is None else {"found": found}))
         if last in STAGES:
             return types.Features(maps=maps, logits=jnp.zeros((*maps["stage1"].shape[:3], 0), self.dtype))
         found = {name: maps[name] for name in STAGES}
@@ -246,6 +246,11 @@ def on_grid(maps: Mapping[str, types.Array]) -> dict[str, jax.Array]:
     grid, names = (maps["image"].shape[1], maps["image"].shape[2]), (*STAGES, *PLAIN)
     found = {name: layers.to_grid(jnp.asarray(x), grid) for name, x in maps.items() if name in names}
     return {name: x.astype(jnp.float32) for name, x in found.items()}
+
+
+def goes_on(net: StaticNet) -> bool:
+    """Whether the network can `finish` what it began."""
+    return encoders.TABLE[net.encoder].goes_on
 
 
 def finish(net: StaticNet, variables: types.Params, maps: Mapping[str, types.Array]) -> types.Features:

@@ -256,8 +256,8 @@ def frame_cost(
         )
         fixed = dataclasses.replace(settings, schedule=settings.schedule.without_head())
         head = macs - cost.of(space, genotype, fixed, grid).macs
-        # A learned schedule looks at the cheap maps before it decides; a key frame then starts from the pixels again.
-        look = cheap + head if settings.schedule.is_learned else 0
+        # A learned schedule looks at the cheap maps before it decides; a key frame goes on from them, or starts anew.
+        look = (head if static_net.goes_on(net) else cheap + head) if settings.schedule.is_learned else 0
         found |= {"macs_key": full + start + look, "macs_cell": cheap + macs}
         found["macs"] = key_share * found["macs_key"] + (1 - key_share) * found["macs_cell"]
     return {"static": {"parameters": static_size, "macs": full}, "cell": found}

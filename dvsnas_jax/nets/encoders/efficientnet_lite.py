@@ -114,6 +114,7 @@ def _record(number: int, depth: float, factor: float, sha256: str) -> encoder.En
     return encoder.Encoder(
         name=f"efficientnet_lite{number}",
         make_fn=functools.partial(EfficientNetLite, depth, factor),
+        goes_on=True,
         channels_fn=lambda width: tuple(
             _channels(channels, factor, width) for _, channels, *_, name in STAGES if name.startswith("stage")
         ),

@@ -56,8 +56,8 @@ class Encoder:
       name: what `config.net.encoder` calls it.
       make_fn: (width, output_stride, is_frozen, dtype, name, and `options`) -> module. It takes f32 images
         [B, H, W, 3], `train` and `last` and gives maps by name, `stage1` .. `stage4` among them, at strides 4, 8, 16
-        and output_stride; none after the one that `last` names. `found`: stages that it gave for these images, to go
-        on from.
+        and output_stride; none after the one that `last` names. Where it `goes_on`, also `found`: maps that it gave for
+        these images, to go on from.
       channels_fn: width -> channels of the four stages.
       options: further attributes of `static_net.StaticNet` that `make_fn` takes.
       output_strides: that it can do.
@@ -66,6 +66,7 @@ class Encoder:
       norm_epsilon: of its `blocks.ConvNorm`, which `blocks.fold` has to know.
       torch_files: which ones can be imported: "" (a classifier; the encoder is taken) or the decoder that they hold.
       imagenet: what `net.weights=imagenet` starts from; None: there is no such package.
+      goes_on: whether it takes `found`; then a key frame that was looked at goes on from what the look computed.
       own_decoders: by their names in the table, those that on this encoder are others.
       order: place in the table.
     """
@@ -80,6 +81,7 @@ class Encoder:
     norm_epsilon: float = layers.NORM_EPS
     torch_files: Mapping[str, TorchFile] = dataclasses.field(default_factory=dict)
     imagenet: Package | None = None
+    goes_on: bool = False
     own_decoders: Mapping[str, decoder.Decoder] = dataclasses.field(default_factory=dict)
     order: int = 0
 

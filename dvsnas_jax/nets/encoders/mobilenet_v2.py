@@ -108,6 +108,7 @@ def _refinenet_names() -> encoder.Names:
 RECORD = encoder.Encoder(
     name="mobilenet_v2",
     make_fn=MobileNetV2,
+    goes_on=True,
     channels_fn=_channels,
     options=("expand_first",),
     torch_files={

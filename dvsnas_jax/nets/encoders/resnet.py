@@ -124,6 +124,7 @@ def _record(
     return encoder.Encoder(
         name=name,
         make_fn=functools.partial(ResNet, num_blocks, is_bottleneck),
+        goes_on=True,
         channels_fn=lambda width: tuple(factor * encoder.scaled(inner, width) for inner in STAGE_CHANNELS),
         options=("stride_in_1x1",),
         torch_files=files,
