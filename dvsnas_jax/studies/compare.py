@@ -247,13 +247,8 @@ def frame_cost(
     found: dict[str, float] = {"parameters": static_size + cell_size, "macs": full + macs}
     if settings.is_propagating:
         cheap = static_net.num_macs(net, size, settings_lib.depth(cell.inputs, settings))
-        start = (
-            cost.sizes_of(settings, grid, is_sliced=False).pixels
-            * settings.input_channels("decoder")
-            * settings.channels
-            if settings.has_output
-            else 0
-        )
+        pixels = cost.sizes_of(settings, grid, is_sliced=False).pixels
+        start = pixels * settings.input_channels("decoder") * settings.channels if settings.has_output else 0
         fixed = dataclasses.replace(settings, schedule=settings.schedule.without_head())
         head = macs - cost.of(space, genotype, fixed, grid).macs
         # A learned schedule looks at the cheap maps before it decides; a key frame goes on from them, or starts anew.

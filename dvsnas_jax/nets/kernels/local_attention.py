@@ -84,13 +84,14 @@ def _cosines_of_planes(query: jax.Array, keys: jax.Array, window: int) -> jax.Ar
 
     own, (height, width) = planes(query), query.shape[1:3]
     others = _pad(planes(keys), window, 1)
-    shifts = [(top, left) for top in range(window) for left in range(window)]
-    found = [
-        functools.reduce(
-            jnp.add, [a * b[top : top + height, left : left + width] for a, b in zip(own, others, strict=True)]
-        )
-        for top, left in shifts
-    ]
+    pairs = list(zip(own, others, strict=True))
+
+    def tap(top: int, left: int) -> jax.Array:
+        # Primitives by name: thousands of jnp's operators take most of a second to trace.
+        place = (top, left), (top + height, left + width)
+        return functools.reduce(lax.add, [lax.mul(a, lax.slice(b, *place)) for a, b in pairs])
+
+    found = [tap(top, left) for top in range(window) for left in range(window)]
     return jnp.stack(found, axis=-1)[None].astype(query.dtype)
 
 
