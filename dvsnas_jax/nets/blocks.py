@@ -40,6 +40,13 @@ relu.defvjp(lambda x: (relu(x),) * 2, lambda y, grad: (jnp.where(y > 0, grad, 0)
 relu6.defvjp(lambda x: (relu6(x),) * 2, lambda y, grad: (jnp.where((y > 0) & (y < 6), grad, 0),))
 
 
+def _unread(x: jax.Array, channels: int, stride: int, dtype: Any) -> jax.Array:
+    """What stands for the result of a layer whose variables are made: shapes alone are asked for then, and to trace the
+    arithmetic of a whole network takes most of a second."""
+    batch, height, width, _ = x.shape
+    return jnp.zeros((batch, -(-height // stride), -(-width // stride), channels), dtype)
+
+
 class ConvNorm(nn.Module):
     """A convolution without bias (of each channel by itself where `features` is None), batch normalisation and, if
     wanted, an activation. Variables from `fold` need no normalisation.
@@ -77,13 +84,14 @@ class ConvNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if self.is_initializing():
+            return _unread(x, channels, self.stride, self.dtype)
         if train and not self.is_frozen:
             y = conv_fn(x, kernel, **geometry)
             batch_mean, batch_var = layers.batch_moments(y)
             y = layers.normalize(y, scale, bias, batch_mean, batch_var, self.epsilon)
-            if not self.is_initializing():
-                mean.value = NORM_DECAY * mean.value + (1 - NORM_DECAY) * batch_mean
-                var.value = NORM_DECAY * var.value + (1 - NORM_DECAY) * batch_var
+            mean.value = NORM_DECAY * mean.value + (1 - NORM_DECAY) * batch_mean
+            var.value = NORM_DECAY * var.value + (1 - NORM_DECAY) * batch_var
         else:
             norm = layers.Norm(scale, bias, mean.value, var.value, self.epsilon)
             y = layers.normalized_conv(x, kernel, norm, **geometry)
@@ -170,6 +178,9 @@ class Pointwise(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, Cin] -> [B, h, w, features], or the features of the one that follows."""
         kernel = self.param("kernel", _plain, (1, 1, x.shape[-1], self.features))
+        if self.is_initializing():
+            x = _unread(x, self.features, 1, self.dtype)
+            return x if self.then is None else self.then(x)
         x = x.astype(self.dtype)
         if self.then is None:
             return layers.conv(x, kernel)
@@ -190,6 +201,8 @@ class Classifier(nn.Module):
         """[B, h, w, C] -> logits [B, h, w, K]."""
         kernel = self.param("kernel", _plain, (self.size, self.size, x.shape[-1], self.num_classes))
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
+        if self.is_initializing():
+            return _unread(x, self.num_classes, 1, self.dtype)
         return layers.conv(x.astype(self.dtype), kernel) + layers.per_channel(bias.astype(self.dtype), 4)
 
 

@@ -96,15 +96,18 @@ class Checkpointer:
 
             try:
                 manager = self._manager()
-                # Host arrays, whatever devices wrote them.
-                shapes = {name: np.zeros(found.shape, np.uint8) for name, found in manager.item_metadata(step).items()}
+                # Host arrays, whatever devices wrote them; of these, shape and type are read.
+                shapes = {
+                    name: np.broadcast_to(np.uint8(0), found.shape)
+                    for name, found in manager.item_metadata(step).items()
+                }
                 packed = manager.restore(step, args=ocp.args.StandardRestore(shapes))
                 index = json.loads(bytes(np.asarray(packed["index"])))
                 data = np.asarray(packed["data"])[: 1 + sum(map(_num_bytes, index["leaves"]))]
             except (ValueError, KeyError, OSError) as error:
                 _ignore_closed_loops()
                 raise _damaged(where, " ".join(str(error).split())[:200]) from None
-        if zlib.crc32(data.tobytes()) != index["crc32"]:
+        if zlib.crc32(data) != index["crc32"]:
             raise _damaged(where, "checksum differs")
         return _unpack(template, index["leaves"], data, (where, part))
 
@@ -171,7 +174,7 @@ def _unpack(template: Any, leaves: list[Any], data: np.ndarray, place: tuple[str
     for path, shape, name in leaves:
         stop = start + _num_bytes((path, shape, name))
         if path in saved:
-            arrays[path] = np.frombuffer(data[start:stop].tobytes(), jnp.dtype(name)).reshape(shape).copy()
+            arrays[path] = data[start:stop].copy().view(jnp.dtype(name)).reshape(shape)
         start = stop
     restored = []
     for path, (_, leaf) in zip(paths, wanted, strict=True):
