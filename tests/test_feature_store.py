@@ -239,3 +239,32 @@ def test_features_on_disk_are_those_in_memory(tmp_path: pathlib.Path, monkeypatc
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     assert len(list((tmp_path / "features").glob("*/*.features"))) == -(-len(rows) // 2)
+
+
+def test_features_are_in_memory_once_where_the_device_is_the_cpu(monkeypatch) -> None:
+    """A search on real video holds gigabytes of them: host array, what is taken of it and device array are the same."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("the device has a memory of its own")
+    made = []
+    compute = features.compute
+    monkeypatch.setattr(features, "compute", lambda *args: made.append(compute(*args)) or made[-1])
+    config = tiny_config(search__cache_clips="0")
+
+    def forward(variables, frames):
+        frames = np.asarray(frames, np.float32)
+        yield types.Features(maps={"decoder": frames[:, ::4, ::4], "image": frames[:, 1::4, ::4]}, logits=frames)
+
+    monkeypatch.setattr(features, "make_forward", lambda config: forward)
+    wanted = features.Wanted(np.array([2, 0, 1]), NAMES)
+    store = features.placed(config, features.Networks({"w": np.ones(2)}), wanted, placement("device", 1), None)
+    assert isinstance(store, types.FeatureStore)
+    for host, held in zip(jax.tree.leaves(made[0].features), jax.tree.leaves(store.features), strict=True):
+        assert held.unsafe_buffer_pointer() == host.ctypes.data
+
+
+def test_a_run_of_clips_is_not_copied() -> None:
+    whole = host_store(6)
+    for clips, is_shared in ((np.arange(2, 5), True), (np.array([2, 4]), False), (np.array([3, 2]), False)):
+        part = feature_cache.Memory(whole).take(clips)
+        assert np.shares_memory(part.labels, whole.labels) == is_shared
+        np.testing.assert_array_equal(part.labels[:, 0, 0, 0], clips)

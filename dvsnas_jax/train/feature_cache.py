@@ -40,8 +40,11 @@ class Memory:
         self._store = store
 
     def take(self, clips: np.ndarray) -> types.FeatureStore:
-        """Some clips, i32 [n]."""
-        return jax.tree.map(lambda x: np.asarray(x)[clips], self._store)
+        """Some clips, i32 [n]; a run of them as they lie, not copied."""
+        clips = np.asarray(clips)
+        is_run = len(clips) > 0 and bool((np.diff(clips) == 1).all())
+        rows: Any = slice(int(clips[0]), int(clips[0]) + len(clips)) if is_run else clips
+        return jax.tree.map(lambda x: np.asarray(x)[rows], self._store)
 
 
 class Disk:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from dvsnas_jax.space import settings as settings_lib
 from dvsnas_jax.train import cell_loss, feature_cache, feature_store, mixture
 
 BATCH_FRAMES = forward.BATCH_FRAMES
+_ALIGNMENT = 64  # bytes
 
 
 class Wanted(NamedTuple):
@@ -127,13 +129,21 @@ def compute(
             kept = types.Features(maps={name: found.maps[name] for name in names}, logits=found.logits)
             part = jax.device_get(jax.tree.map(lambda x: x.astype(jnp.bfloat16), kept))
             if merged is None:
-                merged = jax.tree.map(lambda x: np.empty((len(frames), *x.shape[1:]), x.dtype), part)
+                merged = jax.tree.map(lambda x: _empty((len(frames), *x.shape[1:]), x.dtype), part)
             rows = slice(bar.count, min(bar.count + BATCH_FRAMES, len(frames)))
             for whole, new in zip(jax.tree.leaves(merged), jax.tree.leaves(part), strict=True):
                 whole[rows] = new[: rows.stop - rows.start]
             bar.update(rows.stop - rows.start)
     merged = jax.tree.map(lambda x: x.reshape(num_clips, num_frames, *x.shape[1:]), merged)
     return types.FeatureStore(features=merged, labels=np.asarray(clip.labels))
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A host array that begins where XLA's CPU backend wants its own to: what is put on that device is not copied."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    first = -raw.ctypes.data % _ALIGNMENT
+    return raw[first : first + num_bytes].view(dtype).reshape(shape)
 
 
 def shapes(
