@@ -184,6 +184,7 @@ COMMANDS = {
     "ablate": ("dvsnas_jax.studies.ablate", []),
     "compare": ("dvsnas_jax.studies.compare", ["--genotypes=zoo"]),
     "compare-strategies": ("dvsnas_jax.studies.strategies_search", []),
+    "compare-signals": ("dvsnas_jax.studies.signals", []),
     "compare-strategies --make-table": ("dvsnas_jax.studies.table_maker", []),
 }
 

@@ -1,4 +1,5 @@
-"""The commands that set cells, tokens and strategies side by side: compare, ablate, compare-strategies."""
+"""The commands that set cells, tokens, strategies and rewards side by side: compare, ablate, compare-strategies,
+compare-signals."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ def register(add: common.Add) -> None:
     _add_ablate(add)
     _add_simplify(add)
     _add_strategies(add)
+    _add_signals(add)
 
 
 def _add_simplify(add: common.Add) -> None:
@@ -150,6 +152,46 @@ def _add_strategies(add: common.Add) -> None:
     )
     compare.add_argument("--output", metavar="DIR", help="folder of the report; default: the run folder, or none")
     common.add_compile_cache(compare)
+
+
+def _add_signals(add: common.Add) -> None:
+    compare = add(
+        "compare-signals", _compare_signals,
+        "how well the rewards that a search may use order cells (Kendall's tau), and what they cost in seconds",
+        "--config=configs/scratch.py --workdir=runs/signals",
+    )  # fmt: skip
+    common.add_config(compare, is_of_run=True)
+    text = "run folder; the same command resumes it"
+    compare.add_argument("--workdir", metavar="DIR", required=True, help=text)
+    text = "uniformly drawn cells of distinct forms"
+    compare.add_argument("--genotypes", type=int, metavar="N", default=40, help=text)
+    text = "of each cell to the end, behind what it is worth"
+    compare.add_argument("--trainings", type=int, metavar="N", default=3, help=text)
+    text = "steps of a cell alone from the weights that all share, after which it is scored"
+    compare.add_argument("--shared-rungs", type=_rungs, metavar="N,...", default=(10, 30, 100), help=text)
+    text = "likewise from the same start; rungs of the halving"
+    compare.add_argument("--alone-rungs", type=_rungs, metavar="N,...", default=(30, 100, 200), help=text)
+    compare.add_argument("--output", metavar="DIR", help="folder of the report; default: the run folder")
+    common.add_compile_cache(compare)
+
+
+def _rungs(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"needs numbers of steps such as 10,30,100, got {text!r}") from None
+
+
+def _compare_signals(arguments: argparse.Namespace) -> None:
+    if arguments.output:
+        output_files.check_folder(arguments.output)
+    config = common.load_config(arguments)
+    from dvsnas_jax.studies import signals
+
+    folder, output = common.open_workdir(arguments.workdir), _output(arguments)
+    rungs = {"shared_rungs": arguments.shared_rungs, "alone_rungs": arguments.alone_rungs}
+    budget = signals.Budget(arguments.genotypes, arguments.trainings, **rungs)
+    _print(signals.run(config, folder, budget, output=output))
 
 
 def _print(report: Any) -> None:

@@ -74,7 +74,7 @@ def _train_uniform(
         for step in itertools.count(num_before + first):
             key = (config.seed, 3, step)
             genotypes = uniform(parts, np.random.default_rng(key), section.shared_genotypes)
-            yield genotypes, _draw(parts, (*key, 1), ahead.batch_shape(section))
+            yield genotypes, draw_clips(parts, (*key, 1), ahead.batch_shape(section))
 
     return training_loop.fit(shared, stage, step_fn=functools.partial(train, parts), batches_fn=drawn)
 
@@ -94,11 +94,11 @@ def batches(parts: pipeline.Parts, genotypes: np.ndarray, key: tuple[int, ...]) 
     """The batches of an iteration for so many drawn genotypes."""
     section = parts.config.search
     groups = genotypes.reshape(section.shared_steps, section.shared_genotypes, *genotypes.shape[1:])
-    clips = _draw(parts, key, (section.shared_steps, *ahead.batch_shape(section)))
+    clips = draw_clips(parts, key, (section.shared_steps, *ahead.batch_shape(section)))
     return list(zip(groups, clips, strict=True))
 
 
-def _draw(parts: pipeline.Parts, key: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+def draw_clips(parts: pipeline.Parts, key: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
     """Training clips i32 [..., B], a pure function of the key; each part of a batch has clips of its own."""
     num_clips = parts.train_store.num_clips
     drawn = cell_training.draw_clips(key, num_clips, shape)

@@ -107,7 +107,7 @@ class Checkpointer:
             except (ValueError, KeyError, OSError) as error:
                 _ignore_closed_loops()
                 raise _damaged(where, " ".join(str(error).split())[:200]) from None
-        if zlib.crc32(data) != index["crc32"]:
+        if zlib.crc32(data.data) != index["crc32"]:
             raise _damaged(where, "checksum differs")
         return _unpack(template, index["leaves"], data, (where, part))
 
