@@ -22,7 +22,7 @@ from dvsnas_jax.infer import jitted, programs
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_loss, cell_training, features, joint, keeping, losses, optim, pretrain, winners
+from dvsnas_jax.train import cell_loss, cell_training, features, joint, losses, optim, pretrain, training_loop, winners
 
 
 def make_config(kind: str):
@@ -71,7 +71,7 @@ def run(tmp_path_factory):
     (path / winners.BEST).rename(genotype)  # the folder has a static network alone
     folder = workdir.Workdir(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keeping, "make_score", always_better())
+        patch.setattr(training_loop, "make_score", always_better())
         cell_training.run(folder.config(), folder, str(genotype))
     return folder.config(), folder
 
@@ -185,12 +185,12 @@ def test_a_stopped_training_ends_as_one_that_was_not(run, tmp_path, monkeypatch)
     digest = genotype_lib.digest(space, genotype)
     stage = f"retrain_{digest}"  # the cell before: from the checkpoint of its training
     cell = cell_lib.make(space, genotype, features.settings_of(config))
-    state = keeping.start(cell_training.init(cell, optim.make(config.train), 0))
+    state = training_loop.start_kept(cell_training.init(cell, optim.make(config.train), 0))
     kept = folder.checkpointer(stage).restore(state)
     params = cell_lib.freeze_norm(kept.best, cell_training._moment_shapes(kept.best))
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, params)
     variables = pretrain.restore(config, again)
-    monkeypatch.setattr(keeping, "make_score", always_better())
+    monkeypatch.setattr(training_loop, "make_score", always_better())
     with compilation.effort("quick"):
         with pytest.raises(errors.Stopped):
             joint.run(config, variables, (space, genotype), params, again, StopAfter(3))
@@ -206,7 +206,7 @@ def test_without_a_gain_everything_stays(run, tmp_path, monkeypatch, capsys) -> 
     folder = workdir.Workdir(trained.write(tmp_path / "run", "refine", make_config("refine")))
     _, params, space, genotype = cell_training.load_winner(config, folder)
     variables = pretrain.restore(config, folder)
-    monkeypatch.setattr(keeping, "make_score", lambda *_: lambda shares: 0.5)
+    monkeypatch.setattr(training_loop, "make_score", lambda *_: lambda shares: 0.5)
     with compilation.effort("quick"):
         found = joint.run(config, variables, (space, genotype), params, folder, signals.StopFlag())
     assert found.variables is None and found.params is params

@@ -14,7 +14,7 @@ from dvsnas_jax.core.processes import signals
 from dvsnas_jax.search import pipeline
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_training, clip_scores, features, keeping, optim, training_loop
+from dvsnas_jax.train import cell_training, clip_scores, features, optim, training_loop
 
 COMMON = {
     "data.num_frames": "3", "space.num_layers": "1", "space.channels": "4", "space.operations": "skip,conv_1x1",
@@ -147,7 +147,7 @@ def test_without_validation_the_last_is_kept_and_its_checkpoints_are_those_of_ol
     config = config_lib.changed(whole[1], {"train.eval_every": "0"})
     trained, stage, _ = train(config, tmp_path)
     assert trained.found is None and not validations(tmp_path)
-    wanted = keeping.start(_state(config))
+    wanted = training_loop.start_kept(_state(config))
     last = stage.folder.checkpointer("cell").restore(wanted.training)
     kept = whole[3].folder.checkpointer("cell").restore(wanted)
     jax.tree.map(np.testing.assert_array_equal, last, kept.training)  # validation changes nothing of the training
@@ -191,14 +191,14 @@ def test_between_key_frames_no_label_is_needed(tmp_path):
 def test_a_score_is_miou_or_the_accuracy_of_rewards_times_stability():
     shares = {"miou": 0.5, "fwiou": 0.8, "class_accuracy": 0.6, "accuracy": 0.9, "flicker": 0.1}
     config = config_lib.load(None, {"search.stability": "2"})
-    assert keeping.make_score(config)(shares) == pytest.approx(0.5 * 0.9**2)
+    assert training_loop.make_score(config)(shares) == pytest.approx(0.5 * 0.9**2)
     config = config_lib.load(None, {"search.stability": "2", "train.keep_by": "reward"})
     accuracy = (0.5 * 0.8 * 0.6) ** (1 / 3)
-    assert keeping.make_score(config)(shares) == pytest.approx(accuracy * 0.9**2)
+    assert training_loop.make_score(config)(shares) == pytest.approx(accuracy * 0.9**2)
     shares |= {"followed": 0.2, "change_f1": 0.16}
     gain = (accuracy - 0.4) / 0.6
     expected = np.sqrt((gain + np.hypot(gain, 0.01)) / 2 * 0.16) * 0.9**2
-    assert keeping.make_score(config, 0.4)(shares) == pytest.approx(expected)
+    assert training_loop.make_score(config, 0.4)(shares) == pytest.approx(expected)
 
 
 def test_older_run_folders_are_trained_as_they_were():

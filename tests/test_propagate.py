@@ -13,6 +13,7 @@ from dvsnas_jax.space import cell_frame
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import schedule as schedule_lib
 from dvsnas_jax.space import supernet as supernet_lib
+from dvsnas_jax.train import due_share
 
 INPUTS = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff")
 CHANNELS = {"decoder": 6, "logits": 5, "stage1": 4, "stage2": 6, "stage3": 8, "stage4": 8, "image": 3}
@@ -129,6 +130,40 @@ def test_predicted_errors_are_learned_and_decide(kind):
     else:
         share = np.asarray(is_moved).mean(axis=(1, 2))
         np.testing.assert_array_equal(np.asarray(found)[share != 0.5, 0, 0], share[share != 0.5] == 1)
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "regions"])
+def test_a_schedule_finds_something_due_in_no_more_frames_than_it_may(kind):
+    """One number of its head is changed, by no more than it takes; what looks at few frames anyway stays as it is."""
+    cell, params = _make(kind, threshold=0.3, grid=(2, 3), interval=10, most_due=0.25, effort="full")
+    schedule = schedule_lib.Schedule(kind, threshold=0.3, grid=(2, 3), interval=10, most_due=0.25, effort="full")
+    head = params["ports"]["schedule"]
+    head = {**head, "output": jax.random.normal(jax.random.key(2), head["output"].shape)}
+    params = {**params, "ports": {**params["ports"], "schedule": head}}
+    features = _features(num_clips=5)
+    own = jax.tree.map(lambda x: x.swapaxes(0, 1), features)
+    store = types.FeatureStore(features=own, labels=np.zeros((5, 7, 8, 12), np.uint8))
+
+    def due_frames(params: types.Params) -> np.ndarray:
+        log_odds = cell.predicted_errors(params, features)
+        assert np.isneginf(log_odds[0]).all() and np.isfinite(log_odds[1:]).all()
+        shares = schedule.scores(log_odds[1:].reshape(-1, *log_odds.shape[2:]))
+        return np.asarray((shares > schedule.threshold).any(axis=(1, 2)))
+
+    def bias(params: types.Params) -> float:
+        return float(params["ports"]["schedule"]["output_bias"][0])
+
+    assert due_frames(params).mean() > 0.5
+    limit = due_share.limited(dict, cell, schedule, store, batch_size=2)
+    found = limit(params)
+    assert due_frames(found).sum() == 7, "of 30 frames"
+    assert bias(found) < bias(params)
+    ports = {**found["ports"], "schedule": {**found["ports"]["schedule"], "output_bias": head["output_bias"]}}
+    jax.tree.map(np.testing.assert_array_equal, {**found, "ports": ports}, params)
+    jax.tree.map(np.testing.assert_array_equal, limit(found), found)
+    open_end = dataclasses.replace(schedule, most_due=1.0)
+    assert due_share.limited(dict, cell, open_end, store, batch_size=2) is dict
+    assert due_share.limited(dict, cell, schedule.without_head(), store, batch_size=2) is dict
 
 
 def test_due_by_age():

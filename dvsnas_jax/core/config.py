@@ -31,6 +31,7 @@ BEFORE: dict[str, Any] = {
     "search.meta_val": "random",
     "space.end": "classifier",
     "schedule.effort": "full",
+    "schedule.most_due": 1.0,
     "train.loss": "plain",
     "train.frames": "all",
     "train.eval_every": 0,

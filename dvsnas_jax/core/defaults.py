@@ -161,6 +161,10 @@ _SCHEDULE = {
     "interval": 5,  # fixed: every so many frames; else the longest distance of two key frames
     "threshold": 0.1,  # adaptive, regions: predicted share of labels that differ from the static network's
     "grid": (2, 2),  # regions: rows and columns that are decided by themselves
+    # adaptive, regions: of so large a share of the frames that it looks at something may be due, on the meta-validation
+    # clips; where the threshold makes it more, the trained head is made to predict less. Nearly all due takes longer
+    # than the static network on every frame. 1 = the threshold alone decides
+    "most_due": 0.7,
     # adaptive, regions. quick: decided by a quarter of the places; one region by itself, from the maps that it was
     # decided by, of more the whole frame. full: by all places, every region by itself, from the frame
     "effort": OneOf("quick", "dvsnas_jax.space.schedule:EFFORTS"),

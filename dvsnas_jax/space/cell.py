@@ -16,6 +16,7 @@ import numpy as np
 from dvsnas_jax.core import types
 from dvsnas_jax.space import cell_frame, operations, projections
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import schedule as schedule_lib
 
 Params = dict[str, Any]
 Output = TypeVar("Output")
@@ -77,6 +78,19 @@ class Cell:
 
         logits, losses = self._scan(scored_step, frames)
         return logits, losses.mean()
+
+    def predicted_errors(self, params: Params, frames: types.Features) -> jax.Array:
+        """What a learned schedule predicts of each frame, log-odds f32 [T, B, h, w] of labels that differ, where key
+        frames come at its interval; -inf on these."""
+
+        def looking_step(state: types.CellState, features: types.Features) -> tuple[types.CellState, jax.Array]:
+            log_odds = cell_frame.due(params["ports"], self._settings, state, features)[1]
+            assert log_odds is not None, "the schedule is learned"
+            is_key = schedule_lib.due(self._settings.schedule, jnp.asarray(state.age)[:, :1, :1], None)
+            after, _ = self._finish(params, state, features, is_training=True)
+            return after, jnp.where(is_key, -jnp.inf, log_odds)
+
+        return self._scan(looking_step, frames)
 
     def moments(self, params: Params, frames: types.Features) -> operations.Moments:
         """`{path: (mean, var)}`, batch moments of every normalisation, averaged over the frames.

@@ -91,6 +91,7 @@ class Schedule:
       threshold: predicted share of differing labels from which a frame or region is computed anew.
       grid: rows and columns of the regions, where the kind has them.
       effort: a name of `EFFORTS`.
+      most_due: share of the frames that are looked at of which something may be due; `train.due_share` sees to it.
     """
 
     kind: str = "fixed"
@@ -98,6 +99,7 @@ class Schedule:
     threshold: float = 0.1
     grid: tuple[int, int] = (2, 2)
     effort: str = "quick"
+    most_due: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in TABLE:
@@ -110,6 +112,8 @@ class Schedule:
             )
         if not 0 < self.threshold < 1:
             raise errors.UserError(f"schedule.threshold: must lie between 0 and 1, got {self.threshold}")
+        if not 0 < self.most_due <= 1:
+            raise errors.UserError(f"schedule.most_due: must be above 0 and at most 1, got {self.most_due}")
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise errors.UserError(f"schedule.grid: needs two numbers (rows, columns) of at least 1, got {self.grid}")
 
@@ -175,6 +179,11 @@ def head_cost(schedule: Schedule, sizes: counts.Sizes, channels: int) -> counts.
     work = counts.conv(few, 2 * channels, ERROR_CHANNELS, 3) + counts.conv(few, ERROR_CHANNELS, 1)
     per_value = counts.each(sizes, 1, channels) + counts.each(few, 2, ERROR_CHANNELS) + counts.each(few, 1, 1)
     return work + per_value + counts.Cost(params=ERROR_CHANNELS + 1)
+
+
+def less_often(params: Params, log_odds: float) -> Params:
+    """Parameters of the head whose predictions are lower by so many log-odds."""
+    return {**params, "output_bias": params["output_bias"] - log_odds}
 
 
 def predict_error(params: Params, current: jax.Array, reference: jax.Array, stride: int = 1) -> jax.Array:

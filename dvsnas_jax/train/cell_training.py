@@ -27,11 +27,11 @@ from dvsnas_jax.train import (
     cell_loss,
     claims,
     clip_scores,
+    due_share,
     feature_cache,
     feature_store,
     folds,
     joint,
-    keeping,
     optim,
     pretrain,
     require_labels,
@@ -236,18 +236,22 @@ def _fit(
 
     drawn = batches(section.steps)
     calibrate = make_calibrate(cell.moments, store, [next(drawn) for _ in range(section.norm_batches)])
+    seen = store if material.validation is None else material.validation
+    finish = due_share.limited(calibrate, cell, settings.schedule, seen, config.search.batch_size)
     if not settings.has_output:  # a baseline: nothing of it is trained
         return Trained(state.params)
     if not section.eval_every:
         state = training_loop.fit(state, stage, step_fn=step, batches_fn=batches)
-        return Trained(calibrate(state.average))
+        return Trained(finish(state.average))
     assert material.validation is not None, "no meta-validation clips to choose the best on"
     count_fn = clip_scores.make_count(cell.unroll, settings.num_ages, material.baseline is not None)
     count = functools.partial(clip_scores.of_store, count_fn, store=material.validation, section=config.search)
     base = material.baseline.accuracy(material.validation) if material.baseline is not None else None
-    validation = keeping.Validation(calibrate, count, keeping.make_score(config, base))
-    kept = keeping.fit(keeping.start(state), stage, section.eval_every, validation, step_fn=step, batches_fn=batches)
-    params = calibrate(kept.best)
+    validation = training_loop.Validation(finish, count, training_loop.make_score(config, base))
+    kept = training_loop.fit_kept(
+        training_loop.start_kept(state), stage, section.eval_every, validation, step_fn=step, batches_fn=batches
+    )
+    params = finish(kept.best)
     return Trained(params, count(params))
 
 

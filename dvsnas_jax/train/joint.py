@@ -37,7 +37,6 @@ from dvsnas_jax.train import (
     cell_loss,
     clip_scores,
     features,
-    keeping,
     losses,
     optim,
     pretrain,
@@ -207,10 +206,10 @@ def _variables(params: Any, fixed: Any) -> Any:
 def _fit(
     parts: _Parts,
     start: types.Params,
-    validation: keeping.Validation,
+    validation: training_loop.Validation,
     name: str,
     run_of: tuple[workdir.Workdir, signals.StopFlag],
-) -> keeping.KeptState:
+) -> training_loop.KeptState:
     """Every process does the same work, on its first device; what it starts from is copied, as steps donate it."""
     section = parts.config.train
     optimizer = optim.make(section)
@@ -218,8 +217,8 @@ def _fit(
         optimizer = optax.chain(optimizer, optim.scale_part("encoder", section.joint_encoder_rate))
     state = optim.start(optimizer, optim.copied(jax.device_get(start)), is_averaged=True)
     step_fn, fixed = _make_step(parts, optimizer), jax.device_put(parts.fixed)
-    return keeping.fit(
-        keeping.start(state),
+    return training_loop.fit_kept(
+        training_loop.start_kept(state),
         training_loop.Stage.of(section, name, *run_of),
         section.eval_every,
         validation,
@@ -286,7 +285,7 @@ def _make_step(parts: _Parts, optimizer: optax.GradientTransformation) -> Step:
     return compilation.jit(step, donate_argnums=0)
 
 
-def _validation(parts: _Parts, variables: Any, baseline: clip_scores.Baseline | None) -> keeping.Validation:
+def _validation(parts: _Parts, variables: Any, baseline: clip_scores.Baseline | None) -> training_loop.Validation:
     """Scores on all meta-validation clips by features of the network as it is then; gains are over the baseline of the
     network as it was, of `variables`."""
     config, cell, settings = parts.config, parts.cell, features.settings_of(parts.config)
@@ -322,4 +321,4 @@ def _validation(parts: _Parts, variables: Any, baseline: clip_scores.Baseline | 
         return clip_scores.of_store(count_fn, params.get(_CELL, {}), store, config.search)
 
     base = None if baseline is None else baseline.accuracy(features.build(config, variables, clips, parts.names))
-    return keeping.Validation(calibrate, count, keeping.make_score(config, base))
+    return training_loop.Validation(calibrate, count, training_loop.make_score(config, base))
