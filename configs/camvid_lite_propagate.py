@@ -28,12 +28,12 @@ def get_config():
     # Candidates are trained alone, and the hand-designed cells are the first: weights that all share rank too roughly.
     # None is stopped early: cells that match need 80 steps to pass those that do not, after 20 they are behind.
     config.search.update({"strategy": "predictor", "first": ("zoo",), "mode": "scratch"})
-    config.search.update({"scratch_steps": 80, "scratch_parts": 1, "steps": 6, "genotypes_per_step": 3})
-    config.search.num_random = 3
+    config.search.update({"scratch_steps": 80, "scratch_parts": 1, "steps": 10, "genotypes_per_step": 4})
+    config.search.num_random = 4
     config.controller.predictor_draws = 6
     config.search.cost = 0.1
     config.search.cost_target = 330.0  # of the static network's 955 million: a propagated frame at 0.35 of it
-    config.train.steps = 800
+    config.train.update({"steps": 800, "eval_every": 200})
     config.train.teacher_weight = 0.5
     config.train.teacher_frames = "all"
     return config

@@ -108,12 +108,17 @@ def _draw(content: Mapping[str, Any], path: pathlib.Path) -> None:
     """Tau over seconds a candidate, a point a signal with its interval."""
     with figures.canvas(path, 8, 4.8) as figure:
         axes = figure.subplots()
-        for name, signal in content["signals"].items():
+        shown = sorted(content["signals"].items(), key=lambda item: item[1]["seconds"])
+        for place, (name, signal) in enumerate(shown):
             tau, seconds = signal["tau"], signal["seconds"]
             is_alone = name == "halving" or name.startswith("alone")
             color = figures.GREY if name == WHOLE else figures.ORANGE if is_alone else figures.BLUE
             ends = [[tau["value"] - tau["low"]], [tau["high"] - tau["value"]]]
             axes.errorbar([seconds], [tau["value"]], yerr=ends, fmt="o", color=color, alpha=0.8, capsize=2, lw=1)
-            axes.annotate(name, (seconds, tau["value"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            # Neighbours are close: their names go up and down in turns, that of the last to the left.
+            offset, side = (5, (5, -12)[place % 2]), "left"
+            if name == shown[-1][0]:
+                offset, side = (-5, 6), "right"
+            axes.annotate(name, (seconds, tau["value"]), xytext=offset, textcoords="offset points", fontsize=8, ha=side)
         axes.set(xscale="log", xlabel="seconds a candidate", ylabel="Kendall's tau")
         axes.set_title("Does the reward order cells?")
