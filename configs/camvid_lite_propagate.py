@@ -18,6 +18,7 @@ def get_config():
     config = config_lib.defaults()
     presets.camvid(config, height=240, num_frames=6)  # from one key frame to the next
     presets.augmentation(config, scale=(0.7, 1.8), crop=(240, 320))
+    config.data.still_objects = 0.5  # cars and people that move by themselves
     presets.lite_network(config)
     config.space.mode = "propagate"
     config.space.inputs = ("prev_state", "prev_decoder", "prev_logits", "stage1", "stage2", "image_diff", "prev_stage2")
@@ -34,6 +35,6 @@ def get_config():
     config.search.cost = 0.1
     config.search.cost_target = 330.0  # of the static network's 955 million: a propagated frame at 0.35 of it
     config.train.update({"steps": 800, "eval_every": 200})
-    config.train.teacher_weight = 0.5
+    config.train.teacher_weight = 2.0
     config.train.teacher_frames = "all"
     return config
