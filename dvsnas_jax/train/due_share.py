@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dvsnas_jax.core import types
+from dvsnas_jax.core import compilation, types
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import schedule as schedule_lib
 from dvsnas_jax.train import feature_store
@@ -42,7 +42,7 @@ def limited(
         return calibrate_fn
     numbers = np.arange(store.num_clips, dtype=np.int32)
 
-    @jax.jit
+    @compilation.jit
     def look(params: types.Params, rows: types.FeatureStore, clips: jax.Array) -> jax.Array:
         log_odds = cell.predicted_errors(params, feature_store.take(rows, clips)[0])
         return log_odds.reshape(-1, *log_odds.shape[2:])
