@@ -145,7 +145,7 @@ TABLE = (
         MINUTES,
         (
             Part("refine", "synthetic", {**_SHORT, "train.steps": "240", "train.batch_size": "4"}),
-            # No cell is as cheap as the target of the longer search: so few candidates would end in one that holds.
+            # The target of the longer search is below what any cell costs. PPO ends in one that holds all the same.
             Part("propagate", "propagate", {**_SHORT, "train.steps": "100", "train.batch_size": "4",
                                             "search.batch_size": "6", "search.cost_target": "20"}),
         ),
