@@ -5,7 +5,7 @@ key frames a cell learns from the labels, which move along, and from the static 
 
 Command: dvsnas search --config=configs/camvid_lite_propagate.py --config.data.dir=CAMVID --workdir=runs/camvid_lite_p
   (or the environment variable DVSNAS_CAMVID instead of --config.data.dir)
-Time: on 2 CPU cores the static network 40 minutes, 46 candidates 20, the choice among the best 30; a cell by itself 8.
+Time: on 2 CPU cores the static network 40 minutes, 44 candidates 20, the choice among the best 30; a cell by itself 8.
 Score: on the 15 Hz clip 0016E5 static network 67.6 mIoU, the key frame's output held 59.1, zoo:clockwork 63.1,
   zoo:match 66.0 and a searched cell 66.1 (three trainings each), in about half of the network's time.
 """
