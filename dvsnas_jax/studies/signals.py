@@ -49,8 +49,8 @@ from dvsnas_jax.train import (
 LOG = "signals.jsonl"
 MAY_DIFFER = ("ablate", "controller", "derive", "evaluate", "report")
 SIGNAL, ALONE = "signal", "alone"
-"""Lines of the log: a cell's rewards by one kind of weights, a cell trained to the end."""
-_FRESH = "alone"
+"""Lines of the log: a cell's rewards by one kind of weights, a cell trained to the end. `ALONE` also names the weights
+that no cell shares."""
 _CALIBRATION = 11  # names the random numbers of the batches behind a cell's own statistics
 _TIMED_STEPS = 5
 
@@ -106,7 +106,7 @@ KINDS = (
     Weights("shared", goes_on=True),
     Weights("fair", is_fair=True),
     Weights("longer", factor=3),
-    Weights(_FRESH, factor=0, goes_on=True),
+    Weights(ALONE, factor=0, goes_on=True),
 )
 
 
@@ -212,7 +212,7 @@ def _trained(plan: _Plan, weights: Weights) -> tuple[optim.TrainState, float]:
 def _rewards(plan: _Plan, weights: Weights) -> dict[str, dict[str, list[Any]]]:
     """By signal, `rewards` and `seconds` of every cell; what the log holds is not taken again."""
     digests = [genotype_lib.digest(plan.parts.space, genotype) for genotype in plan.genotypes]
-    rungs = {"shared": plan.budget.shared_rungs, _FRESH: plan.budget.alone_rungs}.get(weights.name, ())
+    rungs = {"shared": plan.budget.shared_rungs, ALONE: plan.budget.alone_rungs}.get(weights.name, ())
     question = {"what": SIGNAL, "weights": weights.name, "rungs": list(rungs), "steps": _num_steps(plan, weights)}
     finished = study_report.Finished(plan.folder, LOG, question, "hash")
     missing = [row for row, digest in enumerate(digests) if digest not in finished.lines]
