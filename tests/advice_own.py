@@ -28,7 +28,7 @@ from looked_at import load
 from dvsnas_jax.core.files import checkpoint, workdir
 from dvsnas_jax.core.processes import distributed, rendezvous
 from dvsnas_jax.evaluate import evaluation
-from dvsnas_jax.train import cell_training, claims, require_labels
+from dvsnas_jax.train import claims, require_labels, winners
 
 FOLDERS = [
     Row(
@@ -171,7 +171,7 @@ RUNS = [
     ),
     Row(
         "weights that are not there",
-        lambda tmp: cell_training.load_winner(load(), unbound(tmp)),
+        lambda tmp: winners.load(load(), unbound(tmp)),
         ("put the file back, or train the genotype in a folder of its own with `dvsnas train --genotype`",),
         words_of("train", command_line.SMOKE, "--workdir=TMP/own", "--genotype=TMP/run/best_genotype.json"),
     ),

@@ -25,7 +25,7 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import ablate, ablate_report, ablate_variants
-from dvsnas_jax.train import cell_training, feature_store, features
+from dvsnas_jax.train import feature_store, features, winners
 
 OPERATIONS = ("none", "skip", "conv_1x1", "max_pool_3x3")
 GENOTYPE = np.array([[1, 2, 2, 1, 0], [3, 0, 3, 2, 1]], np.int32)
@@ -91,14 +91,14 @@ def searched(parts, tmp_path_factory):
     folder = workdir.Workdir(tmp_path_factory.mktemp("search"))
     folder.claim(CONFIG)
     pipeline.run_search(parts, folder, signals.StopFlag())
-    folder.write_json(cell_training.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
+    folder.write_json(winners.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
     return folder
 
 
 @pytest.fixture
 def folder(searched, parts, monkeypatch, tmp_path):
     """A fresh run folder that shares the checkpoints of the finished search; nothing is computed by a network."""
-    for name in ("config.json", cell_training.BEST):
+    for name in ("config.json", winners.BEST):
         (tmp_path / name).write_bytes((searched.path / name).read_bytes())
     (tmp_path / "checkpoints").symlink_to(searched.path / "checkpoints")
     monkeypatch.setattr(ablate_variants, "assemble", lambda *_, is_training: parts)
@@ -221,7 +221,7 @@ def test_an_opened_search_gives_the_numbers_of_the_command(folder, parts, featur
 def test_a_search_that_trains_each_alone_opens_with_the_cells_own_weights(folder, features_of_batch, monkeypatch):
     cell = cell_lib.make(SPACE, GENOTYPE, SETTINGS)
     params = jax.jit(cell.init)(jax.random.key(3))
-    monkeypatch.setattr(cell_training, "load_winner", lambda config, folder: (cell, params, SPACE, GENOTYPE))
+    monkeypatch.setattr(winners, "load", lambda config, folder: (cell, params, SPACE, GENOTYPE))
     values = json.loads((folder.path / "config.json").read_text())
     values["search"]["mode"] = "scratch"
     (folder.path / "config.json").write_text(json.dumps(values))
@@ -245,7 +245,7 @@ def test_a_trained_cell_opens_with_its_own_weights(kind, tmp_path):
         config = config.copy_and_resolve_references().unlock()
         config.schedule.kind = "fixed"
     cell = cell_lib.make(run.space, run.genotype, features.settings_of(config))
-    _, params, _, _ = cell_training.load_winner(folder.config(), folder)
+    _, params, _, _ = winners.load(folder.config(), folder)
     clips, _ = feature_store.take(run.batch, jnp.arange(run.batch.num_clips))
     expected = jax.jit(cell.unroll)(params, clips)
     found = jax.jit(run.supernet.unroll)(run.params, run.genotype, clips)
@@ -362,7 +362,7 @@ def test_masked_operations_replace_nothing_and_are_named(folder):
     config.controller.masked_operations = ("skip", "conv_1x1")
     masked = workdir.Workdir(folder.path / "masked")
     masked.claim(config)
-    masked.write_json(cell_training.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
+    masked.write_json(winners.BEST, genotype_lib.to_dict(SPACE, GENOTYPE))
     (masked.path / "checkpoints").symlink_to(folder.path / "checkpoints")
     folder = masked
     report = ablate.run(config, folder, what="replace", limit=15)  # the parts of the end come first

@@ -93,7 +93,7 @@ def test_what_is_trained_and_what_stays(run) -> None:
     stages = {line["stage"]: line["step"] for line in folder.read("metrics.jsonl")}
     digest = winners.read(folder).digest
     assert stages[f"joint_{digest}"] == stages[f"joint_{digest}_val"] == stages["static_longer_val"] == 4
-    _, params, _, _ = cell_training.load_winner(config, folder)
+    _, params, _, _ = winners.load(config, folder)
     assert {"mean", "var"} <= set(params["ports"]["output"]["norm"])
 
 
@@ -104,7 +104,7 @@ def test_the_winner_runs_on_its_own_network_everywhere(run) -> None:
     jax.tree.map(np.testing.assert_array_equal, model.variables, own)
     result = evaluation.run(config, folder)
     frames = whole_videos.find(config.data, "val")[0]
-    cell, params, _, _ = cell_training.load_winner(config, folder)
+    cell, params, _, _ = winners.load(config, folder)
     settings, counts = features.settings_of(config), {}
     for name, variables in (
         ("static", pretrain.restore(config, folder)),
@@ -181,13 +181,13 @@ def test_the_loss_and_its_gradients_are_those_of_running_the_video(tmp_path, kin
 def test_a_stopped_training_ends_as_one_that_was_not(run, tmp_path, monkeypatch) -> None:
     config, folder = run
     again = workdir.Workdir(trained.write(tmp_path / "run", "refine", make_config("refine")))
-    _, _, space, genotype = cell_training.load_winner(config, again)
+    _, _, space, genotype = winners.load(config, again)
     digest = genotype_lib.digest(space, genotype)
     stage = f"retrain_{digest}"  # the cell before: from the checkpoint of its training
     cell = cell_lib.make(space, genotype, features.settings_of(config))
     state = training_loop.start_kept(cell_training.init(cell, optim.make(config.train), 0))
     kept = folder.checkpointer(stage).restore(state)
-    params = cell_lib.freeze_norm(kept.best, cell_training._moment_shapes(kept.best))
+    params = cell_lib.freeze_norm(kept.best, winners.moment_shapes(kept.best))
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, params)
     variables = pretrain.restore(config, again)
     monkeypatch.setattr(training_loop, "make_score", always_better())
@@ -197,14 +197,14 @@ def test_a_stopped_training_ends_as_one_that_was_not(run, tmp_path, monkeypatch)
         assert joint.restore(config, again, digest) is None
         found = joint.run(config, variables, (space, genotype), params, again, signals.StopFlag())
     jax.tree.map(np.testing.assert_array_equal, found.variables, own_of(config, folder))
-    _, wanted, _, _ = cell_training.load_winner(config, folder)
+    _, wanted, _, _ = winners.load(config, folder)
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted)
 
 
 def test_without_a_gain_everything_stays(run, tmp_path, monkeypatch, capsys) -> None:
     config, _ = run
     folder = workdir.Workdir(trained.write(tmp_path / "run", "refine", make_config("refine")))
-    _, params, space, genotype = cell_training.load_winner(config, folder)
+    _, params, space, genotype = winners.load(config, folder)
     variables = pretrain.restore(config, folder)
     monkeypatch.setattr(training_loop, "make_score", lambda *_: lambda shares: 0.5)
     with compilation.effort("quick"):

@@ -24,7 +24,7 @@ from dvsnas_jax.infer import jitted, programs
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_training, clip_scores, features, pretrain
+from dvsnas_jax.train import clip_scores, features, pretrain, winners
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = str(ROOT / "configs" / "smoke.py")
@@ -78,7 +78,7 @@ def test_run_folder_is_complete(run_folder: pathlib.Path) -> None:
 
 def test_the_report_counts_the_parameters(run_folder: pathlib.Path) -> None:
     config, folder = load(run_folder)
-    _, cell, _, _ = cell_training.load_winner(config, folder)
+    _, cell, _, _ = winners.load(config, folder)
     trees = pretrain.restore(config, folder)["params"], cell
     is_trained = [[path[-1].key not in ("mean", "var") for path, _ in jax.tree.leaves_with_path(t)] for t in trees]
     sizes = [[np.size(leaf) for leaf in jax.tree.leaves(tree)] for tree in trees]
@@ -91,7 +91,7 @@ def test_the_winner_is_one_of_the_candidates_and_has_its_numbers(run_folder: pat
     config, folder = load(run_folder)
     best = json.loads((run_folder / "best_genotype.json").read_text())
     assert all(0 <= best["scores"][name] < 1 for name in ("reward", "shared_reward", "static_reward"))
-    cell, params, space, genotype = cell_training.load_winner(config, folder)
+    cell, params, space, genotype = winners.load(config, folder)
     space_of_run = features.space_of(config)
     found = genotype_lib.from_dict(best["found"], space_of_run)[1]
     assert canonical.of(space, genotype) == canonical.of(space_of_run, found)  # what was dead is not in it
@@ -107,7 +107,7 @@ def _norms(tree) -> list[dict]:
 def test_segmenting_by_chunks_equals_frame_by_frame(run_folder: pathlib.Path) -> None:
     config, folder = load(run_folder)
     variables = pretrain.restore(config, folder)
-    cell, params, _, _ = cell_training.load_winner(config, folder)
+    cell, params, _, _ = winners.load(config, folder)
     model = jitted.Jitted(programs.model_of(config, features.settings_of(config), variables, cell, params))
     frames = np.random.default_rng(0).integers(0, 255, (19, 32, 48, 3), np.uint8)  # more than one chunk of 16
     static, labels, _ = model.segment(frames)
@@ -268,8 +268,8 @@ def test_killed_at_random_moments_ends_in_the_same_result(run_folder: pathlib.Pa
     for name in ("genotypes.jsonl", "best_genotype.json"):
         assert (folder / name).read_bytes() == (run_folder / name).read_bytes(), name
     config, whole = load(run_folder)
-    _, expected, _, _ = cell_training.load_winner(config, whole)
-    _, params, _, _ = cell_training.load_winner(config, workdir.Workdir(folder))
+    _, expected, _, _ = winners.load(config, whole)
+    _, params, _, _ = winners.load(config, workdir.Workdir(folder))
     for want, got in zip(_leaves(expected), _leaves(params), strict=True):
         np.testing.assert_array_equal(want, got)
 

@@ -429,7 +429,7 @@ def test_an_older_folder_is_a_searchs_where_it_has_candidates(cell):
 
 def test_weights_are_never_those_of_another_genotype(cell, other, monkeypatch):
     own = winners.read(cell)
-    wanted = cell_training.load_winner(cell.config(), cell)[1]
+    wanted = winners.load(cell.config(), cell)[1]
     space, genotype = cell_training.read_genotype(other)
 
     def killed(*arguments):
@@ -438,9 +438,9 @@ def test_weights_are_never_those_of_another_genotype(cell, other, monkeypatch):
     with monkeypatch.context() as patch:  # between the two writes of another cell
         patch.setattr(workdir.Workdir, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
-            cell_training.save_winner(cell, space, genotype, {"x": np.zeros(3)})
+            winners.save(cell, space, genotype, {"x": np.zeros(3)})
     assert winners.read(cell).digest == own.digest
-    found = cell_training.load_winner(cell.config(), cell)[1]
+    found = winners.load(cell.config(), cell)[1]
     np.testing.assert_array_equal(found["ports"]["head"]["kernel"], wanted["ports"]["head"]["kernel"])
     shutil.rmtree(cell.path / "checkpoints" / f"cell_{genotype_lib.digest(space, genotype)}")
     shutil.copy(other, cell.path / "best_genotype.json")

@@ -23,9 +23,9 @@ def alone(request, tmp_path_factory):
     """The run folder of a kind without its cell, and the labels of its network on the first video."""
     path = tmp_path_factory.mktemp("alone") / "run"
     shutil.copytree(trained.evaluated(request.param).path, path)
-    for name in (cell_training.BEST, evaluation.RESULT):
+    for name in (winners.BEST, evaluation.RESULT):
         (path / name).unlink()
-    for stage in (path / "checkpoints").glob(f"{cell_training.CELL_STAGE}*"):
+    for stage in (path / "checkpoints").glob(f"{winners.STAGE}*"):
         shutil.rmtree(stage)
     return path, trained.evaluated(request.param).labels[0][0], trained.frames(request.param)
 
@@ -80,9 +80,9 @@ def test_a_cell_that_is_made_later_in_the_folder_is_scored_and_shown_beside_the_
     trained_run = trained.evaluated(_kind(config))
     network_alone = evaluation.run(config, folder)
     assert network_alone["cell"] is None and network_alone[evaluation.GENOTYPE] is None
-    _, params, space, genotype = cell_training.load_winner(config, workdir.Workdir(trained_run.path))
+    _, params, space, genotype = winners.load(config, workdir.Workdir(trained_run.path))
     assert not winners.is_search_done(folder) and not winners.is_trained(folder, space, genotype)
-    cell_training.save_winner(folder, space, genotype, params)
+    winners.save(folder, space, genotype, params)
     assert winners.is_trained(folder, space, genotype)
     data = run_files.Run(path, "run", tmp_path / "figures")
     assert data.scores() == {} and data.arrays(evaluation.STRIP) is None  # of the network alone

@@ -22,7 +22,7 @@ from dvsnas_jax.evaluate import metrics, submission
 from dvsnas_jax.nets import static_net
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_training, features, pretrain
+from dvsnas_jax.train import features, pretrain, winners
 
 SMOKE = str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "smoke.py")
 ROAD, SIDEWALK, BICYCLE = (0, 7), (1, 8), (18, 33)
@@ -246,10 +246,8 @@ def _run_folder(words, path):
     )
     cell = cell_lib.make(space, genotype, features.settings_of(config))
     params = jax.jit(cell.init)(jax.random.key(1))
-    moments = {
-        name: (jnp.zeros_like(a), jnp.ones_like(b)) for name, (a, b) in cell_training._moment_shapes(params).items()
-    }
-    cell_training.save_winner(folder, space, genotype, cell_lib.freeze_norm(params, moments))
+    moments = {name: (jnp.zeros_like(a), jnp.ones_like(b)) for name, (a, b) in winners.moment_shapes(params).items()}
+    winners.save(folder, space, genotype, cell_lib.freeze_norm(params, moments))
 
 
 def test_command(cityscapes, tmp_path, capsys):

@@ -4,12 +4,14 @@ import jax
 import numpy as np
 import pytest
 import tiny_net
+import trained
 
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, types
 from dvsnas_jax.core.files import workdir
+from dvsnas_jax.deploy import run_model
 from dvsnas_jax.nets import static_net
-from dvsnas_jax.train import cell_loss, features, pretrain, teachers
+from dvsnas_jax.train import cell_loss, features, pretrain, teachers, winners
 
 TINY = {
     "data.height": "16", "data.width": "24", "data.crop_height": "16", "data.crop_width": "24", "data.num_frames": "3",
@@ -78,6 +80,33 @@ def test_the_network_of_another_run(network, tmp_path):
     assert config_lib.with_absolute_paths(config_lib.to_json_dict(config))["train"]["teacher"] == "network"
     with pytest.raises(errors.UserError, match="'train.teacher': must be network, augmented or a run folder"):
         make_config(**{"train.teacher": ""})
+
+
+@pytest.mark.parametrize("kind", ["refine", "fixed"])
+def test_the_cell_of_another_run_says_what_it_says_frame_by_frame(kind, tmp_path):
+    path = trained.write(tmp_path / "run", kind)
+    config = trained.make_config("fixed")
+    config.train.update({"teacher": str(path), "teacher_weight": 1.0})
+    teacher, net = teachers.make(config), static_net.make(config.net, 11)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 5, *trained.SIZE, 3), np.uint8)
+    logits = teacher.logits_fn(None, frames)
+    _, model = run_model.open_folder(path)
+    wanted = []
+    for clip in frames:
+        state = model.initial_state()
+        for frame in clip:
+            state, labels = model.step(state, frame[None])
+            wanted.append(np.asarray(labels))
+    wanted = np.stack(wanted).reshape(frames.shape[:4])
+    found = np.asarray(static_net.predict(logits.reshape(-1, *logits.shape[2:]), trained.SIZE)).reshape(wanted.shape)
+    assert (found == wanted).mean() > 0.999
+    folder = workdir.Workdir(path)
+    alone = teachers._of_another(net, net, pretrain.restore(folder.config(), folder), None, frames)
+    assert np.abs(alone[:, 1:] - logits[:, 1:]).mean() > 0.01  # the cell changes what its network says
+    _, params, space, genotype = winners.load(folder.config(), folder)
+    winners.save(folder, space, genotype, jax.tree.map(lambda x: x + 1, params))
+    again = teachers.make(config)  # features of the one are not those of the other
+    assert again.about[0] != teacher.about[0] and again.about[1] == teacher.about[1]
 
 
 def test_features_for_training_keep_what_the_teacher_says(network):

@@ -20,7 +20,7 @@ from dvsnas_jax.space import canonical, cell_end
 from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.studies import compare, why
-from dvsnas_jax.train import cell_training, clip_scores, features
+from dvsnas_jax.train import clip_scores, features, winners
 
 CONFIG = test_ablate.make_config()
 CONFIG.space.channels = CONFIG.net.decoder_channels
@@ -200,16 +200,16 @@ def test_the_commands_say_what_parts_are_worth_and_put_the_simplified_cell_in_pl
 
     folder = workdir.Workdir(path)
     config = folder.config()
-    _, params, space, genotype = cell_training.load_winner(config, folder)
+    _, params, space, genotype = winners.load(config, folder)
     for name in ("head", "motion"):  # the end reads nothing any more
         params["ports"][name]["kernel"] = jnp.zeros_like(params["ports"][name]["kernel"])
-    cell_training.save_winner(folder, space, genotype, params)
+    winners.save(folder, space, genotype, params)
     assert cli.main(["simplify", f"--workdir={path}"]) == 0
     assert "labels differ in 0 of" in capsys.readouterr().out
     best = json.loads((path / "best_genotype.json").read_text())
     assert [layer["ops"] for layer in best["layers"]] == [["none", "none"]]
     assert best["found"]["layers"] == genotype_lib.to_dict(space, genotype)["layers"] and best["made_by"] == "train"
-    cell, carried, *_ = cell_training.load_winner(config, folder)
+    cell, carried, *_ = winners.load(config, folder)
     assert cell.inputs == () and not carried["ports"]["head"]["kernel"].any()
     assert cli.main(["simplify", f"--workdir={path}"]) == 0
     assert "nothing to remove: 1 layers" in capsys.readouterr().out

@@ -23,7 +23,7 @@ from dvsnas_jax.space import cell as cell_lib
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import schedule as schedule_lib
 from dvsnas_jax.space import supernet
-from dvsnas_jax.train import cell_training, features, pretrain, winners
+from dvsnas_jax.train import features, pretrain, winners
 
 SIZE = (34, 70)  # no multiples of 4
 KINDS = ("refine", "fixed", "adaptive", "regions")
@@ -92,7 +92,7 @@ def _draw(path: pathlib.Path, kind: str, config) -> pathlib.Path:
     optimizer = pretrain.make_optimizer(config.pretrain)
     state = compilation.jit_once(lambda: pretrain.init(variables, optimizer))()
     folder.checkpointer(pretrain.STAGE).save(1, state)
-    cell_training.save_winner(folder, space, genotype, params)
+    winners.save(folder, space, genotype, params)
     return path
 
 

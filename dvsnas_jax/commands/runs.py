@@ -82,10 +82,10 @@ def _search(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     config = common.load_config(arguments)
     from dvsnas_jax.evaluate import evaluation, score_tables
-    from dvsnas_jax.train import cell_training, require_labels
+    from dvsnas_jax.train import cell_training, require_labels, winners
 
     folder = common.open_workdir(arguments.workdir)
-    is_scored = not arguments.genotype and not cell_training.has_cell(folder) and require_labels.is_scorable(config)
+    is_scored = not arguments.genotype and not winners.has_cell(folder) and require_labels.is_scorable(config)
     made = cell_training.run(config, folder, arguments.genotype)
     share = evaluation.trained_time(config, folder) if arguments.genotype else None
     common.print_summary(made if share is None else {**made, "time_share": share})

@@ -294,7 +294,8 @@ _TRAIN = {
     "labels": True,  # False: labels are not looked at, the teacher alone says what is right
     "teacher_weight": 0.0,  # of the divergence from the teacher's output on the same frame; 0 = off
     # network: the static network itself; augmented: the same on mirror images and larger images, averaged over time,
-    # which takes 6.5 times its work once; else the run folder of another static network
+    # which takes 6.5 times its work once; else a run folder: its static network, or where it holds a trained cell, that
+    # cell on its network, frame by frame of each clip
     "teacher": "network",
     "teacher_frames": OneOf("unlabelled", ("unlabelled", "all")),  # where it counts: frames without labels | all
     "temperature": 1.0,  # of both in that divergence

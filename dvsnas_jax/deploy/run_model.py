@@ -18,7 +18,7 @@ from dvsnas_jax.data.loading import pipeline
 from dvsnas_jax.infer import artifact, jitted, programs
 from dvsnas_jax.nets import encoders
 from dvsnas_jax.space import genotype as genotype_lib
-from dvsnas_jax.train import cell_training, claims, features, joint, pretrain, winners
+from dvsnas_jax.train import claims, features, joint, pretrain, winners
 
 
 def read(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tuple[programs.Model, dict[str, Any]]:
@@ -35,9 +35,9 @@ def read(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tuple[pr
             f"{folder.path}: holds no trained static network, run `dvsnas search` or `dvsnas train` first"
         )
     settings = features.settings_of(config)
-    if not cell_training.has_cell(folder):
+    if not winners.has_cell(folder):
         return programs.model_of(config, settings, variables), {}
-    cell, params, space, genotype = cell_training.load_winner(config, folder)
+    cell, params, space, genotype = winners.load(config, folder)
     own = joint.restore(config, folder, genotype_lib.digest(space, genotype))
     variables = variables if own is None else own
     return programs.model_of(config, settings, variables, cell, params), genotype_lib.to_dict(space, genotype)

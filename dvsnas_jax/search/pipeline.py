@@ -345,7 +345,7 @@ def find_winner(
         own = parts._replace(space=cell.space)
         scores["joint_reward"] = _rewards(own, found.found, cell.genotype[None])[0]["reward"]
     about |= {"made_by": winners.SEARCH, "scores": scores}
-    cell_training.save_winner(folder, cell.space, cell.genotype, found.params, about)
+    winners.save(folder, cell.space, cell.genotype, found.params, about)
 
 
 def score_static(parts: Parts, store: feature_store.AnyStore | None = None) -> dict[str, Any]:

@@ -30,7 +30,17 @@ from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import neighbours as variants_lib
 from dvsnas_jax.space import supernet as supernet_lib
 from dvsnas_jax.studies import ablate_report, ablate_variants, study_report, why
-from dvsnas_jax.train import cell_training, claims, clip_scores, features, joint, losses, pretrain, require_labels
+from dvsnas_jax.train import (
+    cell_training,
+    claims,
+    clip_scores,
+    features,
+    joint,
+    losses,
+    pretrain,
+    require_labels,
+    winners,
+)
 
 WHATS = (ablate_variants.REPLACE, ablate_variants.LEAVE_ONE_OUT, ablate_variants.RETRAIN, why.WORTH)
 
@@ -78,7 +88,7 @@ def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opene
         raise errors.UserError(f"num_clips: must be at least 1, got {num_clips}")
     folder = workdir.Workdir(path)
     config = claims.config_of(folder)
-    best = cell_training.require_winner(folder)
+    best = winners.require(folder)
     own_space, own_genotype = cell_training.read_genotype(best)
     settings, variables = features.settings_of(config), ablate_variants.static_network(config, folder)
     params, weights = None, "shared"
@@ -92,7 +102,7 @@ def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opene
             space, genotype = genotype_lib.from_dict(values, features.space_of(config))
     supernet = supernet_lib.make(space, settings)
     if params is None:
-        _, cell_params, _, _ = cell_training.load_winner(config, folder)
+        _, cell_params, _, _ = winners.load(config, folder)
         own = joint.restore(config, folder, genotype_lib.digest(own_space, own_genotype))
         variables = variables if own is None else own
         start = compilation.jit_once(supernet.init)(jax.random.key(0))
@@ -105,7 +115,7 @@ def open(path: str | os.PathLike[str], *, num_clips: int | None = None) -> Opene
 
 def _as_found(folder: workdir.Workdir) -> dict[str, Any]:
     """The winner of a run folder by name, as the search found it: before anything of it was removed."""
-    best = folder.read_json(cell_training.BEST)
+    best = folder.read_json(winners.BEST)
     return best.get("found", best)
 
 
@@ -244,7 +254,7 @@ def read_genotype(config: ml_collections.ConfigDict, folder: workdir.Workdir, gi
     Raises:
       UserError: it is not there, or the run's space cannot express it.
     """
-    name, space = given or str(cell_training.require_winner(folder)), features.space_of(config)
+    name, space = given or str(winners.require(folder)), features.space_of(config)
     values = genotype_lib.to_dict(*cell_training.read_genotype(name, name="--genotype"))
     values = values if given else _as_found(folder)
     try:

@@ -25,7 +25,7 @@ from dvsnas_jax.search import worth as worth_lib
 from dvsnas_jax.space import canonical
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.studies import ablate_variants, compare, compare_rows, study_report
-from dvsnas_jax.train import averaging, cell_training, clip_scores, features, joint, winners
+from dvsnas_jax.train import averaging, clip_scores, features, joint, winners
 
 NAME, WORTH = "ablation_worth", "worth"
 FOLDER, RANDOM = "why", "random_"
@@ -38,7 +38,7 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> None:
 
     A run of several processes leaves it to the commands `ablate --what=worth` and `compare` on one.
     """
-    if distributed.num_processes() > 1 or not cell_training.has_cell(folder):
+    if distributed.num_processes() > 1 or not winners.has_cell(folder):
         return
     if config.why.worth:
         measure(config, folder)
@@ -55,10 +55,10 @@ def open_cell(
     Raises:
       UserError: the folder holds no trained cell, or a baseline, of which nothing is trained; or its data is not there.
     """
-    cell_training.require_winner(folder)
+    winners.require(folder)
     if not features.settings_of(config).has_output:
         raise errors.UserError(f"{folder.path}: its cell is a baseline; give a run whose cell is trained")
-    _, params, space, genotype = cell_training.load_winner(config, folder)
+    _, params, space, genotype = winners.load(config, folder)
     own = joint.restore(config, folder, genotype_lib.digest(space, genotype))
     variables = ablate_variants.static_network(config, folder) if own is None else own
     with compilation.effort(config.compile_effort):
@@ -110,7 +110,7 @@ def simplify(
         best = folder.read_json(winners.BEST)
         about = {key: best[key] for key in ("made_by", "scores", "found") if key in best}
         about = {"found": record["before"]["genotype"]} | about | {"simplified": record}
-        cell_training.save_winner(folder, found.space, found.genotype, found.params, about)
+        winners.save(folder, found.space, found.genotype, found.params, about)
     return record, digest != before
 
 

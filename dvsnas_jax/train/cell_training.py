@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -41,8 +40,6 @@ from dvsnas_jax.train import (
 )
 from dvsnas_jax.train import features as features_lib
 
-CELL_STAGE = "cell"
-BEST = winners.BEST
 StepFn = Callable[[optim.TrainState, types.FeatureStore, types.Array], tuple[optim.TrainState, dict[str, jax.Array]]]
 
 
@@ -118,8 +115,8 @@ def run(config: ml_collections.ConfigDict, folder: workdir.Workdir, genotype_pat
                 made_jointly = joint.run(config, networks.final, given, trained.params, folder, stop)
                 if config.train.joint_control:
                     joint.control(config, networks.final, folder, stop)
-                save_winner(folder, space, genotype, made_jointly.params)
-    return {"stages": [pretrain.STAGE, CELL_STAGE], "genotype": str(folder.path / BEST)}
+                winners.save(folder, space, genotype, made_jointly.params)
+    return {"stages": [pretrain.STAGE, winners.STAGE], "genotype": str(folder.path / winners.BEST)}
 
 
 def _given(config: ml_collections.ConfigDict, path: str) -> tuple[genotype_lib.Space, np.ndarray]:
@@ -310,77 +307,3 @@ def make_calibrate(
         return cell_lib.freeze_norm(params, mean)
 
     return calibrate
-
-
-def save_winner(
-    folder: workdir.Workdir,
-    space: genotype_lib.Space,
-    genotype: np.ndarray,
-    params: types.Params,
-    about: dict[str, Any] | None = None,
-) -> None:
-    """Writes the cell's weights and, after them, `best_genotype.json`, with what else is to be said `about` the cell.
-
-    The weights are kept under the genotype's digest: they cannot be taken for those of another one, wherever this is
-    interrupted and whatever is put in the place of the file.
-    """
-    digest = genotype_lib.digest(space, genotype)
-    checkpoints = folder.checkpointer(_cell_stage(digest), keep=1)
-    latest = checkpoints.latest_step()
-    checkpoints.save(0 if latest is None else latest + 1, params)
-    about = {"digest": digest, "made_by": winners.TRAIN, "scores": {}} | (about or {})
-    folder.write_json(BEST, {**genotype_lib.to_dict(space, genotype), **about})
-    distributed.barrier("winner")  # written by one process, read by all
-
-
-def has_cell(folder: workdir.Workdir) -> bool:
-    """Whether a run folder holds a trained cell; without one, its static network is used alone."""
-    return os.path.isfile(folder.path / BEST)
-
-
-def _cell_stage(digest: str) -> str:
-    return f"{CELL_STAGE}_{digest}"
-
-
-def require_winner(folder: workdir.Workdir) -> pathlib.Path:
-    """The path of `best_genotype.json`.
-
-    Raises:
-      UserError: the run folder holds no trained cell.
-    """
-    path = folder.path / BEST
-    if not has_cell(folder):
-        raise errors.UserError(f"{folder.path}: holds no trained cell, run `dvsnas search` or `dvsnas train` first")
-    return path
-
-
-def load_winner(
-    config: ml_collections.ConfigDict, folder: workdir.Workdir
-) -> tuple[cell_lib.Cell, types.Params, genotype_lib.Space, np.ndarray]:
-    """Reads what `save_winner` wrote.
-
-    Raises:
-      UserError: the run folder holds no trained cell, or none of the genotype that its file names.
-    """
-    require_winner(folder)
-    winner = winners.read(folder)
-    assert winner is not None
-    cell = cell_lib.make(winner.space, winner.genotype, features_lib.settings_of(config))
-    params = jax.eval_shape(cell.init, jax.random.key(0))
-    template = cell_lib.freeze_norm(params, _moment_shapes(params))
-    stage, places = _cell_stage(winner.digest), folder.path / "checkpoints"
-    if not winner.is_bound and not (places / stage).is_dir() and (places / CELL_STAGE).is_dir():
-        stage = CELL_STAGE  # of an older run
-    elif not (places / stage).is_dir():
-        there = ", ".join(sorted(path.name.removeprefix("cell_") for path in places.glob(_cell_stage("*")))) or "none"
-        raise errors.UserError(
-            f"{folder.path / BEST}: names genotype {winner.digest}, whose weights are not in this folder (there are: "
-            f"{there}); put the file back, or train the genotype in a folder of its own with `dvsnas train --genotype`"
-        )
-    return cell, folder.checkpointer(stage, keep=1).restore(template), winner.space, winner.genotype
-
-
-def _moment_shapes(params: types.Params) -> dict[tuple[str, ...], tuple[Any, Any]]:
-    """A moment for every normalisation of a cell, as its scale."""
-    leaves = [(tuple(entry.key for entry in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-    return {keys[:-1]: (leaf, leaf) for keys, leaf in leaves if keys[-1] == "scale"}

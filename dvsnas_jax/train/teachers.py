@@ -1,8 +1,9 @@
 """What cells are taught where the labels say nothing (`train.teacher`), computed when features are made, and kept.
 
 `network` is the static network itself, whose logits the features hold anyway. `augmented` is the same network with
-more work: the mean of its probabilities on mirror images and larger images, averaged over time. Any other value is the
-run folder of another static network.
+more work: the mean of its probabilities on mirror images and larger images, averaged over time. Any other value is a
+run folder: of another static network, or of one with a trained cell, which then says what it says frame by frame of
+each clip. A refining cell knows more than its network, and can so teach a propagating one without any label.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import numpy as np
 
 from dvsnas_jax.core import compilation, types
 from dvsnas_jax.core import config as config_lib
+from dvsnas_jax.core.files import workdir
 from dvsnas_jax.data.loading import pipeline
 from dvsnas_jax.nets import forward, static_net
 from dvsnas_jax.nets.kernels import layers
-from dvsnas_jax.train import cell_loss, features, pretrain, pretrain_loss
+from dvsnas_jax.space import cell as cell_lib
+from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.train import cell_loss, claims, features, joint, pretrain, pretrain_loss, winners
 
 SCALES = (1.0, 1.5)
 """Of the images that `augmented` looks at, each with its mirror image."""
@@ -61,10 +65,14 @@ def make(config: ml_collections.ConfigDict) -> Teacher | None:
         return Teacher(functools.partial(_augmented, net), [name])
     other = pretrain_loss.load_teacher(name, num_classes, pretrain.restore, key="train.teacher")
     assert other.net is not None
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(other.variables)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return Teacher(functools.partial(_of_another, net, other), [digest.hexdigest()])
+    folder, variables = workdir.Workdir(name), other.variables
+    if not winners.has_cell(folder):
+        return Teacher(functools.partial(_of_another, net, other.net, variables), [_digest(variables)])
+    cell, params, space, genotype = winners.load(claims.config_of(folder), folder)
+    digest = genotype_lib.digest(space, genotype)
+    own = joint.restore(claims.config_of(folder), folder, digest)
+    weights = variables if own is None else own, params
+    return Teacher(functools.partial(_of_cell, net, other.net, cell, weights), [_digest(weights), digest])
 
 
 def wanted(config: ml_collections.ConfigDict, clips: np.ndarray, names: tuple[str, ...]) -> features.Wanted:
@@ -85,21 +93,54 @@ def _augmented(net: static_net.StaticNet, variables: Any, frames: np.ndarray) ->
     return np.log(np.maximum(running_average(found), _LEAST))
 
 
-def _of_another(net: static_net.StaticNet, other: pretrain_loss.Teacher, variables: Any, frames: np.ndarray) -> Any:
+def _of_another(
+    net: static_net.StaticNet, other: static_net.StaticNet, others: Any, variables: Any, frames: np.ndarray
+) -> np.ndarray:
+    """The logits of the network `other` with the variables `others`, at the grid of those of `net`."""
     del variables
-    assert other.net is not None
-    size = static_net.frame_shapes(net, frames.shape[2:4]).logits.shape[1:3]
-    return _over_frames(functools.partial(_at_size(other.net, size), other.variables), frames)
+    return _over_frames(functools.partial(_at_size(other, _grid(net, frames)), others), frames)
+
+
+def _of_cell(
+    net: static_net.StaticNet,
+    other: static_net.StaticNet,
+    cell: cell_lib.Cell,
+    weights: Any,
+    variables: Any,
+    frames: np.ndarray,
+) -> np.ndarray:
+    """Those of a cell on the network `other`, which follows each clip; `weights`: variables, parameters of the cell."""
+    del variables
+    unroll_fn = functools.partial(_unrolled(other, cell, _grid(net, frames)), *weights)
+    return _in_parts(unroll_fn, frames, max(1, forward.BATCH_FRAMES // frames.shape[1]))
+
+
+def _grid(net: static_net.StaticNet, frames: np.ndarray) -> tuple[int, int]:
+    """Height and width of the logits of a network for frames [M, T, H, W, 3]."""
+    height, width = static_net.frame_shapes(net, frames.shape[2:4]).logits.shape[1:3]
+    return height, width
+
+
+def _digest(weights: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(weights)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _over_frames(infer_fn: Callable[[np.ndarray], jax.Array], frames: np.ndarray) -> np.ndarray:
     """What a function gives for frames u8 [M, T, H, W, 3], some at a time, f32 [M, T, ...]."""
-    flat, found = frames.reshape(-1, *frames.shape[2:]), []
-    for start in range(0, len(flat), forward.BATCH_FRAMES):
-        rows = np.minimum(np.arange(start, start + forward.BATCH_FRAMES), len(flat) - 1)
-        found.append(np.asarray(infer_fn(flat[rows]), np.float32))
-    whole = np.concatenate(found)[: len(flat)]
+    whole = _in_parts(infer_fn, frames.reshape(-1, *frames.shape[2:]), forward.BATCH_FRAMES)
     return whole.reshape(*frames.shape[:2], *whole.shape[1:])
+
+
+def _in_parts(fn: Callable[[np.ndarray], jax.Array], values: np.ndarray, size: int) -> np.ndarray:
+    """What a function gives for values [N, ...], always `size` at a time, f32 [N, ...]."""
+    found = []
+    for start in range(0, len(values), size):
+        rows = np.minimum(np.arange(start, start + size), len(values) - 1)
+        found.append(np.asarray(fn(values[rows]), np.float32))
+    return np.concatenate(found)[: len(values)]
 
 
 @functools.cache
@@ -127,5 +168,22 @@ def _at_size(net: static_net.StaticNet, size: tuple[int, int]) -> Callable[[Any,
 
     def resized(variables: Any, frames: jax.Array) -> jax.Array:
         return layers.resize_bilinear(jnp.asarray(static_net.infer(net, variables, frames).logits), size)
+
+    return compilation.jit(resized)
+
+
+def _unrolled(
+    net: static_net.StaticNet, cell: cell_lib.Cell, size: tuple[int, int]
+) -> Callable[[Any, Any, np.ndarray], jax.Array]:
+    """`(variables, parameters of the cell, frames u8 [B, T, H, W, 3]) -> logits [B, T, *size, K]`."""
+
+    def resized(variables: Any, params: types.Params, frames: jax.Array) -> jax.Array:
+        num_clips, num_frames = frames.shape[:2]
+        flat = static_net.infer(net, variables, frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:]))
+        found = jax.tree.map(lambda x: x.reshape(num_frames, num_clips, *x.shape[1:]), flat)
+        logits = cell.unroll(params, found).swapaxes(0, 1)
+        return layers.resize_bilinear(logits.reshape(-1, *logits.shape[2:]), size).reshape(
+            num_clips, num_frames, *size, logits.shape[-1]
+        )
 
     return compilation.jit(resized)
