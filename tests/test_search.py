@@ -285,6 +285,12 @@ def test_derive_takes_the_best_distinct_and_keeps_the_winner() -> None:
     records.append({**records[1], "genotype": genotypes[2].tolist(), "hash": hashes[2], "same_as": hashes[1]})
     chosen = derive.candidates(SPACE, records, genotypes[[0, 3]], num_rewarded=2)
     np.testing.assert_array_equal(chosen, genotypes[[1, 0, 3]])
+    idle = np.zeros_like(genotypes[0])  # reads nothing, however well it is rewarded
+    idle[:, 2:4] = SPACE.operations.index("none")
+    best = {**records[1], "genotype": idle.tolist(), "hash": genotype_lib.digest(SPACE, idle), "reward": 0.9}
+    with_idle = derive.candidates(SPACE, [*records, best], np.stack([idle, *genotypes[[0, 3]]]), num_rewarded=2)
+    np.testing.assert_array_equal(with_idle, chosen)
+    np.testing.assert_array_equal(derive.candidates(SPACE, [best], idle[None], num_rewarded=2), idle[None])
     rescored = [{"reward": 0.3}, {"reward": None}, {"reward": 0.6}]
     alone = {hashes[1]: 0.9, hashes[3]: 0.8}
     winner, params, record = derive.choose(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dvsnas_jax.controller.strategies import predictor
-from dvsnas_jax.space import encoding
+from dvsnas_jax.space import canonical, cell, encoding
 from dvsnas_jax.space import genotype as genotype_lib
 
 RANKS = ("reward", "posterior")
@@ -25,6 +25,9 @@ def candidates(
 ) -> np.ndarray:
     """The most rewarded distinct genotypes of the log, then the policy's most probable ones, i32 [N, L, 5], distinct.
 
+    A cell that reads nothing is the baseline that every cell starts from and, where training gains nothing, stays: it
+    takes no place where there is any other.
+
     `records`: log lines in order, of which `num_rewarded` are taken by `rank`, one of `RANKS`; `probable`: i32 [n, L,
     5].
     """
@@ -36,6 +39,9 @@ def candidates(
         values = [record.get("expected", record["reward"]) for record in scored]
         values = predictor.smooth(encoding.Encoder(space), genotypes, values).tolist()
     order = sorted(range(len(scored)), key=lambda i: (-values[i], scored[i]["step"], scored[i]["index"]))
+    if any(_reads(space, record["genotype"]) for record in scored):
+        order = [i for i in order if _reads(space, scored[i]["genotype"])]
+        probable = probable[[_reads(space, genotype) for genotype in probable]]
     chosen: dict[str, np.ndarray] = {}
     for record in map(scored.__getitem__, order):
         if len(chosen) >= num_rewarded:
@@ -44,6 +50,11 @@ def candidates(
     for genotype in probable:
         chosen.setdefault(genotype_lib.digest(space, genotype), np.asarray(genotype, np.int32))
     return np.stack([genotype_lib.validate(space, genotype) for genotype in chosen.values()])
+
+
+def _reads(space: genotype_lib.Space, genotype: Any) -> bool:
+    """Whether the output of a genotype depends on any input."""
+    return bool(cell.used_inputs(*canonical.simplified(space, genotype)[:2]))
 
 
 def choose(
