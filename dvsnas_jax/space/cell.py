@@ -62,13 +62,27 @@ class Cell:
 
     def unroll(self, params: Params, frames: types.Features) -> jax.Array:
         """Logits [T, B, h, w, K] of a clip."""
-        return self._scan(lambda state, features: self.step(params, state, features), frames)
+        if not self._settings.is_propagating or self._settings.schedule.is_learned:
+            return self._scan(functools.partial(self.step, params), frames)
+        # Where key frames come at the interval alone, the cell computes nothing on them.
+        state, interval = self.initial_state(jax.tree.map(lambda x: x[0], frames)), self._settings.schedule.interval
+        follow_fn = functools.partial(self._from_key_frame, params)
+        num_whole = len(frames.logits) // interval
+        whole = jax.tree.map(lambda x: x[: num_whole * interval].reshape(num_whole, interval, *x.shape[1:]), frames)
+        state, logits = jax.lax.scan(follow_fn, state, whole)
+        logits = logits.reshape(-1, *logits.shape[2:])
+        if len(frames.logits) == len(logits):
+            return logits
+        _, last = follow_fn(state, jax.tree.map(lambda x: x[num_whole * interval :], frames))
+        return jnp.concatenate([logits, last])
 
     def unroll_training(self, params: Params, frames: types.Features) -> tuple[jax.Array, jax.Array]:
         """Logits [T, B, h, w, K], and the loss f32 [] of the schedule's predicted errors (0 where it predicts none).
 
         Key frames come at the schedule's interval.
         """
+        if self._settings.is_propagating and not self._settings.schedule.is_learned:
+            return self.unroll(params, frames), jnp.zeros(())
 
         def scored_step(
             state: types.CellState, features: types.Features
@@ -157,6 +171,20 @@ class Cell:
     ) -> tuple[types.CellState, jax.Array]:
         after = self.advance(params, before, features, record)
         return self._ports(params, record).finish(before, after, features, is_training=is_training)
+
+    def _from_key_frame(
+        self, params: Params, state: types.CellState, frames: types.Features
+    ) -> tuple[types.CellState, jax.Array]:
+        """The state after frames of which the first is a key frame, and all their logits."""
+
+        def step(state: types.CellState, features: types.Features) -> tuple[types.CellState, jax.Array]:
+            after = self.advance(params, state, features)
+            return after, jnp.asarray(after.logits)
+
+        first, others = (jax.tree.map(lambda x, part=part: x[part], frames) for part in (0, slice(1, None)))
+        state = self.restart(params, state, first)
+        state, logits = jax.lax.scan(step, state, others)
+        return state, jnp.concatenate([jnp.asarray(first.logits)[None], logits])
 
     def _scan(
         self,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dvsnas_jax.core import compilation, types
+from dvsnas_jax.core import compilation, progress, types
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.data.loading import pipeline
@@ -137,9 +137,11 @@ def _over_frames(infer_fn: Callable[[np.ndarray], jax.Array], frames: np.ndarray
 def _in_parts(fn: Callable[[np.ndarray], jax.Array], values: np.ndarray, size: int) -> np.ndarray:
     """What a function gives for values [N, ...], always `size` at a time, f32 [N, ...]."""
     found = []
-    for start in range(0, len(values), size):
-        rows = np.minimum(np.arange(start, start + size), len(values) - 1)
-        found.append(np.asarray(fn(values[rows]), np.float32))
+    with progress.bar(len(values), "teacher") as bar:
+        for start in range(0, len(values), size):
+            rows = np.minimum(np.arange(start, start + size), len(values) - 1)
+            found.append(np.asarray(fn(values[rows]), np.float32))
+            bar.update(min(size, len(values) - start))
     return np.concatenate(found)[: len(values)]
 
 
