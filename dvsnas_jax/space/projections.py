@@ -151,8 +151,12 @@ def of_clip(
     features: types.Features,
     names: Iterable[str],
     scope: operations.CellScope,
+    places: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, ClipInput]:
-    """The inputs of a clip, [T, B, ...], that are not `dependent` on what the cell did; `state`: before the clip."""
+    """The inputs of a clip, [T, B, ...], that are not `dependent` on what the cell did; `state`: before the clip.
+
+    `places`: of the frames that an input is wanted of, by its name, else those of ""; None: of all.
+    """
     first = state.is_first[:, None, None, None]
 
     def before(own: types.Array, earlier: types.Array) -> jax.Array:
@@ -171,12 +175,23 @@ def of_clip(
         prepare, sources = raw[name] if name in raw else (lambda x: x, (features.maps[name],))
 
         def run(own: Params, sources: tuple[types.Array, ...]) -> jax.Array:
-            return project(own, name, prepare(*sources), scope)
+            found = prepare(*sources)
+            if places is not None:
+                found = some(found, places.get(name, places[""]))
+            return project(own, name, found, scope)
 
         return ClipInput(run, _own(params, name), sources)
 
     own = dependent(is_propagating=state.is_propagating)
     return {name: make(name) for name in names if name not in own}
+
+
+def some(x: types.Array, places: tuple[int, ...]) -> jax.Array:
+    """The rows of these places, in order; a run of them as one piece."""
+    first, num = places[0], len(places)
+    if places == tuple(range(first, first + num)):
+        return jax.lax.slice_in_dim(jnp.asarray(x), first, first + num)
+    return jnp.stack([x[place] for place in places])
 
 
 def project_clip(inputs: Mapping[str, ClipInput], reads: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -28,7 +28,8 @@ class Supernet:
     def __init__(self, space: genotype_lib.Space, settings: cell_frame.CellSettings) -> None:
         self._space, self._settings = space, settings
         self.settings = settings
-        self._clip = supernet_gradient.Clip(space, settings, settings.scope())
+        self._frame = supernet_gradient.Clip(space, settings, settings.scope())
+        self._clip = supernet_gradient.Clip(space, settings, settings.scope(), is_whole=True)
 
     def init(self, rng: jax.Array) -> Params:
         """Fresh parameters."""
@@ -47,7 +48,7 @@ class Supernet:
     ) -> tuple[types.CellState, jax.Array]:
         """The state after one frame, features [B, ...], and its logits [B, h, w, K]; genotype i32 [L, 5]."""
         frames = jax.tree.map(lambda x: x[None], features)
-        state, logits = self._clip.run(params, genotype, state, frames)
+        state, logits = self._frame.run(params, genotype, state, frames)
         return state, logits[0]
 
     def unroll(self, params: Params, genotype: jax.Array, frames: types.Features) -> jax.Array:

@@ -16,6 +16,10 @@ row 4, writes row 1 and adds to row 3. Row 1 makes the gradient of the state aft
 with rows 4, 2 and 0. At last rows 2 and 3 give the gradient of the projection of `decoder`, of both frames at once.
 A row is written by the first that reads its node and added to by the others, so nothing is ever filled with zeros.
 It equals autodiff of a plain loop: `by_autodiff` in tests/test_shared_layers.py.
+
+In mode propagate with key frames at the interval alone, a whole clip is known to begin with one. The cell then computes
+nothing on key frames: the loops go over the frames between them (`Plan`), T is the number of those, and each that
+follows a key frame starts from the static network's maps of it.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ import numpy as np
 from dvsnas_jax.core import types
 from dvsnas_jax.space import cell_frame, operations, projections, shared_layers
 from dvsnas_jax.space import genotype as genotype_lib
+from dvsnas_jax.space import schedule as schedule_lib
 
 Params = dict[str, Any]
 Carried = tuple[types.Array, types.Array]
@@ -50,13 +55,40 @@ class Buffers(NamedTuple):
     grads: jax.Array
 
 
+class Plan(NamedTuple):
+    """Which frames of a clip the cell computes.
+
+    Attributes:
+      frames: their places, in order.
+      keys: those of the key frames that one of them follows; None: which are key frames is decided as they come.
+    """
+
+    frames: tuple[int, ...]
+    keys: tuple[int, ...] | None = None
+
+    def begins(self) -> np.ndarray:
+        """Whether each of the frames follows a key frame, bool [T]."""
+        return np.isin(np.array(self.frames) - 1, np.array(self.keys or (), int))
+
+    def of(self, frames: types.Features) -> types.Features:
+        """The features of the frames."""
+        return frames if self.keys is None else jax.tree.map(lambda x: projections.some(x, self.frames), frames)
+
+    def logits(self, frames: types.Features, found: jax.Array) -> jax.Array:
+        """Of a whole clip: those found [T, B, h, w, K], and the static network's on key frames."""
+        if self.keys is None:
+            return found
+        own = {frame: found[index] for index, frame in enumerate(self.frames)}
+        return jnp.stack([own.get(frame, frames.logits[frame]) for frame in range(len(frames.logits))])
+
+
 class Kept(NamedTuple):
     """Of a forward pass for the backward one.
 
     Attributes:
       known: inputs that were projected for all frames, each [T, B, h, w, C].
       start: the state before the clip.
-      states: before every frame, without what only whole clips are projected from.
+      states: those that every frame was computed from, without what only whole clips are projected from.
     """
 
     known: dict[str, jax.Array]
@@ -69,12 +101,19 @@ class Clip:
     """Both passes over a clip of T frames, features [T, B, h, w, C]; N inputs, L layers.
 
     `run(params, genotype i32 [L, 5], state before the clip, frames) -> (state, logits [T, B, h, w, K])` has gradients
-    with respect to the parameters and to what a state carries of the cell's own: features have none.
+    with respect to the parameters and to what a state carries of the cell's own: features have none. `is_whole`: clips
+    are whole, from the first frame of a video on; the state is then that after the last frame that the cell computed.
     """
 
     def __init__(
-        self, space: genotype_lib.Space, settings: cell_frame.CellSettings, scope: operations.CellScope
+        self,
+        space: genotype_lib.Space,
+        settings: cell_frame.CellSettings,
+        scope: operations.CellScope,
+        *,
+        is_whole: bool = False,
     ) -> None:
+        self._has_known_keys = is_whole and settings.is_propagating and not settings.schedule.is_learned
         self._space, self._settings, self._scope = space, settings, scope
         self._layers = shared_layers.Layers(space, scope)
         self._names = list(dict.fromkeys([*space.inputs, "decoder"]))  # of the inputs that have rows in the gradients
@@ -113,7 +152,7 @@ class Clip:
     def buffers(self, frames: types.Features) -> Buffers:
         """New ones, for clips of this shape."""
         like = frames.maps["decoder"][..., :1]
-        num_frames, num_names = len(like), len(self._names)
+        num_frames, num_names = len(self._plan(len(like)).frames), len(self._names)
 
         def make(num_rows: int) -> jax.Array:
             return jnp.zeros((num_rows, *like.shape[1:-1], self._settings.channels), like.dtype)
@@ -121,6 +160,13 @@ class Clip:
         num_layers = self._space.num_layers
         memory = shared_layers.Memory(*[make(num_layers * num_frames) for _ in range(3)])
         return Buffers(memory, make(num_names * num_frames + num_layers))
+
+    def _plan(self, num_frames: int) -> Plan:
+        interval = self._settings.schedule.interval
+        between = schedule_lib.between_key_frames(num_frames, interval) if self._has_known_keys else ()
+        if not between:
+            return Plan(tuple(range(num_frames)))
+        return Plan(between, tuple(frame - 1 for frame in between if frame % interval == 1))
 
     def forward(
         self,
@@ -131,9 +177,9 @@ class Clip:
         memory: shared_layers.Memory | None = None,
     ) -> tuple[types.CellState, jax.Array, Kept]:
         """The state after the clip, logits [T, B, h, w, K] and, with a memory to write to, what `backward` needs."""
-        reads = self._reads(genotype)
-        known = projections.project_clip(self._clip_inputs(params, state, frames), reads)
-        num_frames, num_layers, keep = len(frames.logits), self._space.num_layers, memory is not None
+        reads, plan = self._reads(genotype), self._plan(len(frames.logits))
+        known = projections.project_clip(self._clip_inputs(params, state, frames, plan), reads)
+        num_layers, keep = self._space.num_layers, memory is not None
         weights = loose_end_weights(self._space, genotype).astype(known["decoder"].dtype)
         if memory is None:
             empty = jnp.zeros((num_layers, *known["decoder"].shape[1:]), known["decoder"].dtype)
@@ -142,17 +188,18 @@ class Clip:
         def step(carry: Any, xs: tuple[jax.Array, types.Features]) -> tuple[Any, Any]:
             state, memory = carry
             index, features = xs
-            first, start = index * num_layers if keep else 0, known["decoder"][index]
+            first = index * num_layers if keep else 0
+            state, start = self._begin(plan, index, state, frames, known["decoder"], params["ports"])
             own = self._own(reads, state, features, params["ports"], _carried(state), start)
             frame = shared_layers.Frame(self._pick(known, own, index, first), memory, first)
             memory = self._layers.forward(params["layers"], genotype, frame)
             mean = _weighted_sum(weights, memory.outputs, first)
-            after = self._after(state, features, mean, params["ports"], _carried(state), start)
+            after = self._after(plan, state, features, mean, params["ports"], _carried(state), start)
             return (after, memory), (after.logits, self._slim(state) if keep else None)
 
-        xs = jnp.arange(num_frames), frames
+        xs = jnp.arange(len(plan.frames)), plan.of(frames)
         (after, memory), (logits, states) = jax.lax.scan(step, (state, memory), xs)
-        return after, logits, Kept(known, state, states, memory)
+        return after, plan.logits(frames, logits), Kept(known, state, states, memory)
 
     def backward(
         self,
@@ -166,20 +213,21 @@ class Clip:
         """From gradients of the state after the clip and of the logits, those of the parameters and of the state before
         the clip, and the buffer that was written to."""
         (grad_carried, grad_logits), reads, memory = grads, self._reads(genotype), kept.memory
-        num_frames, num_layers, num_names = len(grad_logits), self._space.num_layers, len(self._names)
+        plan = self._plan(len(grad_logits))
+        num_frames, num_layers, num_names = len(plan.frames), self._space.num_layers, len(self._names)
         rows_of_layers = num_names * num_frames + jnp.arange(num_layers)
         weights = loose_end_weights(self._space, genotype).astype(memory.outputs.dtype)
 
         def step(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
             (grad_state, grad_logits_after), grad_params, grads = carry
-            index, features, state, grad_logits = xs
-            first, start = index * num_layers, kept.known["decoder"][index]
+            index, features, state, grad_logits, begins = xs
+            first, start = index * num_layers, kept.known["decoder"][0 if plan.keys else index]
             mean = _weighted_sum(weights, memory.outputs, first)
             inputs = params["ports"], _carried(state), start
             own, own_pull = jax.vjp(functools.partial(self._own, reads, state, features), *inputs)
 
             def after_fn(mean: jax.Array, *args: Any) -> Carried:
-                return _carried(self._after(state, features, mean, *args))
+                return _carried(self._after(plan, state, features, mean, *args))
 
             after_pull = jax.vjp(after_fn, mean, *inputs)[1]
             grad_mean, *from_after = after_pull((grad_state, grad_logits_after + grad_logits))
@@ -191,13 +239,19 @@ class Clip:
             own_grads = {name: shared_layers.take(grads, rows[self._names.index(name)]) for name in own}
             grad_ports, grad_carried, grad_start = _add(from_after, list(own_pull(own_grads)))
             grad_params = _add(grad_params, {"ports": grad_ports, "layers": grad_layers})
+            if plan.keys is not None:  # what the cell carried into a key frame ends there
+                grad_start = grad_carried[0]
+                grad_carried = jax.tree.map(lambda x: jnp.where(begins, 0, x), grad_carried)
             return (grad_carried, grad_params, grads), grad_start
 
         carry = grad_carried, jax.tree.map(jnp.zeros_like, params), buffer
-        xs = jnp.arange(num_frames), frames, kept.states, grad_logits
+        grad_logits = projections.some(grad_logits, plan.frames)
+        xs = jnp.arange(num_frames), plan.of(frames), kept.states, grad_logits, jnp.array(plan.begins())
         (grad_carried, grad_params, buffer), grad_start = jax.lax.scan(step, carry, xs, reverse=True)
+        if plan.keys is not None:
+            grad_start = projections.some(grad_start, tuple(np.flatnonzero(plan.begins())))
         rows = {name: self._names.index(name) * num_frames for name in kept.known}
-        inputs = self._clip_inputs(params, kept.start, frames)
+        inputs = self._clip_inputs(params, kept.start, frames, plan)
         starts = {"decoder": (grad_start, self._layer_reads(genotype).get("decoder", jnp.array(False)))}
         for name, found in projections.pull_clip(inputs, reads, buffer, rows, starts).items():
             own = projections.weights_of(name)
@@ -205,9 +259,30 @@ class Clip:
         return grad_params, grad_carried, buffer
 
     def _clip_inputs(
-        self, params: Params, state: types.CellState, frames: types.Features
+        self, params: Params, state: types.CellState, frames: types.Features, plan: Plan
     ) -> dict[str, projections.ClipInput]:
-        return projections.of_clip(params["ports"], state, frames, self._names, self._scope)
+        places = None if plan.keys is None else {"decoder": plan.keys, "": plan.frames}
+        return projections.of_clip(params["ports"], state, frames, self._names, self._scope, places)
+
+    def _begin(
+        self,
+        plan: Plan,
+        index: jax.Array,
+        state: types.CellState,
+        frames: types.Features,
+        starts: jax.Array,
+        params: Params,
+    ) -> tuple[types.CellState, jax.Array]:
+        """The state that a frame is computed from, and the projected decoder map that may start it: of the frame, or of
+        the key frame before it, whose own state it is where the frame follows it."""
+        if plan.keys is None:
+            return state, starts[index]
+        begins = plan.begins()
+        number = jnp.array(begins.cumsum() - 1)[index]
+        key = jax.tree.map(lambda x: shared_layers.take(jnp.asarray(x), jnp.array(plan.keys)[number]), frames)
+        ports = cell_frame.Ports(params, self._settings, self._scope)
+        begun = ports.key_frame(state, key, starts[number])
+        return jax.tree.map(lambda a, b: jnp.where(jnp.array(begins)[index], a, b), begun, state), starts[number]
 
     def _layer_reads(self, genotype: jax.Array) -> dict[str, jax.Array]:
         """Whether a layer reads each input, bool []."""
@@ -241,6 +316,7 @@ class Clip:
 
     def _after(
         self,
+        plan: Plan,
         state: types.CellState,
         features: types.Features,
         mean: jax.Array,
@@ -250,7 +326,8 @@ class Clip:
     ) -> types.CellState:
         """The state after a frame, from the mean of its loose ends."""
         before, ports = _with(state, carried), cell_frame.Ports(params, self._settings, self._scope)
-        return ports.finish(before, ports.output(mean, before, features), features, start=start)[0]
+        after = ports.output(mean, before, features)
+        return ports.finish(before, after, features, start=start)[0] if plan.keys is None else after
 
     def _pick(
         self, known: dict[str, jax.Array], own: dict[str, jax.Array], index: jax.Array, first: jax.Array | int
