@@ -63,6 +63,10 @@ def test_signals_are_ordered_by_the_mean_of_all_trainings():
     assert seconds[signals_report.WHOLE] == 7
     others = stats.kendalltau(rewards[:3, 0], worth[:3, 1]).statistic
     assert tau[signals_report.WHOLE] == pytest.approx(others)
+    noise = content["noise"]
+    assert noise["cells"] == pytest.approx(np.std([0.5, 1, 2, 5], ddof=1))
+    assert noise["trainings"] == pytest.approx(np.sqrt(np.mean([0.5, 2, 8])))  # of the three without a failure
+    assert noise["tau"]["value"] == pytest.approx(stats.kendalltau([1, 2, 0], [0, 0, 4]).statistic)
 
 
 def test_halving_goes_by_the_last_rung_that_a_cell_reached():
@@ -78,6 +82,7 @@ def test_the_report_has_a_line_for_each_signal(tmp_path):
     report = signals_report.write({**content, "num_trainings": 2, "split": "val"}, tmp_path)
     assert "| shared | -1.00 [-1.00, -1.00] | 0.50 |" in report.text and "| halving | 1.00 [" in report.text
     assert "mean reward over 2 trainings on val" in report.text
+    assert "Cells differ by 1.2910 (standard deviation of their worth), trainings of one cell by 0.3536." in report.text
     assert json.loads((tmp_path / "signals.json").read_text())["num_genotypes"] == 4
     assert [pathlib.Path(path).name for path in report.paths] == ["signals.json", "signals.md", "signals.png"]
 

@@ -222,7 +222,7 @@ def _rewards(plan: _Plan, weights: Weights) -> dict[str, dict[str, list[Any]]]:
         own = step_seconds * _num_steps(plan, weights) / num_candidates  # a candidate's part of the shared training
         score_fn = _make_scores(plan, weights, state, rungs)
         num_workers = scratch.num_workers(plan.section)
-        score_fn(plan.genotypes[0])  # compiles
+        score_fn(plan.genotypes[0], num_calls=1)  # compiles
         records = cores.map_in_order(lambda row: score_fn(plan.genotypes[row]), missing, num_workers)
         for number, row in enumerate(missing):
             if plan.stop.requested:
@@ -238,13 +238,14 @@ def _rewards(plan: _Plan, weights: Weights) -> dict[str, dict[str, list[Any]]]:
 
 def _make_scores(
     plan: _Plan, weights: Weights, state: optim.TrainState, rungs: Sequence[int]
-) -> Callable[[np.ndarray], dict[str, dict[str, Any]]]:
-    """`genotype -> {signal: reward and seconds}` of all signals that begin with these weights."""
+) -> Callable[..., dict[str, dict[str, Any]]]:
+    """`(genotype, num_calls = all) -> {signal: reward and seconds}` of all signals that begin with these weights, as
+    far as so many calls of the training reach."""
     parts, section, step = plan.parts, plan.section, plan.budget.step
     num_clips = min(section.reward_clips, parts.val_store.num_clips)
     clips = clip_scores.batches(num_clips, section)
-    num_calls = max(rungs, default=0) // step
-    key, shape = (parts.config.seed, 7), (num_calls, step, section.batch_size)
+    all_calls = max(rungs, default=0) // step
+    key, shape = (parts.config.seed, 7), (all_calls, step, section.batch_size)
     batches = cell_training.draw_clips(key, parts.train_store.num_clips, shape)
     start = parts.steps.start_alone(state.params)
     calibrate = None
@@ -254,7 +255,7 @@ def _make_scores(
         supernet = supernet_lib.make(parts.space, features.settings_of(parts.config))
         calibrate = cell_training.make_calibrate(supernet.moments, parts.train_store, list(drawn))
 
-    def score(genotype: np.ndarray) -> dict[str, dict[str, Any]]:
+    def score(genotype: np.ndarray, num_calls: int = all_calls) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
 
         def add(name: str, spent: float, params: types.Params) -> None:
@@ -269,7 +270,7 @@ def _make_scores(
             own_norm = jax.block_until_ready(calibrate(state.params, genotype))
             add("recalibrated", time.perf_counter() - started, own_norm)
         own, spent = start, 0.0
-        for call in range(num_calls):
+        for call in range(min(num_calls, all_calls)):
             started = time.perf_counter()
             rows = feature_store.anywhere(parts.train_store, batches[call])
             own = jax.block_until_ready(parts.steps.train_alone(own, genotype, *rows))

@@ -34,7 +34,8 @@ def summarize(
       `signals`: by name, `tau` (value, low, high: 95 %, by bootstrap over cells) of the rewards with the mean worth,
       and `seconds` a candidate; `WHOLE`: the first training's reward with the mean worth of the other trainings, which
       is as near as a reward can come, and the median of its seconds. `num_genotypes`, and the mean `worth` of each
-      cell.
+      cell. `noise`: the standard deviation of worth between the `cells`, and between the `trainings` of one; `tau` of
+      one training's worth with the mean of the others', on the same clips.
     """
     worth = _means(trained["worth"])
     flat = {name: signal for signals in found.values() for name, signal in signals.items()}
@@ -45,7 +46,13 @@ def summarize(
     }
     rewards, others = trained["rewards"][:, 0].tolist(), _means(trained["worth"][:, 1:])
     content[WHOLE] = {"tau": _tau(rewards, others), "seconds": float(np.median(trained["seconds"][:, 0]))}
-    return {"signals": content, "num_genotypes": len(worth), "worth": worth.tolist()}
+    is_whole = np.isfinite(trained["worth"]).all(axis=1)
+    noise = {
+        "cells": float(np.nanstd(worth, ddof=1)),
+        "trainings": float(np.sqrt(trained["worth"][is_whole].var(axis=1, ddof=1).mean())) if is_whole.any() else None,
+        "tau": _tau(trained["worth"][:, 0].tolist(), others),
+    }
+    return {"signals": content, "num_genotypes": len(worth), "worth": worth.tolist(), "noise": noise}
 
 
 def _means(values: np.ndarray) -> np.ndarray:
@@ -99,9 +106,20 @@ def write(content: dict[str, Any], output: pathlib.Path) -> study_report.Report:
         *study_report.markdown(["signal", "Kendall's tau", "s a candidate"], rows),
         "",
         f"{WHOLE}: held against the other trainings of the same cells. No reward can come nearer.",
+        _noise(content["noise"]),
     ]
     output_files.make_folder(output)
     return study_report.write(output, NAME, content, "\n".join(lines), lambda path: _draw(content, path))
+
+
+def _noise(noise: Mapping[str, Any]) -> str:
+    """How well worth itself is known."""
+    trainings = "" if noise["trainings"] is None else f", trainings of one cell by {noise['trainings']:.4f}"
+    interval = "{value:.2f} [{low:.2f}, {high:.2f}]".format(**noise["tau"])
+    return (
+        f"Cells differ by {noise['cells']:.4f} (standard deviation of their worth){trainings}. On the same clips one "
+        f"training orders the cells as the others do with a tau of {interval}."
+    )
 
 
 def _draw(content: Mapping[str, Any], path: pathlib.Path) -> None:
