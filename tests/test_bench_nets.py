@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from dvsnas_jax import cli
-from dvsnas_jax.bench import nets_speed
+from dvsnas_jax.bench import nets_speed, propagate_speed
 from dvsnas_jax.core import allocator, compilation, errors
 from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.nets import static_net
@@ -169,6 +169,17 @@ def test_speed_beside_pytorch(name, part, limit):
     assert ratio < limit
 
 
+def test_a_stretch_is_a_key_frame_and_the_frames_to_the_next():
+    seen = []
+    kinds = {name: functools.partial(seen.append, name) for name in ("static network", "key frame", "other frame")}
+    found = propagate_speed._stretches(kinds, 4)
+    found["cell"]()
+    assert seen == ["key frame", "other frame", "other frame", "other frame"]
+    seen.clear()
+    found["network"]()
+    assert seen == ["static network"] * 4
+
+
 @pytest.mark.parametrize("kind", ["fixed", "regions"])
 def test_the_frames_of_a_propagating_cell_and_their_parts(kind, capsys, tmp_path):
     name = {"fixed": "zoo:dff", "regions": "zoo:dvsnet"}[kind]
@@ -182,7 +193,13 @@ def test_the_frames_of_a_propagating_cell_and_their_parts(kind, capsys, tmp_path
     looks = [f"look, {what} due" for what in ("nothing", "one region", "all")]
     others, parts = ["other frame"] if kind == "fixed" else looks, {"encoder to stage1", "cell", "labels"}
     assert list(rows)[: 2 + len(others)] == ["static network", "key frame", *others] and set(rows) >= parts
+    assert [mean["name"] for mean in found["means"]] == (
+        ["mean"] if kind == "fixed" else ["mean, nothing due", "mean, all due"]
+    )
     for mean, other in zip(found["means"], others[::2], strict=True):
+        if kind == "fixed":  # measured in stretches of frames
+            assert rows[other]["ms"] / 3 < mean["ms"] < 3 * rows["static network"]["p95"] and mean["of_static"] > 0
+            continue
         assert mean["ms"] == pytest.approx((rows["key frame"]["ms"] + 3 * rows[other]["ms"]) / 4)
         assert mean["of_static"] == pytest.approx(mean["ms"] / rows["static network"]["ms"])
     assert all(0 < row["ms"] <= row["p95"] for row in rows.values())

@@ -23,15 +23,17 @@ from dvsnas_jax.train import features
 Calls = dict[str, Callable[[], Any]]
 
 
-def run(config: ml_collections.ConfigDict, word: str, repeats: int = 20) -> dict[str, Any]:
-    """Times with drawn weights and random frames at the config's size, batch 1, all in turns.
+def run(config: ml_collections.ConfigDict, word: str, repeats: int = 60) -> dict[str, Any]:
+    """Times with drawn weights and random frames at the config's size, batch 1, in turns.
 
-    `word`: the cell, `zoo:NAME` or a genotype's file; a member of the zoo brings its schedule.
+    Kinds of frames, parts, and stretches of a video have turns of their own: whatever runs between two frames has its
+    part of the caches. `word`: the cell, `zoo:NAME` or a genotype's file; a member of the zoo brings its schedule.
 
     Returns:
-      `frames` (what a kind of frame takes), `parts` and `means`, each a list of `name`, `ms` (median; of a mean: of the
-      kinds' medians), `p95` and `of_static`, the share of the static network's time. Means are over frames of which
-      every k-th is a key frame; of a learned schedule, where nothing else is due, and where all is.
+      `frames` (what a kind of frame takes), `parts` and `means`, each a list of `name`, `ms` (median), `p95` and
+      `of_static`, the share of the static network's time. Means are over frames of which every k-th is a key frame: a
+      frame of stretches from one to the next, beside as many frames by the static network. Of a learned schedule: of
+      the kinds' medians, where nothing else is due, and where all is.
 
     Raises:
       UserError: the mode is not propagate, or the config does not fit the cell.
@@ -47,7 +49,7 @@ def run(config: ml_collections.ConfigDict, word: str, repeats: int = 20) -> dict
     interval = model.settings.schedule.interval
     frames = np.random.default_rng(0).integers(0, 256, (2, 1, *model.size, 3), np.uint8)
     kinds = _frames(jitted.Jitted(model), frames)
-    samples = _in_turns({**kinds, **_parts(model, frames[1])}, repeats)
+    samples = _in_turns(kinds, repeats) | _in_turns(_parts(model, frames[1]), repeats)
     alone = float(np.median(samples["static network"]))
 
     def row(name: str, values: np.ndarray, ms: float) -> dict[str, Any]:
@@ -62,7 +64,11 @@ def run(config: ml_collections.ConfigDict, word: str, repeats: int = 20) -> dict
     if model.settings.schedule.is_learned:
         means = [mean("mean, nothing due", "look, nothing due"), mean("mean, all due", "look, all due")]
     else:
-        means = [mean("mean", "other frame")]
+        stretches = _in_turns(_stretches(kinds, interval), repeats)
+        share = float(np.median(stretches["cell"] / stretches["network"]))
+        means = [
+            mean("mean", "other frame") | {"ms": float(np.median(stretches["cell"])) / interval, "of_static": share}
+        ]
     return {
         "genotype": word, "schedule": model.settings.schedule.kind, "interval": interval, "size": list(model.size),
         "backend": jax.default_backend(), "frames": rows[: len(kinds)], "parts": rows[len(kinds) :], "means": means,
@@ -109,6 +115,17 @@ def _frames(made: jitted.Jitted, frames: np.ndarray) -> Calls:
     num = state["age"].size
     dues = {"nothing": 0, **({"one region": 1} if "join" in run else {}), "all": num}
     return {**calls, **{f"look, {name} due": functools.partial(looked, due) for name, due in dues.items()}}
+
+
+def _stretches(kinds: Calls, interval: int) -> Calls:
+    """A key frame and the frames to the next one, and as many frames by the static network, each frame synchronised."""
+
+    def run(names: list[str]) -> None:
+        for name in names:
+            jax.block_until_ready(kinds[name]())
+
+    names = {"network": ["static network"] * interval, "cell": ["key frame", *["other frame"] * (interval - 1)]}
+    return {label: functools.partial(run, each) for label, each in names.items()}
 
 
 def _parts(model: programs.Model, frame: np.ndarray) -> Calls:

@@ -130,8 +130,9 @@ class Cell:
         return cell_frame.due(params["ports"], self._settings, state, features)[0]
 
     def restart(self, params: Params, state: types.CellState, features: types.Features) -> types.CellState:
-        """Propagate: the state after a key frame."""
-        return self._ports(params).key_frame(state, features)
+        """Propagate: the state after a key frame; its own map begins anew where the cell reads it."""
+        start = None if "prev_state" in self.inputs else jnp.asarray(state.state)
+        return self._ports(params).key_frame(state, features, start)
 
     def advance(
         self,
