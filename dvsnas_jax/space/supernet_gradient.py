@@ -194,7 +194,7 @@ class Clip:
             frame = shared_layers.Frame(self._pick(known, own, index, first), memory, first)
             memory = self._layers.forward(params["layers"], genotype, frame)
             mean = _weighted_sum(weights, memory.outputs, first)
-            after = self._after(plan, state, features, mean, params["ports"], _carried(state), start)
+            after = self._after(plan, state, features, mean, (params["ports"], _carried(state), start))
             return (after, memory), (after.logits, self._slim(state) if keep else None)
 
         xs = jnp.arange(len(plan.frames)), plan.of(frames)
@@ -227,7 +227,7 @@ class Clip:
             own, own_pull = jax.vjp(functools.partial(self._own, reads, state, features), *inputs)
 
             def after_fn(mean: jax.Array, *args: Any) -> Carried:
-                return _carried(self._after(plan, state, features, mean, *args))
+                return _carried(self._after(plan, state, features, mean, args))
 
             after_pull = jax.vjp(after_fn, mean, *inputs)[1]
             grad_mean, *from_after = after_pull((grad_state, grad_logits_after + grad_logits))
@@ -320,11 +320,10 @@ class Clip:
         state: types.CellState,
         features: types.Features,
         mean: jax.Array,
-        params: Params,
-        carried: Carried,
-        start: jax.Array,
+        inputs: tuple[Params, Carried, jax.Array],
     ) -> types.CellState:
-        """The state after a frame, from the mean of its loose ends."""
+        """The state after a frame, from the mean of its loose ends; `inputs`: the last three of `_own`."""
+        params, carried, start = inputs
         before, ports = _with(state, carried), cell_frame.Ports(params, self._settings, self._scope)
         after = ports.output(mean, before, features)
         return ports.finish(before, after, features, start=start)[0] if plan.keys is None else after
