@@ -107,7 +107,7 @@ def test_one_hot_weights_are_the_supernet() -> None:
 
 @pytest.mark.slow
 def test_one_hot_weights_are_the_supernet_with_the_whole_vocabulary() -> None:
-    check_equal(genotype_lib.Space(inputs=SPACE.inputs, num_layers=3), SETTINGS, 1e-4)
+    check_equal(genotype_lib.Space(inputs=SPACE.inputs, num_layers=3), SETTINGS, 2e-4)
 
 
 def test_loose_ends_are_weighed_by_the_chance_that_nothing_reads_them() -> None:
