@@ -109,7 +109,7 @@ def check_equal_frames(genotypes: np.ndarray, *, tolerance: float = 1e-4) -> Non
     for genotype in genotypes:
         cell = cell_lib.make(SPACE, genotype, SETTINGS)
         cut, step = cell_lib.gather_params(SPACE, genotype, params), scored(cell.step)
-        state = cell.initial_state(frames[0])
+        state = cell_frame.initial_state(SETTINGS, frames[0], SPACE.inputs)  # with all that the supernet may read
         for frame in frames:
             (_, (_, logits)), grads = traced(params, genotype, state, frame)
             (_, (state, expected)), expected_grads = step(cut, state, frame)
