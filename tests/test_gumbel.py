@@ -84,6 +84,8 @@ def check_equal(space: genotype_lib.Space, settings, tolerance: float) -> None:
     rng, start = np.random.default_rng(1), jax.device_get(compilation.jit_once(supernet.init)(jax.random.key(0)))
     params = jax.tree.map(lambda x: (x + 0.2 * rng.normal(size=x.shape)).astype(x.dtype), start)
     inputs = jax.tree.map(lambda x: x.swapaxes(0, 1), make_features(2))
+    if jax.config.jax_enable_x64:
+        params, inputs = jax.tree.map(lambda x: x.astype(np.float64), (params, inputs))
 
     def scored(unroll_fn):
         def loss_fn(params, choice):
@@ -107,7 +109,8 @@ def test_one_hot_weights_are_the_supernet() -> None:
 
 @pytest.mark.slow
 def test_one_hot_weights_are_the_supernet_with_the_whole_vocabulary() -> None:
-    check_equal(genotype_lib.Space(inputs=SPACE.inputs, num_layers=3), SETTINGS, 2e-4)
+    with jax.enable_x64(True):  # of so many operations rounding adds up to the tolerance
+        check_equal(genotype_lib.Space(inputs=SPACE.inputs, num_layers=3), SETTINGS, 1e-4)
 
 
 def test_loose_ends_are_weighed_by_the_chance_that_nothing_reads_them() -> None:
