@@ -38,8 +38,7 @@ def read(config: ml_collections.ConfigDict, folder: workdir.Workdir) -> tuple[pr
     if not winners.has_cell(folder):
         return programs.model_of(config, settings, variables), {}
     cell, params, space, genotype = winners.load(config, folder)
-    own = joint.restore(config, folder, genotype_lib.digest(space, genotype))
-    variables = variables if own is None else own
+    variables = joint.network_of(config, folder, genotype_lib.digest(space, genotype), variables)
     return programs.model_of(config, settings, variables, cell, params), genotype_lib.to_dict(space, genotype)
 
 

@@ -39,8 +39,9 @@ def candidates(
         values = [record.get("expected", record["reward"]) for record in scored]
         values = predictor.smooth(encoding.Encoder(space), genotypes, values).tolist()
     order = sorted(range(len(scored)), key=lambda i: (-values[i], scored[i]["step"], scored[i]["index"]))
-    if any(_reads(space, record["genotype"]) for record in scored):
-        order = [i for i in order if _reads(space, scored[i]["genotype"])]
+    reading = [i for i in order if _reads(space, scored[i]["genotype"])]
+    if reading:
+        order = reading
         probable = probable[[_reads(space, genotype) for genotype in probable]]
     chosen: dict[str, np.ndarray] = {}
     for record in map(scored.__getitem__, order):

@@ -62,9 +62,9 @@ class Cell:
 
     def unroll(self, params: Params, frames: types.Features) -> jax.Array:
         """Logits [T, B, h, w, K] of a clip."""
-        if not self._settings.is_propagating or self._settings.schedule.is_learned:
+        if not self._settings.has_known_key_frames:
             return self._scan(functools.partial(self.step, params), frames)
-        # Where key frames come at the interval alone, the cell computes nothing on them.
+        # The cell computes nothing on key frames.
         state, interval = self.initial_state(jax.tree.map(lambda x: x[0], frames)), self._settings.schedule.interval
         follow_fn = functools.partial(self._from_key_frame, params)
         num_whole = len(frames.logits) // interval
@@ -81,7 +81,7 @@ class Cell:
 
         Key frames come at the schedule's interval.
         """
-        if self._settings.is_propagating and not self._settings.schedule.is_learned:
+        if self._settings.has_known_key_frames:
             return self.unroll(params, frames), jnp.zeros(())
 
         def scored_step(

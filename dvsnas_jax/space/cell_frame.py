@@ -85,6 +85,11 @@ class CellSettings:
         return self.mode == "propagate"
 
     @property
+    def has_known_key_frames(self) -> bool:
+        """Whether key frames come at the interval alone, the first frame of a clip being one."""
+        return self.is_propagating and not self.schedule.is_learned
+
+    @property
     def has_output(self) -> bool:
         """Whether there is anything of the cell beside the baseline that it starts from."""
         return self.end != cell_end.NONE

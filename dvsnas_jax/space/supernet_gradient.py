@@ -113,7 +113,7 @@ class Clip:
         *,
         is_whole: bool = False,
     ) -> None:
-        self._has_known_keys = is_whole and settings.is_propagating and not settings.schedule.is_learned
+        self._has_known_keys = is_whole and settings.has_known_key_frames
         self._space, self._settings, self._scope = space, settings, scope
         self._layers = shared_layers.Layers(space, scope)
         self._names = list(dict.fromkeys([*space.inputs, "decoder"]))  # of the inputs that have rows in the gradients

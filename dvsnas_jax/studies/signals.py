@@ -222,7 +222,7 @@ def _rewards(plan: _Plan, weights: Weights) -> dict[str, dict[str, list[Any]]]:
         own = step_seconds * _num_steps(plan, weights) / num_candidates  # a candidate's part of the shared training
         score_fn = _make_scores(plan, weights, state, rungs)
         num_workers = scratch.num_workers(plan.section)
-        score_fn(plan.genotypes[0], num_calls=1)  # compiles
+        score_fn(plan.genotypes[0], num_calls=min(rungs, default=0) // plan.budget.step)  # compiles all that it calls
         records = cores.map_in_order(lambda row: score_fn(plan.genotypes[row]), missing, num_workers)
         for number, row in enumerate(missing):
             if plan.stop.requested:
@@ -240,7 +240,7 @@ def _make_scores(
     plan: _Plan, weights: Weights, state: optim.TrainState, rungs: Sequence[int]
 ) -> Callable[..., dict[str, dict[str, Any]]]:
     """`(genotype, num_calls = all) -> {signal: reward and seconds}` of all signals that begin with these weights, as
-    far as so many calls of the training reach."""
+    far as so many calls of the training reach: all of its programs are used from the first rung on."""
     parts, section, step = plan.parts, plan.section, plan.budget.step
     num_clips = min(section.reward_clips, parts.val_store.num_clips)
     clips = clip_scores.batches(num_clips, section)
@@ -270,7 +270,7 @@ def _make_scores(
             own_norm = jax.block_until_ready(calibrate(state.params, genotype))
             add("recalibrated", time.perf_counter() - started, own_norm)
         own, spent = start, 0.0
-        for call in range(min(num_calls, all_calls)):
+        for call in range(num_calls):
             started = time.perf_counter()
             rows = feature_store.anywhere(parts.train_store, batches[call])
             own = jax.block_until_ready(parts.steps.train_alone(own, genotype, *rows))

@@ -146,6 +146,12 @@ def restore(config: ml_collections.ConfigDict, folder: workdir.Workdir, digest: 
     return folder.checkpointer(stage).restore(static_net.shapes(net))
 
 
+def network_of(config: ml_collections.ConfigDict, folder: workdir.Workdir, digest: str, variables: Any) -> Any:
+    """The variables of the static network that the cell of a genotype runs on: its own, else those of the run."""
+    own = restore(config, folder, digest)
+    return variables if own is None else own
+
+
 def keep(folder: workdir.Workdir, digest: str, variables: Any) -> None:
     """Writes the static network of its own that the cell of this genotype has."""
     _save(folder, _stage_of(digest), variables)

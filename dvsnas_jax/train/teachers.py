@@ -68,10 +68,10 @@ def make(config: ml_collections.ConfigDict) -> Teacher | None:
     folder, variables = workdir.Workdir(name), other.variables
     if not winners.has_cell(folder):
         return Teacher(functools.partial(_of_another, net, other.net, variables), [_digest(variables)])
-    cell, params, space, genotype = winners.load(claims.config_of(folder), folder)
+    theirs = claims.config_of(folder)
+    cell, params, space, genotype = winners.load(theirs, folder)
     digest = genotype_lib.digest(space, genotype)
-    own = joint.restore(claims.config_of(folder), folder, digest)
-    weights = variables if own is None else own, params
+    weights = joint.network_of(theirs, folder, digest, variables), params
     return Teacher(functools.partial(_of_cell, net, other.net, cell, weights), [_digest(weights), digest])
 
 
