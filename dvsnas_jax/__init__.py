@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> load_lib.Segmenter:
+def load(
+    path: str | os.PathLike[str], *, key_interval: int | None = None, keep_in: str | os.PathLike[str] | None = None
+) -> load_lib.Segmenter:
     """Opens a run folder or an exported one for the frames of a video, see `dvsnas_jax.deploy.load`."""
     from dvsnas_jax.deploy import load as load_lib
 
-    return load_lib.load(path, key_interval=key_interval)
+    return load_lib.load(path, key_interval=key_interval, keep_in=keep_in)

@@ -29,7 +29,9 @@ _LONGEST_FIRST = (
 """Of the files with the most work; the others, which follow, fill what two processes leave."""
 
 
-_OF_THE_SAME_RUNS = ("segment", "export", "export_programs", "load", "static_alone", "evaluate", "run_folder")
+_OF_THE_SAME_RUNS = (
+    "segment", "export", "export_programs", "load", "kept_programs", "static_alone", "evaluate", "run_folder",
+)  # fmt: skip
 """Files that share the run folders of `trained.evaluated`: one process of several has all of them."""
 
 

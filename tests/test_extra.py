@@ -16,8 +16,8 @@ from dvsnas_jax.core import config as config_lib
 from dvsnas_jax.core import errors, extra_data, types
 from dvsnas_jax.data import datasets
 from dvsnas_jax.data.datasets import camvid, class_names
-from dvsnas_jax.data.loading import example_order, extra, pipeline
-from dvsnas_jax.train import cell_loss, features, mixture, require_labels
+from dvsnas_jax.data.loading import example_order, extra, mixture, pipeline
+from dvsnas_jax.train import cell_loss, features, require_labels
 
 IGNORE = types.IGNORE
 CAMVID_OF_RAW = {

@@ -63,6 +63,13 @@ def add_compile_cache(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-compile-cache", action="store_true", help="do not keep compiled programs on disk")
 
 
+def programs_folder() -> pathlib.Path | None:
+    """Where traced programs are kept: beside the compile cache on this machine, None where there is none."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    is_off = os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("false", "0")
+    return None if is_off or not cache or "://" in cache else pathlib.Path(cache) / "programs"
+
+
 def add_processes(command: argparse.ArgumentParser) -> None:
     """Adds the flags of a run of several processes; what a launcher may set: `core.processes.distributed.detect`."""
     group = command.add_argument_group("several processes", "each host starts the same command; see launch/")

@@ -72,5 +72,5 @@ def _segment(arguments: argparse.Namespace) -> None:
     options.check()
     source = sources.open_source(arguments.input, max_frames=arguments.max_frames, rate=arguments.fps)
     options.refuse_overwriting(source)
-    segmenter = load.load(model, key_interval=arguments.key_interval)
+    segmenter = load.load(model, key_interval=arguments.key_interval, keep_in=common.programs_folder())
     print(segment_summary.text(segment_lib.run(segmenter, source, options)))

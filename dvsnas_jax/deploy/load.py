@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from dvsnas_jax.core import errors
+from dvsnas_jax.deploy import kept_programs
 from dvsnas_jax.infer import artifact
 from dvsnas_jax.infer import dispatch as dispatch_lib
 
@@ -97,12 +98,16 @@ def _first(labels: jax.Array) -> jax.Array:
     return labels[0]
 
 
-def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> Segmenter:
+def load(
+    path: str | os.PathLike[str], *, key_interval: int | None = None, keep_in: str | os.PathLike[str] | None = None
+) -> Segmenter:
     """Opens a trained network and cell. Programs are compiled at the first frame of each kind.
 
     Args:
       path: a run folder with a trained cell or a static network alone, or a folder that `dvsnas export` wrote.
       key_interval: propagate: the (longest) distance of key frames, in place of the run's `schedule.interval`.
+      keep_in: a folder where the programs of a run folder are kept, so that they are traced once for all starts;
+        XLA compiles them at each start unless JAX's compile cache is set, too. None: they are not kept.
 
     Raises:
       UserError: no such folder, nothing trained in it, or a `key_interval` that it cannot have.
@@ -110,7 +115,7 @@ def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> Se
     folder = pathlib.Path(path)
     if not os.path.isdir(folder):
         raise errors.UserError(f"{folder}: no such folder, give a run folder or an exported one")
-    about, made = artifact.open_folder(folder) if artifact.is_artifact(folder) else _open_run(folder)
+    about, made = artifact.open_folder(folder) if artifact.is_artifact(folder) else _open_run(folder, keep_in)
     if key_interval is not None:
         _check_interval(about["mode"], key_interval)
         made = made.with_interval(key_interval)
@@ -125,7 +130,14 @@ def load(path: str | os.PathLike[str], *, key_interval: int | None = None) -> Se
     )
 
 
-def _open_run(path: pathlib.Path) -> tuple[dict[str, Any], dispatch_lib.Dispatch]:
+def _open_run(
+    path: pathlib.Path, keep_in: str | os.PathLike[str] | None
+) -> tuple[dict[str, Any], dispatch_lib.Dispatch]:
+    if keep_in is not None:
+        try:
+            return kept_programs.open_folder(path, pathlib.Path(keep_in))
+        except OSError:  # no place for them: they are traced for this process alone
+            pass
     from dvsnas_jax.deploy import run_model
 
     return run_model.open_folder(path)

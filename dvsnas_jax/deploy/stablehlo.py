@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,19 +28,27 @@ BACKENDS = {"cpu": "cpu", "accelerator": "gpu"}
 """The backend whose layers a target of `artifact.TARGETS` gets."""
 
 
-def write(path: pathlib.Path, model: programs.Model, *, is_baked: bool = False) -> dict[str, Any]:
+def write(
+    path: pathlib.Path,
+    model: programs.Model,
+    *,
+    is_baked: bool = False,
+    targets: Mapping[str, Sequence[str]] = artifact.TARGETS,
+) -> dict[str, Any]:
     """Writes all programs into a folder that exists, and their weights unless these are baked in.
+
+    `targets` are all of `artifact.TARGETS`, or some.
 
     Returns:
       `programs`, `platforms` and `files` of the manifest.
     """
     made, tensors, entries, files = programs.make(model), dict[str, np.ndarray](), {}, {}
-    with progress.bar(len(made) * len(artifact.TARGETS), "export") as bar:
+    with progress.bar(len(made) * len(targets), "export") as bar:
         for name, program in made.items():
             named = program.named_weights()
             tensors |= named
             entries[name] = {"weights": None if is_baked else list(named), "is_batched": program.is_batched}
-            for target, platforms in artifact.TARGETS.items():
+            for target, platforms in targets.items():
                 data = bytes(exported(program, target, platforms, is_baked=is_baked).serialize())
                 files[artifact.program_file(name, target)] = data
                 bar.update()
@@ -51,7 +59,7 @@ def write(path: pathlib.Path, model: programs.Model, *, is_baked: bool = False) 
     for file, data in files.items():
         (path / file).write_bytes(data)
     hashes = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
-    return {"programs": entries, "platforms": artifact.TARGETS, "files": hashes}
+    return {"programs": entries, "platforms": targets, "files": hashes}
 
 
 def exported(

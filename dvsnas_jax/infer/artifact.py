@@ -8,7 +8,6 @@ NAME.TARGET.jax         one program, a serialised `jax.export.Exported`; TARGET 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import pathlib
@@ -38,11 +37,11 @@ class StoredProgram:
 
     def __init__(self, data: bytes, weights: list[jax.Array] | None) -> None:
         self._data, self._weights = data, weights
-
-    @functools.cached_property
-    def _fn(self) -> Any:
         where = jax.sharding.SingleDeviceSharding(dispatch.device())
-        return compilation.jit(jax.export.deserialize(bytearray(self._data)).call, out_shardings=where)
+        self._fn = compilation.jit(self._read_and_call, out_shardings=where)
+
+    def _read_and_call(self, *args: Any) -> Any:
+        return jax.export.deserialize(bytearray(self._data)).call(*args)
 
     def __call__(self, *args: Any) -> Any:
         return self._fn(*args) if self._weights is None else self._fn(self._weights, *args)
@@ -56,18 +55,24 @@ def is_artifact(path: pathlib.Path) -> bool:
 def open_folder(path: pathlib.Path) -> tuple[dict[str, Any], dispatch.Dispatch]:
     """Reads and checks an exported folder: its manifest, and its programs for the backend in use put together.
 
+    They are compiled with the effort that is set now.
+
     Raises:
       UserError: it is of another format, a file is missing or is not what was exported.
     """
     manifest = _manifest(path)
-    target = "cpu" if jax.default_backend() == "cpu" else "accelerator"
-    contents = _files(path, manifest["files"], target)
+    contents = _files(path, manifest["files"], target())
     tensors = _tensors(contents[TENSORS]) if TENSORS in contents else {}
     programs = {}
     for name, entry in manifest["programs"].items():
         weights = None if entry["weights"] is None else [tensors[tensor] for tensor in entry["weights"]]
-        programs[name] = StoredProgram(contents[program_file(name, target)], weights)
+        programs[name] = StoredProgram(contents[program_file(name, target())], weights)
     return manifest, dispatch.Dispatch(manifest, programs)
+
+
+def target() -> str:
+    """That of `TARGETS` which runs on the backend in use."""
+    return "cpu" if jax.default_backend() == "cpu" else "accelerator"
 
 
 def _tensors(content: bytes) -> dict[str, jax.Array]:

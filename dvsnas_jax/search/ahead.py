@@ -11,10 +11,11 @@ import numpy as np
 from dvsnas_jax.core import compilation
 from dvsnas_jax.core import mesh as mesh_lib
 from dvsnas_jax.core.processes import distributed
+from dvsnas_jax.data.loading import mixture
 from dvsnas_jax.search import steps
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import supernet as supernet_lib
-from dvsnas_jax.train import cell_loss, feature_store, features, mixture, pretrain
+from dvsnas_jax.train import cell_loss, feature_store, features, pretrain
 
 
 def place(config: ml_collections.ConfigDict, space: genotype_lib.Space) -> feature_store.Placement:

@@ -30,7 +30,7 @@ from dvsnas_jax.data.loading import store as clips_store
 CLIPS_PER_FILE = 16
 _VERSION = 2
 _PACKAGE = pathlib.Path(__file__).parents[1]
-_ROOMS, _MAKERS = ("data", "nets"), ("features.py", "mixture.py", "teachers.py")
+_ROOMS, _MAKERS = ("data", "nets"), ("features.py", "teachers.py")
 
 
 class Memory:

@@ -15,12 +15,12 @@ import numpy as np
 from dvsnas_jax.core import errors, progress, types
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
-from dvsnas_jax.data.loading import example_order, pipeline
+from dvsnas_jax.data.loading import example_order, mixture, pipeline
 from dvsnas_jax.nets import forward, static_net
 from dvsnas_jax.space import cell_frame, projections
 from dvsnas_jax.space import genotype as genotype_lib
 from dvsnas_jax.space import settings as settings_lib
-from dvsnas_jax.train import cell_loss, feature_cache, feature_store, mixture
+from dvsnas_jax.train import cell_loss, feature_cache, feature_store
 
 BATCH_FRAMES = forward.BATCH_FRAMES
 _ALIGNMENT = 64  # bytes

@@ -12,8 +12,8 @@ from dvsnas_jax.core import errors
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.core.processes import distributed
 from dvsnas_jax.data import coverage, datasets
-from dvsnas_jax.data.loading import store, whole_videos
-from dvsnas_jax.train import clip_scores, features, mixture, pretrain, teachers
+from dvsnas_jax.data.loading import mixture, store, whole_videos
+from dvsnas_jax.train import clip_scores, features, pretrain, teachers
 
 
 def check(
