@@ -1,5 +1,8 @@
 # Sourced by the other scripts, from the repository's root: makes .venv and installs the package into it.
 
+# What is imported is compiled when it is first imported, and that is kept: every process would take seconds for it.
+unset PYTHONDONTWRITEBYTECODE
+
 make_venv() {
   local python=${PYTHON:-python3}
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
