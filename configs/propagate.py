@@ -16,7 +16,7 @@ def get_config():
     config.schedule.interval = 5
     config.schedule.threshold = 0.2  # of low_latency: 30 % key frames on held-out clips (0.1: 99 %, 0.25: 20 %)
     config.data.num_frames = 6  # from one key frame to the next: every age once, and every change from frame to frame
-    presets.learning_controller(config, buffer=20)
+    presets.short_search_controller(config)
     config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
     config.search.cost = 0.1  # otherwise the cells that it finds cost as much as the network that they replace
     config.search.cost_target = 12.0  # a quarter of the static network's 46 million

@@ -14,7 +14,7 @@ from dvsnas_jax.core import presets
 
 def get_config():
     config = config_lib.defaults()
-    presets.learning_controller(config, buffer=20)
+    presets.short_search_controller(config)
     config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
     config.search.steps = 60
     config.search.genotypes_per_step = 5

@@ -1,4 +1,4 @@
-"""Traced programs kept for the next start: the same labels, nothing of a run is read again, made anew when it changes."""
+"""Traced programs kept for the next start: the same labels, no run is read again, made anew when one changes."""
 
 import os
 import pathlib
