@@ -8,8 +8,11 @@ import sys
 import numpy as np
 import pytest
 import trained
+from PIL import Image
 
 import dvsnas_jax
+from dvsnas_jax import cli
+from dvsnas_jax.commands import common
 from dvsnas_jax.core.files import workdir
 from dvsnas_jax.deploy import kept_programs, run_model
 from dvsnas_jax.train import winners
@@ -107,3 +110,40 @@ def test_without_a_place_for_them_it_starts_all_the_same(tmp_path):
     segmenter = dvsnas_jax.load(run.path, keep_in=place)
     np.testing.assert_array_equal(np.stack(list(segmenter.segment(trained.frames("refine")))), run.labels[0][1])
     assert place.read_text() == ""
+
+
+def test_the_command_keeps_them_beside_the_compile_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("JAX_ENABLE_COMPILATION_CACHE", raising=False)
+    path = tmp_path / "frames"
+    path.mkdir()
+    for number, frame in enumerate(trained.frames("fixed")[:2]):
+        Image.fromarray(frame).save(path / f"{number}.png")
+
+    def masks(name, *words):
+        words = ["segment", path, f"--workdir={trained.evaluated('fixed').path}", f"--masks={tmp_path / name}", *words]
+        assert cli.main([str(word) for word in words]) == 0
+        return [(tmp_path / name / f"{number}.png").read_bytes() for number in range(2)]
+
+    first = masks("first")
+    assert len(_places(tmp_path / "cache" / "programs")) == 1
+    read = run_model.read
+    monkeypatch.setattr(run_model, "read", None)
+    assert masks("second") == first
+    monkeypatch.setattr(run_model, "read", read)
+    monkeypatch.setenv(
+        "JAX_ENABLE_COMPILATION_CACHE", "true"
+    )  # which the flag changes, and the end of the test restores
+    monkeypatch.setattr(kept_programs, "open_folder", None)
+    assert masks("third", "--no-compile-cache") == first
+
+
+@pytest.mark.parametrize(
+    "cache, is_on, expected",
+    [("/c", "true", "/c/programs"), ("/c", "False", None), ("/c", "0", None), ("", "true", None),
+     ("gs://bucket/c", "true", None)],
+)  # fmt: skip
+def test_they_lie_where_compiled_programs_do_on_this_machine(cache, is_on, expected, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", cache)
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", is_on)
+    assert common.programs_folder() == (expected and pathlib.Path(expected))
