@@ -273,6 +273,25 @@ def test_a_baseline_is_counted_once_and_its_copy_gains_nothing() -> None:
     assert record["gain"] == 0.0 and record["reward"] == pytest.approx(np.sqrt(0.005 * record["change_f1"]))
 
 
+def test_where_a_cell_propagates_one_that_is_blind_to_the_frame_is_not_derived() -> None:
+    space = genotype_lib.Space(inputs=("prev_logits", "stage1"), num_layers=1)
+    skip, none = map(space.operations.index, ("skip", "none"))
+    blind, unused, seeing = (
+        np.array([[0, 0, skip, skip, 0]]),
+        np.array([[0, 1, skip, none, 0]]),
+        np.array([[0, 1, skip, skip, 0]]),
+    )
+    records = [
+        {"step": i, "index": 0, "genotype": g.tolist(), "hash": genotype_lib.digest(space, g), "reward": 0.9 - 0.1 * i}
+        for i, g in enumerate((blind, unused, seeing))
+    ]
+    derived = functools.partial(derive.candidates, space, num_rewarded=3)
+    none_probable = np.zeros((0, 1, 5), np.int32)
+    np.testing.assert_array_equal(derived(records, none_probable), [blind, unused, seeing])
+    np.testing.assert_array_equal(derived(records, np.stack([blind, seeing]), is_propagating=True), [seeing])
+    np.testing.assert_array_equal(derived(records[:2], blind[None], is_propagating=True), [blind, unused])
+
+
 def test_derive_takes_the_best_distinct_and_keeps_the_winner() -> None:
     genotypes = genotype_lib.random(SPACE, np.random.default_rng(0), 4)
     hashes = [genotype_lib.digest(SPACE, g) for g in genotypes]

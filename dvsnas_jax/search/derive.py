@@ -22,11 +22,12 @@ def candidates(
     *,
     num_rewarded: int,
     rank: str = "reward",
+    is_propagating: bool = False,
 ) -> np.ndarray:
     """The most rewarded distinct genotypes of the log, then the policy's most probable ones, i32 [N, L, 5], distinct.
 
-    A cell that reads nothing is the baseline that every cell starts from and, where training gains nothing, stays: it
-    takes no place where there is any other.
+    A cell that sees nothing (propagate: nothing of the frame itself) is the baseline that every cell starts from, or
+    little more, however long it is trained: it takes no place where there is any other.
 
     `records`: log lines in order, of which `num_rewarded` are taken by `rank`, one of `RANKS`; `probable`: i32 [n, L,
     5].
@@ -39,10 +40,10 @@ def candidates(
         values = [record.get("expected", record["reward"]) for record in scored]
         values = predictor.smooth(encoding.Encoder(space), genotypes, values).tolist()
     order = sorted(range(len(scored)), key=lambda i: (-values[i], scored[i]["step"], scored[i]["index"]))
-    reading = [i for i in order if _reads(space, scored[i]["genotype"])]
-    if reading:
-        order = reading
-        probable = probable[[_reads(space, genotype) for genotype in probable]]
+    seeing = [i for i in order if _sees(space, scored[i]["genotype"], is_propagating)]
+    if seeing:
+        order = seeing
+        probable = probable[[_sees(space, genotype, is_propagating) for genotype in probable]]
     chosen: dict[str, np.ndarray] = {}
     for record in map(scored.__getitem__, order):
         if len(chosen) >= num_rewarded:
@@ -53,9 +54,14 @@ def candidates(
     return np.stack([genotype_lib.validate(space, genotype) for genotype in chosen.values()])
 
 
-def _reads(space: genotype_lib.Space, genotype: Any) -> bool:
-    """Whether the output of a genotype depends on any input."""
-    return bool(cell.used_inputs(*canonical.simplified(space, genotype)[:2]))
+def _sees(space: genotype_lib.Space, genotype: Any, is_propagating: bool) -> bool:
+    """Whether the output of a genotype depends on any input, on one of the frame itself where the end sees none.
+
+    With weights that many cells share, cells that see nothing have the highest rewards for long: the held key frame is
+    right from the start.
+    """
+    used = cell.used_inputs(*canonical.simplified(space, genotype)[:2])
+    return any(not (is_propagating and name.startswith("prev_")) for name in used)
 
 
 def choose(

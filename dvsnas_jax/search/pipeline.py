@@ -320,7 +320,14 @@ def find_winner(
     probable = np.zeros((0, parts.space.num_layers, len(genotype_lib.FIELDS)), np.int32)
     if section.num_probable:
         probable = np.asarray(parts.strategy.probable(state.strategy, probable_rng, section.num_probable))
-    genotypes = derive.candidates(parts.space, log, probable, num_rewarded=section.num_rewarded, rank=section.rank)
+    genotypes = derive.candidates(
+        parts.space,
+        log,
+        probable,
+        num_rewarded=section.num_rewarded,
+        rank=section.rank,
+        is_propagating=config.space.mode == "propagate",
+    )
     rescored = score(parts, state.shared.params, genotypes, parts.val_store.num_clips, attempt=1)
 
     def retrain(genotype: np.ndarray) -> tuple[Any, dict[str, Any]]:

@@ -216,7 +216,12 @@ def _derived(
         rng = jax.random.fold_in(jax.random.key(parts.config.seed), 6)
         probable = np.asarray(parts.strategy.probable(state.strategy, rng, section.num_probable))
     genotypes = derive.candidates(
-        parts.space, folder.read(loop.LOG), probable, num_rewarded=num_rewarded, rank=section.rank
+        parts.space,
+        folder.read(loop.LOG),
+        probable,
+        num_rewarded=num_rewarded,
+        rank=section.rank,
+        is_propagating=parts.config.space.mode == "propagate",
     )
     rewards = [reward or 0.0 for reward in _score(parts, state.shared.params, genotypes, attempt=1)]
     chosen: dict[canonical.Form, tuple[np.ndarray, float]] = {}
