@@ -14,9 +14,8 @@ from dvsnas_jax.core import presets
 
 def get_config():
     config = config_lib.defaults()
-    presets.short_search_controller(config)
+    presets.learning_controller(config, buffer=20)
     config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
-    config.search.strategy = "predictor"  # the best in docs/results.md; ppo is a word away
     config.search.steps = 60
     config.search.genotypes_per_step = 5
     config.search.shared_steps = 6

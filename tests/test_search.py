@@ -317,9 +317,25 @@ def test_derive_takes_the_best_distinct_and_keeps_the_winner() -> None:
         rescored,
         num_retrain=2,
         retrain=lambda g: (genotype_lib.digest(SPACE, g), {"reward": alone[genotype_lib.digest(SPACE, g)]}),
+        name=functools.partial(genotype_lib.digest, SPACE),
     )
     np.testing.assert_array_equal(winner, genotypes[1])
     assert params == hashes[1] and record == {"reward": 0.9, "shared_reward": 0.3}
+
+
+def test_what_is_one_cell_when_it_is_trained_is_trained_once_and_others_take_its_place() -> None:
+    genotypes = np.arange(4)
+    trained = []
+
+    def retrain(genotype):
+        trained.append(int(genotype))
+        return "params", {"reward": 0.1 * int(genotype)}
+
+    rescored = [{"reward": reward} for reward in (0.5, 0.4, 0.3, 0.2)]
+    winner, _, record = derive.choose(
+        genotypes, rescored, num_retrain=2, retrain=retrain, name=lambda genotype: "one" if genotype < 3 else "other"
+    )
+    assert trained == [0, 3] and winner == 3 and record["shared_reward"] == 0.2
 
 
 # --- the jitted steps ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def camvid(config: ml_collections.ConfigDict, height: int, num_frames: int) -> N
 
 def camvid_search(config: ml_collections.ConfigDict, *, cache_clips: int) -> None:
     """A search on CamVid that fits a CPU: `cache_clips` augmented draws of the training frames, 200 candidates."""
-    short_search_controller(config)
+    learning_controller(config, buffer=20)
     config.controller.masked_operations = ("deform_conv_3x3",)  # on a CPU five times as dear as conv_3x3
     config.search.update({"cache_clips": cache_clips, "steps": 40, "genotypes_per_step": 5, "shared_steps": 5})
     config.search.update({"warmup_steps": 80, "batch_size": 4, "reward_clips": 24, "num_random": 30})
@@ -50,19 +50,21 @@ def paper_pretraining(
     config.pretrain.update({"eval_every": every, "checkpoint_every": every})
 
 
-def short_search_controller(config: ml_collections.ConfigDict) -> None:
-    """A policy that learns from one to three hundred candidates: the published rate, 1e-4, wants tens of thousands.
+def learning_controller(config: ml_collections.ConfigDict, buffer: int) -> None:
+    """A policy that learns from some hundred candidates: the published rate, 1e-4, wants tens of thousands."""
+    sizes = {"buffer": buffer, "minibatch": 5, "epochs": 4}
+    config.controller.update({"learning_rate": 3e-3, "normalize_advantage": True, **sizes})
 
-    Found by `dvsnas compare-strategies --made-up`.
-    """
+
+def short_search_controller(config: ml_collections.ConfigDict) -> None:
+    """A policy that learns from one to three hundred candidates; found by `dvsnas compare-strategies --made-up`."""
     sizes = {"buffer": 10, "minibatch": 10, "epochs": 8}
     config.controller.update({"learning_rate": 1e-2, "normalize_advantage": True, **sizes})
 
 
 def paper_search(config: ml_collections.ConfigDict) -> None:
     """1,000 candidates, 8 at a time: without a rest on every number of devices that divides 8."""
-    policy = {"learning_rate": 3e-3, "normalize_advantage": True, "buffer": 40, "minibatch": 5, "epochs": 4}
-    config.controller.update(policy)
+    learning_controller(config, buffer=40)
     config.search.update({"steps": 125, "genotypes_per_step": 8, "shared_genotypes": 8, "shared_steps": 8})
     config.search.update({"warmup_steps": 200, "num_random": 96})
 

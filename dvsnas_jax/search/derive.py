@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,17 +70,22 @@ def choose(
     *,
     num_retrain: int,
     retrain: Callable[[np.ndarray], tuple[Any, dict[str, Any]]],
+    name: Callable[[np.ndarray], Hashable],
 ) -> tuple[np.ndarray, Any, dict[str, Any]]:
     """Retrains the best `num_retrain` of genotypes i32 [N, L, 5] from scratch, and takes the best of them.
 
-    `rescored`: a record each, rewards on the whole meta-validation split, taken anew: see `pipeline.score`.
+    `rescored`: a record each, rewards on the whole meta-validation split, taken anew: see `pipeline.score`. Genotypes
+    of one `name` are the same cell when they are trained: the best of them counts.
 
     Returns:
       Genotype, parameters and record of the winner; the record keeps the shared reward beside its own.
     """
     order = sorted(range(len(genotypes)), key=lambda i: (-(rescored[i]["reward"] or 0.0), i))
+    distinct: dict[Hashable, int] = {}
+    for index in order:
+        distinct.setdefault(name(genotypes[index]), index)
     trained = []
-    for index in order[:num_retrain]:
+    for index in list(distinct.values())[:num_retrain]:
         params, record = retrain(genotypes[index])
         trained.append((record["reward"] or 0.0, index, params, {**record, "shared_reward": rescored[index]["reward"]}))
     _, index, params, record = max(trained, key=lambda row: (row[0], -row[1]))

@@ -330,14 +330,18 @@ def find_winner(
     )
     rescored = score(parts, state.shared.params, genotypes, parts.val_store.num_clips, attempt=1)
 
+    def name(genotype: np.ndarray) -> str:
+        return genotype_lib.digest(*simplify.genotype_of(config, parts.space, genotype))
+
     def retrain(genotype: np.ndarray) -> tuple[Any, dict[str, Any]]:
         space, rows = simplify.genotype_of(config, parts.space, genotype)
-        name = f"retrain_{genotype_lib.digest(space, rows)}"
-        stage = training_loop.Stage.of(config.train, name, folder, stop)
+        stage = training_loop.Stage.of(config.train, f"retrain_{name(genotype)}", folder, stop)
         trained = cell_training.train_cell(config, space, rows, parts.material, stage)
         return trained.params, score_trained(parts._replace(space=space), rows, trained)
 
-    genotype, params, record = derive.choose(genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain)
+    genotype, params, record = derive.choose(
+        genotypes, rescored, num_retrain=section.num_retrain, retrain=retrain, name=name
+    )
     scores = {**record, "static_reward": score_static(parts)["reward"]}
     cell = worth.Trained(*simplify.genotype_of(config, parts.space, genotype), params)
     about: dict[str, Any] = {"found": genotype_lib.to_dict(parts.space, genotype)}
