@@ -21,7 +21,6 @@ import jax
 import numpy as np
 
 from dvsnas_jax.core import errors
-from dvsnas_jax.deploy import kept_programs
 from dvsnas_jax.infer import artifact
 from dvsnas_jax.infer import dispatch as dispatch_lib
 
@@ -134,6 +133,8 @@ def _open_run(
     path: pathlib.Path, keep_in: str | os.PathLike[str] | None
 ) -> tuple[dict[str, Any], dispatch_lib.Dispatch]:
     if keep_in is not None:
+        from dvsnas_jax.deploy import kept_programs
+
         try:
             return kept_programs.open_folder(path, pathlib.Path(keep_in))
         except OSError:  # no place for them: they are traced for this process alone
