@@ -58,12 +58,16 @@ def test_they_take_another_interval(keep_in):
     assert shares == [1.0, 0.0, 1.0, 0.0]
 
 
-def test_a_damaged_file_is_made_again(keep_in, monkeypatch):
+@pytest.mark.parametrize("file", ["weights.safetensors", "compile_effort"])
+def test_a_damaged_file_is_made_again(file, keep_in, monkeypatch):
     path, (name,) = trained.evaluated("fixed").path, _places(keep_in)
-    whole = {file.name: file.read_bytes() for file in (keep_in / name).iterdir()}
-    (keep_in / name / "weights.safetensors").write_bytes(b"torn")
+    place = keep_in / name / file
+    whole = place.read_bytes()
+    place.unlink()
+    if file != "compile_effort":
+        place.write_bytes(b"torn")
     dvsnas_jax.load(path, keep_in=keep_in)
-    assert (keep_in / name / "weights.safetensors").read_bytes() == whole["weights.safetensors"]
+    assert place.read_bytes() == whole
     monkeypatch.setattr(run_model, "read", None)  # and then it is whole
     dvsnas_jax.load(path, keep_in=keep_in)
 

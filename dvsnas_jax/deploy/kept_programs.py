@@ -7,6 +7,7 @@ follows from all that it was made of: the files of the run, the code of the pack
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -36,12 +37,13 @@ def open_folder(path: pathlib.Path, keep_in: pathlib.Path) -> tuple[dict[str, An
       OSError: `keep_in` cannot be written.
     """
     place = keep_in / f"{artifact.target()}-{_key(path)}"
-    try:
-        if artifact.is_artifact(place):
+    if artifact.is_artifact(place):
+        with contextlib.suppress(OSError):  # they may be there to be read only
             os.utime(place)
+        try:
             return _open(place)
-    except errors.UserError:  # damaged: made again
-        shutil.rmtree(place, ignore_errors=True)
+        except (errors.UserError, OSError):  # damaged: made again
+            shutil.rmtree(place, ignore_errors=True)
     _write(path, place)
     _remove_old(keep_in)
     return _open(place)
