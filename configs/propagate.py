@@ -2,8 +2,8 @@
 
 Command: dvsnas search --config=configs/propagate.py --workdir=runs/propagate
 Time: about as configs/synthetic.py.
-Score: static network 35.4 mIoU, the held key frame 33.3; cells of three searches, each trained three times, 36.7 (an AMD
-  EPYC; docs/results.md).
+Score: static network 35.4 mIoU, the held key frame 33.3; cells of three searches, each trained three times, 36.7 (an
+  AMD EPYC; docs/results.md).
 """
 
 from dvsnas_jax.core import config as config_lib
