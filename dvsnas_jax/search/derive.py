@@ -27,7 +27,7 @@ def candidates(
     """The most rewarded distinct genotypes of the log, then the policy's most probable ones, i32 [N, L, 5], distinct.
 
     A cell that sees nothing (propagate: nothing of the frame itself) is the baseline that every cell starts from, or
-    little more, however long it is trained: it takes no place where there is any other.
+    little more: it takes no place where there is any other.
 
     `records`: log lines in order, of which `num_rewarded` are taken by `rank`, one of `RANKS`; `probable`: i32 [n, L,
     5].

@@ -335,7 +335,7 @@ def find_winner(
 
     def retrain(genotype: np.ndarray) -> tuple[Any, dict[str, Any]]:
         space, rows = simplify.genotype_of(config, parts.space, genotype)
-        stage = training_loop.Stage.of(config.train, f"retrain_{name(genotype)}", folder, stop)
+        stage = training_loop.Stage.of(config.train, f"retrain_{genotype_lib.digest(space, rows)}", folder, stop)
         trained = cell_training.train_cell(config, space, rows, parts.material, stage)
         return trained.params, score_trained(parts._replace(space=space), rows, trained)
 
